@@ -1,0 +1,130 @@
+"""Fields that are each allowed, but not together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from moe_placer.errors import Mistake
+from moe_placer.instance.schema import (
+    MAX_GPUS,
+    Cluster,
+    Model,
+    Parallelism,
+    Placement,
+    SyntheticTraffic,
+)
+from moe_placer.instance.yaml_reader import dotted
+
+__all__ = ["find_contradictions"]
+
+Found = tuple[tuple[str | int, ...], str, str]  # path of the field, what was found, what is expected
+
+
+def find_contradictions(sections: Mapping[str, Any]) -> list[Mistake]:
+    """List every contradiction among the sections that are there (a section that is itself wrong may be missing)."""
+    found: list[Mistake] = []
+    for names, check in _CHECKS:
+        if all(sections.get(name) is not None for name in names):
+            found += (Mistake(what, expected, dotted(path)) for path, what, expected in check(*map(sections.get, names)))
+    return found
+
+
+def _layers(model: Model) -> Iterator[Found]:
+    seen: set[int] = set()
+    for index, layer in enumerate(model.dense_layers):
+        if layer >= model.layers:
+            yield ("model", "dense_layers", index), str(layer), f"an index below model.layers ({model.layers})"
+        elif layer in seen:
+            yield ("model", "dense_layers", index), f"{layer} a second time", "each layer once"
+        seen.add(layer)
+    if len(seen) >= model.layers:
+        yield ("model", "dense_layers"), "only dense layers", "at least one MoE layer"
+
+
+def _top_k(model: Model) -> Iterator[Found]:
+    if model.top_k > model.experts:
+        yield ("model", "top_k"), str(model.top_k), f"at most model.experts ({model.experts})"
+
+
+def _gpus(cluster: Cluster) -> Iterator[Found]:
+    gpus = cluster.nodes * cluster.gpus_per_node
+    if gpus > MAX_GPUS:
+        yield ("cluster", "nodes"), f"{gpus:,} GPUs in all", f"at most {MAX_GPUS:,}"
+    for gpu in cluster.gpu_memory_gb:
+        if gpu >= gpus:
+            yield ("cluster", "gpu_memory_gb", gpu), f"GPU {gpu}", f"a global GPU id below {gpus}"
+
+
+def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
+    group = placement.replica_routing == "group"
+    if group and cluster.nodes % parallelism.dp:
+        expected = f"a divisor of cluster.nodes ({cluster.nodes}) for replica_routing: group"
+        yield ("parallelism", "dp"), str(parallelism.dp), expected
+    if group and placement.replicas != "dp":
+        expected = "even (group routing needs one replica per DP group: replicas: dp)"
+        yield ("placement", "replica_routing"), "group with redundant_slots", expected
+
+
+def _expert_tp(cluster: Cluster, parallelism: Parallelism) -> Iterator[Found]:
+    if parallelism.expert_tp > cluster.gpus_per_node:
+        expected = f"at most cluster.gpus_per_node ({cluster.gpus_per_node}): shards stay in one node"
+        yield ("parallelism", "expert_tp"), str(parallelism.expert_tp), expected
+
+
+def _failed(cluster: Cluster, placement: Placement) -> Iterator[Found]:
+    gpus = cluster.nodes * cluster.gpus_per_node
+    for index, gpu in enumerate(placement.failed_gpus):
+        if gpu >= gpus:
+            yield ("placement", "failed_gpus", index), str(gpu), f"a global GPU id below {gpus}"
+        elif gpu in placement.failed_gpus[:index]:
+            yield ("placement", "failed_gpus", index), f"{gpu} a second time", "each GPU once"
+
+
+def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
+    gpus = cluster.nodes * cluster.gpus_per_node
+    copies = parallelism.dp if placement.replicas == "dp" else 1
+    seen: set[tuple[int, int, int]] = set()
+    for index, pin in enumerate(placement.pinned):
+        at = ("placement", "pinned", index)
+        if pin.layer >= model.layers or pin.layer in model.dense_layers:
+            yield (*at, "layer"), str(pin.layer), f"the index of a MoE layer, below {model.layers} and not dense"
+        if pin.expert >= model.experts:
+            yield (*at, "expert"), str(pin.expert), f"an expert below {model.experts}"
+        if pin.replica >= copies:
+            yield (*at, "replica"), str(pin.replica), f"a replica below {copies}"
+        if pin.gpu >= gpus:
+            yield (*at, "gpu"), str(pin.gpu), f"a global GPU id below {gpus}"
+        elif pin.gpu in placement.failed_gpus:
+            yield (*at, "gpu"), f"{pin.gpu}, which placement.failed_gpus lists", "a GPU that works"
+        if (pin.layer, pin.expert, pin.replica) in seen:
+            yield at, "a replica that is pinned twice", "one pin per replica"
+        seen.add((pin.layer, pin.expert, pin.replica))
+    if placement.pinned and parallelism.expert_tp > 1:
+        yield ("placement", "pinned"), "pins with expert_tp above 1", "one or the other"
+
+
+def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
+    if isinstance(traffic, SyntheticTraffic) or traffic.mix is None:
+        return
+    if len(traffic.mix) != cluster.nodes:
+        yield ("traffic", "mix"), f"{len(traffic.mix)} rows", f"one per node ({cluster.nodes})"
+    columns = len(traffic.files) or (len(traffic.mix[0]) if traffic.mix else 0)
+    for node, row in enumerate(traffic.mix):
+        if len(row) != columns:
+            yield ("traffic", "mix", node), f"{len(row)} shares", f"one per file ({columns})"
+        elif not math.isclose(sum(row), 1.0, abs_tol=1e-6):
+            yield ("traffic", "mix", node), f"shares that sum to {sum(row):.6g}", "a sum of 1"
+
+
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
+    (("model",), _layers),
+    (("model",), _top_k),
+    (("cluster",), _gpus),
+    (("cluster", "parallelism", "placement"), _groups),
+    (("cluster", "parallelism"), _expert_tp),
+    (("cluster", "placement"), _failed),
+    (("model", "cluster", "parallelism", "placement"), _pins),
+    (("cluster", "traffic"), _mix),
+)

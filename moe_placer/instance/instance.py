@@ -1,0 +1,94 @@
+"""The instance: everything a placement problem states, checked as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from moe_placer.errors import InputError
+from moe_placer.instance import schema
+from moe_placer.instance.contradictions import find_contradictions
+
+__all__ = ["Instance"]
+
+
+class Instance(schema.Section):
+    """A model, a cluster, a fabric, routing statistics, and what a placement must respect.
+
+    Immutable; `moe_placer.load_instance` reads one from a YAML file. Field names are those of the file.
+    """
+
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[^\s/\\][^\r\n/\\]*$")
+    model: schema.Model
+    cluster: schema.Cluster
+    parallelism: schema.Parallelism = schema.Parallelism()
+    placement: schema.Placement = schema.Placement()
+    traffic: Annotated[
+        schema.SyntheticTraffic | schema.TraceTraffic | schema.LoadTraffic, Field(discriminator="kind")
+    ]
+    objective: schema.Objective = schema.Objective()
+
+    _directory: Path = PrivateAttr(default=Path())
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices in the model of its MoE layers, in order."""
+        dense = set(self.model.dense_layers)
+        return tuple(layer for layer in range(self.model.layers) if layer not in dense)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the cluster, failed ones included."""
+        return self.cluster.nodes * self.cluster.gpus_per_node
+
+    @property
+    def leaves(self) -> int:
+        """Leaf switches of a fat tree; 0 for other fabrics."""
+        fabric = self.cluster.fabric
+        return -(-self.cluster.nodes // fabric.nodes_per_leaf) if isinstance(fabric, schema.FatTree) else 0
+
+    @property
+    def replicas_per_layer(self) -> int:
+        """Expert copies that one layer has in all."""
+        copies = self.placement.replicas
+        if copies == "dp":
+            return self.model.experts * self.parallelism.dp
+        return self.model.experts + copies.redundant_slots
+
+    @property
+    def trace_files(self) -> tuple[Path, ...]:
+        """The traffic's files, resolved against the folder of the instance file."""
+        files: Sequence[str] = getattr(self.traffic, "files", ())
+        return tuple(self._directory / name for name in files)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical content: comments, order and trace paths do not change it, defaults count."""
+        content = self.model_dump(mode="json")
+        content["traffic"].pop("files", None)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def with_traces(self, files: Sequence[str | Path]) -> Self:
+        """Return this instance with its traffic taken from recorded traces, one file per domain, as ``--trace`` does."""
+        traffic = schema.TraceTraffic(
+            kind="trace",
+            tokens_per_gpu=self.traffic.tokens_per_gpu,
+            files=tuple(str(Path(file).absolute()) for file in files),
+            mix=getattr(self.traffic, "mix", None),
+        )
+        copy = self.model_copy(update={"traffic": traffic})
+        copy._directory = self._directory
+        return copy
+
+    @model_validator(mode="after")
+    def _check_as_a_whole(self) -> Self:
+        mistakes = find_contradictions(dict(self))
+        if mistakes:
+            raise InputError(mistakes)
+        return self

@@ -1,0 +1,187 @@
+"""The fields of an instance file, with their defaults and limits (``../instances/*.yaml``, docs of each field below)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Strict, Tag
+
+__all__ = [
+    "Cluster",
+    "Dtype",
+    "FatTree",
+    "FullMesh",
+    "Gpu",
+    "LoadTraffic",
+    "Model",
+    "Objective",
+    "Parallelism",
+    "Pin",
+    "Placement",
+    "RedundantSlots",
+    "Section",
+    "SyntheticTraffic",
+    "TraceTraffic",
+]
+
+Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
+
+T = TypeVar("T")
+ListOf = Annotated[tuple[T, ...], Strict(False)]  # a YAML list; kept as a tuple, since an instance never changes
+
+MAX_NODES = 1024
+MAX_GPUS = 16_384
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The Mixture-of-Experts model."""
+
+    layers: int = Field(ge=1, le=1000, description="Transformer layers, dense ones included.")
+    dense_layers: ListOf[Annotated[int, Field(ge=0)]] = Field(
+        (), description="Indices (from 0) of the layers without experts; every other layer is MoE."
+    )
+    hidden_size: int = Field(ge=1, le=1_000_000, description="Token dimension.")
+    attention_heads: int = Field(ge=1, le=100_000)
+    head_dim: int = Field(ge=1, le=100_000)
+    experts: int = Field(ge=1, le=8192, description="Logical experts per MoE layer.")
+    top_k: int = Field(ge=1, le=256, description="Experts that one token chooses in one layer.")
+    expert_hidden_size: int = Field(ge=1, le=1_000_000)
+    expert_matrices: Literal[2, 3] = Field(2, description="2: plain MLP (up, down); 3: gated MLP.")
+    dtype: Dtype = Field("bf16", description="Precision of weights, KV cache and of tokens on the wire.")
+    dense_hidden_size: int | None = Field(
+        None, ge=1, le=10_000_000, description="MLP width of the dense layers; absent: top_k * expert_hidden_size."
+    )
+    vocab_size: int = Field(129_280, ge=1, le=100_000_000, description="For the embedding and the output head.")
+
+
+class Gpu(Section):
+    """One GPU; all are alike unless ``cluster.gpu_memory_gb`` says otherwise."""
+
+    name: str = "GPU"
+    memory_gb: PositiveFloat = Field(le=100_000, description="GB (1e9 bytes).")
+    peak_tflops: PositiveFloat = Field(400.0, le=1e6, description="Dense peak at the model's precision, TFLOP/s.")
+    mfu: float = Field(0.60, gt=0, le=1, description="Share of the peak that is reached.")
+    memory_bandwidth_tb_per_s: PositiveFloat = Field(1.8, le=1e4)
+    memory_utilization: float = Field(0.80, gt=0, le=1)
+
+
+class _Fabric(Section):
+    node_gb_per_s: PositiveFloat = Field(400.0, le=1e6, description="A node's NICs together, one direction, GB/s.")
+    link_utilization: float = Field(0.80, gt=0, le=1, description="Share of a link's bandwidth that is reached.")
+
+
+class FullMesh(_Fabric):
+    """One link of ``node_gb_per_s`` per ordered pair of nodes: for when nothing is known of the fabric."""
+
+    kind: Literal["full-mesh"]
+
+
+class FatTree(_Fabric):
+    """Two levels: nodes on leaf switches, every leaf linked to every spine."""
+
+    kind: Literal["fat-tree"]
+    nodes_per_leaf: int = Field(ge=1, le=MAX_NODES)
+    spines: int = Field(ge=1, le=256)
+    oversubscription: float = Field(1.0, ge=0.01, le=1000, description="Leaf down capacity / leaf up capacity.")
+
+
+class Cluster(Section):
+    """The machines; global GPU id = node * gpus_per_node + index in the node."""
+
+    nodes: int = Field(ge=1, le=MAX_NODES)
+    gpus_per_node: int = Field(ge=1, le=256)
+    gpu: Gpu
+    gpu_memory_gb: dict[Annotated[int, Field(ge=0)], PositiveFloat] = Field(
+        default_factory=dict, description="Memory of single GPUs that differ: {global GPU id: GB}."
+    )
+    nvlink_gb_per_s: PositiveFloat = Field(450.0, le=1e6, description="Per GPU, one direction, GB/s.")
+    fabric: Annotated[FullMesh | FatTree, Field(discriminator="kind")]
+
+
+class Parallelism(Section):
+    """How the rest of the model is spread."""
+
+    dp: int = Field(1, ge=1, le=MAX_GPUS, description="Data-parallel groups; group r: nodes [r*nodes/dp, (r+1)*nodes/dp).")
+    attention_tp: int = Field(1, ge=1, le=MAX_GPUS, description="GPUs that share attention, dense MLPs and embeddings.")
+    expert_tp: int = Field(1, ge=1, le=256, description="GPUs of one node that share one expert, a slot on each.")
+
+
+class RedundantSlots(Section):
+    """A budget of extra copies, per layer, on top of one copy of every expert."""
+
+    redundant_slots: int = Field(ge=0, le=65_536)
+
+
+def _replicas_branch(value: Any) -> str:
+    return "budget" if isinstance(value, dict | RedundantSlots) else "dp"
+
+
+Replicas = Annotated[
+    Annotated[Literal["dp"], Tag("dp")] | Annotated[RedundantSlots, Tag("budget")], Discriminator(_replicas_branch)
+]
+
+
+class Pin(Section):
+    """A replica that stays where it is."""
+
+    layer: int = Field(ge=0, description="Index of the layer in the model, dense layers counted.")
+    expert: int = Field(ge=0)
+    replica: int = Field(0, ge=0)
+    gpu: int = Field(ge=0, description="Global GPU id.")
+
+
+class Placement(Section):
+    """What a placement must respect."""
+
+    slots_per_gpu: int = Field(1, ge=1, le=256, description="Experts of one layer that a GPU may hold.")
+    replicas: Replicas = Field("dp", description="dp: one copy of every expert per DP group; or {redundant_slots: n}.")
+    replica_routing: Literal["group", "even", "nearest", "optimal"] = "group"
+    replicas_apart: Literal["gpu", "node"] = "gpu"
+    dispatch: Literal["per-expert", "per-node"] = "per-expert"
+    failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = ()
+    pinned: ListOf[Pin] = ()
+    kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
+
+
+class _Traffic(Section):
+    tokens_per_gpu: PositiveFloat = Field(1024, le=1e9, description="Tokens that start on each GPU in one step.")
+
+
+class SyntheticTraffic(_Traffic):
+    """Seeded tokens with the skew and structure of real routing (see ``moe_placer.traffic.synthetic``)."""
+
+    kind: Literal["synthetic"]
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+
+
+class _RecordedTraffic(_Traffic):
+    files: ListOf[str] = Field((), description="One per domain, relative to this file; or given as --trace.")
+    mix: ListOf[ListOf[Annotated[float, Field(ge=0, le=1)]]] | None = Field(
+        None, description="Per node: the share of its tokens from each file; absent: every node alike."
+    )
+
+
+class TraceTraffic(_RecordedTraffic):
+    """Recorded routing: .npz files with ``topk`` [tokens, MoE layers, top_k]."""
+
+    kind: Literal["trace"]
+
+
+class LoadTraffic(_RecordedTraffic):
+    """Recorded expert loads: .npz (``load``), .npy or .csv with counts [MoE layers, experts]."""
+
+    kind: Literal["load"]
+
+
+class Objective(Section):
+    """What makes a link hot."""
+
+    metric: Literal["time", "tokens"] = Field(
+        "time", description="time: tokens over bandwidth; tokens: every inter-node link counts alike."
+    )

@@ -1,0 +1,71 @@
+"""What an instance's shapes come to in bytes: of one expert, one token, and of everything resident on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_placer.instance.instance import Instance
+
+__all__ = ["BYTES_PER_VALUE", "GB", "MemoryParts", "expert_bytes", "gpu_memory_bytes", "memory_parts", "token_bytes"]
+
+GB = 1e9
+BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes resident on every GPU, whatever the placement decides.
+
+    Attributes
+    ----------
+    attention, dense, embeddings : float
+        Weights, sharded over ``attention_tp`` GPUs.
+    kv_cache : float
+        What ``placement.kv_cache_gb`` keeps free.
+    """
+
+    attention: float
+    dense: float
+    embeddings: float
+    kv_cache: float
+
+    @property
+    def total(self) -> float:
+        """All parts together, in bytes."""
+        return self.attention + self.dense + self.embeddings + self.kv_cache
+
+
+def token_bytes(instance: Instance) -> float:
+    """Bytes of one token on the wire: hidden_size values."""
+    return instance.model.hidden_size * BYTES_PER_VALUE[instance.model.dtype]
+
+
+def expert_bytes(instance: Instance) -> float:
+    """Bytes that one copy of an expert takes on each GPU that holds it (a 1/expert_tp share of its matrices)."""
+    model = instance.model
+    values = model.expert_matrices * model.hidden_size * model.expert_hidden_size
+    return values * BYTES_PER_VALUE[model.dtype] / instance.parallelism.expert_tp
+
+
+def gpu_memory_bytes(instance: Instance, gpu: int) -> float:
+    """Memory of one GPU in bytes."""
+    cluster = instance.cluster
+    return cluster.gpu_memory_gb.get(gpu, cluster.gpu.memory_gb) * GB
+
+
+def memory_parts(instance: Instance) -> MemoryParts:
+    """Bytes that are resident on every GPU beside the experts.
+
+    Attention: four projections of hidden_size x (attention_heads * head_dim) in every layer. Dense layers: gated or
+    plain MLPs like the experts', ``dense_hidden_size`` wide. Embeddings: the table and the output head.
+    """
+    model = instance.model
+    size = BYTES_PER_VALUE[model.dtype]
+    shards = instance.parallelism.attention_tp
+    width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
+    return MemoryParts(
+        attention=model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim * size / shards,
+        dense=len(model.dense_layers) * model.expert_matrices * model.hidden_size * width * size / shards,
+        embeddings=2 * model.vocab_size * model.hidden_size * size / shards,
+        kv_cache=instance.placement.kv_cache_gb * GB,
+    )

@@ -1,0 +1,152 @@
+"""The placement file: which GPUs hold which expert, and what is claimed about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, ValidationError
+
+from moe_placer.errors import InputError, Mistake
+from moe_placer.files import write_atomically
+
+__all__ = ["SCHEMA", "InstanceKey", "LayerRecord", "Placement", "Proof", "SolverRecord", "load_placement"]
+
+SCHEMA = "moe-placer/placement/1"
+MAX_BYTES = 512_000_000
+
+Proof = Literal["dual", "hot-experts", "threshold", "solver"]
+GpuId = Annotated[int, Field(ge=0)]
+Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
+
+
+class _Record(BaseModel):
+    # Placement files may carry more keys than these; what is read is strict.
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class InstanceKey(_Record):
+    """Which instance and traffic a placement was made for."""
+
+    name: str
+    sha256: str
+    traffic_sha256: str
+
+
+class SolverRecord(_Record):
+    """How a placement was made."""
+
+    name: str
+    version: str
+    seed: int
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class LayerRecord(_Record):
+    """What is claimed about one MoE layer; docs/bounds.md defines the proofs.
+
+    Attributes
+    ----------
+    layer : int
+        Index in the model, dense layers counted.
+    z : float
+        Cost of the worst link (tokens per step at node-link speed).
+    bound : float
+        No placement has a smaller z; proved as ``proof`` says.
+    proof : str
+        ``dual``, ``hot-experts`` and ``threshold`` can be re-checked from this record; ``solver`` is the solver's word.
+    weights : mapping or None
+        Link name to weight, for ``dual`` and ``threshold``; they sum to 1.
+    threshold : float or None
+        For ``threshold``: what no placement beats.
+    hot : (expert, replica) or None
+        For ``hot-experts``: the replica that some node must hold.
+    worst_link : str
+        Name of the link with cost z; empty where no link carries anything.
+    solver_bound : float or None
+        A higher bound that only the solver's own search proved.
+    """
+
+    layer: int = Field(ge=0)
+    z: NonNegativeFloat
+    bound: NonNegativeFloat
+    proof: Proof
+    weights: Mapping[str, NonNegativeFloat] | None = None
+    threshold: FiniteFloat | None = None
+    hot: tuple[int, int] | None = None
+    worst_link: str = ""
+    solver_bound: NonNegativeFloat | None = None
+
+
+class Placement(_Record):
+    """A placement of every expert of every MoE layer, as in the file.
+
+    Attributes
+    ----------
+    gpu : nested tuples
+        ``gpu[l][e]`` lists the global GPU ids of expert e's replicas in MoE layer l (l counts MoE layers in order); with
+        ``expert_tp`` above 1, each replica is itself a tuple of the GPUs that hold its shards.
+    layers : tuple of LayerRecord
+        One per MoE layer, in order.
+    versions, traffic, fabric : mapping
+        Facts for a reader: program versions, what the traffic was, links and bandwidths.
+    """
+
+    schema_: Literal["moe-placer/placement/1"] = Field(SCHEMA, alias="schema")
+    instance: InstanceKey
+    solver: SolverRecord
+    gpu: tuple[tuple[Copies, ...], ...]
+    layers: tuple[LayerRecord, ...]
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    traffic: Mapping[str, Any] = Field(default_factory=dict)
+    fabric: Mapping[str, Any] = Field(default_factory=dict)
+
+    def shards(self, layer: int, expert: int) -> tuple[tuple[int, ...], ...]:
+        """GPUs of each replica of an expert, one tuple of shards per replica (of length 1 without sharding)."""
+        return tuple((copy,) if isinstance(copy, int) else copy for copy in self.gpu[layer][expert])
+
+    def to_json(self) -> str:
+        """Return the file's text: the same placement always gives the same bytes."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        gpu, layers = content.pop("gpu"), content.pop("layers")
+        head = json.dumps(content, indent=1, ensure_ascii=False)
+        # One line per layer: small, and still readable in a diff.
+        rows = ",\n".join("  " + json.dumps(row, separators=(",", ":")) for row in gpu)
+        records = ",\n".join("  " + json.dumps(record, ensure_ascii=False) for record in layers)
+        return f'{head[:-2]},\n "gpu": [\n{rows}\n ],\n "layers": [\n{records}\n ]\n}}\n'
+
+    def write(self, path: Path) -> None:
+        """Write the placement file atomically."""
+        write_atomically(path, self.to_json())
+
+
+def load_placement(path: str | Path) -> Placement:
+    """Read a placement file.
+
+    Raises
+    ------
+    InputError
+        Missing, truncated, not JSON, or not of this schema; every mistake is listed.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            found = f"a file of more than {MAX_BYTES / 1e6:g} MB"
+            raise InputError(Mistake(found, "a placement file", file=file))
+        raw = file.read_bytes()
+        content = json.loads(raw)
+        return Placement.model_validate_json(json.dumps(content))
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read ({error.strerror})"
+        raise InputError(Mistake(found, "a placement file", file=file)) from None
+    except ValidationError as error:
+        mistakes = [
+            Mistake(f"{str(d['input'])[:60]!r}", d["msg"], ".".join(map(str, d["loc"])), file) for d in error.errors()
+        ]
+        raise InputError(mistakes) from None
+    except RecursionError:
+        raise InputError(Mistake("deeply nested JSON", "a placement file", file=file)) from None
+    except ValueError as error:
+        raise InputError(Mistake(f"text that is not JSON ({error})", "a placement file", file=file)) from None
