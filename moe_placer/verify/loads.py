@@ -1,0 +1,185 @@
+"""Links, routes, demand and loads, each straight from its definition in the placement model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import Mistake
+from moe_placer.fabric.graph import build_fabric, link_name, node_name
+from moe_placer.instance import Instance
+from moe_placer.traffic.recording import Recording, Traffic
+
+__all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The links, and which share of the traffic of each node pair crosses them (A of the placement model, sparse).
+
+    Attributes
+    ----------
+    links : tuple of str
+        Names.
+    scale : float array [links]
+        Cost of one token on each link.
+    link, source, target : int arrays [entries]
+        Traffic from node ``source`` to node ``target`` crosses ``link`` ...
+    share : float array [entries]
+        ... with this share.
+    """
+
+    links: tuple[str, ...]
+    scale: Floats
+    link: Ints
+    source: Ints
+    target: Ints
+    share: Floats
+
+    def load(self, flow: Floats) -> Floats:
+        """Tokens on each link, given ``flow[s, d]`` tokens from node s to node d."""
+        tokens = self.share * flow[self.source, self.target]
+        return np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
+
+    @cached_property
+    def arrivals(self) -> tuple[Floats, list[Ints]]:
+        """What tokens to each node cost on the links they cross.
+
+        Returns a table [rows, nodes], cost of one token from each source, and for every node the rows that apply to it:
+        one for every link on routes to it. Links alike in this, such as those to parallel spines, share a row.
+        """
+        nodes = int(self.target.max(initial=0)) + 1
+        rows: dict[bytes, int] = {}
+        table: list[Floats] = []
+        of_node = []
+        for node in range(nodes):
+            here = self.target == node
+            used, position = np.unique(self.link[here], return_inverse=True)
+            cost = np.zeros((len(used), nodes))
+            cost[position, self.source[here]] = self.share[here] * self.scale[self.link[here]]
+            for row in cost:
+                if rows.setdefault(row.tobytes(), len(rows)) == len(table):
+                    table.append(row)
+            of_node.append(np.unique(np.array([rows[row.tobytes()] for row in cost], dtype=np.int64)))
+        return np.array(table).reshape(-1, nodes), of_node
+
+
+def read_network(instance: Instance) -> Network:
+    """Find all shortest routes between nodes; traffic is split evenly over routes of equal length."""
+    graph, nodes = build_fabric(instance), instance.cluster.nodes
+    vertices = [node_name(node) for node in range(nodes)]
+    vertices += [vertex for vertex in graph if graph.nodes[vertex]["role"] != "node"]
+    place = {vertex: index for index, vertex in enumerate(vertices)}
+    adjacency = np.zeros((len(vertices), len(vertices)))
+    for tail, head in graph.edges:
+        adjacency[place[tail], place[head]] = 1
+    hops, paths = _shortest_paths(adjacency)
+
+    links: list[str] = []
+    scale: list[float] = []
+    entries: list[tuple[Ints, Ints, Ints, Floats]] = []
+    for index, (tail, head) in enumerate(graph.edges):
+        links.append(link_name(tail, head))
+        scale.append(instance.cluster.fabric.node_gb_per_s / graph.edges[tail, head]["bandwidth"])
+        u, v = place[tail], place[head]
+        # Which nodes have the link on a shortest route at all: keeps the pairs to look at few.
+        sources = np.flatnonzero(hops[:nodes, u] + 1 == hops[:nodes, v])
+        targets = np.flatnonzero(hops[u, :nodes] == 1 + hops[v, :nodes])
+        s, d = (grid.ravel() for grid in np.meshgrid(sources, targets, indexing="ij"))
+        crosses = np.isfinite(hops[s, d]) & (hops[s, u] + 1 + hops[v, d] == hops[s, d])
+        s, d = s[crosses], d[crosses]
+        entries.append((np.full(len(s), index), s, d, paths[s, u] * paths[v, d] / paths[s, d]))
+
+    if instance.objective.metric == "tokens":
+        scale = [1.0] * len(links)
+    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
+    return Network(tuple(links), np.array(scale, dtype=np.float64), link, source, target, share)
+
+
+def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:
+    """Hops of, and number of, the shortest paths between all vertices.
+
+    The h-th power of the adjacency matrix counts walks of h hops; where it is the first power that is not zero, these
+    walks are the shortest paths.
+    """
+    hops = np.where(np.eye(len(adjacency)) > 0, 0.0, np.inf)
+    paths = np.eye(len(adjacency))
+    walks, length = adjacency, 1
+    while True:
+        new = np.isinf(hops) & (walks > 0)
+        if not new.any():
+            return hops, paths
+        hops[new] = length
+        paths[new] = walks[new]
+        if np.isfinite(hops).all():
+            return hops, paths
+        walks, length = walks @ adjacency, length + 1
+
+
+def find_traffic_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]:
+    """List where traffic does not fit the instance, so that no figure is computed from it."""
+    mistakes: list[Mistake] = []
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    if not traffic.recordings:
+        mistakes.append(Mistake("none", "at least one recording", "traffic.recordings"))
+    mix = (instance.cluster.nodes, len(traffic.recordings))
+    if traffic.mix.shape != mix:
+        mistakes.append(Mistake(f"a mix of shape {traffic.mix.shape}", f"{mix} [nodes, recordings]", "traffic.mix"))
+    for index, recording in enumerate(traffic.recordings):
+        path, topk = f"traffic.recordings[{index}]", recording.topk
+        if topk is None:
+            shapes = (recording.load.shape, recording.tokens.shape)
+            if shapes != ((layers, experts), (layers,)):
+                found = f"loads and tokens of shapes {shapes}"
+                mistakes.append(Mistake(found, f"{((layers, experts), (layers,))} [MoE layers, experts]", path))
+            elif not (recording.tokens > 0).all():
+                mistakes.append(Mistake("a layer with no tokens", "tokens in every layer", path))
+        elif topk.ndim != 3 or topk.shape[1] != layers or not topk.size:
+            mistakes.append(Mistake(f"topk of shape {topk.shape}", f"[tokens, {layers} MoE layers, top_k]", path))
+        elif topk.min() < 0 or topk.max() >= experts:
+            found = f"expert ids from {topk.min()} to {topk.max()}"
+            mistakes.append(Mistake(found, f"ids from 0 to {experts - 1}", path))
+    return mistakes
+
+
+def choices_per_token(instance: Instance, traffic: Traffic) -> Floats:
+    """Count how often a token of each recording chooses each expert, on average: [recordings, MoE layers, experts]."""
+    counts = [_count(recording, instance.model.experts) for recording in traffic.recordings]
+    return np.stack([load / tokens[:, None] for load, tokens in counts])
+
+
+def _count(recording: Recording, experts: int) -> tuple[Floats, Floats]:
+    """Return loads and tokens, recounted where every token's choice is there."""
+    if recording.topk is None:
+        return recording.load, recording.tokens
+    tokens, layers = recording.topk.shape[:2]
+    load = [np.bincount(recording.topk[:, layer].ravel(), minlength=experts) for layer in range(layers)]
+    return np.stack(load).astype(np.float64), np.full(layers, float(tokens))
+
+
+def copy_demand(instance: Instance, traffic: Traffic, choices: Floats, copies: Ints) -> Floats:
+    """Tokens per step from every node to every copy of one MoE layer's experts: [nodes, copies in all].
+
+    Parameters
+    ----------
+    choices : float array [recordings, experts]
+        The layer's part of `choices_per_token`.
+    copies : int array [experts]
+        How many copies each expert has; the columns are these, expert by expert, in replica order.
+    """
+    cluster = instance.cluster
+    tokens = instance.traffic.tokens_per_gpu * cluster.gpus_per_node  # of failed GPUs too: their users are still there
+    T = tokens * (traffic.mix @ choices)
+    expert = np.repeat(np.arange(len(copies)), copies)
+    if instance.placement.replica_routing == "even":
+        return T[:, expert] / copies[expert]
+    replica = np.concatenate([np.arange(count) for count in copies])
+    group = np.arange(cluster.nodes) * instance.parallelism.dp // cluster.nodes
+    return np.where(group[:, None] == replica[None, :], T[:, expert], 0.0)

@@ -1,0 +1,110 @@
+"""What a placement states of a layer, against what is recomputed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.placement import LayerRecord
+from moe_placer.verify.rules import shown
+from moe_placer.verify.verification import LayerCheck, Violation
+
+__all__ = ["check_figures", "check_order", "check_proof"]
+
+Z_TOLERANCE = 1e-6  # relative
+WEIGHT_TOLERANCE = 1e-6
+ROUNDING = 1e-9  # of bounds: relative, and absolute
+
+WEIGHTED = {"dual", "threshold"}
+
+
+def check_order(record: LayerRecord, layer: int) -> Iterator[Violation]:
+    """Rule ``shape``: records follow the order of the MoE layers."""
+    if record.layer != layer:
+        yield Violation("shape", f"its record says layer {shown(record.layer)}, required is {layer}", layer)
+
+
+def check_proof(
+    record: LayerRecord, layer: int, links: tuple[str, ...], copies: list[int] | None
+) -> Iterator[Violation]:
+    """Rules ``weights`` and ``proof``: the record carries what its proof needs, and nothing else in its place.
+
+    ``copies`` counts the copies of each expert; None where the placement is too broken for that.
+    """
+    yield from _check_weights(record, layer, links)
+    if record.proof == "threshold" and record.threshold is None:
+        yield Violation("proof", "no threshold, required for proof: threshold", layer)
+    if record.proof != "hot-experts":
+        return
+    if record.hot is None:
+        yield Violation("proof", "no hot replica, required for proof: hot-experts", layer)
+    elif copies is not None:
+        expert, replica = record.hot
+        if not (0 <= expert < len(copies) and 0 <= replica < copies[expert]):
+            found = f"hot names expert {shown(expert)}, replica {shown(replica)}"
+            yield Violation("proof", f"{found}, required is a replica of this layer", layer)
+
+
+def _check_weights(record: LayerRecord, layer: int, links: tuple[str, ...]) -> Iterator[Violation]:
+    needed = record.proof in WEIGHTED
+    if record.weights is None:
+        if needed:
+            yield Violation("weights", f"no link weights, required for proof: {record.proof}", layer)
+        return
+    if not needed:
+        yield Violation("weights", f"link weights, required are none for proof: {record.proof}", layer)
+        return
+    unknown = sorted(set(record.weights) - set(links))
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        message = f"a weight for {unknown[0][:60]!r}{more}, required are links of the fabric"
+        yield Violation("weights", message, layer)
+    negative = [name for name, weight in record.weights.items() if not weight >= 0]
+    if negative:
+        yield Violation("weights", f"a negative weight for {negative[0][:60]!r}, required is 0 or more", layer)
+    total = sum(record.weights.values())
+    if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
+        yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)
+
+
+def check_figures(
+    record: LayerRecord, check: LayerCheck, links: tuple[str, ...], cost: npt.NDArray[np.float64], derived: bool
+) -> Iterator[Violation]:
+    """Rules ``z``, ``worst-link``, ``bound`` and ``solver-bound``: stated figures are what they really are.
+
+    ``derived`` says that the bound could be derived from what the record carries.
+    """
+    z, layer = check.z, check.layer
+    if not math.isclose(record.z, z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
+        yield Violation("z", f"states a z of {record.z:.9g} tokens, required is {z:.9g} tokens, as recomputed", layer)
+    yield from _check_worst_link(record, z, layer, dict(zip(links, map(float, cost), strict=True)))
+    if derived and record.bound > check.bound * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {check.bound:.12g} tokens that its proof ({record.proof}) gives"
+        yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
+    if record.bound > z * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {z:.12g} tokens of its worst link"
+        yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
+    solver_bound = record.solver_bound
+    if solver_bound is None:
+        return
+    if solver_bound > z * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {z:.12g} tokens of its worst link"
+        yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
+    if solver_bound < record.bound * (1 - ROUNDING) - ROUNDING:
+        required = f"required is at least the bound, {record.bound:.12g} tokens"
+        yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
+
+
+def _check_worst_link(record: LayerRecord, z: float, layer: int, cost: dict[str, float]) -> Iterator[Violation]:
+    name = record.worst_link
+    if not name:
+        if z > ROUNDING:
+            yield Violation("worst-link", f"names no worst link, required is one that costs {z:.9g} tokens", layer)
+    elif name not in cost:
+        yield Violation("worst-link", f"names {name[:60]!r}, required is a link of the fabric", layer)
+    elif not math.isclose(cost[name], z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
+        found = f"names {name}, which costs {cost[name]:.9g} tokens"
+        yield Violation("worst-link", f"{found}, required is a link that costs {z:.9g} tokens", layer)

@@ -1,0 +1,211 @@
+"""The hard constraints, one function per rule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+from moe_placer.verify.verification import Violation
+
+__all__ = [
+    "Copy",
+    "check_apart",
+    "check_counts",
+    "check_failed",
+    "check_keys",
+    "check_memory",
+    "check_pinned",
+    "check_places",
+    "check_slots",
+    "gpu_memory",
+    "read_copies",
+    "shown",
+]
+
+BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
+GB = 1e9
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One replica as the placement has it.
+
+    Attributes
+    ----------
+    row : int
+        Its layer, counted among MoE layers.
+    layer : int
+        The same, as index in the model.
+    expert, replica : int
+        Which replica of which expert.
+    gpus : tuple of int
+        One per shard, as they stand in the placement: they may not exist.
+    """
+
+    row: int
+    layer: int
+    expert: int
+    replica: int
+    gpus: tuple[int, ...]
+
+    def violates(self, rule: str, message: str, gpu: int | None = None) -> Violation:
+        """Return a violation by this replica."""
+        return Violation(rule, message, self.layer, self.expert, self.replica, gpu)
+
+
+def shown(number: int) -> str:
+    """Write a number from a file that may be absurdly long."""
+    return str(number) if abs(number) < 10**18 else "a number of more than 18 digits"
+
+
+def read_copies(instance: Instance, placement: Placement) -> list[Copy]:
+    """List every replica of the layers and experts that the model has; rule ``shape`` reports the others."""
+    return [
+        Copy(row, layer, expert, replica, gpus)
+        for row, layer in enumerate(instance.moe_layers[: len(placement.gpu)])
+        for expert in range(min(len(placement.gpu[row]), instance.model.experts))
+        for replica, gpus in enumerate(placement.shards(row, expert))
+    ]
+
+
+def check_keys(instance: Instance, placement: Placement, traffic: Traffic) -> Iterator[Violation]:
+    """Rules ``instance`` and ``traffic``: the placement says that it was made for these."""
+    key = placement.instance
+    if key.name != instance.name:
+        yield Violation("instance", f"made for instance {key.name[:200]!r}, required is {instance.name!r}")
+    if key.sha256 != instance.sha256:
+        found = f"made for an instance with SHA-256 {key.sha256[:64]!r}"
+        yield Violation("instance", f"{found}, required is {instance.sha256!r} (the same name, other content?)")
+    if key.traffic_sha256 != traffic.sha256:
+        found = f"made for traffic with SHA-256 {key.traffic_sha256[:64]!r}"
+        yield Violation("traffic", f"{found}, required is {traffic.sha256!r}")
+
+
+def check_counts(instance: Instance, placement: Placement) -> Iterator[Violation]:
+    """Rules ``shape`` and ``replicas``: as many layers, experts, records and copies as there should be."""
+    layers, experts = instance.moe_layers, instance.model.experts
+    for found, what in ((len(placement.gpu), "lists of GPUs"), (len(placement.layers), "layer records")):
+        if found != len(layers):
+            yield Violation("shape", f"{found} {what}, required is one per MoE layer ({len(layers)})")
+    for layer, row in zip(layers, placement.gpu, strict=False):
+        if len(row) != experts:
+            yield Violation("shape", f"{len(row)} experts, required are {experts}", layer)
+        else:
+            yield from _check_replicas(instance, layer, [len(copies) for copies in row])
+
+
+def _check_replicas(instance: Instance, layer: int, copies: Sequence[int]) -> Iterator[Violation]:
+    budget, dp = instance.placement.replicas, instance.parallelism.dp
+    for expert, found in enumerate(copies):
+        if budget == "dp" and found != dp:
+            yield Violation("replicas", f"{found} replicas, required is one per DP group ({dp})", layer, expert)
+        elif found < 1:
+            yield Violation("replicas", "no replica, required is at least one", layer, expert)
+    if budget != "dp":
+        required = instance.model.experts + budget.redundant_slots
+        if sum(copies) != required:
+            reason = f"{instance.model.experts} experts and {budget.redundant_slots} redundant slots"
+            yield Violation("replicas", f"{sum(copies)} replicas, required are {required} ({reason})", layer)
+
+
+def check_places(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+    """Rules ``gpu-id`` and ``shards``: GPUs exist, and the shards of a replica are on different ones of one node."""
+    tp, per_node = instance.parallelism.expert_tp, instance.cluster.gpus_per_node
+    for copy in copies:
+        for gpu in copy.gpus:
+            if gpu >= instance.gpus:
+                yield copy.violates("gpu-id", f"on GPU {shown(gpu)}, required is an id below {instance.gpus}")
+        if len(copy.gpus) != tp:
+            yield copy.violates("shards", f"{len(copy.gpus)} shards, required is expert_tp ({tp})")
+        elif len(set(copy.gpus)) < tp:
+            yield copy.violates("shards", f"two shards on one GPU, required are {tp} different GPUs")
+        elif len({gpu // per_node for gpu in copy.gpus}) > 1 and max(copy.gpus) < instance.gpus:
+            yield copy.violates("shards", "shards on several nodes, required are GPUs of one node")
+
+
+def _existing(instance: Instance, copies: Sequence[Copy]) -> Iterator[tuple[Copy, int]]:
+    return ((copy, gpu) for copy in copies for gpu in copy.gpus if gpu < instance.gpus)
+
+
+def check_slots(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+    """Rule ``slots``: a GPU holds at most slots_per_gpu experts of one layer."""
+    slots = instance.placement.slots_per_gpu
+    held = Counter((copy.layer, gpu) for copy, gpu in _existing(instance, copies))
+    for (layer, gpu), found in held.items():
+        if found > slots:
+            message = f"holds {found} experts, required are at most slots_per_gpu ({slots})"
+            yield Violation("slots", message, layer, gpu=gpu)
+
+
+def gpu_memory(instance: Instance, copies: Sequence[Copy]) -> npt.NDArray[np.float64]:
+    """Bytes used on each GPU; what is resident is on working GPUs only."""
+    model, tp = instance.model, instance.parallelism.attention_tp
+    dense_width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
+    attention = model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim
+    dense = len(model.dense_layers) * model.expert_matrices * model.hidden_size * dense_width
+    embeddings = 2 * model.vocab_size * model.hidden_size
+    size = BYTES_PER_VALUE[model.dtype]
+    resident = (attention + dense + embeddings) * size / tp + instance.placement.kv_cache_gb * GB
+    expert = (
+        model.expert_matrices * model.hidden_size * model.expert_hidden_size * size / instance.parallelism.expert_tp
+    )
+
+    used = np.full(instance.gpus, resident)
+    used[list(instance.placement.failed_gpus)] = 0.0
+    for gpu, shards in Counter(gpu for _, gpu in _existing(instance, copies)).items():
+        used[gpu] += shards * expert
+    return used
+
+
+def check_memory(instance: Instance, used: npt.NDArray[np.float64]) -> Iterator[Violation]:
+    """Rule ``memory``: the experts of all layers and what is resident fit; rule ``failed`` is about the other GPUs."""
+    cluster, failed = instance.cluster, set(instance.placement.failed_gpus)
+    for gpu in range(instance.gpus):
+        memory = cluster.gpu_memory_gb.get(gpu, cluster.gpu.memory_gb)
+        if gpu not in failed and used[gpu] > memory * GB * (1 + ROUNDING):
+            message = f"{used[gpu] / GB:.6g} GB used, required are at most {memory:.6g} GB"
+            yield Violation("memory", message, gpu=gpu)
+
+
+def check_apart(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+    """Rule ``apart``: copies of one expert are on different GPUs, or nodes if the instance asks for that."""
+    apart = instance.placement.replicas_apart
+    per_place = 1 if apart == "gpu" else instance.cluster.gpus_per_node
+    first: dict[tuple[int, int, int], int] = {}
+    for copy in copies:
+        places = sorted({gpu // per_place for gpu in copy.gpus if gpu < instance.gpus})
+        met = [
+            place for place in places if first.setdefault((copy.row, copy.expert, place), copy.replica) != copy.replica
+        ]
+        if met:
+            other, word = first[copy.row, copy.expert, met[0]], "GPU" if apart == "gpu" else "node"
+            message = f"on {word} {met[0]} like replica {other}, required are different {word}s"
+            yield copy.violates("apart", message, met[0] if apart == "gpu" else None)
+
+
+def check_failed(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+    """Rule ``failed``: failed GPUs hold nothing."""
+    failed = set(instance.placement.failed_gpus)
+    for copy, gpu in _existing(instance, copies):
+        if gpu in failed:
+            yield copy.violates("failed", f"on failed GPU {gpu}, required is a GPU that works", gpu)
+
+
+def check_pinned(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+    """Rule ``pinned``: a pinned replica is where it is pinned."""
+    if not instance.placement.pinned:
+        return
+    pins = {(pin.layer, pin.expert, pin.replica): pin.gpu for pin in instance.placement.pinned}
+    for copy in copies:
+        gpu = pins.get((copy.layer, copy.expert, copy.replica))
+        if gpu is not None and gpu not in copy.gpus:
+            found = ", ".join(map(shown, copy.gpus)) or "none"
+            yield copy.violates("pinned", f"on GPU {found}, required is GPU {gpu}, where it is pinned", gpu)

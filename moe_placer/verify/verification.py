@@ -1,0 +1,143 @@
+"""What a verification says: what is violated, and every figure as recomputed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["RULES", "LayerCheck", "Verification", "Violation"]
+
+Floats = npt.NDArray[np.float64]
+
+RULES: tuple[str, ...] = (
+    "instance",  # the placement was made for this instance
+    "traffic",  # ... and for this traffic
+    "shape",  # as many layers, experts and records as the model has, in its order
+    "replicas",  # every expert has the copies it should have
+    "shards",  # every replica is on expert_tp different GPUs of one node
+    "gpu-id",  # every GPU exists
+    "slots",  # no GPU holds more than slots_per_gpu experts of a layer
+    "memory",  # experts of all layers and what is resident fit every GPU
+    "apart",  # copies of one expert do not meet
+    "failed",  # failed GPUs hold nothing
+    "pinned",  # pinned replicas are where they are pinned
+    "z",  # the stated z is the cost of the worst link
+    "worst-link",  # the stated worst link has that cost
+    "weights",  # link weights are there where the proof needs them, and are weights
+    "proof",  # the threshold or the hot replica that the proof needs is there and exists
+    "bound",  # the proof gives at least the stated bound, which is at most z
+    "solver-bound",  # the solver's own bound lies between the bound and z
+)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One rule that the placement breaks in one place.
+
+    Attributes
+    ----------
+    rule : str
+        One of `RULES`.
+    message : str
+        What is wrong, and what is required.
+    layer : int or None
+        Index in the model, dense layers counted.
+    expert, replica, gpu : int or None
+        Where it is wrong, as far as the rule is about one of these, and it exists.
+    """
+
+    rule: str
+    message: str
+    layer: int | None = None
+    expert: int | None = None
+    replica: int | None = None
+    gpu: int | None = None
+
+    def __str__(self) -> str:
+        parts = [("layer", self.layer), ("expert", self.expert), ("replica", self.replica), ("GPU", self.gpu)]
+        place = ", ".join(f"{word} {number}" for word, number in parts if number is not None)
+        return f"[{self.rule}] {place}: {self.message}" if place else f"[{self.rule}] {self.message}"
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """The figures of one MoE layer, recomputed; zeros where the placement is too broken to compute them.
+
+    Attributes
+    ----------
+    layer : int
+        Index in the model, dense layers counted.
+    z : float
+        Cost of the worst link (tokens per step at node-link speed).
+    worst_link : str
+        The first link of that cost; empty where no link carries anything.
+    bound : float
+        What the record's proof gives when derived anew; 0 where only the solver vouches for it.
+    proof : str
+        The record's kind of proof; empty without a record.
+    """
+
+    layer: int
+    z: float
+    worst_link: str
+    bound: float
+    proof: str
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """Everything that was checked and recomputed.
+
+    Attributes
+    ----------
+    violations : tuple of Violation
+        Empty for a good placement.
+    layers : tuple of LayerCheck
+        One per MoE layer, in order.
+    cost : float array [MoE layers, links]
+        Tokens per step at node-link speed.
+    load : float array [MoE layers, links]
+        Tokens per step.
+    links : tuple of str
+        Names of the links, in the order of these arrays.
+    worst_pair : float array [MoE layers]
+        Most tokens per step between any ordered pair of different nodes.
+    memory : float array [GPUs]
+        Bytes used on each GPU: experts of all layers, what is resident, and the KV cache; on a failed GPU only what
+        the placement puts there.
+    """
+
+    violations: tuple[Violation, ...]
+    layers: tuple[LayerCheck, ...]
+    cost: Floats
+    load: Floats
+    links: tuple[str, ...]
+    worst_pair: Floats
+    memory: Floats
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is violated."""
+        return not self.violations
+
+    @property
+    def total_z(self) -> float:
+        """Sum of z over the layers."""
+        return float(sum(check.z for check in self.layers))
+
+    @property
+    def total_bound(self) -> float:
+        """Sum of the re-derived bounds over the layers: no placement has a smaller `total_z`."""
+        return float(sum(check.bound for check in self.layers))
+
+    @property
+    def max_z(self) -> float:
+        """The largest z of any layer."""
+        return max((check.z for check in self.layers), default=0.0)
+
+    @property
+    def aggregate(self) -> float:
+        """The largest cost of any link summed over the layers."""
+        return float(self.cost.sum(axis=0).max(initial=0.0))

@@ -1,0 +1,171 @@
+"""Puts the checks together: constraints first, then loads, then what is stated of each layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import InputError, Mistake
+from moe_placer.instance import Instance
+from moe_placer.placement import LayerRecord, Placement
+from moe_placer.traffic import load_traffic
+from moe_placer.traffic.recording import Traffic
+from moe_placer.verify import records, rules
+from moe_placer.verify.bounds_anew import dual_bound, hot_expert_bound, node_slots, threshold_bound
+from moe_placer.verify.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
+from moe_placer.verify.rules import Copy
+from moe_placer.verify.verification import LayerCheck, Verification, Violation
+
+__all__ = ["verify"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def verify(instance: Instance, placement: Placement, traffic: Traffic | None = None) -> Verification:
+    """Recompute everything about a placement and list every violation; a bad placement never raises.
+
+    Parameters
+    ----------
+    instance : Instance
+        What the placement must respect.
+    placement : Placement
+        As solved, or as read from a file that nobody vouches for.
+    traffic : Traffic, optional
+        Absent: what the instance names.
+
+    Returns
+    -------
+    Verification
+        Violations and recomputed figures. A layer whose replicas cannot all be located has zeros, and its stated
+        figures are not checked.
+
+    Raises
+    ------
+    InputError
+        The traffic does not fit the instance, or the instance asks for a rule that this version cannot verify.
+    """
+    _refuse_unsupported(instance)
+    if traffic is None:
+        traffic = load_traffic(instance)
+    mistakes = find_traffic_mistakes(instance, traffic)
+    if mistakes:
+        raise InputError(mistakes)
+
+    copies = rules.read_copies(instance, placement)
+    memory = rules.gpu_memory(instance, copies)
+    structure = [*rules.check_counts(instance, placement), *rules.check_places(instance, copies)]
+    violations = [
+        *rules.check_keys(instance, placement, traffic),
+        *structure,
+        *rules.check_slots(instance, copies),
+        *rules.check_memory(instance, memory),
+        *rules.check_apart(instance, copies),
+        *rules.check_failed(instance, copies),
+        *rules.check_pinned(instance, copies),
+    ]
+    network = read_network(instance)
+    whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
+    layers = _read_layers(instance, network, traffic, copies, whole)
+    checks = []
+    for row, layer in enumerate(layers):
+        record = placement.layers[row] if row < len(placement.layers) else None
+        check, wrong = _check_layer(instance, network, layer, record)
+        checks.append(check)
+        violations += wrong
+    load = np.stack([layer.load for layer in layers])
+    worst_pair = np.array([layer.worst_pair for layer in layers])
+    return Verification(tuple(violations), tuple(checks), load * network.scale, load, network.links, worst_pair, memory)
+
+
+def _refuse_unsupported(instance: Instance) -> None:
+    placement = instance.placement
+    mistakes = []
+    if placement.replica_routing not in {"group", "even"}:
+        expected = "group or even (this version cannot verify other rules)"
+        mistakes.append(Mistake(placement.replica_routing, expected, "placement.replica_routing"))
+    if placement.dispatch != "per-expert":
+        expected = "per-expert (this version cannot verify others)"
+        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
+    if mistakes:
+        raise InputError(mistakes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One MoE layer: its index in the model, and what is known of its traffic.
+
+    ``copies`` [experts] and ``demand`` [nodes, copies in all] are None where not every replica can be located; ``load``
+    and ``worst_pair`` are zero then.
+    """
+
+    layer: int
+    copies: npt.NDArray[np.int64] | None
+    demand: Floats | None
+    load: Floats
+    worst_pair: float
+
+
+def _read_layers(
+    instance: Instance, network: Network, traffic: Traffic, copies: Sequence[Copy], whole: set[int]
+) -> list[_Layer]:
+    choices = choices_per_token(instance, traffic)
+    of_layer: list[list[Copy]] = [[] for _ in instance.moe_layers]
+    for copy in copies:
+        of_layer[copy.row].append(copy)
+    layers = []
+    for row, layer in enumerate(instance.moe_layers):
+        if layer not in whole:
+            layers.append(_Layer(layer, None, None, np.zeros(len(network.links)), 0.0))
+            continue
+        count = Counter(copy.expert for copy in of_layer[row])
+        counts = np.array([count[expert] for expert in range(instance.model.experts)])
+        demand = copy_demand(instance, traffic, choices[:, row], counts)
+        flow = _flow(instance, demand, of_layer[row])
+        layers.append(_Layer(layer, counts, demand, network.load(flow), float(flow.max())))
+    return layers
+
+
+def _flow(instance: Instance, demand: Floats, copies: Sequence[Copy]) -> Floats:
+    """Tokens from every node to every other node: what stays in a node crosses no link."""
+    flow = np.zeros((instance.cluster.nodes, instance.cluster.nodes))
+    for item, copy in enumerate(copies):
+        flow[:, copy.gpus[0] // instance.cluster.gpus_per_node] += demand[:, item]
+    np.fill_diagonal(flow, 0.0)
+    return flow
+
+
+def _check_layer(
+    instance: Instance, network: Network, layer: _Layer, record: LayerRecord | None
+) -> tuple[LayerCheck, list[Violation]]:
+    """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
+    cost = layer.load * network.scale
+    z = float(cost.max(initial=0.0))
+    worst = network.links[int(cost.argmax())] if z > 0 else ""
+    if record is None:
+        return LayerCheck(layer.layer, z, worst, 0.0, ""), []
+    copies = None if layer.copies is None else layer.copies.tolist()
+    lacking = [*records.check_proof(record, layer.layer, network.links, copies)]
+    derivable = not lacking and record.proof != "solver"
+    bound = _derive_bound(instance, network, layer, record) if derivable else 0.0
+    check = LayerCheck(layer.layer, z, worst, bound, record.proof)
+    violations = [*records.check_order(record, layer.layer), *lacking]
+    if layer.demand is not None:
+        violations += records.check_figures(record, check, network.links, cost, derivable)
+    return check, violations
+
+
+def _derive_bound(instance: Instance, network: Network, layer: _Layer, record: LayerRecord) -> float:
+    if layer.demand is None or layer.copies is None:
+        return 0.0
+    slots = node_slots(instance)
+    if record.proof == "hot-experts" and record.hot is not None:
+        expert, replica = record.hot
+        return hot_expert_bound(network, layer.demand, slots, int(layer.copies[:expert].sum()) + replica)
+    weights = record.weights or {}
+    if record.proof == "threshold" and record.threshold is not None:
+        return threshold_bound(network, layer.demand, slots, weights, record.threshold)
+    return dual_bound(network, layer.demand, slots, weights)
