@@ -208,6 +208,25 @@ def test_memory_by_hand() -> None:
     np.testing.assert_allclose(recomputed(instance, gpu, tiny_traffic(instance)).memory, [*expected, 0])
 
 
+def test_a_shard_takes_its_share_of_memory() -> None:
+    instance = tiny_instance(parallelism={"dp": 1, "expert_tp": 2})
+    found = recomputed(instance, in_order(instance), tiny_traffic(instance))
+    # Resident: (3 * 4 * 64 * 64 + 2 * 64 * 64 + 2 * 1000 * 64) * 2 bytes; half an expert of each of two layers.
+    np.testing.assert_allclose(found.memory, 370_688 + 2 * (2 * 64 * 32 * 2) / 2)
+
+
+def test_aggregate_adds_layers_up_link_by_link() -> None:
+    instance = tiny_instance(
+        model={"experts": 2, "top_k": 1},
+        cluster={"nodes": 2, "gpus_per_node": 1, "fabric": MESH},
+        parallelism={"dp": 1},
+    )
+    traffic = level_traffic(instance, [[3, 1], [3, 1]], 4)
+    # Expert 0 draws 75 tokens, expert 1 draws 25; they change places: every link carries 75 once and 25 once.
+    found = recomputed(instance, [[[0], [1]], [[1], [0]]], traffic)
+    assert (found.total_z, found.max_z, found.aggregate) == (150, 75, 100)
+
+
 def test_single_node_has_no_links() -> None:
     cluster = {"nodes": 1, "gpus_per_node": 8, "fabric": MESH}
     instance = tiny_instance(cluster=cluster, parallelism={"dp": 1})

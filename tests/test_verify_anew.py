@@ -109,6 +109,11 @@ BRUTE: dict[str, dict[str, Any]] = {
         "parallelism": {"dp": 1},
         "placement": {"failed_gpus": [1]},
     },
+    "a whole node failed": {
+        "cluster": {"nodes": 3, "fabric": MESH},
+        "parallelism": {"dp": 1},
+        "placement": {"failed_gpus": [0, 1]},
+    },
     "sharded": {
         "model": {"experts": 4},
         "cluster": {"nodes": 2, "gpus_per_node": 5, "fabric": MESH},

@@ -66,6 +66,10 @@ def _rename_weight(data: dict[str, Any]) -> None:
 
 SPARE: dict[str, Any] = {"cluster": {"gpus_per_node": 3}}  # in_order fills from the front: GPUs 8 to 11 are free
 SPARE_FAILED: dict[str, Any] = {"cluster": {"gpus_per_node": 3}, "placement": {"failed_gpus": [2]}}
+SMALL_FAILED: dict[str, Any] = {
+    "cluster": {"gpus_per_node": 3, "gpu_memory_gb": {2: 1e-9}},
+    "placement": {"failed_gpus": [2]},
+}
 SHARDED: dict[str, Any] = {"cluster": {"gpus_per_node": 3}, "parallelism": {"dp": 1, "expert_tp": 2}}
 SHARDED_ROOMY: dict[str, Any] = {**SHARDED, "placement": {"slots_per_gpu": 2}}
 PIN = {"layer": 1, "expert": 0, "replica": 0, "gpu": 0}
@@ -101,6 +105,7 @@ MUTATIONS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("gpu-id", {}, "dual", _set("gpu", 0, 0, 0, to=10**30)),
     ("slots", {}, "dual", _set("gpu", 0, 1, 0, to=0)),
     ("failed", SPARE_FAILED, "dual", _set("gpu", 0, 0, 0, to=2)),
+    ("failed", SMALL_FAILED, "dual", _set("gpu", 0, 0, 0, to=2)),
     ("pinned", PINNED, "dual", _swap_experts),
     ("z", {}, "dual", _set("layers", 0, "z", to=lambda z: z * (1 + 2e-6))),
     ("z", {}, "dual", _set("layers", 0, "z", to=lambda z: z * (1 - 2e-6))),
@@ -232,6 +237,17 @@ def test_rounding_is_tolerated() -> None:
     record["bound"] *= 1 + 1e-11
     record["solver_bound"] = record["bound"] * (1 - 1e-11)
     assert rules_of(instance, data, traffic) == []
+
+
+def test_weights_that_sum_to_more_than_one_prove_no_more() -> None:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    data = honest(instance, traffic)
+    weights = data["layers"][0]["weights"]
+    data["layers"][0]["weights"] = {link: weight * (1 + 9e-7) for link, weight in weights.items()}
+    assert rules_of(instance, data, traffic) == []
+    data["layers"][0]["bound"] *= 1 + 9e-7
+    assert rules_of(instance, data, traffic) == ["bound"]
 
 
 def test_a_violation_says_where_and_what() -> None:
