@@ -1,0 +1,125 @@
+"""Which GPU of its node an expert replica goes to: the step after the real decision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import NothingFoundError
+from moe_placer.problem import Problem
+
+__all__ = ["pack"]
+
+Ints = npt.NDArray[np.int64]
+Gpus = tuple[int, ...]  # of one replica: one GPU, or one per shard
+
+
+def pack(problem: Problem, nodes: Sequence[Ints], given: Sequence[Ints | None] = ()) -> list[list[Gpus]]:
+    """Give every item GPUs of its node.
+
+    Layers are packed in order; each takes the GPUs that hold the least so far (first those that must be opened because
+    memory leaves them the fewest layers to skip), so memory stays even. Within a layer items keep their order.
+
+    Parameters
+    ----------
+    nodes : int arrays [items], one per MoE layer
+    given : int arrays [items] or None, one per MoE layer
+        Global GPU of each item, where the method decided it.
+
+    Returns
+    -------
+    list
+        Per MoE layer, per item, its GPUs.
+
+    Raises
+    ------
+    NothingFoundError
+        The GPUs of a node cannot take what it was given.
+    """
+    held = np.zeros(len(problem.capacity.room), dtype=np.int64)
+    packed = []
+    for index, node in enumerate(nodes):
+        decided = given[index] if index < len(given) else None
+        if decided is not None:
+            layer: list[Gpus] = [(int(gpu),) for gpu in decided]
+        else:
+            layer = _pack_layer(problem, index, node, held)
+        for gpus in layer:
+            held[list(gpus)] += 1
+        packed.append(layer)
+    return packed
+
+
+def _pack_layer(problem: Problem, index: int, node: Ints, held: Ints) -> list[Gpus]:
+    expert, replica = problem.items(index)
+    slots = problem.capacity.slots[index]
+    room_left = problem.capacity.room - held
+    result: list[Gpus] = [()] * len(node)
+    for n in np.unique(node):
+        first = int(n) * problem.gpus_per_node
+        gpus = [g for g in range(first, first + problem.gpus_per_node) if slots[g] and room_left[g] > 0]
+        free = {g: int(min(slots[g], room_left[g])) for g in gpus}
+        here = np.flatnonzero(node == n).tolist()
+        pins = {i: problem.pinned.get((index, int(expert[i]), int(replica[i]))) for i in here}
+        chosen = _choose(problem, here, expert, pins, free, held)
+        for i, taken in chosen.items():
+            result[i] = taken
+    return result
+
+
+def _choose(
+    problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int], held: Ints
+) -> dict[int, Gpus]:
+    """Give items of one node GPUs, in order of memory use; by maximum flow where taking them in order gets stuck."""
+    chosen: dict[int, Gpus] = {}
+    left = dict(free)
+    on: dict[int, set[int]] = {g: set() for g in free}
+    # An expert with several copies here needs as many GPUs: those first, or the last copy may find none.
+    copies = Counter(int(expert[i]) for i in items)
+    for i in sorted(items, key=lambda i: (pins[i] is None, -copies[int(expert[i])])):
+        e, pin = int(expert[i]), pins[i]
+        able = [g for g in ([pin] if pin is not None else left) if left.get(g, 0) > 0 and e not in on[g]]
+        able.sort(key=lambda g: (held[g] + free[g] - left[g], g))
+        taken = tuple(able[: problem.shards])
+        if len(taken) < problem.shards:
+            return _by_flow(problem, items, expert, pins, free)
+        for g in taken:
+            left[g] -= 1
+            on[g].add(e)
+        chosen[i] = taken
+    return chosen
+
+
+def _by_flow(
+    problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int]
+) -> dict[int, Gpus]:
+    """Match experts with GPUs exactly: expert e needs copies * shards different GPUs, GPU g takes free[g]."""
+    graph = nx.DiGraph()
+    need: Counter[int] = Counter()
+    pinned = {(int(expert[i]), g) for i, g in pins.items() if g is not None}
+    left = Counter(free)
+    left.subtract(g for _, g in pinned)
+    for i in items:
+        if pins[i] is None:
+            need[int(expert[i])] += problem.shards
+    for e, count in need.items():
+        graph.add_edge("source", ("expert", e), capacity=count)
+        for g in free:
+            if (e, g) not in pinned:
+                graph.add_edge(("expert", e), ("gpu", g), capacity=1)
+    for g, count in left.items():
+        graph.add_edge(("gpu", g), "sink", capacity=max(0, count))
+    value, flow = nx.maximum_flow(graph, "source", "sink") if need else (0, {})
+    if value < sum(need.values()) or min(left.values(), default=0) < 0:
+        node = min(free, default=0) // problem.gpus_per_node
+        raise NothingFoundError(f"the GPUs of node {node} cannot take the {len(items)} expert replicas it was given")
+    supply = {e: [g for g in free if flow[("expert", e)].get(("gpu", g))] for e in need}
+    chosen: dict[int, Gpus] = {}
+    for i in items:
+        pin, mine = pins[i], supply.get(int(expert[i]), [])
+        chosen[i] = (pin,) if pin is not None else tuple(mine.pop(0) for _ in range(problem.shards))
+    return chosen

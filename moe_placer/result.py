@@ -1,0 +1,101 @@
+"""What a solver returns: what we have, and why it stopped, kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds import Bound
+
+__all__ = ["LayerResult", "Status", "Stop", "gap"]
+
+
+class Status(StrEnum):
+    """What we have."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    UNKNOWN = "unknown"
+
+
+class Stop(StrEnum):
+    """Why we stopped."""
+
+    PROVED = "proved"
+    GAP = "gap reached"
+    TIME = "time"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"  # the method has no more steps
+
+
+OPTIMAL_GAP = 1e-6  # closer than this to its bound, a z counts as equal to it
+
+
+def gap(z: float, bound: float) -> float:
+    """How far z is above a bound, ``(z - bound) / bound``: 0.01 is 1%; infinite where only the bound is 0."""
+    if z <= bound:
+        return 0.0
+    return (z - bound) / bound if bound > 0 else np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class LayerResult:
+    """One layer's placement at node level.
+
+    Attributes
+    ----------
+    node : int array [items] or None
+        Node of each item.
+    z : float
+        Cost of its worst link; infinite without a placement.
+    bound : Bound
+        Re-checkable unless its proof is ``solver``.
+    status : Status
+    stop : Stop
+    solver_bound : float or None
+        What only the solver's own search proved.
+    gpu : int array [items] or None
+        Global GPU of each item, for methods that decide it themselves.
+    copies : int array [experts] or None
+        Copies of each expert, where the method chose others than the problem's; items are in the order these give.
+    work : float
+        Deterministic effort spent, about seconds.
+    repaired : int
+        Copies of one expert that the method had put too close together, and that were moved apart.
+    """
+
+    node: npt.NDArray[np.int64] | None
+    z: float
+    bound: Bound
+    status: Status
+    stop: Stop
+    solver_bound: float | None = None
+    gpu: npt.NDArray[np.int64] | None = None
+    copies: npt.NDArray[np.int64] | None = None
+    work: float = 0.0
+    repaired: int = 0
+
+    def __post_init__(self) -> None:
+        placed = self.status in {Status.OPTIMAL, Status.FEASIBLE}
+        if placed != (self.node is not None) or placed != np.isfinite(self.z):
+            raise ValueError(f"status {self.status} contradicts a placement with z = {self.z}")
+        if placed and self.best_bound > self.z * (1 + OPTIMAL_GAP) + 1e-9:
+            raise ValueError(f"bound {self.best_bound} is above z = {self.z}: one of them is wrong")
+        if self.status is Status.OPTIMAL and gap(self.z, self.best_bound) > OPTIMAL_GAP:
+            raise ValueError(f"optimal, but z = {self.z} is not the bound {self.best_bound}")
+        if self.stop is Stop.PROVED and self.status not in {Status.OPTIMAL, Status.INFEASIBLE}:
+            raise ValueError(f"stopped because proved, but {self.status}")
+
+    @property
+    def best_bound(self) -> float:
+        """The larger of the re-checkable bound and the solver's own."""
+        return max(self.bound.value, self.solver_bound or 0.0)
+
+    @property
+    def gap(self) -> float:
+        """How far z is above the re-checkable bound."""
+        return gap(self.z, self.bound.value if self.bound.proof != "solver" else 0.0)

@@ -1,0 +1,78 @@
+"""The default: round the linear relaxation, then search where the worst link is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from moe_placer.bounds import best_bound, hot_expert_bound, relax
+from moe_placer.descent import round_shares, search
+from moe_placer.problem import LayerProblem
+from moe_placer.result import LayerResult, Status, Stop, gap as relative_gap
+from moe_placer.solver import Deadline, LayerSolver
+
+__all__ = ["Auto"]
+
+_RELAX_WORK = 3e-5  # of the relaxation, per item and node
+_AIM = 0.5  # search aims at this share of the gap, so that it does not stop a hair outside
+
+
+class Auto(LayerSolver):
+    """Linear relaxation, rounding, exact-delta search; proves its gap by link weights."""
+
+    name = "auto"
+    summary = "linear relaxation, rounding and local search, with a re-checkable bound (the default)"
+    source = "moe_placer"
+    exact = False
+
+    def solve_layer(
+        self,
+        layer: LayerProblem,
+        gap: float,
+        work: float,
+        rng: np.random.Generator,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
+        """Place one layer; the first call solves the relaxation, later ones search on."""
+        result, spent = start, 0.0
+        if start is None or start.bound.weights is None:
+            result, spent = _from_relaxation(layer, rng, start, deadline)
+        if result is None:
+            return LayerResult(None, np.inf, hot_expert_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
+        assert result.node is not None
+        if relative_gap(result.z, result.bound.value) > gap and not deadline.over:
+            target = result.bound.value * (1 + _AIM * gap)
+            found = search(layer, result.node, target, work - spent, rng, deadline)
+            spent += found.work
+            if found.z < result.z:
+                result = replace(result, node=found.node, z=found.z)
+        return _finished(result, gap, spent)
+
+
+def _from_relaxation(
+    layer: LayerProblem, rng: np.random.Generator, start: LayerResult | None, deadline: Deadline
+) -> tuple[LayerResult | None, float]:
+    """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives."""
+    relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None)
+    bound = best_bound(layer, relaxation.weights if relaxation else None)
+    node = round_shares(layer, relaxation.share, rng) if relaxation else None
+    spent = _RELAX_WORK * layer.items * layer.nodes
+    if node is None:
+        return (None if start is None else replace(start, bound=bound)), spent
+    found = search(layer, node, bound.value, 0.0, rng, deadline)
+    spent += found.work
+    if start is not None and start.z <= found.z:
+        return replace(start, bound=bound), spent
+    return LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME), spent
+
+
+def _finished(result: LayerResult, gap: float, work: float) -> LayerResult:
+    """Say what we have and why we stop."""
+    here = result.gap
+    if here <= 1e-6:
+        return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED, work=work)
+    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else Stop.TIME, work=work)
+
+

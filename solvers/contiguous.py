@@ -1,0 +1,59 @@
+"""The seed plan: experts in order, GPU after GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.heuristic import heuristic_result
+from moe_placer.problem import Problem
+from moe_placer.result import LayerResult
+from moe_placer.solver import Limits, Report, Solver, Start
+
+__all__ = ["Contiguous"]
+
+Ints = npt.NDArray[np.int64]
+
+
+class Contiguous(Solver):
+    """Replica r of expert e takes slot ``r * experts + e`` (with one slot a GPU: GPU ``r * experts + e``)."""
+
+    name = "contiguous"
+    summary = "experts in order, GPU after GPU: the usual default plan"
+    source = "the deployment plan's own rule; what inference engines do without a map"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Say where the rule breaks a constraint."""
+        for index in range(len(problem)):
+            layer = problem.layer(index)
+            node, gpu = _place(problem, index)
+            together = gpu is not None and len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert)) < len(gpu)
+            if not layer.valid(node) or together:
+                return f"in layer {layer.layer} the contiguous plan breaks slots, pins, or the distance between copies"
+            for (at, e, r), pin in problem.pinned.items():
+                if at == index and gpu is not None and gpu[(layer.expert == e) & (layer.replica == r)] != pin:
+                    return f"expert {e} of layer {layer.layer} is pinned to GPU {pin}, where the plan does not put it"
+        return None
+
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers by the rule."""
+        del limits, start
+        results = []
+        for index in range(len(problem)):
+            node, gpu = _place(problem, index)
+            result = heuristic_result(problem.layer(index), node, np.random.default_rng(seed), gpu)
+            report(index, result)
+            results.append(result)
+        return results
+
+
+def _place(problem: Problem, index: int) -> tuple[Ints, Ints | None]:
+    """Return node and GPU of each item; no GPU where an expert is sharded over several."""
+    items = len(problem.items(index)[0])
+    if problem.shards > 1:
+        return np.repeat(np.arange(problem.nodes), problem.capacity.node_slots[index])[:items], None
+    slots = problem.capacity.slots[index]
+    gpu = np.repeat(np.arange(len(slots)), slots)[:items]
+    return gpu // problem.gpus_per_node, gpu

@@ -1,0 +1,208 @@
+"""The reference exact model, on CP-SAT.
+
+    minimise  z
+    z >= base[k] + sum over kinds j, nodes n, m with touched[n, m] = k of delta[j, n, m] * x[j, n]     for every link k
+    sum_n x[j, n] = copies of kind j                                                        every replica is placed once
+    sum_j x[j, n] <= slots[n]                                                               slots
+    sum of x[j, n] over the kinds j of expert e <= together[n]                              copies apart
+    x[j, n] >= pinned items of kind j on node n                                             pins
+
+Items of one kind (copies of an expert that attract the same demand) are counted, not told apart: no symmetry is left among them.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds import best_bound, relax
+from moe_placer.kinds import Kinds
+from moe_placer.problem import LayerProblem
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
+from moe_placer.result import gap as relative_gap
+from moe_placer.solver import Deadline, LayerSolver
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
+
+__all__ = ["CpSat"]
+
+Ints = npt.NDArray[np.int64]
+
+SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
+_POLL_S = 0.05
+
+
+class CpSat(LayerSolver):
+    """The exact model at node level, solved by CP-SAT with a complete hint."""
+
+    name = "cpsat"
+    summary = "the exact model on CP-SAT: optimal and proved, given time"
+    source = "OR-Tools CP-SAT, https://developers.google.com/optimization/cp"
+    exact = True
+
+    def unavailable(self) -> str | None:
+        """Say whether OR-Tools is missing."""
+        try:
+            import ortools  # noqa: F401, PLC0415
+        except ImportError:
+            return "the package ortools is not installed"
+        return None
+
+    def solve_layer(
+        self,
+        layer: LayerProblem,
+        gap: float,
+        work: float,
+        rng: np.random.Generator,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
+        """Place one layer; every call starts the search anew, with the best so far as its hint."""
+        bound = start.bound if start is not None else None
+        if bound is None or bound.weights is None:
+            relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None)
+            bound = best_bound(layer, relaxation.weights if relaxation else None)
+        if start is not None and relative_gap(start.z, bound.value) <= gap:
+            stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
+            return replace(start, bound=bound, stop=stop, status=_status(start.z, bound.value))
+        model = Model(layer, bound.value, start.node if start is not None else None)
+        return model.solve(bound, gap, work, int(rng.integers(2**31)), start, deadline)
+
+
+def _status(z: float, bound: float) -> Status:
+    return Status.OPTIMAL if relative_gap(z, bound) <= OPTIMAL_GAP else Status.FEASIBLE
+
+
+class Model:
+    """The CP-SAT model of one layer; one method per constraint."""
+
+    def __init__(self, layer: LayerProblem, lower: float, hint: Ints | None) -> None:
+        from ortools.sat.python import cp_model  # noqa: PLC0415  (its import takes a second)
+
+        self.layer, self.kinds, self.cp_model = layer, Kinds.of_layer(layer), cp_model
+        self.model = cp_model.CpModel()
+        worst = layer.base + np.abs(layer.delta).sum(axis=(0, 1)).max(initial=0.0)
+        largest = float(layer.z(hint)) if hint is not None else float(worst.max(initial=1.0))
+        self.factor = SCALE / max(largest, 1e-9)
+        # Each of at most I terms on a link, and its base, is rounded by half a step.
+        self.slack = 0.5 * (layer.items + 1)
+        lowest = max(0, int(np.floor(lower * self.factor - self.slack)))
+        highest = int(np.ceil(largest * self.factor + self.slack)) if hint is not None else 4 * int(SCALE)
+        self.z = self.model.new_int_var(min(lowest, highest), highest, "z")
+        self.x = [
+            [self._count_var(j, n) for n in range(layer.nodes)]  # x[j][n]
+            for j in range(len(self.kinds.item))
+        ]
+        self._place_every_replica()
+        self._respect_slots()
+        self._keep_copies_apart()
+        self._cover_every_link()
+        self.model.minimize(self.z)
+        if hint is not None:
+            self._hint(hint)
+
+    def _count_var(self, j: int, n: int) -> cp_model.IntVar:
+        most = int(min(self.kinds.count[j], self.layer.slots[n], self.layer.together[n]))
+        least = int(self.kinds.pinned[j, n])
+        return self.model.new_int_var(least, max(least, most), f"x{j},{n}")
+
+    def _place_every_replica(self) -> None:
+        """sum_n x[j, n] = count[j]."""
+        for j, row in enumerate(self.x):
+            if self.kinds.count[j] == 1:
+                self.model.add_exactly_one(row)
+            else:
+                self.model.add(sum(row) == int(self.kinds.count[j]))
+
+    def _respect_slots(self) -> None:
+        """sum_j x[j, n] <= slots[n]."""
+        for n in range(self.layer.nodes):
+            self.model.add(sum(row[n] for row in self.x) <= int(self.layer.slots[n]))
+
+    def _keep_copies_apart(self) -> None:
+        """Sum of x[j, n] over the kinds j of one expert <= together[n]."""
+        expert = self.layer.expert[self.kinds.item]
+        for e in np.unique(expert):
+            kinds = np.flatnonzero(expert == e)
+            for n in range(self.layer.nodes):
+                if self.kinds.count[kinds].sum() > self.layer.together[n]:
+                    self.model.add(sum(self.x[j][n] for j in kinds) <= int(self.layer.together[n]))
+
+    def _cover_every_link(self) -> None:
+        """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""
+        layer = self.layer
+        delta = np.rint(layer.delta[self.kinds.item] * self.factor).astype(np.int64)
+        variables: list[list[cp_model.IntVar]] = [[] for _ in range(layer.links)]
+        values: list[list[int]] = [[] for _ in range(layer.links)]
+        for n, m in zip(*np.nonzero(layer.touched < layer.links), strict=True):
+            k = layer.touched[n, m]
+            variables[k] += [row[n] for row in self.x]
+            values[k] += delta[:, n, m].tolist()
+        for k in range(layer.links):
+            base = int(np.rint(layer.base[k] * self.factor))
+            load = self.cp_model.LinearExpr.weighted_sum(variables[k], values[k])
+            self.model.add(load - self.z <= -base)
+
+    def _hint(self, node: Ints) -> None:
+        counts = self.kinds.counts(node, self.layer.nodes)
+        for row, count in zip(self.x, counts.tolist(), strict=True):
+            for variable, value in zip(row, count, strict=True):
+                self.model.add_hint(variable, value)
+        self.model.add_hint(self.z, int(np.ceil(self.layer.z(node) * self.factor + self.slack)))
+
+    def solve(
+        self, bound: object, gap: float, work: float, seed: int, start: LayerResult | None, deadline: Deadline
+    ) -> LayerResult:
+        """Search until the gap, the deterministic effort or the deadline."""
+        solver = self.cp_model.CpSolver()
+        parameters = solver.parameters
+        parameters.num_workers = 1  # layers run in parallel; one thread each keeps runs repeatable
+        parameters.random_seed = seed % (2**31)
+        parameters.relative_gap_limit = gap
+        parameters.max_deterministic_time = work
+        parameters.linearization_level = 2
+        parameters.catch_sigint_signal = False
+        if np.isfinite(deadline.at):
+            parameters.max_time_in_seconds = max(0.01, deadline.left)
+        status = _solve_watched(solver, self.model, deadline)
+        return self._result(solver, status, bound, gap, start, deadline)
+
+    def _result(self, solver, status, bound, gap, start, deadline) -> LayerResult:  # type: ignore[no-untyped-def]
+        cp = self.cp_model
+        work = solver.response_proto.deterministic_time
+        if status == cp.INFEASIBLE and start is None:
+            return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
+        stop = Stop.INTERRUPTED if deadline.interrupted() else Stop.TIME
+        own = max(0.0, (solver.best_objective_bound - self.slack) / self.factor)
+        node, z = (start.node, start.z) if start is not None else (None, np.inf)
+        if status in {cp.OPTIMAL, cp.FEASIBLE}:
+            found = self.kinds.place(np.array([[solver.value(v) for v in row] for row in self.x]), self.layer)
+            if self.layer.z(found) < z:
+                node, z = found, self.layer.z(found)
+        if node is None:
+            return LayerResult(None, np.inf, bound, Status.UNKNOWN, stop, work=work)
+        own = min(z, max(own, (start.solver_bound or 0.0) if start is not None else 0.0))
+        solver_bound = own if own > bound.value else None
+        best = max(bound.value, own)
+        if relative_gap(z, best) <= OPTIMAL_GAP:
+            stop = Stop.PROVED
+        elif relative_gap(z, best) <= gap:
+            stop = Stop.GAP
+        return LayerResult(node, z, bound, _status(z, best), stop, solver_bound, work=work)
+
+
+def _solve_watched(solver: cp_model.CpSolver, model: cp_model.CpModel, deadline: Deadline) -> cp_model.cp_model_pb2:
+    """Solve in a thread, and stop it when somebody interrupts: the solver's C++ code sees no Python signal."""
+    status: list[cp_model.cp_model_pb2] = []
+    thread = threading.Thread(target=lambda: status.append(solver.solve(model)), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if deadline.interrupted():
+            solver.stop_search()
+    return status[0]

@@ -1,0 +1,57 @@
+"""Places the most loaded items first, each where it makes the worst link least bad."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.heuristic import Heuristic
+from moe_placer.problem import LayerProblem
+
+__all__ = ["Greedy"]
+
+
+class Greedy(Heuristic):
+    """List scheduling on links: the hottest expert first, each on the node whose worst link stays coolest."""
+
+    name = "greedy"
+    summary = "hottest expert first, each to the node whose links stay coolest"
+    source = "Graham's LPT rule (1969), applied to links"
+
+    def place(self, layer: LayerProblem, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Return the node of each item [I]."""
+        del rng
+        share = layer.slots / layer.slots.sum()
+        spread = _spread(layer, share)  # [I, K]: an item not placed yet counts as spread over all slots
+        cost = np.append(layer.base, 0.0) + spread.sum(axis=0)
+        free = layer.slots.copy()
+        copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+        node = np.where(layer.pinned >= 0, layer.pinned, 0)
+        for i in sorted(range(layer.items), key=lambda i: (layer.pinned[i] < 0, -layer.load[i], i)):
+            cost -= spread[i]
+            if layer.pinned[i] < 0:
+                allowed = (free > 0) & (copies[layer.expert[i]] < layer.together)
+                node[i] = _coolest(cost, layer, i, allowed if allowed.any() else free > 0)
+            n = node[i]
+            np.add.at(cost, layer.touched[n], layer.delta[i, n])
+            free[n] -= 1
+            copies[layer.expert[i], n] += 1
+        return node
+
+
+def _spread(layer: LayerProblem, share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    spread = np.zeros((layer.items, layer.links + 1))
+    for n in range(layer.nodes):
+        for m, k in enumerate(layer.touched[n]):
+            spread[:, k] += share[n] * layer.delta[:, n, m]
+    return spread
+
+
+def _coolest(cost: npt.NDArray[np.float64], layer: LayerProblem, item: int, allowed: npt.NDArray[np.bool_]) -> int:
+    """Return the node whose worst link stays coolest; of equals, the one whose links rise least in squares."""
+    before = cost[layer.touched]  # [N, M]
+    after = before + layer.delta[item]
+    worst = np.maximum(after.max(axis=1), cost[:-1].max(initial=0.0))
+    rise = (after**2 - before**2).sum(axis=1)
+    best = np.where(allowed, worst, np.inf).min()
+    return int(np.where(allowed & (worst <= best * (1 + 1e-9)), rise, np.inf).argmin())
