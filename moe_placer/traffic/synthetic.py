@@ -1,0 +1,124 @@
+"""Seeded tokens with the skew and structure of real routing.
+
+Calibrated to figures published for, or measured on, recordings of real models (ranges over models and texts); the right
+columns are measured on 20,000 generated tokens a domain, 12 layers, seed 1 (tests/test_synthetic.py repeats this):
+
+======================================================  ==============  ==========  ==========
+figure                                                  real            64, top-8   256, top-8
+======================================================  ==============  ==========  ==========
+largest / mean load of a layer, one domain (median)     2.2 to 6.1      3.0         5.9
+  least and largest over layers (DeepSeek-V3, 256)      3.2 and 13.2    2.2, 5.2    4.0, 19.4
+sigma of ln load, one domain (median over layers)       0.21 to 1.21    0.79        0.96
+largest / mean load, all domains mixed (median)         2.0 to 3.6      1.9         3.4
+sigma of ln load, all domains mixed                     0.23 to 0.50    0.37        0.59
+correlation of expert loads between domains             0.06 to 0.21    0.08        0.12
+pair mass away from independence, within a layer        0.35 to 0.46    0.37        0.39
+99th percentile of a pair's lift                        5 to 9          6.2         5.9
+bits that an expert tells about the next layer's        0.5 to 0.9      0.61        0.69
+======================================================  ==============  ==========  ==========
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.traffic.recording import Recording, Traffic
+
+__all__ = ["DOMAINS", "Domain", "make_domain", "sample_domain", "steepness", "synthesize"]
+
+Floats = npt.NDArray[np.float64]
+
+DOMAINS = 4
+TOKENS = 1024  # per domain
+TOPICS = 24  # per domain
+SIGMA = 0.60  # of ln popularity of an expert in a domain, before topics add theirs
+SIGMA_SPREAD = 0.35  # of ln sigma, from layer to layer
+COMMON = 0.40  # share of the variance of ln popularity that all domains have in common
+TOPIC_SIGMA = 2.2  # of ln popularity of an expert in a topic, around its domain's
+SPARSITY = 32.0  # experts per chosen expert for which the sigmas hold; denser routing saturates, and needs more
+_MIX = 2.0  # concentration of a node's domain shares: the lower, the more uneven
+_NEIGHBOURS = 4  # nodes that share half of their mix
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The popularity of experts in one domain: ``chance[layer, topic, expert]``, rows sum to 1."""
+
+    chance: Floats
+
+
+def synthesize(instance: Instance, seed: int) -> Traffic:
+    """Generate four domains of tokens, and a mix of them for every node.
+
+    A token has a topic, the same in all layers, and draws its top-k experts one after the other without replacement
+    (Plackett-Luce) from the topic's log-normal popularity. Topics make experts co-activate and make one layer tell about the
+    next. The same instance sizes and seed always give the same tokens.
+    """
+    rng = np.random.default_rng(seed)
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    common = rng.standard_normal((layers, experts))
+    steep = steepness(experts, instance.model.top_k)
+    sigma = SIGMA * steep * np.exp(SIGMA_SPREAD * rng.standard_normal(layers))
+    recordings = []
+    for number in range(DOMAINS):
+        topk = sample_domain(make_domain(rng, common, sigma, TOPIC_SIGMA * steep), TOKENS, instance.model.top_k, rng)
+        load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
+        tokens = np.full(layers, float(TOKENS))
+        recordings.append(Recording(f"synthetic-{number}", load.astype(np.float64), tokens, topk))
+    return Traffic(tuple(recordings), _mix(rng, instance.cluster.nodes))
+
+
+def steepness(experts: int, top_k: int) -> float:
+    """How much larger than stated the sigmas must be where a token chooses a larger share of the experts."""
+    return float(np.clip(np.sqrt(SPARSITY * top_k / experts), 0.5, 3.0))
+
+
+def make_domain(rng: np.random.Generator, common: Floats, sigma: Floats, topic_sigma: float) -> Domain:
+    """Draw a domain's popularities around what all domains have in common [layers, experts]."""
+    layers, experts = common.shape
+    own = np.sqrt(COMMON) * common + np.sqrt(1 - COMMON) * rng.standard_normal((layers, experts))
+    topics = rng.standard_normal((layers, TOPICS, experts))
+    log = sigma[:, None, None] * own[:, None, :] + topic_sigma * topics
+    chance = np.exp(log)
+    return Domain(chance / chance.sum(axis=2, keepdims=True))
+
+
+def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
+    """Draw tokens' choices [tokens, layers, top_k]."""
+    layers, topics, _ = domain.chance.shape
+    # Some topics are common and some rare (Zipf), as in text.
+    frequency = 1 / (np.arange(topics) + 3.0)
+    topic = _draw(np.cumsum(frequency / frequency.sum()), rng.random(tokens))
+    rate = (1 / np.maximum(domain.chance, 1e-30)).astype(np.float32)
+    return np.stack([_choose(rate[layer], topic, top_k, rng) for layer in range(layers)], axis=1)
+
+
+def _draw(cumulative: Floats, u: Floats) -> npt.NDArray[np.int64]:
+    return np.minimum(np.searchsorted(cumulative, u, side="right"), len(cumulative) - 1)
+
+
+def _choose(
+    rate: npt.NDArray[np.float32], topic: npt.NDArray[np.int64], top_k: int, rng: np.random.Generator
+) -> npt.NDArray[np.uint16]:
+    """Draw top_k different experts for each token: those of the smallest exponential keys.
+
+    Choosing by the smallest of keys ``Exponential / chance`` is drawing one after the other without replacement in
+    proportion to what is left (Efraimidis and Spirakis, 2006).
+    """
+    keys = rng.standard_exponential((len(topic), rate.shape[1]), dtype=np.float32)
+    keys *= rate[topic]
+    if top_k == rate.shape[1]:
+        return np.tile(np.arange(top_k, dtype=np.uint16), (len(topic), 1))
+    return np.sort(np.argpartition(keys, top_k, axis=1)[:, :top_k].astype(np.uint16), axis=1)
+
+
+def _mix(rng: np.random.Generator, nodes: int) -> Floats:
+    """Draw each node's shares of the domains, half of it shared with its neighbours (as request routing makes it)."""
+    own = rng.dirichlet(np.full(DOMAINS, _MIX), nodes)
+    shared = rng.dirichlet(np.full(DOMAINS, _MIX), -(-nodes // _NEIGHBOURS))
+    mix = (own + np.repeat(shared, _NEIGHBOURS, axis=0)[:nodes]) / 2
+    return np.asarray(mix / mix.sum(axis=1, keepdims=True))
