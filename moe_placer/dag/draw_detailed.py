@@ -1,0 +1,262 @@
+"""Draws one MoE layer expert by expert: a row for every node, columns in the order of the step."""
+
+from __future__ import annotations
+
+from moe_placer.dag.canvas import Canvas, text_width
+from moe_placer.dag.legend import draw_legend, draw_links, legend_height, links_height
+from moe_placer.dag.operation import Dag, Edge, Operation
+from moe_placer.dag.palette import HOT
+from moe_placer.dag.words import TITLES, amount, describe, describe_edge, gpu_list, number, shape_text
+
+__all__ = ["draw_detailed"]
+
+MARGIN = 40.0
+BOX, LEAD = 104.0, 96.0  # width of most symbols, and of the room between them for a shape
+PORT, EXPERT_ROW, CREW = 12.0, 17.0, 100.0  # heights: an edge's end with its text, an expert, a tensor-parallel group
+EXPERT = 132.0
+CROSSING = 300.0  # where edges between nodes cross each other; no text there
+TALL = 50.0
+SMALL, TEXT = 8.0, 10.0
+# Kind to column; a column is a symbol and what is left of it.
+_CREW_KINDS = ("input", "attention", "attention_reduce", "gate", "gate_scatter")
+_TITLES = {
+    "input": "Hidden states",
+    "attention": "MHA, tensor parallel",
+    "attention_reduce": "Sum over shards",
+    "gate": "Gating, head GPU",
+    "gate_scatter": "Choices to all",
+    "dispatch_send": "Dispatch: send",
+    "dispatch_receive": "Dispatch: receive",
+    "expert": "Experts",
+    "expert_reduce": "Sum over shards",
+    "combine_send": "Combine: send",
+    "combine_receive": "Combine: receive",
+    "aggregate": "Weigh and add",
+    "output": "Hidden states",
+}
+
+
+def draw_detailed(dag: Dag) -> str:
+    """Return the SVG of a graph of one MoE layer with every operation."""
+    return _Sheet(dag).draw()
+
+
+class _Sheet:
+    def __init__(self, dag: Dag) -> None:
+        self.dag = dag
+        self.per_node = dag.facts["gpus_per_node"]
+        self.nodes = dag.facts["nodes"]
+        self.layer = dag.facts["layers"][0]
+        self.cost = dag.facts["links"][self.layer]
+        self.by_node: dict[str, list[list[Operation]]] = {}
+        for op in dag.operations():
+            rows = self.by_node.setdefault(op.kind, [[] for _ in range(self.nodes)])
+            rows[self._home(op)].append(op)
+        for rows in self.by_node.values():
+            for row in rows:
+                row.sort(key=lambda op: op.gpus)
+        self.column = self._find_columns()
+        self.width = self.column["output"] + BOX + MARGIN
+        self.place: dict[str, tuple[float, float, float, float]] = {}
+        self.top: list[float] = []
+        self.height = self._place_rows()
+
+    def _home(self, op: Operation) -> int:
+        """Return the node an operation is drawn at; its name tells it where it serves one."""
+        last = op.id.rpartition(".")[2]
+        return int(last[1:]) if last.startswith("n") else op.gpus[0] // self.per_node
+
+    def _find_columns(self) -> dict[str, float]:
+        columns, x = {}, MARGIN + 76
+        for kind in _CREW_KINDS:
+            if kind in self.by_node:
+                columns[kind] = x
+                x += BOX + LEAD
+        columns["dispatch_send"] = x
+        x += BOX + CROSSING + LEAD + 20
+        columns["dispatch_receive"] = x
+        x += BOX + LEAD
+        columns["expert"] = x
+        x += EXPERT + LEAD
+        if "expert_reduce" in self.by_node:
+            columns["expert_reduce"] = x
+            x += EXPERT + LEAD
+        columns["combine_send"] = x
+        x += BOX + CROSSING + LEAD + 20
+        for kind in ("combine_receive", "aggregate", "output"):
+            columns[kind] = x
+            x += BOX + LEAD
+        return columns
+
+    def _place_rows(self) -> float:
+        ports = [0] * self.nodes
+        for kind in ("dispatch_receive", "combine_receive"):
+            for node, ops in enumerate(self.by_node[kind]):
+                for op in ops:
+                    ports[node] = max(ports[node], len(self.dag.incoming(op.id)))
+        y = 150.0
+        for node in range(self.nodes):
+            experts, crews = len(self.by_node["expert"][node]), len(self.by_node["attention"][node])
+            content = max(ports[node] * PORT, experts * EXPERT_ROW, crews * (CREW - 28), TALL)
+            self.top.append(y)
+            self._place_node(node, y + 10, content)
+            y += 10 + content + 8 + 14 * 2 * crews + 10
+        return y
+
+    def _place_node(self, node: int, y: float, content: float) -> None:
+        middle = y + content / 2
+        for kind in (*_CREW_KINDS, "aggregate", "output"):
+            ops = self.by_node.get(kind, [[]] * self.nodes)[node]
+            for index, op in enumerate(ops):
+                part = content / len(ops)
+                centre = y + (index + 0.5) * part
+                self.place[op.id] = (self.column[kind], centre - TALL / 2, BOX, TALL)
+        for kind in ("expert", "expert_reduce"):
+            ops = self.by_node.get(kind, [[]] * self.nodes)[node]
+            for index, op in enumerate(ops):
+                centre = middle + (index - (len(ops) - 1) / 2) * EXPERT_ROW
+                self.place[op.id] = (self.column[kind], centre - EXPERT_ROW / 2 + 1.5, EXPERT, EXPERT_ROW - 3)
+        for kind in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
+            for op in self.by_node[kind][node]:
+                self.place[op.id] = (self.column[kind], middle - TALL / 2, BOX, TALL)
+
+    def draw(self) -> str:
+        """Draw rows, edges, operations over them, then legend and link loads."""
+        room = self.width - 2 * MARGIN
+        low = self.height + legend_height(self.nodes, room, 14.0) + 30
+        total = low + links_height(self.cost, room) + 30
+        title = f"{self.dag.name}: MoE layer {self.layer}, expert by expert"
+        canvas = Canvas(self.width, total, title)
+        canvas.text(title, MARGIN, 52, min(28.0, room / text_width(title, 1.0)), font_weight="bold")
+        canvas.text(self._summary(), MARGIN, 84, min(15.0, room / text_width(self._summary(), 1.0)))
+        self._draw_rows(canvas)
+        canvas.group(id="edges")
+        for edge in self.dag.edges():
+            self._draw_edge(canvas, edge)
+        canvas.group(id="operations")
+        for op in self.dag.operations():
+            self._draw_operation(canvas, op)
+        canvas.group(id="legend")
+        draw_legend(canvas, MARGIN, self.height + 10, room, self.nodes, size=14.0)
+        draw_links(canvas, MARGIN, low, room, self.cost)
+        return canvas.svg()
+
+    def _summary(self) -> str:
+        sent = [edge for edge in self.dag.edges() if edge.tensor.startswith("sent.")]
+        tokens = sum(edge.shape[0] for edge in sent)
+        far = sum(edge.shape[0] for edge in sent if edge.travel == "network")
+        copies = sum(len(row) for row in self.by_node["expert"])
+        words = f"{copies} expert replicas; {number(tokens)} token copies dispatched"
+        share = f", {far / tokens:.1%} to another node" if tokens else ""
+        worst = max(self.cost, key=lambda link: self.cost[link], default="")
+        if worst and self.cost[worst] > 0:
+            share += f"; worst link {worst}, {self.cost[worst]:,.0f} tokens at node-link speed"
+        return words + share
+
+    def _draw_rows(self, canvas: Canvas) -> None:
+        canvas.group(id="rows")
+        ends = [*self.top[1:], self.height]
+        for node, (top, end) in enumerate(zip(self.top, ends, strict=True)):
+            box = (MARGIN - 8, top, self.width - 2 * MARGIN + 16, end - top - 6)
+            canvas.frame(box, fill="#F7F7F7", stroke="#D1D5DB")
+            label = (MARGIN, top + 4, 62.0, end - top - 14)
+            canvas.symbol("computation", label, [f"node {node}"], fill=canvas.fill_of(node), size=12.0)
+        for kind, x in self.column.items():
+            width = EXPERT if kind.startswith("expert") else BOX
+            size = min(12.0, (width + 40) / text_width(_TITLES[kind], 1.0))
+            canvas.text(_TITLES[kind], x + width / 2, 132, round(size - 0.05, 1), anchor="middle", font_weight="bold")
+
+    def _draw_operation(self, canvas: Canvas, op: Operation) -> None:
+        if op.kind in {"expert", "expert_reduce"}:
+            name = op.id.partition(".")[2].partition(".")[2]
+            lines = [f"{name.replace('.', ' ')} {gpu_list(op.gpus, 16)}"]
+        elif op.kind in {"dispatch_send", "combine_receive"}:
+            edges = self.dag.outgoing(op.id) if op.kind == "dispatch_send" else self.dag.incoming(op.id)
+            lines = [TITLES[op.kind], gpu_list(op.gpus, 16), f"{number(sum(e.shape[0] for e in edges))} tok"]
+        else:
+            lines = [TITLES[op.kind], gpu_list(op.gpus, 16), amount(op.flops, "FLOP") if op.flops else ""]
+        fill = canvas.fill_of(self._home(op))
+        canvas.symbol(op.role, self.place[op.id], lines, fill=fill, tip=describe(op), size=TEXT, name=op.id)
+
+    def _draw_edge(self, canvas: Canvas, edge: Edge) -> None:
+        kinds = (self.dag.operation(edge.source).kind, self.dag.operation(edge.target).kind)
+        if kinds in {("dispatch_send", "dispatch_receive"), ("combine_send", "combine_receive")}:
+            self._draw_crossing(canvas, edge)
+        elif {"expert", "expert_reduce"} & set(kinds):
+            self._draw_fan(canvas, edge)
+        else:
+            self._draw_crew_edge(canvas, edge)
+
+    def _draw_crossing(self, canvas: Canvas, edge: Edge) -> None:
+        """From node to node: a curve without text, then a straight end with its shape above it."""
+        a, b = self.place[edge.source], self.place[edge.target]
+        ends = [
+            other for other in self.dag.incoming(edge.target) if other.tensor.split(".")[0] == edge.tensor.split(".")[0]
+        ]
+        index = ends.index(edge)
+        y = b[1] + TALL / 2 + (index - (len(ends) - 1) / 2) * PORT
+        lead = b[0] - LEAD - 14
+        start, y0 = a[0] + BOX, a[1] + TALL / 2
+        warn, tip = edge.hot >= HOT, describe_edge(self.dag, edge)
+        bend = CROSSING * 0.45
+        curve = f"C{start + bend:.1f} {y0:.1f} {lead - bend:.1f} {y:.1f} {lead:.1f} {y:.1f}"
+        path = [f"M{start:.1f} {y0:.1f}", curve, f"H{b[0] - 6:.1f}"]
+        canvas.line(path, warn=warn, tip=tip, arrow=False, opacity=0.85, stroke_width=1.4 if warn else 0.8)
+        canvas.line(
+            [f"M{b[0] - 6:.1f} {y:.1f} L{b[0] + 4:.1f} {b[1] + TALL / 2:.1f}"], warn=warn, arrow=False, stroke_width=0.8
+        )
+        source = edge.tensor.split(".")[1]
+        label = f"{source} {shape_text(edge.shape)}"
+        size = min(SMALL, (LEAD + 4) / text_width(label, 1.0))
+        canvas.text(label, lead + 2, y - 2, round(size - 0.05, 1))
+
+    def _draw_fan(self, canvas: Canvas, edge: Edge) -> None:
+        """Between a node's send or receive and its experts: one straight line a row, its shape above it."""
+        a, b = self.place[edge.source], self.place[edge.target]
+        label, tip = shape_text(edge.shape), describe_edge(self.dag, edge)
+        fans_out = self.dag.operation(edge.source).kind == "dispatch_receive"
+        row = b if fans_out else a
+        y, start, end = row[1] + row[3] / 2, a[0] + a[2], b[0]
+        if fans_out:
+            path = f"M{start - 3:.1f} {a[1] + a[3] / 2:.1f} L{start + 8:.1f} {y:.1f} H{end:.1f}"
+        elif b[3] > EXPERT_ROW:
+            path = f"M{start:.1f} {y:.1f} H{end - 8:.1f} L{end + 3:.1f} {b[1] + b[3] / 2:.1f}"
+        else:
+            path = f"M{start:.1f} {y:.1f} H{end:.1f}"
+        canvas.line([path], tip=tip, arrow=fans_out or b[3] <= EXPERT_ROW, stroke_width=0.8)
+        size = min(SMALL, (LEAD - 20) / text_width(label, 1.0))
+        canvas.text(label, (start + end) / 2, y - 2.5, round(size - 0.05, 1), anchor="middle")
+
+    def _draw_crew_edge(self, canvas: Canvas, edge: Edge) -> None:
+        a, b = self.place[edge.source], self.place[edge.target]
+        label, tip = shape_text(edge.shape), describe_edge(self.dag, edge)
+        y0, y1 = a[1] + TALL / 2, b[1] + TALL / 2
+        start, end = a[0] + a[2], b[0]
+        if end - start < LEAD + 1:
+            target_spreads = abs(y0 - y1) > 1 and len(self.dag.outgoing(edge.source)) > 1
+            y = y1 if target_spreads else y0
+            path = f"M{start:.1f} {y0:.1f} L{start + 6:.1f} {y:.1f} H{end - 8:.1f} L{end:.1f} {y1:.1f}"
+            canvas.line([path], dashed=edge.dashed, tip=tip, warn=edge.hot >= HOT)
+            size = min(SMALL + 1, (LEAD - 20) / text_width(label, 1.0))
+            canvas.text(label, (start + end) / 2, y - 4, round(size - 0.05, 1), anchor="middle")
+            return
+        self._draw_channel(canvas, edge, label, tip)
+
+    def _draw_channel(self, canvas: Canvas, edge: Edge, label: str, tip: str) -> None:
+        """Past other columns: near ones directly under the group's symbols, far ones along the bottom of the row."""
+        a, b = self.place[edge.source], self.place[edge.target]
+        near = self.dag.operation(edge.target).kind == "dispatch_send"
+        node = self._home(self.dag.operation(edge.source))
+        crews = self.by_node["attention"][node]
+        own = [op.id for op in self.by_node["aggregate"][node]]
+        index = own.index(edge.target) if edge.target in own else 0
+        bottom = ([*self.top[1:], self.height][node]) - 6
+        slot = 2 * index + (1 if edge.tensor.startswith("choices") else 0)
+        y = a[1] + TALL + 17 if near else bottom - 14 * (2 * len(crews) - slot) + 8
+        shift = 0.62 if near else 0.5
+        leave = a[0] + BOX * shift
+        end, arrive = (f"H{b[0] - 8:.1f} L{b[0] + 3:.1f} {b[1] + TALL * 0.62:.1f}", 0.0) if near else ("", b[0] + 26.0)
+        arrive += 30 if edge.tensor.startswith("choices") else 0
+        end = end or f"H{arrive:.1f} V{b[1] + TALL:.1f}"
+        canvas.line([f"M{leave:.1f} {a[1] + TALL - 1:.1f} V{y:.1f} {end}"], dashed=edge.dashed, tip=tip)
+        canvas.text(label, a[0] + BOX + 18, y - 3, SMALL + 1)

@@ -1,0 +1,236 @@
+"""Draws the key ideas on one page: three bands of columns, a lane for every DP replica."""
+
+from __future__ import annotations
+
+from moe_placer.dag.canvas import SKEW, Canvas, text_width
+from moe_placer.dag.legend import draw_legend, legend_height
+from moe_placer.dag.operation import Dag, Edge, Operation
+from moe_placer.dag.palette import HOT
+from moe_placer.dag.words import TITLES, amount, describe, describe_edge, gpu_list, shape_text
+
+__all__ = ["draw_simplified"]
+
+BOX, GAP = 138.0, 96.0
+LANE, CHANNEL, STRIP = 62.0, 17.0, 7.0
+MARGIN = 40.0
+TEXT = 10.0
+
+
+def draw_simplified(dag: Dag) -> str:
+    """Return the SVG of a graph whose operations are merged by kind, layer and DP lane."""
+    return _Page(dag).draw()
+
+
+class _Page:
+    def __init__(self, dag: Dag) -> None:
+        self.dag = dag
+        self.lanes = sorted({op.group for op in dag.operations() if op.group is not None}) or [0]
+        self.bands = self._divide()
+        self.channels = [self._find_channels(band) for band in self.bands]
+        columns = max(len(band) for band in self.bands)
+        self.width = max(1500.0, 2 * MARGIN + columns * BOX + (columns - 1) * GAP + 40)
+        self.place: dict[str, tuple[float, float, float, float]] = {}
+        self.tops: list[float] = []
+        top = 128.0
+        for band, channels in zip(self.bands, self.channels, strict=True):
+            self.tops.append(top)
+            self._place_band(band, top, len(channels))
+            top += self._band_height(len(channels)) + 38 + 13 * len(self.lanes)
+        self.bottom = top - 10
+
+    def _divide(self) -> list[list[list[Operation]]]:
+        """Columns of operations of one kind, in three bands: before, in and after the MoE layer."""
+        bands: list[list[list[Operation]]] = [[], [], []]
+        seen: dict[tuple[str, int | None], list[Operation]] = {}
+        moe = set(self.dag.facts["links"])
+        band = 0
+        for op in self.dag.operations():
+            band = 1 if op.layer in moe else max(band, 2) if band and op.layer is None else band
+            key = (op.kind, op.layer)
+            if key not in seen:
+                seen[key] = []
+                bands[band].append(seen[key])
+            seen[key].append(op)
+        return [band for band in bands if band]
+
+    def _find_channels(self, band: list[list[Operation]]) -> list[tuple[int, int, str]]:
+        """Edges that skip a column: from column, to column, family. Each gets a line of its own above the lane."""
+        column = {op.id: index for index, ops in enumerate(band) for op in ops}
+        found = []
+        for edge in self.dag.edges():
+            a, b = column.get(edge.source), column.get(edge.target)
+            if a is not None and b is not None and b - a > 1:
+                key = (a, b, edge.tensor.partition("@")[0])
+                if key not in found:
+                    found.append(key)
+        return sorted(found, key=lambda key: (key[1] - key[0], key))
+
+    def _lane_top(self, lane: int, channels: int) -> float:
+        """Top of a lane under its band's top; the last lane has its channels below, all others above."""
+        above = lane + 1 if lane + 1 < len(self.lanes) or not lane else lane
+        return lane * (LANE + 24) + above * channels * CHANNEL
+
+    def _band_height(self, channels: int) -> float:
+        last = len(self.lanes) - 1
+        return self._lane_top(last, channels) + LANE + 24 + (channels * CHANNEL if last else 0)
+
+    def _place_band(self, band: list[list[Operation]], top: float, channels: int) -> None:
+        first, last = (top + self._lane_top(lane, channels) for lane in (0, len(self.lanes) - 1))
+        for index, ops in enumerate(band):
+            x = MARGIN + index * (BOX + GAP)
+            for op in ops:
+                if op.group is None or len(ops) == 1:
+                    self.place[op.id] = (x, first, BOX, last + LANE - first)
+                else:
+                    lane = self.lanes.index(op.group)
+                    self.place[op.id] = (x, top + self._lane_top(lane, channels), BOX, LANE)
+
+    def draw(self) -> str:
+        """Draw bands, edges under operations, then legend and facts."""
+        nodes = self.dag.facts["nodes"]
+        low = self.bottom + 30 + legend_height(nodes, self.width - 2 * MARGIN)
+        canvas = Canvas(self.width, low + 20, f"{self.dag.name}: the deployment on one page")
+        room = self.width - 2 * MARGIN
+        title = f"{self.dag.name}: the deployment on one page"
+        canvas.text(title, MARGIN, 46, min(24.0, room / text_width(title, 1.0)), font_weight="bold")
+        for index, line in enumerate(self._facts()):
+            canvas.text(line, MARGIN, 72 + 19 * index, min(13.0, room / text_width(line, 1.0)))
+        self._draw_frames(canvas)
+        canvas.group()
+        for edge in self.dag.edges():
+            self._draw_edge(canvas, edge)
+        canvas.group()
+        for op in self.dag.operations():
+            self._draw_operation(canvas, op)
+        canvas.group()
+        draw_legend(canvas, MARGIN, self.bottom + 24, room, nodes)
+        return canvas.svg()
+
+    def _facts(self) -> list[str]:
+        facts = self.dag.facts
+        experts = [pair for op in self.dag.operations("expert") for pair in op.experts]
+        held = {gpu for op in self.dag.operations("expert") for gpu in op.gpus}
+        cost = next(iter(facts["links"].values()))
+        gpus = facts["nodes"] * facts["gpus_per_node"]
+        first = f"{len(experts)} expert replicas of a layer on {len(held)} of {gpus} GPUs, {facts['nodes']} nodes"
+        lines = [f"{first}; {facts['dp']} DP replicas; shapes and bytes per step"]
+        if cost and max(cost.values()) > 0:
+            worst = max(cost, key=lambda link: cost[link])
+            layer = next(iter(facts["links"]))
+            lines.append(
+                f"shown: layer {layer}, the MoE layer with the costliest link: {worst} carries {cost[worst]:,.0f} "
+                "tokens at node-link speed"
+            )
+        return lines
+
+    def _draw_frames(self, canvas: Canvas) -> None:
+        moe = set(self.dag.facts["links"])
+        for band, top, channels in zip(self.bands, self.tops, self.channels, strict=True):
+            by_layer: dict[int, list[int]] = {}
+            for index, ops in enumerate(band):
+                if ops[0].layer is not None:
+                    by_layer.setdefault(ops[0].layer, []).append(index)
+            for layer, columns in by_layer.items():
+                x = MARGIN + columns[0] * (BOX + GAP) - 7
+                width = (len(columns) - 1) * (BOX + GAP) + BOX + 14
+                repeats = band[columns[0]][0].repeats
+                canvas.frame((x, top - 22, width, self._band_height(len(channels)) + 18), fill="#F7F7F7")
+                kind = "MoE layer" if layer in moe else "dense layer"
+                canvas.text(f"{kind} {layer}, one of {repeats}", x + 8, top - 8, 11, font_weight="bold")
+
+    def _draw_operation(self, canvas: Canvas, op: Operation) -> None:
+        work = amount(op.flops, "FLOP") if op.flops else ""
+        title = TITLES[op.kind]
+        if op.kind == "expert":
+            title = f"{len(op.experts)} experts"
+        if op.moved:
+            far = op.moved.get("network", 0.0)
+            work = f"{amount(far, 'B')} over links" if far else f"{amount(sum(op.moved.values()), 'B')} moved"
+        lines = [title, gpu_list(op.gpus, 18), work]
+        per_node = self.dag.facts["gpus_per_node"]
+        home = sorted({gpu // per_node for gpu in op.gpus})
+        fill = canvas.fill_of(home[0] if len(home) == 1 else None)
+        box = self.place[op.id]
+        canvas.symbol(op.role, box, lines, fill=fill, tip=describe(op), size=TEXT + 2, warn=op.hot >= HOT)
+        step = min(12.0, BOX / len(home))
+        left = box[0] + (BOX - step * len(home)) / 2
+        for index, node in enumerate(home):
+            at = (left + index * step, box[1] + box[3] + 4, step, STRIP)
+            canvas.symbol("computation", at, [], fill=canvas.fill_of(node), tip=f"node {node}")
+
+    def _side(self, name: str, y: float, *, right: bool) -> float:
+        """Where a horizontal line at y meets the left or right side of a symbol."""
+        left, top, width, height = self.place[name]
+        role = self.dag.operation(name).role
+        inset = 0.0
+        if role == "communication":
+            away = min(1.0, abs(y - top - height / 2) / (height / 2))
+            inset = width / 2 * (1 - (1 - away * away) ** 0.5)
+        elif role == "routing":
+            down = (y - top) / height
+            inset = SKEW * (down if right else 1 - down)
+        return left + width - inset if right else left + inset
+
+    def _rim(self, name: str, x: float, *, below: bool) -> float:
+        """Where a vertical line at x meets the top or bottom of a symbol."""
+        left, top, width, height = self.place[name]
+        inset = 0.0
+        if self.dag.operation(name).role == "communication":
+            away = min(1.0, abs(x - left - width / 2) / (width / 2))
+            inset = height / 2 * (1 - (1 - away * away) ** 0.5)
+        return top + height - inset if below else top + inset
+
+    def _draw_edge(self, canvas: Canvas, edge: Edge) -> None:
+        a, b = self.place[edge.source], self.place[edge.target]
+        label, tip = shape_text(edge.shape), describe_edge(self.dag, edge)
+        warn, band = edge.hot >= HOT, self._band_of(edge.source)
+        if band != self._band_of(edge.target):
+            self._draw_wrap(canvas, edge, label, tip)
+            return
+        # Between a tall symbol and a lane, an edge runs at the lane's height.
+        lane = a if a[3] <= b[3] else b
+        middle = lane[1] + lane[3] / 2
+        columns = [round((box[0] - MARGIN) / (BOX + GAP)) for box in (a, b)]
+        if columns[1] - columns[0] == 1:
+            start, end = self._side(edge.source, middle, right=True), self._side(edge.target, middle, right=False)
+            canvas.line([f"M{start:.1f} {middle:.1f} H{end:.1f}"], dashed=edge.dashed, warn=warn, tip=tip)
+            size = min(TEXT, (GAP - 14) / text_width(label, 1.0))
+            canvas.text(label, a[0] + BOX + GAP / 2, middle - 5, round(size - 0.05, 1), anchor="middle")
+            return
+        self._draw_skip(canvas, edge, (columns[0], columns[1]), lane[1], label, tip)
+
+    def _draw_skip(
+        self, canvas: Canvas, edge: Edge, columns: tuple[int, int], lane_top: float, label: str, tip: str
+    ) -> None:
+        """Draw an edge past other columns: in its own channel above the lane, or below the last of several lanes."""
+        a, b = self.place[edge.source], self.place[edge.target]
+        channels = self.channels[self._band_of(edge.source)]
+        channel = channels.index((*columns, edge.tensor.partition("@")[0]))
+        groups = {self.dag.operation(name).group for name in (edge.source, edge.target)} - {None}
+        below = len(self.lanes) > 1 and self.lanes[-1] in groups
+        y = lane_top - (channel + 1) * CHANNEL + 4
+        if below:
+            y = lane_top + LANE + 2 * STRIP + (channel + 1) * CHANNEL
+        leave, arrive = a[0] + BOX * 0.72 + channel * 9, b[0] + BOX * 0.2 + channel * 9
+        start, end = self._rim(edge.source, leave, below=below), self._rim(edge.target, arrive, below=below)
+        path = f"M{leave:.1f} {start:.1f} V{y:.1f} H{arrive:.1f} V{end:.1f}"
+        if b[3] > LANE and b[1] < y < b[1] + b[3]:  # a middle lane's channel runs straight into a tall symbol
+            path = f"M{leave:.1f} {start:.1f} V{y:.1f} H{self._side(edge.target, y, right=False):.1f}"
+        canvas.line([path], dashed=edge.dashed, warn=edge.hot >= HOT, tip=tip)
+        canvas.text(label, a[0] + BOX + 24, y - 3, TEXT)
+
+    def _band_of(self, name: str) -> int:
+        return next(i for i, band in enumerate(self.bands) if any(op.id == name for ops in band for op in ops))
+
+    def _draw_wrap(self, canvas: Canvas, edge: Edge, label: str, tip: str) -> None:
+        """Draw an edge from the end of a band to the start of the next one."""
+        a, b = self.place[edge.source], self.place[edge.target]
+        lane = self.lanes.index(self.dag.operation(edge.target).group or self.lanes[0])
+        turn, shift = a[0] + BOX + 14 + 6 * lane, b[0] - 13 - 6 * (len(self.lanes) - 1 - lane)
+        y = self.tops[self._band_of(edge.target)] - 30 - 13 * (len(self.lanes) - 1 - lane)
+        middle, into = (a if a[3] <= b[3] else b), b[1] + b[3] / 2
+        height = middle[1] + middle[3] / 2
+        start, end = self._side(edge.source, height, right=True), self._side(edge.target, into, right=False)
+        path = f"M{start:.1f} {height:.1f} H{turn:.1f} V{y:.1f} H{shift:.1f} V{into:.1f} H{end:.1f}"
+        canvas.line([path], dashed=edge.dashed, tip=tip)
+        canvas.text(label, MARGIN + 250, y - 2, TEXT - 1)

@@ -1,0 +1,150 @@
+"""How many tokens go where: from every node to every expert replica, and over which links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import InputError, Mistake
+from moe_placer.fabric import Routes, build_fabric, compile_routes
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["Flows", "LayerFlow", "check_fit", "read_flows"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFlow:
+    """The dispatch of one MoE layer.
+
+    Attributes
+    ----------
+    copies : list of (expert, replica, GPUs)
+        Every replica, expert by expert; more than one GPU where experts are sharded.
+    tokens : float array [nodes, copies]
+        Tokens per step from each node to each replica.
+    uses : bool array [nodes, copies]
+        Whether the node's tokens may go to this replica at all.
+    chosen : float
+        Experts that one token chooses.
+    cost : float array [links]
+        As in placement-model.md: tokens at node-link speed; plain tokens under ``metric: tokens``.
+    """
+
+    copies: list[tuple[int, int, tuple[int, ...]]]
+    tokens: Floats
+    uses: npt.NDArray[np.bool_]
+    chosen: Floats
+    cost: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """Routes of the fabric, and the dispatch of any MoE layer, computed when asked for."""
+
+    instance: Instance
+    placement: Placement
+    traffic: Traffic
+    routes: Routes
+
+    def layer(self, row: int) -> LayerFlow:
+        """Compute the dispatch of the row-th MoE layer."""
+        instance = self.instance
+        nodes, experts = instance.cluster.nodes, instance.model.experts
+        copies = [
+            (expert, replica, tuple(sorted(gpus)))
+            for expert in range(experts)
+            for replica, gpus in enumerate(self.placement.shards(row, expert))
+        ]
+        started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+        choices = np.stack([r.load[row] / r.tokens[row] for r in self.traffic.recordings])
+        T = started * (self.traffic.mix @ choices)
+        share = self._shares(copies)
+        expert = np.array([copy[0] for copy in copies])
+        tokens = T[:, expert] * share
+        home = np.array([gpus[0] // instance.cluster.gpus_per_node for _, _, gpus in copies])
+        flow = np.zeros((nodes, nodes))
+        np.add.at(flow.T, home, tokens.T)
+        np.fill_diagonal(flow, 0.0)
+        load = np.asarray(self.routes.shares @ flow.ravel())
+        scale = np.ones_like(load)
+        if instance.objective.metric == "time":
+            scale = instance.cluster.fabric.node_gb_per_s / self.routes.bandwidth
+        return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load * scale)
+
+    def _shares(self, copies: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
+        """Share of a node's tokens for an expert that goes to each of its copies: [nodes, copies]."""
+        nodes = self.instance.cluster.nodes
+        if self.instance.placement.replica_routing == "group":
+            group = np.arange(nodes) * self.instance.parallelism.dp // nodes
+            replica = np.array([copy[1] for copy in copies])
+            return np.where(group[:, None] == replica[None, :], 1.0, 0.0)
+        count = np.bincount([copy[0] for copy in copies])
+        even: Floats = 1.0 / count[[copy[0] for copy in copies]]
+        return np.tile(even, (nodes, 1))
+
+
+def read_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Flows:
+    """Check that placement and traffic fit the instance, and compile its routes.
+
+    Raises
+    ------
+    InputError
+        They do not fit, or the instance asks for replica routing or dispatch that DAGs do not know.
+    """
+    mistakes = check_fit(instance, placement, traffic)
+    if mistakes:
+        raise InputError(mistakes)
+    routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
+    return Flows(instance, placement, traffic, routes)
+
+
+def check_fit(instance: Instance, placement: Placement, traffic: Traffic) -> list[Mistake]:
+    """List what keeps a DAG from being built."""
+    asked, mistakes = instance.placement, []
+    if asked.replica_routing not in {"group", "even"}:
+        expected = "group or even (DAGs know no other rule)"
+        mistakes.append(Mistake(asked.replica_routing, expected, "placement.replica_routing"))
+    if asked.dispatch != "per-expert":
+        mistakes.append(Mistake(asked.dispatch, "per-expert (DAGs know no other)", "placement.dispatch"))
+    mistakes += _placement_mistakes(instance, placement)
+    mistakes += _traffic_mistakes(instance, traffic)
+    return mistakes
+
+
+def _placement_mistakes(instance: Instance, placement: Placement) -> Iterator[Mistake]:
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    group = instance.placement.replica_routing == "group"
+    if len(placement.gpu) != layers:
+        yield Mistake(f"{len(placement.gpu)} layers in the placement", f"{layers} MoE layers", "gpu")
+    for row, copies in enumerate(placement.gpu[:layers]):
+        if len(copies) != experts:
+            yield Mistake(f"{len(copies)} experts", f"{experts}", f"gpu[{row}]")
+        for expert in range(len(copies)):
+            shards = placement.shards(row, expert)
+            if not shards or not all(shards) or any(gpu >= instance.gpus for gpus in shards for gpu in gpus):
+                expected = f"one or more replicas on GPUs below {instance.gpus}"
+                yield Mistake(f"{copies[expert]}", expected, f"gpu[{row}][{expert}]")
+            elif group and len(shards) != instance.parallelism.dp:
+                expected = f"one for each of the {instance.parallelism.dp} DP groups"
+                yield Mistake(f"{len(shards)} replicas", expected, f"gpu[{row}][{expert}]")
+
+
+def _traffic_mistakes(instance: Instance, traffic: Traffic) -> Iterator[Mistake]:
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    if traffic.mix.shape != (instance.cluster.nodes, len(traffic.recordings)) or not traffic.recordings:
+        expected = f"a row for each of {instance.cluster.nodes} nodes, a column for each recording"
+        yield Mistake(f"a mix of shape {traffic.mix.shape}", expected, "traffic.mix")
+    for index, recording in enumerate(traffic.recordings):
+        path = f"traffic.recordings[{index}]"
+        if recording.load.shape != (layers, experts) or recording.tokens.shape != (layers,):
+            found = f"loads of shape {recording.load.shape}"
+            yield Mistake(found, f"{(layers, experts)} [MoE layers, experts]", path)
+        elif not (recording.tokens > 0).all():
+            yield Mistake("a layer without tokens", "tokens in every layer", path)

@@ -1,0 +1,213 @@
+"""Adds one MoE layer: attention, gating, dispatch, every expert replica on its GPU, combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.dag.deployment import Crew, node_gpus, ring
+from moe_placer.dag.flows import LayerFlow
+from moe_placer.dag.operation import Operation
+from moe_placer.dag.weave import Weaver
+
+__all__ = ["add_moe_layer"]
+
+Hot = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One MoE layer under construction.
+
+    Attributes
+    ----------
+    home : list of int
+        Node of each replica.
+    to : float array [nodes, nodes]
+        Tokens from node s to the replicas on node d; nan where none may go there.
+    hot : float array [nodes, nodes]
+        Cost of the costliest link from s to d over the worst link's.
+    """
+
+    index: int
+    flow: LayerFlow
+    home: list[int]
+    to: npt.NDArray[np.float64]
+    hot: Hot
+
+    def name(self, rest: str) -> str:
+        return f"L{self.index}.{rest}"
+
+
+def add_moe_layer(weaver: Weaver, crews: list[Crew], hidden: list[Operation], layer: int, row: int) -> list[Operation]:
+    """Add the row-th MoE layer; return what holds each crew's hidden states afterwards."""
+    moe = _survey(weaver, layer, row)
+    attended = [weaver.attend(crew, before, layer) for crew, before in zip(crews, hidden, strict=True)]
+    routed = [_gate(weaver, moe, crew, before) for crew, before in zip(crews, attended, strict=True)]
+    senders = _send(weaver, moe, crews, attended, routed)
+    returned = _compute(weaver, moe, senders)
+    back = _combine(weaver, moe, returned)
+    return _aggregate(weaver, moe, crews, attended, routed, back)
+
+
+def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
+    """Find out how many tokens go between which nodes, and how hot the links between them are."""
+    instance, flow = weaver.instance, weaver.flows.layer(row)
+    nodes, per_node = instance.cluster.nodes, instance.cluster.gpus_per_node
+    home = [gpus[0] // per_node for _, _, gpus in flow.copies]
+    to = np.full((nodes, nodes), np.nan)
+    for node in sorted(set(home)):
+        here = [index for index, at in enumerate(home) if at == node]
+        to[:, node] = np.where(flow.uses[:, here].any(axis=1), flow.tokens[:, here].sum(axis=1), np.nan)
+    worst = float(flow.cost.max(initial=0.0))
+    names = weaver.flows.routes.links
+    cost = dict(zip(names, flow.cost.tolist(), strict=True))
+    hot = np.zeros((nodes, nodes))
+    if worst > 0:
+        for s, d in zip(*np.nonzero(np.nan_to_num(to)), strict=True):
+            if s != d:
+                hot[s, d] = max(cost[link] for link in weaver.links((int(s), int(d)))) / worst
+    weaver.dag.facts["links"][layer] = cost
+    return _Layer(layer, flow, home, to, hot)
+
+
+def _gate(weaver: Weaver, moe: _Layer, crew: Crew, attended: Operation) -> Operation:
+    """Gate on the crew's head GPU, and hand the choices to all of its GPUs."""
+    model, g = weaver.instance.model, crew.index
+    gate = weaver.add(moe.name(f"gate.g{g}"), "gate", crew.head, moe.index, crew.group)
+    weights = model.hidden_size * model.experts
+    gate.flops, gate.bytes_read = 2 * crew.total * weights, weights * weaver.precision
+    weaver.connect(attended, gate, f"attended.g{g}", (crew.total, model.hidden_size))
+    if len(crew.gpus) == 1:
+        return gate
+    scatter = weaver.add(moe.name(f"gate_scatter.g{g}"), "gate_scatter", crew.gpus, moe.index, crew.group)
+    home = crew.head[0] // weaver.instance.cluster.gpus_per_node
+    away = [(home, node) for node in crew.tokens]
+    shape = (crew.total, _chosen(moe, crew))
+    weaver.connect(gate, scatter, f"choices.g{g}", shape, dtype="choices", moves=True, pairs=away)
+    return scatter
+
+
+def _chosen(moe: _Layer, crew: Crew) -> float:
+    """Return how many experts a token of the crew chooses, on average over its nodes."""
+    total = sum(tokens * moe.flow.chosen[node] for node, tokens in crew.tokens.items())
+    return _clean(total / crew.total)
+
+
+def _clean(value: float) -> float:
+    """Drop the last digits, so that eight experts are 8 and not 7.999999999."""
+    return round(float(value), 9)
+
+
+def _send(
+    weaver: Weaver, moe: _Layer, crews: list[Crew], attended: list[Operation], routed: list[Operation]
+) -> dict[int, Operation]:
+    """Every node sends each token once for every expert it chose."""
+    instance = weaver.instance
+    senders = {
+        node: weaver.add(
+            moe.name(f"dispatch_send.n{node}"),
+            "dispatch_send",
+            node_gpus(instance, node),
+            moe.index,
+            node * instance.parallelism.dp // instance.cluster.nodes,
+        )
+        for node in range(instance.cluster.nodes)
+    }
+    for crew, source, routes in zip(crews, attended, routed, strict=True):
+        for node, tokens in crew.tokens.items():
+            name = f"g{crew.index}.n{node}"
+            weaver.connect(source, senders[node], f"leaving.{name}", (tokens, instance.model.hidden_size))
+            shape = (tokens, _clean(moe.flow.chosen[node]))
+            weaver.connect(routes, senders[node], f"chosen.{name}", shape, dtype="choices")
+    return senders
+
+
+def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, list[Operation]]:
+    """Add receivers and experts; return for each node what makes its experts' results, in the order of ``copies``."""
+    instance, model = weaver.instance, weaver.instance.model
+    receivers = _receive(weaver, moe, senders)
+    weights = model.expert_matrices * model.hidden_size * model.expert_hidden_size
+    results: dict[int, list[Operation]] = {node: [] for node in receivers}
+    tokens = moe.flow.tokens.sum(axis=0).tolist()
+    for (expert, replica, gpus), node, count in zip(moe.flow.copies, moe.home, tokens, strict=True):
+        name, shape = f"e{expert}.r{replica}", (count, model.hidden_size)
+        compute = weaver.add(moe.name(f"expert.{name}"), "expert", gpus, moe.index)
+        compute.group = replica if instance.placement.replica_routing == "group" else None
+        compute.experts = ((expert, replica),)
+        compute.flops, compute.bytes_read = 2 * count * weights, weights * weaver.precision
+        shared = len(gpus) > 1
+        nodes = {gpu // instance.cluster.gpus_per_node for gpu in gpus}
+        weaver.connect(receivers[node], compute, f"tokens.{name}", shape)
+        if shared:
+            total = weaver.add(moe.name(f"expert_reduce.{name}"), "expert_reduce", gpus, moe.index, compute.group)
+            weaver.connect(compute, total, f"result_parts.{name}", shape, moves=True, pairs=ring(nodes))
+            compute = total
+        results[node].append(compute)
+    return results
+
+
+def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, Operation]:
+    instance, receivers = weaver.instance, {}
+    for node in sorted(set(moe.home)):
+        gpus = {gpu for (_, _, ids), at in zip(moe.flow.copies, moe.home, strict=True) if at == node for gpu in ids}
+        gpus.update(node_gpus(instance, node))
+        receiver = weaver.add(moe.name(f"dispatch_receive.n{node}"), "dispatch_receive", gpus, moe.index)
+        receivers[node] = receiver
+        for source in np.flatnonzero(~np.isnan(moe.to[:, node])).tolist():
+            shape = (float(moe.to[source, node]), instance.model.hidden_size)
+            name, hot = f"sent.n{source}.n{node}", float(moe.hot[source, node])
+            weaver.connect(senders[source], receiver, name, shape, moves=True, pairs=[(source, node)], hot=hot)
+    return receivers
+
+
+def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -> dict[int, Operation]:
+    """Send every result back to the node its token came from: dispatch reversed."""
+    instance, width = weaver.instance, weaver.instance.model.hidden_size
+    senders = {}
+    for node, made in results.items():
+        gpus = {gpu for op in made for gpu in op.gpus} | set(node_gpus(instance, node))
+        senders[node] = weaver.add(moe.name(f"combine_send.n{node}"), "combine_send", gpus, moe.index)
+        indices = [index for index, at in enumerate(moe.home) if at == node]
+        for op, index in zip(made, indices, strict=True):
+            expert, replica, _ = moe.flow.copies[index]
+            shape = (float(moe.flow.tokens[:, index].sum()), width)
+            weaver.connect(op, senders[node], f"results.e{expert}.r{replica}", shape)
+    back = {}
+    for target in range(instance.cluster.nodes):
+        group = target * instance.parallelism.dp // instance.cluster.nodes
+        name = moe.name(f"combine_receive.n{target}")
+        back[target] = weaver.add(name, "combine_receive", node_gpus(instance, target), moe.index, group)
+        for node in senders:
+            if not np.isnan(moe.to[target, node]):
+                shape, hot = (float(moe.to[target, node]), width), float(moe.hot[target, node])
+                pair, name = [(node, target)], f"back.n{node}.n{target}"
+                weaver.connect(senders[node], back[target], name, shape, moves=True, pairs=pair, hot=hot)
+    return back
+
+
+def _aggregate(
+    weaver: Weaver,
+    moe: _Layer,
+    crews: list[Crew],
+    attended: list[Operation],
+    routed: list[Operation],
+    back: dict[int, Operation],
+) -> list[Operation]:
+    """Sum every token's results with the gate's weights, and add the residual."""
+    width, after = weaver.instance.model.hidden_size, []
+    for crew, residual, routes in zip(crews, attended, routed, strict=True):
+        g, chosen = crew.index, _chosen(moe, crew)
+        total = weaver.add(moe.name(f"aggregate.g{g}"), "aggregate", crew.gpus, moe.index, crew.group)
+        total.flops = crew.total * width * (2 * chosen + 1)  # weight and add every result, add the residual
+        spread = len(crew.tokens) > 1
+        for node, tokens in crew.tokens.items():
+            shape = (tokens * float(moe.flow.chosen[node]), width)
+            pairs = [(node, other) for other in crew.tokens] if spread else []
+            weaver.connect(back[node], total, f"combined.g{g}.n{node}", shape, moves=spread, pairs=pairs)
+        weaver.connect(routes, total, f"choices.g{g}", (crew.total, chosen), dtype="choices")
+        weaver.connect(residual, total, f"attended.g{g}", (crew.total, width))
+        after.append(total)
+    return after

@@ -1,0 +1,23 @@
+"""Colours that stay apart for colour-blind people, and hatches where there are more nodes than colours."""
+
+from __future__ import annotations
+
+__all__ = ["COLOURS", "HATCHES", "HOT", "INK", "LINE", "MIXED", "WARNING", "node_colour", "node_hatch"]
+
+# Paul Tol's "light" scheme, made for areas under black text, without its orange, which would look like the warning.
+COLOURS = ("#77AADD", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#DDDDDD")
+HATCHES = ("plain", "rising", "upright", "level")
+MIXED = "#FFFFFF"  # operations on GPUs of several nodes
+INK, LINE = "#1A1A1A", "#6B7280"
+WARNING = "#D55E00"  # vermilion of the Okabe-Ito scheme; always thicker too
+HOT = 0.9  # links that cost this share of the worst link, or more, are near it
+
+
+def node_colour(node: int) -> str:
+    """Return a node's fill colour."""
+    return COLOURS[node % len(COLOURS)]
+
+
+def node_hatch(node: int) -> str:
+    """Return the hatch that tells nodes of one colour apart."""
+    return HATCHES[node // len(COLOURS) % len(HATCHES)]

@@ -1,0 +1,114 @@
+"""Writes a graph as node-link JSON and as DOT, with everything a checker needs in either."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from moe_placer.dag.operation import Dag, Edge, Operation
+from moe_placer.dag.palette import HOT, WARNING, node_colour
+from moe_placer.dag.words import TITLES, gpu_list, shape_text
+
+__all__ = ["to_dot", "to_json"]
+
+_DOT_SHAPES = {"computation": "box", "communication": "ellipse", "routing": "parallelogram"}
+
+
+def to_json(dag: Dag, view: str) -> str:
+    """Return the node-link form that ``networkx.node_link_graph`` reads, one operation or edge a line."""
+    facts = {**dag.facts, "name": dag.name, "view": view}
+    facts["routes"] = {f"{s}>{d}": links for (s, d), links in sorted(dag.routes.items())}
+    nodes = ",\n".join(_compact(_operation_row(op)) for op in dag.operations())
+    edges = ",\n".join(
+        _compact({**_edge_row(data["edge"]), "key": key}) for _, _, key, data in dag.graph.edges(keys=True, data=True)
+    )
+    head = f'{{"directed":true,"multigraph":true,"graph":{_compact(facts)}'
+    return f'{head},\n"nodes":[\n{nodes}\n],\n"edges":[\n{edges}\n]}}\n'
+
+
+def _compact(row: Any) -> str:
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _rounded(value: float) -> float:
+    """Twelve digits: more than any check needs, and no noise of summation order in the file."""
+    near = float(f"{value:.12g}")
+    return int(near) if near.is_integer() and abs(near) < 1e15 else near
+
+
+def _operation_row(op: Operation) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": op.id, "kind": op.kind, "role": op.role, "gpus": list(op.gpus)}
+    if op.layer is not None:
+        row["layer"] = op.layer
+    if op.group is not None:
+        row["group"] = op.group
+    row["flops"], row["bytes_read"] = _rounded(op.flops), _rounded(op.bytes_read)
+    if op.experts:
+        row["experts"] = [list(pair) for pair in op.experts]
+    row["inputs"] = {name: [_rounded(length) for length in shape] for name, shape in op.inputs.items()}
+    row["outputs"] = {name: [_rounded(length) for length in shape] for name, shape in op.outputs.items()}
+    if op.repeats != 1:
+        row["repeats"] = op.repeats
+    if op.batch is not None:
+        row["batch"] = op.batch
+    if op.moved:
+        row["moved"] = {how: _rounded(size) for how, size in sorted(op.moved.items())}
+    return row
+
+
+def _edge_row(edge: Edge) -> dict[str, Any]:
+    row: dict[str, Any] = {"source": edge.source, "target": edge.target, "travel": edge.travel}
+    row["style"] = "dashed" if edge.dashed else "dotted" if edge.travel == "order" else "solid"
+    if edge.tensor:
+        row["tensor"], row["dtype"] = edge.tensor, edge.dtype
+        row["shape"], row["bytes"] = [_rounded(length) for length in edge.shape], _rounded(edge.bytes)
+    if edge.routes:
+        row["routes"] = [f"{s}>{d}" for s, d in edge.routes]
+    if edge.hot:
+        row["hot"] = round(edge.hot, 6)
+    return row
+
+
+def _quoted(value: object) -> str:
+    """Quote for DOT: quotes are escaped, and a backslash is doubled since labels give it a meaning."""
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
+
+
+def to_dot(dag: Dag, view: str) -> str:
+    """Return the graph in DOT.
+
+    Beside what Graphviz draws (shape, label, colour, style), every operation and edge carries the attributes of the
+    JSON form, lists and mappings written as JSON, so that a program can read it back.
+    """
+    import pydot
+
+    facts = {**dag.facts, "view": view, "name": dag.name}
+    dot = pydot.Dot(_quoted(view), graph_type="digraph", rankdir="LR", label=_quoted(f"{dag.name}: {view}"))
+    dot.set("facts", _quoted(_compact(facts)))
+    dot.set("routes", _quoted(_compact({f"{s}>{d}": links for (s, d), links in sorted(dag.routes.items())})))
+    per_node = dag.facts["gpus_per_node"]
+    for op in dag.operations():
+        label = f"{op.id}\n{TITLES[op.kind]}\n{gpu_list(op.gpus, 60)}"
+        colour = node_colour(op.gpus[0] // per_node) if len({gpu // per_node for gpu in op.gpus}) == 1 else "#ffffff"
+        attributes: dict[str, Any] = {
+            key: _attribute(value) for key, value in _operation_row(op).items() if key != "id"
+        }
+        attributes |= {"shape": _quoted(_DOT_SHAPES[op.role]), "label": _quoted(label)}
+        attributes |= {"style": '"filled"', "fillcolor": _quoted(colour)}
+        dot.add_node(pydot.Node(_quoted(op.id), None, **attributes))
+    for edge in dag.edges():
+        row = _edge_row(edge)
+        # "shape" is the tensor's here: Graphviz knows no shapes of edges.
+        attributes = {key: _attribute(value) for key, value in row.items() if key not in {"source", "target"}}
+        if edge.tensor:
+            attributes["label"] = _quoted(f"{edge.tensor}\n{shape_text(edge.shape)}")
+        if edge.hot >= HOT:
+            attributes |= {"color": _quoted(WARNING), "penwidth": '"2"'}
+        dot.add_edge(pydot.Edge(_quoted(edge.source), _quoted(edge.target), None, **attributes))
+    text: str = dot.to_string()
+    return text
+
+
+def _attribute(value: object) -> str:
+    return _quoted(value if isinstance(value, str) else _compact(value))

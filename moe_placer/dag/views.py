@@ -1,0 +1,83 @@
+"""The drawings that can be made, each from its own cut of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moe_placer.dag.build import build_dag
+from moe_placer.dag.contract import Block, contract
+from moe_placer.dag.flows import read_flows
+from moe_placer.dag.operation import Dag, Operation
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["VIEWS", "View", "hottest_layer"]
+
+MAX_LANES = 4  # DP replicas drawn side by side on one page; more are merged into one lane
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawing: how its graph is made, and how it is drawn."""
+
+    name: str
+    build: Callable[[Instance, Placement, Traffic], Dag]
+    draw: Callable[[Dag], str]
+
+
+def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) -> int:
+    """Return the MoE layer with the costliest link; the first of several."""
+    flows = read_flows(instance, placement, traffic)
+    worst = [float(flows.layer(row).cost.max(initial=0.0)) for row in range(len(instance.moe_layers))]
+    return instance.moe_layers[worst.index(max(worst))]
+
+
+def _simplified(instance: Instance, placement: Placement, traffic: Traffic) -> Dag:
+    dense, moe = instance.model.dense_layers, instance.moe_layers
+    shown = [*sorted(dense)[:1], hottest_layer(instance, placement, traffic)]
+    # One page shows dense layers before the MoE layers, as models have them; others are left to the other views.
+    shown = [layer for layer in shown if layer in moe or layer < shown[-1]]
+    lanes = instance.parallelism.dp <= MAX_LANES
+    together = {"dispatch_send": "dispatch", "dispatch_receive": "dispatch"}
+    together |= {"combine_send": "combine", "combine_receive": "combine"}
+
+    def block(op: Operation) -> Block:
+        kind = together.get(op.kind, op.kind)
+        lane = op.group if lanes and kind not in {"dispatch", "combine"} else None
+        layer = None if op.layer is None else f"L{op.layer}"
+        return kind, (layer, lane if lane is None else f"dp{lane}")
+
+    def repeats(op: Operation) -> int:
+        if op.layer is None:
+            return 1
+        return len(moe) if op.layer in moe else len(dense)
+
+    return contract(build_dag(instance, placement, traffic, shown), block, repeats)
+
+
+def _detailed(instance: Instance, placement: Placement, traffic: Traffic) -> Dag:
+    layer = hottest_layer(instance, placement, traffic)
+    return build_dag(instance, placement, traffic, [layer], whole=False)
+
+
+def _draw_simplified(dag: Dag) -> str:
+    from moe_placer.dag.draw_simplified import draw_simplified
+
+    return draw_simplified(dag)
+
+
+def _draw_detailed(dag: Dag) -> str:
+    from moe_placer.dag.draw_detailed import draw_detailed
+
+    return draw_detailed(dag)
+
+
+VIEWS: dict[str, View] = {
+    view.name: view
+    for view in (
+        View("simplified_moe_dag", _simplified, _draw_simplified),
+        View("detailed_expert_dag", _detailed, _draw_detailed),
+    )
+}

@@ -1,0 +1,100 @@
+"""Adds operations and tensors to a graph, and says of each tensor how it travels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moe_placer.dag.deployment import Crew, ring
+from moe_placer.dag.flows import Flows
+from moe_placer.dag.operation import Dag, Edge, Kind, Operation, Shape, Travel, value_bytes
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import BYTES_PER_VALUE
+
+__all__ = ["Weaver"]
+
+DASHED = frozenset({"attention_reduce", "gate_scatter"})  # communication of MHA and gating
+
+
+class Weaver:
+    """What every part of the builder needs: the instance, the graph so far, token flows and routes.
+
+    Attributes
+    ----------
+    precision : float
+        Bytes of one value of the model.
+    """
+
+    def __init__(self, instance: Instance, dag: Dag, flows: Flows) -> None:
+        self.instance, self.dag, self.flows = instance, dag, flows
+        self.precision = BYTES_PER_VALUE[instance.model.dtype]
+        self._links: dict[tuple[int, int], dict[str, float]] = {}
+
+    def add(
+        self, name: str, kind: Kind, gpus: Iterable[int], layer: int | None = None, group: int | None = None
+    ) -> Operation:
+        """Add an operation on some GPUs."""
+        return self.dag.add(Operation(name, kind, tuple(sorted(gpus)), layer, group))
+
+    def connect(
+        self,
+        source: Operation,
+        target: Operation,
+        tensor: str,
+        shape: Shape,
+        *,
+        dtype: str = "",
+        moves: bool = False,
+        pairs: Iterable[tuple[int, int]] = (),
+        hot: float = 0.0,
+    ) -> None:
+        """Send a tensor from one operation to another.
+
+        ``moves`` says that it leaves its GPU, ``pairs`` between which nodes; pairs within a node take NVLink.
+        """
+        routes = tuple(sorted({(s, d) for s, d in pairs if s != d}))
+        travel: Travel = "same-gpu"
+        if routes:
+            travel = "network"
+            self.dag.routes.update((pair, self.links(pair)) for pair in routes if pair not in self.dag.routes)
+        elif moves and len({*source.gpus, *target.gpus}) > 1:
+            travel = "nvlink"
+        dtype = dtype or self.instance.model.dtype
+        size = value_bytes(dtype, self.precision)
+        for length in shape:
+            size *= length
+        dashed = source.kind in DASHED or target.kind in DASHED
+        edge = Edge(source.id, target.id, tensor, shape, dtype, size, travel, routes, dashed, hot)
+        self.dag.connect(edge)
+
+    def links(self, pair: tuple[int, int]) -> dict[str, float]:
+        """Links on the way from node s to node d, each with the share of the traffic that crosses it."""
+        if not self._links:
+            routes, nodes = self.flows.routes, self.instance.cluster.nodes
+            table = routes.shares.tocoo()
+            for link, column, share in zip(table.row.tolist(), table.col.tolist(), table.data.tolist(), strict=True):
+                self._links.setdefault(divmod(column, nodes), {})[routes.links[link]] = share
+        return self._links[pair]
+
+    def attend(self, crew: Crew, before: Operation, layer: int) -> Operation:
+        """Add multi-head attention and the sum over its tensor-parallel shards."""
+        model = self.instance.model
+        weights = 4 * model.hidden_size * model.attention_heads * model.head_dim
+        attention = self.add(f"L{layer}.attention.g{crew.index}", "attention", crew.gpus, layer, crew.group)
+        attention.flops, attention.bytes_read = 2 * crew.total * weights, weights * self.precision
+        self.connect(before, attention, f"hidden.g{crew.index}", (crew.total, model.hidden_size))
+        return self.reduce(attention, crew, "attention_reduce", "attention", layer)
+
+    def reduce(self, op: Operation, crew: Crew, kind: Kind, what: str, layer: int | None = None) -> Operation:
+        """Add the all-reduce of what a crew's GPUs computed in part; a crew of one GPU needs none."""
+        if len(crew.gpus) == 1:
+            return op
+        name = f"{kind}.g{crew.index}" if layer is None else f"L{layer}.{kind}.g{crew.index}"
+        total = self.add(name, kind, crew.gpus, layer, crew.group)
+        shape = (crew.total, self.instance.model.hidden_size)
+        self.connect(op, total, f"{what}_parts.g{crew.index}", shape, moves=True, pairs=ring(crew.tokens))
+        return total
+
+    def finish(self) -> None:
+        """Count what every operation reads of its input tensors, on top of weights."""
+        for edge in self.dag.edges():
+            self.dag.operation(edge.target).bytes_read += edge.bytes

@@ -1,0 +1,101 @@
+"""How operations, tensors and GPUs are written in drawings and tooltips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moe_placer.dag.operation import Dag, Edge, Operation, Shape
+
+__all__ = ["TITLES", "amount", "describe", "describe_edge", "gpu_list", "number", "shape_text"]
+
+TITLES = {
+    "input": "Input",
+    "split": "Split over DP",
+    "embedding": "Embedding",
+    "embedding_reduce": "All-reduce",
+    "attention": "MHA",
+    "attention_reduce": "MHA all-reduce",
+    "mlp": "Dense MLP",
+    "mlp_reduce": "All-reduce",
+    "gate": "Gating",
+    "gate_scatter": "Gating scatter",
+    "dispatch_send": "Dispatch send",
+    "dispatch_receive": "Dispatch recv",
+    "expert": "Expert",
+    "expert_reduce": "Shard sum",
+    "combine_send": "Combine send",
+    "combine_receive": "Combine recv",
+    "dispatch": "Dispatch",
+    "combine": "Combine",
+    "aggregate": "Aggregate",
+    "norm": "Final norm",
+    "head": "Head",
+    "sample": "Likeliest token",
+    "sample_reduce": "All-reduce",
+    "gather": "Gather DP",
+    "output": "Output",
+}
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def number(value: float) -> str:
+    """Write a token count or a length: whole where it is, else with one decimal."""
+    whole = round(value)
+    return str(whole) if abs(value - whole) < 1e-6 else f"{value:.1f}"
+
+
+def amount(value: float, unit: str) -> str:
+    """Write a quantity with a decimal prefix and three digits: ``1.41 GB``."""
+    step = 0
+    while abs(value) >= 999.5 and step < len(_PREFIXES) - 1:
+        value, step = value / 1000, step + 1
+    return f"{value:.3g} {_PREFIXES[step]}{unit}"
+
+
+def shape_text(shape: Shape) -> str:
+    """Write a tensor's shape: ``[8192, 7168]``."""
+    return "[" + ", ".join(map(number, shape)) + "]"
+
+
+def gpu_list(gpus: Sequence[int], limit: int = 0) -> str:
+    """Write GPU ids as ranges, ``GPU 0-7,12``; longer than ``limit`` characters, as ``GPU 0-7 +1``."""
+    runs: list[list[int]] = []
+    for gpu in gpus:
+        if runs and gpu == runs[-1][1] + 1:
+            runs[-1][1] = gpu
+        else:
+            runs.append([gpu, gpu])
+    words = [f"{a}" if a == b else f"{a}-{b}" for a, b in runs]
+    text = "GPU " + ",".join(words)
+    if not limit or len(text) <= limit:
+        return text
+    shown = [f"GPU {','.join(words[:n])} +{sum(b - a + 1 for a, b in runs[n:])}" for n in range(len(words) - 1, 0, -1)]
+    return next((text for text in shown if len(text) <= limit), f"{len(gpus)} GPUs")
+
+
+def describe(op: Operation) -> str:
+    """Write everything known of an operation, for a tooltip."""
+    lines = [op.id, f"{TITLES[op.kind]} ({op.role}) on {gpu_list(op.gpus, 200)}"]
+    if op.flops:
+        lines.append(f"{amount(op.flops, 'FLOP')}, reads {amount(op.bytes_read, 'B')}")
+    elif op.bytes_read:
+        lines.append(f"reads {amount(op.bytes_read, 'B')}")
+    for word, tensors in (("in", op.inputs), ("out", op.outputs)):
+        shown = [f"{name} {shape_text(shape)}" for name, shape in list(tensors.items())[:6]]
+        more = f" and {len(tensors) - 6} more" if len(tensors) > 6 else ""
+        if shown:
+            lines.append(f"{word}: " + ", ".join(shown) + more)
+    if op.moved:
+        lines.append("moves " + ", ".join(f"{amount(size, 'B')} by {how}" for how, size in sorted(op.moved.items())))
+    return "\n".join(lines)
+
+
+def describe_edge(dag: Dag, edge: Edge) -> str:
+    """Write everything known of a tensor on its way, for a tooltip."""
+    lines = [f"{edge.source} to {edge.target}"]
+    lines.append(f"{edge.tensor} {shape_text(edge.shape)} {edge.dtype}, {amount(edge.bytes, 'B')}, {edge.travel}")
+    links = dag.links_on_the_way(edge)
+    if links:
+        shown = [f"{name} ({share:.3g})" for name, share in list(links.items())[:12]]
+        lines.append("links: " + ", ".join(shown) + (f" and {len(links) - 12} more" if len(links) > 12 else ""))
+    return "\n".join(lines)

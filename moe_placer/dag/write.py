@@ -1,0 +1,60 @@
+"""Writes the drawings of a placement, each as .dot, .json and .svg."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from moe_placer.dag.texts import to_dot, to_json
+from moe_placer.dag.views import VIEWS
+from moe_placer.errors import UsageError
+from moe_placer.files import write_atomically
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["write_dags"]
+
+
+def write_dags(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    directory: Path,
+    only: Collection[str] | None = None,
+) -> tuple[Path, ...]:
+    """Write ``<view>.dot``, ``.json`` and ``.svg`` for every view, or for some; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    directory : Path
+        Made where it does not exist; files of these names are replaced, each whole.
+    only : collection of str, optional
+        Names of views, of ``moe_placer.dag.VIEWS``.
+
+    Returns
+    -------
+    tuple of Path
+        What was written, in order.
+
+    Raises
+    ------
+    UsageError
+        There is no view of that name.
+    InputError
+        Placement and traffic do not fit the instance, or the directory cannot be written to.
+    """
+    unknown = sorted(set(only or ()) - set(VIEWS))
+    if unknown:
+        raise UsageError(f"no DAG is called {unknown[0]!r}; there are {', '.join(VIEWS)}")
+    written: list[Path] = []
+    for view in VIEWS.values():
+        if only is not None and view.name not in only:
+            continue
+        dag = view.build(instance, placement, traffic)
+        texts = {"dot": to_dot(dag, view.name), "json": to_json(dag, view.name), "svg": view.draw(dag)}
+        for suffix, text in texts.items():
+            path = Path(directory) / f"{view.name}.{suffix}"
+            write_atomically(path, text)
+            written.append(path)
+    return tuple(written)

@@ -1,0 +1,98 @@
+"""The pictures: no text over another or out of its box, every operation there, conventions kept."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from dag_examples import VARIANTS, example, reference
+from svg_geometry import Area, Picture, escaping_texts, measure, overlapping_texts
+
+from moe_placer.dag import VIEWS, write_dags
+from moe_placer.dag.palette import COLOURS, WARNING
+
+SVG = "{http://www.w3.org/2000/svg}"
+EXAMPLES = [*VARIANTS, "reference"]
+
+
+def drawn(name: str, view: str, folder: Path) -> Path:
+    parts = reference() if name == "reference" else example(name)
+    return next(path for path in write_dags(*parts, folder, [view]) if path.suffix == ".svg")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_text_overlaps_another_or_leaves_its_box(name: str, view: str, tmp_path: Path) -> None:
+    picture = measure(drawn(name, view, tmp_path))
+    assert picture.texts
+    assert [(a.what, b.what) for a, b in overlapping_texts(picture)] == []
+    assert [(text.what, symbol.what) for text, symbol in escaping_texts(picture)] == []
+
+
+def test_the_geometry_test_sees_what_it_should() -> None:
+    page = Area(0, 0, 100, 100, "page")
+    a, b = Area(10, 10, 30, 20, "a"), Area(25, 15, 45, 25, "b")
+    assert len(list(overlapping_texts(Picture(page, [a, b], [])))) == 1
+    assert not list(overlapping_texts(Picture(page, [a, Area(30, 10, 40, 20, "c")], [])))
+    assert list(escaping_texts(Picture(page, [Area(90, 0, 110, 10, "off")], [])))
+    assert list(escaping_texts(Picture(page, [b], [Area(0, 0, 40, 40, "computation-40-40")])))
+    in_corner = Area(10, 10, 30, 14, "text")
+    assert not list(escaping_texts(Picture(page, [in_corner], [Area(8, 8, 40, 40, "computation-32-32")])))
+    assert list(escaping_texts(Picture(page, [in_corner], [Area(8, 8, 40, 40, "communication-32-32")])))
+
+
+@pytest.mark.parametrize("view", ["simplified_moe_dag", "detailed_expert_dag"])
+def test_every_operation_has_its_symbol(view: str, tmp_path: Path) -> None:
+    dag = VIEWS[view].build(*reference())
+    root = ET.parse(drawn("reference", view, tmp_path)).getroot()
+    tips = {}
+    for use in root.iter(f"{SVG}use"):
+        title = use.find(f"{SVG}title")
+        if title is not None and title.text:
+            tips[title.text.strip().partition("\n")[0]] = use.attrib["{http://www.w3.org/1999/xlink}href"]
+    for op in dag.operations():
+        assert tips[op.id].startswith(f"#{op.role}-")
+    edges = sum(path.find(f"{SVG}title") is not None for path in root.iter(f"{SVG}path"))
+    assert edges == dag.graph.number_of_edges()
+
+
+def test_dashes_and_warnings_are_those_of_the_graph(tmp_path: Path) -> None:
+    dag = VIEWS["detailed_expert_dag"].build(*reference())
+    root = ET.parse(drawn("reference", "detailed_expert_dag", tmp_path)).getroot()
+    paths = [path for path in root.iter(f"{SVG}path") if path.find(f"{SVG}title") is not None]
+    assert sum("stroke-dasharray" in path.attrib for path in paths) == sum(edge.dashed for edge in dag.edges())
+    near_worst = sum(edge.hot >= 0.9 for edge in dag.edges())
+    assert near_worst
+    assert sum(path.get("stroke") == WARNING for path in paths) == near_worst
+
+
+def test_names_are_escaped_and_kept(tmp_path: Path) -> None:
+    text = drawn("special-characters", "simplified_moe_dag", tmp_path).read_text()
+    title = ET.fromstring(text).find(f"{SVG}title")
+    assert title is not None
+    assert title.text is not None
+    assert VARIANTS["special-characters"]["name"] in title.text
+
+
+def test_colours_stay_apart_for_colour_blind_people() -> None:
+    """Simulate protanopia and deuteranopia (Viénot, Brettel, Mollon 1999): no two fills become alike."""
+    linear = [[(int(c[i : i + 2], 16) / 255) ** 2.2 for i in (1, 3, 5)] for c in (*COLOURS, WARNING)]
+    matrices = {
+        "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
+        "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
+    }
+    for name, matrix in matrices.items():
+        seen = [[sum(m * v for m, v in zip(row, rgb, strict=True)) for row in matrix] for rgb in linear]
+        for index, a in enumerate(seen):
+            for b in seen[index + 1 :]:
+                near = sum((max(x, 0) ** (1 / 2.2) - max(y, 0) ** (1 / 2.2)) ** 2 for x, y in zip(a, b, strict=True))
+                assert near**0.5 > 0.06, f"{name}: {a} and {b}"
+
+
+def test_sizes(tmp_path: Path) -> None:
+    for view in VIEWS:
+        path = drawn("reference", view, tmp_path)
+        assert path.stat().st_size < 6e6
+        assert not re.search(r"https?://(?!www\.w3\.org/)", path.read_text()), "an SVG that is not self-contained"
