@@ -1,0 +1,100 @@
+"""Places the experts of Mixture-of-Experts models on GPU clusters, and proves how good the placement is.
+
+    import moe_placer
+
+    instance = moe_placer.load_instance("instances/h100-128.yaml")
+    solution = moe_placer.solve(instance, limits=moe_placer.Limits(time_s=60, workers=2))
+    solution.verification.total_z, solution.gaps.max()
+
+Importing this package prints nothing, sets up no logging, and loads no solver.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_placer.errors import (
+        InfeasibleError,
+        InputError,
+        Mistake,
+        MoePlacerError,
+        NothingFoundError,
+        UsageError,
+        VerificationError,
+    )
+    from moe_placer.instance import Instance, load_instance
+    from moe_placer.placement import LayerRecord, Placement, load_placement
+    from moe_placer.result import Status, Stop
+    from moe_placer.solving import Progress, Solution, solve
+    from moe_placer.solver import Limits
+    from moe_placer.traffic import Recording, Traffic, load_traffic
+    from moe_placer.verifier import LayerCheck, Verification, Violation, verify
+
+_HOME = {
+    "InfeasibleError": "errors",
+    "InputError": "errors",
+    "Instance": "instance",
+    "LayerCheck": "verifier",
+    "LayerRecord": "placement",
+    "Limits": "solver",
+    "Mistake": "errors",
+    "MoePlacerError": "errors",
+    "NothingFoundError": "errors",
+    "Placement": "placement",
+    "Progress": "solving",
+    "Recording": "traffic",
+    "Solution": "solving",
+    "Status": "result",
+    "Stop": "result",
+    "Traffic": "traffic",
+    "UsageError": "errors",
+    "Verification": "verifier",
+    "VerificationError": "errors",
+    "Violation": "verifier",
+    "load_instance": "instance",
+    "load_placement": "placement",
+    "load_traffic": "traffic",
+    "solve": "solving",
+    "verify": "verifier",
+}
+
+__all__ = [
+    "InfeasibleError",
+    "InputError",
+    "Instance",
+    "LayerCheck",
+    "LayerRecord",
+    "Limits",
+    "Mistake",
+    "MoePlacerError",
+    "NothingFoundError",
+    "Placement",
+    "Progress",
+    "Recording",
+    "Solution",
+    "Status",
+    "Stop",
+    "Traffic",
+    "UsageError",
+    "Verification",
+    "VerificationError",
+    "Violation",
+    "load_instance",
+    "load_placement",
+    "load_traffic",
+    "solve",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use, so that importing the package costs next to nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,7 +12,16 @@ from scipy.optimize import linear_sum_assignment, linprog
 from moe_placer.placement import Proof
 from moe_placer.problem import LayerProblem
 
-__all__ = ["Bound", "Relaxation", "best_bound", "dual_bound", "hot_expert_bound", "relax", "threshold_bound", "transport"]
+__all__ = [
+    "Bound",
+    "Relaxation",
+    "best_bound",
+    "dual_bound",
+    "hot_expert_bound",
+    "relax",
+    "threshold_bound",
+    "transport",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -28,6 +28,7 @@ __all__ = ["solve_layers"]
 
 FIRST_ROUND = 0.25  # deterministic effort per layer in the first round
 _POLL_S = 0.1
+_MOST_BREAKAGES = 3  # of the pool, before what is there has to do
 _PATIENCE_S = 5.0  # how long an interrupted worker may take to hand in its best
 
 Accept = Callable[[int, LayerResult], None]
@@ -37,7 +38,7 @@ def solve_layers(
     solver: LayerSolver, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
 ) -> list[LayerResult]:
     """Solve all layers, each as well as the limits allow."""
-    best = [_starting(problem.layer(i), start[i]) if start is not None else None for i in range(len(problem))]
+    best = [_starting(problem.layer(i), start[i] if start is not None else None) for i in range(len(problem))]
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
@@ -49,9 +50,10 @@ def solve_layers(
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
-def _starting(layer: LayerProblem, node: Any) -> LayerResult:
-    z = layer.z(node)
-    return LayerResult(node, z, Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED)
+def _starting(layer: LayerProblem, node: Any) -> LayerResult | None:
+    if node is None:
+        return None
+    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
 
 
 def _nothing(limits: Limits) -> LayerResult:
@@ -197,9 +199,6 @@ class _Run:
             result = self.best[index]
             if result is not None and not self._done(index):
                 self.best[index] = replace(result, stop=reason)
-
-
-_MOST_BREAKAGES = 3
 
 
 def _broken_pool() -> type[BaseException]:

@@ -15,6 +15,7 @@ __all__ = ["Moves", "repair"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _BLOCK = 4_000_000  # numbers in one temporary array
+_CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
 
 
 class Moves:
@@ -73,7 +74,7 @@ class Moves:
         """
         partners, nodes = self._partners()
         best = (np.inf, -1, -1, -1)
-        self.evaluated += 2 * len(items) * len(partners) * self.layer.touched.shape[1]
+        self.evaluated += _CALL + 2 * len(items) * len(partners) * self.layer.touched.shape[1]
         block = max(1, _BLOCK // max(1, len(partners) * self.layer.touched.shape[1]))
         for first in range(0, len(items), block):
             some = items[first : first + block]
@@ -88,7 +89,7 @@ class Moves:
         """Trade ``item`` with a random allowed partner; False if there is none."""
         partners, nodes = self._partners()
         items = np.array([item])
-        self.evaluated += len(partners)
+        self.evaluated += _CALL + len(partners)
         blocked = self._not_allowed(items, partners, nodes, self.node[items])[0] | (nodes == self.node[item])
         allowed = np.flatnonzero(~blocked)
         if not len(allowed):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.problem import Problem
+from moe_placer.result import LayerResult
 
 __all__ = ["pack"]
 
@@ -18,17 +19,11 @@ Ints = npt.NDArray[np.int64]
 Gpus = tuple[int, ...]  # of one replica: one GPU, or one per shard
 
 
-def pack(problem: Problem, nodes: Sequence[Ints], given: Sequence[Ints | None] = ()) -> list[list[Gpus]]:
+def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
     """Give every item GPUs of its node.
 
-    Layers are packed in order; each takes the GPUs that hold the least so far (first those that must be opened because
-    memory leaves them the fewest layers to skip), so memory stays even. Within a layer items keep their order.
-
-    Parameters
-    ----------
-    nodes : int arrays [items], one per MoE layer
-    given : int arrays [items] or None, one per MoE layer
-        Global GPU of each item, where the method decided it.
+    Layers are packed in order, each on the GPUs that hold the least so far, so memory stays even. Within a layer items
+    keep their order. Where the method decided GPUs itself, these stay.
 
     Returns
     -------
@@ -42,33 +37,32 @@ def pack(problem: Problem, nodes: Sequence[Ints], given: Sequence[Ints | None] =
     """
     held = np.zeros(len(problem.capacity.room), dtype=np.int64)
     packed = []
-    for index, node in enumerate(nodes):
-        decided = given[index] if index < len(given) else None
-        if decided is not None:
-            layer: list[Gpus] = [(int(gpu),) for gpu in decided]
+    for index, result in enumerate(results):
+        if result.gpu is not None:
+            layer: list[Gpus] = [(int(gpu),) for gpu in result.gpu]
         else:
-            layer = _pack_layer(problem, index, node, held)
+            layer = _pack_layer(problem, index, result, held)
         for gpus in layer:
             held[list(gpus)] += 1
         packed.append(layer)
     return packed
 
 
-def _pack_layer(problem: Problem, index: int, node: Ints, held: Ints) -> list[Gpus]:
-    expert, replica = problem.items(index)
+def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:
+    assert result.node is not None
+    expert, replica = problem.items(index, result.copies)
     slots = problem.capacity.slots[index]
     room_left = problem.capacity.room - held
-    result: list[Gpus] = [()] * len(node)
-    for n in np.unique(node):
+    packed: list[Gpus] = [()] * len(result.node)
+    for n in np.unique(result.node):
         first = int(n) * problem.gpus_per_node
         gpus = [g for g in range(first, first + problem.gpus_per_node) if slots[g] and room_left[g] > 0]
         free = {g: int(min(slots[g], room_left[g])) for g in gpus}
-        here = np.flatnonzero(node == n).tolist()
+        here = np.flatnonzero(result.node == n).tolist()
         pins = {i: problem.pinned.get((index, int(expert[i]), int(replica[i]))) for i in here}
-        chosen = _choose(problem, here, expert, pins, free, held)
-        for i, taken in chosen.items():
-            result[i] = taken
-    return result
+        for i, taken in _choose(problem, here, expert, pins, free, held).items():
+            packed[i] = taken
+    return packed
 
 
 def _choose(

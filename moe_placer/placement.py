@@ -90,8 +90,8 @@ class Placement(_Record):
         ``expert_tp`` above 1, each replica is itself a tuple of the GPUs that hold its shards.
     layers : tuple of LayerRecord
         One per MoE layer, in order.
-    versions, traffic, fabric : mapping
-        Facts for a reader: program versions, what the traffic was, links and bandwidths.
+    versions, traffic, fabric, replicas : mapping
+        Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the copies.
     """
 
     schema_: Literal["moe-placer/placement/1"] = Field(SCHEMA, alias="schema")
@@ -102,6 +102,7 @@ class Placement(_Record):
     versions: Mapping[str, str] = Field(default_factory=dict)
     traffic: Mapping[str, Any] = Field(default_factory=dict)
     fabric: Mapping[str, Any] = Field(default_factory=dict)
+    replicas: Mapping[str, Any] = Field(default_factory=dict)
 
     def shards(self, layer: int, expert: int) -> tuple[tuple[int, ...], ...]:
         """GPUs of each replica of an expert, one tuple of shards per replica (of length 1 without sharding)."""
@@ -139,7 +140,9 @@ def load_placement(path: str | Path) -> Placement:
         content = json.loads(raw)
         return Placement.model_validate_json(json.dumps(content))
     except OSError as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read ({error.strerror})"
+        found = (
+            "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read ({error.strerror})"
+        )
         raise InputError(Mistake(found, "a placement file", file=file)) from None
     except ValidationError as error:
         mistakes = [

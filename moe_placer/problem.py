@@ -25,6 +25,8 @@ __all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "dema
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
@@ -89,7 +91,9 @@ class LayerProblem:
         items = np.arange(self.items)
         touched = self.touched[node]
         total = np.bincount(touched.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)
-        return self.base + total[: self.links]
+        cost = self.base + total[: self.links]
+        cost[cost < _ROUNDING * self.base] = 0.0  # what cancels exactly, up to rounding
+        return cost
 
     def z(self, node: Ints) -> float:
         """Cost of the worst link."""
@@ -292,7 +296,11 @@ def _refuse_unsupported(instance: Instance) -> None:
     placement, mistakes = instance.placement, []
     if placement.replica_routing not in {"group", "even"}:
         mistakes.append(
-            Mistake(placement.replica_routing, "group or even (all that this version can solve)", "placement.replica_routing")
+            Mistake(
+                placement.replica_routing,
+                "group or even (all that this version can solve)",
+                "placement.replica_routing",
+            )
         )
     if placement.dispatch != "per-expert":
         expected = "per-expert (all that this version can solve)"

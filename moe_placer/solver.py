@@ -19,7 +19,7 @@ from moe_placer.result import LayerResult
 
 __all__ = ["Deadline", "LayerSolver", "Limits", "Report", "Solver", "Start"]
 
-Start = Sequence[npt.NDArray[np.int64]]  # per MoE layer, the node of each item
+Start = Sequence[npt.NDArray[np.int64] | None]  # per MoE layer, the node of each item, where there is any
 Report = Callable[[int, LayerResult], None]  # (index of the MoE layer, a result better than the last one reported)
 
 # Deterministic effort is counted in seconds of a slow machine, so that it usually runs out before the clock does

@@ -10,7 +10,7 @@ import numpy as np
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Recording, Traffic
-from moe_placer.verify import Verification, verify
+from moe_placer.verifier import Verification, verify
 
 Gpus = list[list[list[Any]]]  # gpu[l][e] of the placement file
 

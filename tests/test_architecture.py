@@ -22,9 +22,9 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("instance",),
     ("traffic", "fabric"),
     ("problem",),
-    ("placement", "verify"),
+    ("placement", "verifier"),
     ("result",),
-    ("solve",),
+    ("solving",),
     ("export", "dag", "report", "cli"),
 )
 TIER = {f"moe_placer.{name}": tier for tier, names in enumerate(TIERS) for name in names}
@@ -91,9 +91,9 @@ def part_of(name: str) -> str:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"moe_placer.errors", "moe_placer.instance.schema", "moe_placer.verify.rules"} <= MODULES.keys()
+    assert {"moe_placer.errors", "moe_placer.instance.schema", "moe_placer.verifier.rules"} <= MODULES.keys()
     assert "moe_placer.errors" in IMPORTS["moe_placer.instance.reader"]
-    assert "moe_placer.instance.yaml_reader" in reachable("moe_placer.verify.verify")
+    assert "moe_placer.instance.yaml_reader" in reachable("moe_placer.verifier.check")
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part_of(name) in TIER])
@@ -122,9 +122,9 @@ MAY_BE_VERIFIED_WITH = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if part_of(name) == "moe_placer.verify"])
+@pytest.mark.parametrize("name", [name for name in MODULES if part_of(name) == "moe_placer.verifier"])
 def test_the_verifier_shares_no_code_with_what_it_verifies(name: str) -> None:
-    own = {target for target in IMPORTS[name] if part_of(target) == "moe_placer.verify"}
+    own = {target for target in IMPORTS[name] if part_of(target) == "moe_placer.verifier"}
     assert IMPORTS[name] - own <= MAY_BE_VERIFIED_WITH
     assert "moe_placer" not in imports_of(name, MODULES[name]), "the package itself may hand out anything"
     assert not any(target.startswith("moe_placer.solvers") for target in imports_of(name, MODULES[name]))
@@ -146,7 +146,7 @@ def test_only_the_registry_names_solvers(name: str) -> None:
 @pytest.mark.parametrize("file", sorted(SOLVERS.glob("*.py")), ids=lambda file: file.stem)
 def test_a_solver_knows_no_file_format(file: Path) -> None:
     known = {part_of(target) for target in imports_of(f"moe_placer.solvers.{file.stem}", file, skip_types=True)}
-    forbidden = {"instance", "traffic", "placement", "verify", "files", "export", "dag", "report", "cli"}
+    forbidden = {"instance", "traffic", "placement", "verifier", "files", "export", "dag", "report", "cli"}
     assert not known & {f"moe_placer.{name}" for name in forbidden}
 
 
@@ -156,7 +156,7 @@ def _loaded_by(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["moe_placer", "moe_placer.verify"])
+@pytest.mark.parametrize("name", ["moe_placer", "moe_placer.verifier"])
 def test_importing_loads_no_optimiser(name: str) -> None:
     loaded = _loaded_by(f"import {name}")
     assert name in loaded

@@ -26,7 +26,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Recording, Traffic
-from moe_placer.verify import verify
+from moe_placer.verifier import verify
 
 
 def two_nodes() -> tuple[Instance, Traffic]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verify import RULES, Verification, verify
+from moe_placer.verifier import RULES, Verification, verify
 
 ids = st.one_of(st.integers(0, 12), st.sampled_from([10**9, 2**63, 10**30, 10**4400]))
 copies_of = st.one_of(st.lists(ids, max_size=4), st.lists(st.lists(ids, max_size=3), max_size=3))

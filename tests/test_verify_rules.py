@@ -18,7 +18,7 @@ from builders import (
 )
 
 from moe_placer.placement import Placement
-from moe_placer.verify import RULES, verify
+from moe_placer.verifier import RULES, verify
 
 
 def _set(*path: Any, to: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.verify.loads import Network
+from moe_placer.verifier.loads import Network
 
 __all__ = ["dual_bound", "hot_expert_bound", "node_slots", "threshold_bound"]
 

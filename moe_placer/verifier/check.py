@@ -14,11 +14,11 @@ from moe_placer.instance import Instance
 from moe_placer.placement import LayerRecord, Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verify import records, rules
-from moe_placer.verify.bounds_anew import dual_bound, hot_expert_bound, node_slots, threshold_bound
-from moe_placer.verify.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
-from moe_placer.verify.rules import Copy
-from moe_placer.verify.verification import LayerCheck, Verification, Violation
+from moe_placer.verifier import records, rules
+from moe_placer.verifier.bounds_anew import dual_bound, hot_expert_bound, node_slots, threshold_bound
+from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
+from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.verification import LayerCheck, Verification, Violation
 
 __all__ = ["verify"]
 

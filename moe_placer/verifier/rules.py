@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verify.verification import Violation
+from moe_placer.verifier.verification import Violation
 
 __all__ = [
     "Copy",

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.placement import LayerRecord
-from moe_placer.verify.rules import shown
-from moe_placer.verify.verification import LayerCheck, Violation
+from moe_placer.verifier.rules import shown
+from moe_placer.verifier.verification import LayerCheck, Violation
 
 __all__ = ["check_figures", "check_order", "check_proof"]
 

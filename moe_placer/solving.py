@@ -1,0 +1,349 @@
+"""From an instance to a verified placement."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds import best_bound, relax
+from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
+from moe_placer.fabric import build_fabric
+from moe_placer.instance import Instance
+from moe_placer.packing import pack
+from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, SolverRecord
+from moe_placer.problem import Problem, compile_problem
+from moe_placer.registry import DEFAULT, find_solver
+from moe_placer.result import LayerResult, Status, Stop, gap
+from moe_placer.solver import Deadline, Limits, Solver
+from moe_placer.traffic import Traffic, load_traffic
+from moe_placer.verifier import Verification, verify
+
+__all__ = ["Progress", "Solution", "solve"]
+
+BASELINES = ("contiguous", "eplb", "greedy")
+_SHOWN = 10  # violations printed in an error
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a solve is.
+
+    Attributes
+    ----------
+    layers, done : int
+        MoE layers in all, and those with a placement from the chosen solver.
+    total_z, total_bound : float
+        Sums over layers of the best z so far and of its bound (tokens at node-link speed).
+    worst_gap : float
+        Largest gap of any layer, or infinite.
+    worst_layer : int
+        Index in the model of the layer with the largest z; its z is ``max_z``.
+    max_z : float
+    seconds_left : float
+    """
+
+    layers: int
+    done: int
+    total_z: float
+    total_bound: float
+    worst_gap: float
+    worst_layer: int
+    max_z: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A verified placement, and how it was reached.
+
+    Attributes
+    ----------
+    placement : Placement
+        As in the placement file.
+    verification : Verification
+        What the independent verifier recomputed; it found no violation.
+    baselines : mapping
+        Name of a heuristic to the sum over layers of its z (tokens at node-link speed), or to why it cannot serve.
+    status : tuple of Status
+        What we have, per MoE layer.
+    stop : tuple of Stop
+        Why the search stopped, per MoE layer.
+    seconds : float
+        Wall-clock time of everything, from reading the traffic to the verdict.
+    repaired : int
+        Copies that the method had put too close together, and that were moved apart.
+    traffic : Traffic
+    """
+
+    placement: Placement
+    verification: Verification
+    baselines: Mapping[str, float | str]
+    status: tuple[Status, ...]
+    stop: tuple[Stop, ...]
+    seconds: float
+    repaired: int
+    traffic: Traffic
+
+    @property
+    def gaps(self) -> npt.NDArray[np.float64]:
+        """How far each layer's z is above its re-checkable bound [MoE layers]; infinite where only the bound is 0."""
+        return np.array([gap(check.z, check.bound) for check in self.verification.layers])
+
+    @property
+    def solver_gaps(self) -> npt.NDArray[np.float64]:
+        """The same against the larger of the re-checkable bound and what only the solver's search proved [MoE layers]."""
+        records = self.placement.layers
+        pairs = zip(records, self.verification.layers, strict=True)
+        return np.array([gap(check.z, max(record.bound, record.solver_bound or 0.0)) for record, check in pairs])
+
+
+def solve(
+    instance: Instance,
+    traffic: Traffic | None = None,
+    *,
+    solver: str | Solver = DEFAULT,
+    limits: Limits | None = None,
+    seed: int = 0,
+    start: Placement | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    interrupted: Callable[[], bool] | None = None,
+) -> Solution:
+    """Place every expert of every MoE layer, and have the placement verified.
+
+    Parameters
+    ----------
+    traffic : Traffic, optional
+        Absent: what the instance names.
+    solver : str or Solver
+        A registered name (``moe-placer solvers``), or a solver of your own.
+    limits : Limits, optional
+        Time, gap, workers, deterministic effort; absent: 60 s, 0.1%, one worker.
+    seed : int
+        Of everything random; the same seed and limits give the same placement while no clock strikes.
+    start : Placement, optional
+        A placement to improve on; the heuristics' best is used beside it.
+    progress : callable, optional
+        Told of every improvement.
+    interrupted : callable, optional
+        Asked now and then; once it says True, the best placement so far is verified and returned.
+
+    Raises
+    ------
+    InputError, UsageError
+        The instance, its traffic or the call is wrong.
+    InfeasibleError
+        No placement can exist, and the message says why.
+    NothingFoundError
+        The limits ran out, or the method failed, before there was a placement.
+    VerificationError
+        The verifier disagrees with the solver: a defect of this program.
+    """
+    begun = time.monotonic()
+    limits = limits or Limits()
+    limits = replace(limits, deadline=Deadline(begun + limits.time_s, interrupted or limits.deadline.interrupted))
+    method = find_solver(solver) if isinstance(solver, str) else solver
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, expected 0 or more")
+    if reason := method.unavailable():
+        raise UsageError(f"the solver {method.name} cannot run here: {reason}")
+    traffic = traffic if traffic is not None else load_traffic(instance)
+    problem = compile_problem(instance, traffic)
+    if reason := method.refuses(problem):
+        raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
+    baselines, first = _baselines(problem, seed)
+    results = _run(method, problem, limits, seed, first, _reporter(problem, limits, progress))
+    placement = _placement(instance, traffic, problem, method, results, limits, seed)
+    verification = verify(instance, placement, traffic)
+    _insist(verification, method)
+    return Solution(
+        placement,
+        verification,
+        baselines,
+        tuple(result.status for result in results),
+        tuple(result.stop for result in results),
+        time.monotonic() - begun,
+        sum(result.repaired for result in results),
+        traffic,
+    )
+
+
+def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[npt.NDArray[np.int64] | None]]:
+    """Run the quick heuristics: what users have today, and where the search starts from."""
+    totals: dict[str, float | str] = {}
+    best: list[LayerResult | None] = [None] * len(problem)
+    for name in BASELINES:
+        method = find_solver(name)
+        if reason := method.unavailable() or method.refuses(problem):
+            totals[name] = reason
+            continue
+        results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
+        if any(result.node is None for result in results):
+            totals[name] = "it finds no valid placement"
+        else:
+            totals[name] = float(sum(result.z for result in results))
+        for index, result in enumerate(results):
+            current = best[index]
+            usable = result.node is not None and result.copies is None
+            if usable and (current is None or result.z < current.z):
+                best[index] = result
+    return totals, [result.node if result is not None else None for result in best]
+
+
+def _run(
+    method: Solver,
+    problem: Problem,
+    limits: Limits,
+    seed: int,
+    start: list[npt.NDArray[np.int64] | None],
+    report: Callable[[int, LayerResult], None],
+) -> list[LayerResult]:
+    """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
+    results = method.solve(problem, limits, seed, start, report)
+    if len(results) != len(problem):
+        raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
+    for index, result in enumerate(results):
+        layer = problem.moe_layers[index]
+        if result.status is Status.INFEASIBLE:
+            raise InfeasibleError(f"{problem.name}: {method.name} proved that layer {layer} has no valid placement")
+        if result.node is None:
+            hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
+            raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
+        if result.bound.weights is None and result.z > 0 and not limits.deadline.over:
+            compiled = problem.layer(index, result.copies)
+            relaxation = relax(compiled, limits.deadline.left)
+            if relaxation is not None:
+                results[index] = replace(result, bound=best_bound(compiled, relaxation.weights))
+                report(index, results[index])
+    return results
+
+
+def _reporter(
+    problem: Problem, limits: Limits, progress: Callable[[Progress], None] | None
+) -> Callable[[int, LayerResult], None]:
+    seen: dict[int, LayerResult] = {}
+
+    def report(index: int, result: LayerResult) -> None:
+        seen[index] = result
+        if progress is None:
+            return
+        worst = max(seen, key=lambda i: seen[i].z)
+        progress(
+            Progress(
+                layers=len(problem),
+                done=len(seen),
+                total_z=float(sum(r.z for r in seen.values())),
+                total_bound=float(sum(r.bound.value for r in seen.values())),
+                worst_gap=max(r.gap for r in seen.values()),
+                worst_layer=problem.moe_layers[worst],
+                max_z=seen[worst].z,
+                seconds_left=limits.deadline.left,
+            )
+        )
+
+    return report
+
+
+def _placement(
+    instance: Instance,
+    traffic: Traffic,
+    problem: Problem,
+    method: Solver,
+    results: Sequence[LayerResult],
+    limits: Limits,
+    seed: int,
+) -> Placement:
+    packed = pack(problem, results)
+    gpu = []
+    for index, result in enumerate(results):
+        expert, _ = problem.items(index, result.copies)
+        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
+        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
+            rows[e].append(gpus if problem.shards > 1 else gpus[0])
+        gpu.append(tuple(tuple(row) for row in rows))
+    parameters = {
+        "gap": limits.gap,
+        "time_limit_s": limits.time_s,
+        "workers": limits.workers,
+        "work": limits.total_work,
+    }
+    return Placement(
+        schema=SCHEMA,
+        instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
+        solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
+        gpu=tuple(gpu),
+        layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
+        traffic=_traffic_facts(instance, traffic),
+        fabric=_fabric_facts(instance),
+        replicas={
+            "per_layer": instance.replicas_per_layer,
+            "copies": "chosen by load" if problem.copies_are_free else "given by the instance",
+            "bound_covers_choice_of_copies": not problem.copies_are_free,
+        },
+    )
+
+
+def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+    assert result.node is not None
+    layer, bound = problem.layer(index, result.copies), result.bound
+    cost = layer.cost(result.node)
+    weights = None
+    if bound.proof in {"dual", "threshold"} and bound.weights is not None:
+        weights = {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
+    return LayerRecord(
+        layer=problem.moe_layers[index],
+        z=result.z,
+        bound=min(bound.value, result.z),
+        proof=bound.proof,
+        weights=weights,
+        threshold=bound.threshold,
+        hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
+        worst_link=problem.links[int(cost.argmax())] if result.z > 0 else "",
+        solver_bound=result.solver_bound,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:
+    return {
+        "kind": instance.traffic.kind,
+        "tokens_per_gpu": instance.traffic.tokens_per_gpu,
+        "recordings": [{"name": r.name, "tokens": float(r.tokens.max())} for r in traffic.recordings],
+        "mix": traffic.mix.tolist(),
+    }
+
+
+def _fabric_facts(instance: Instance) -> dict[str, object]:
+    """Bandwidths by kind of link: enough to see what a cost means."""
+    graph = build_fabric(instance)
+    kinds: dict[str, dict[str, float]] = {}
+    for source, target, data in graph.edges(data=True):
+        kind = f"{graph.nodes[source]['role']}->{graph.nodes[target]['role']}"
+        entry = kinds.setdefault(kind, {"links": 0, "gb_per_s": data["bandwidth"]})
+        entry["links"] += 1
+    fabric = instance.cluster.fabric
+    metric = instance.objective.metric
+    return {"kind": fabric.kind, "node_gb_per_s": fabric.node_gb_per_s, "metric": metric, "links": kinds}
+
+
+def _insist(verification: Verification, method: Solver) -> None:
+    """A disagreement between solver and verifier is an error, whoever is right."""
+    if verification.ok:
+        return
+    shown = [f"  {violation}" for violation in verification.violations[:_SHOWN]]
+    more = len(verification.violations) - len(shown)
+    rest = [f"  ... and {more:,} more"] if more > 0 else []
+    found = "\n".join([*shown, *rest])
+    raise VerificationError(f"the placement of {method.name} fails verification, so nothing was written:\n{found}")
