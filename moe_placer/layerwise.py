@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -84,9 +83,6 @@ def _task_in_worker(
     stop_file: str,
 ) -> LayerResult:
     """Run in a worker process: clocks differ between processes, so the deadline comes as seconds left."""
-    # The terminal sends Ctrl-C to all processes; the parent decides what it means.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     deadline = Deadline(time.monotonic() + seconds, Path(stop_file).exists)
     return _task(solver, layer, gap, work, seed, start, deadline)
 
@@ -207,13 +203,18 @@ def _broken_pool() -> type[BaseException]:
     return BrokenProcessPool
 
 
+def _leave_interrupts_to_parent() -> None:
+    """Ignore Ctrl-C in a worker: the terminal sends it to all processes, and the parent decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def _pool(workers: int) -> Iterator[Callable[[], Any]]:
     """Hand out the process pool, a new one after workers were killed; stop it at the end."""
     import loky  # noqa: PLC0415  (its import costs, and quick methods do without)
 
     def pool() -> Any:
-        return loky.get_reusable_executor(max_workers=workers, timeout=60, kill_workers=False)
+        return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=_leave_interrupts_to_parent)
 
     try:
         yield pool

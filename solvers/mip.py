@@ -1,6 +1,7 @@
 """The reference exact model of `cpsat`, as a mixed-integer program on HiGHS through OR-Tools' MathOpt.
 
-HiGHS's Python package and OR-Tools each bring their own HiGHS and clash in one process; MathOpt's works beside CP-SAT.
+HiGHS's own Python package and OR-Tools clash in one process; the HiGHS inside OR-Tools works beside CP-SAT. HiGHS counts no
+deterministic effort: where its share of time runs out before the gap is reached, two runs may differ.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import Bound, best_bound, link_matrix, relax
+from moe_placer.bounds import best_bound, relax
 from moe_placer.kinds import Kinds
 from moe_placer.problem import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import Deadline, LayerSolver
+from moe_placer.solver import WORK_PER_SECOND, Deadline, LayerSolver
 
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
@@ -25,3 +26,138 @@ if TYPE_CHECKING:
 __all__ = ["Mip"]
 
 Ints = npt.NDArray[np.int64]
+
+
+class Mip(LayerSolver):
+    """The exact model at node level, solved by HiGHS with a hint."""
+
+    name = "mip"
+    summary = "the exact model on HiGHS (MathOpt): branch and bound on the linear relaxation"
+    source = "HiGHS, https://highs.dev, through OR-Tools MathOpt"
+    exact = True
+
+    def unavailable(self) -> str | None:
+        """Say whether OR-Tools is missing."""
+        try:
+            import ortools  # noqa: F401, PLC0415
+        except ImportError:
+            return "the package ortools is not installed"
+        return None
+
+    def solve_layer(
+        self,
+        layer: LayerProblem,
+        gap: float,
+        work: float,
+        rng: np.random.Generator,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
+        """Place one layer; every call starts the search anew, with the best so far as its hint."""
+        bound = start.bound if start is not None else None
+        if bound is None or bound.weights is None:
+            relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None)
+            bound = best_bound(layer, relaxation.weights if relaxation else None)
+        if start is not None:
+            start = replace(start, bound=bound)
+            if relative_gap(start.z, start.best_bound) <= max(gap, OPTIMAL_GAP):
+                return _finished(start, gap, 0.0, deadline)
+        model = Model(layer, start.node if start is not None else None)
+        node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(rng.integers(2**31)), deadline)
+        if infeasible and start is None:
+            return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
+        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.TIME, work=work)
+        if node is not None and layer.valid(node) and layer.z(node) < best.z:
+            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.TIME, best.solver_bound)
+        if best.node is None:
+            return best
+        own = min(best.z, max(own, best.solver_bound or 0.0))
+        best = replace(best, solver_bound=own if own > bound.value else None)
+        return _finished(best, gap, work, deadline)
+
+
+def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
+    here = relative_gap(result.z, result.best_bound)
+    status = Status.OPTIMAL if here <= OPTIMAL_GAP else Status.FEASIBLE
+    stop = Stop.INTERRUPTED if deadline.interrupted() else Stop.TIME
+    if here <= gap:
+        stop = Stop.GAP
+    if status is Status.OPTIMAL:
+        stop = Stop.PROVED
+    return replace(result, status=status, stop=stop, work=work)
+
+
+class Model:
+    """The MathOpt model of one layer; the constraints are those of `moe_placer.solvers.cpsat`."""
+
+    def __init__(self, layer: LayerProblem, hint: Ints | None) -> None:
+        from ortools.math_opt.python import mathopt  # noqa: PLC0415  (its import takes a second)
+
+        self.layer, self.kinds, self.mathopt = layer, Kinds.of_layer(layer), mathopt
+        self.model = mathopt.Model(name=f"layer {layer.layer}")
+        # HiGHS's tolerances are absolute: costs are scaled to about 1.
+        self.scale = 1 / max(1e-9, layer.z(hint) if hint is not None else float(layer.base.max(initial=1.0)))
+        self.z = self.model.add_variable(lb=0.0, name="z")
+        self.x = [
+            [self._count_var(j, n) for n in range(layer.nodes)]  # x[j][n]
+            for j in range(len(self.kinds.item))
+        ]
+        self._place_and_pack()
+        self._cover_every_link()
+        self.model.minimize(self.z)
+        self.hint = hint
+
+    def _count_var(self, j: int, n: int) -> mathopt.Variable:
+        least = int(self.kinds.pinned[j, n])
+        most = int(min(self.kinds.count[j], self.layer.slots[n], self.layer.together[n]))
+        return self.model.add_integer_variable(lb=least, ub=max(least, most))
+
+    def _place_and_pack(self) -> None:
+        """Place every replica once; respect slots; keep copies apart."""
+        layer, kinds, sum_ = self.layer, self.kinds, self.mathopt.fast_sum
+        for j, row in enumerate(self.x):
+            self.model.add_linear_constraint(sum_(row) == int(kinds.count[j]))
+        expert = layer.expert[kinds.item]
+        for n in range(layer.nodes):
+            self.model.add_linear_constraint(sum_(row[n] for row in self.x) <= int(layer.slots[n]))
+            for e in np.unique(expert):
+                mine = np.flatnonzero(expert == e)
+                if kinds.count[mine].sum() > layer.together[n]:
+                    self.model.add_linear_constraint(sum_(self.x[j][n] for j in mine) <= int(layer.together[n]))
+
+    def _cover_every_link(self) -> None:
+        """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""
+        layer = self.layer
+        delta = layer.delta[self.kinds.item] * self.scale
+        terms: list[list[Any]] = [[] for _ in range(layer.links)]
+        for n, m in zip(*np.nonzero(layer.touched < layer.links), strict=True):
+            values = delta[:, n, m].tolist()
+            terms[layer.touched[n, m]] += [v * row[n] for v, row in zip(values, self.x, strict=True) if v]
+        for k in range(layer.links):
+            base = float(layer.base[k] * self.scale)
+            self.model.add_linear_constraint(self.mathopt.fast_sum(terms[k]) - self.z <= -base)
+
+    def solve(self, gap: float, seconds: float, seed: int, deadline: Deadline) -> tuple[Ints | None, float, bool]:
+        """Return the best placement found, a lower bound on z, and whether there provably is none."""
+        mathopt = self.mathopt
+        parameters = mathopt.SolveParameters(
+            time_limit=datetime.timedelta(seconds=max(0.05, min(seconds, deadline.left))),
+            relative_gap_tolerance=gap,
+            random_seed=seed,
+        )
+        model_parameters = mathopt.ModelSolveParameters()
+        if self.hint is not None:
+            counts = self.kinds.counts(self.hint, self.layer.nodes)
+            values = {
+                v: float(c) for row, count in zip(self.x, counts, strict=True) for v, c in zip(row, count, strict=True)
+            }
+            values[self.z] = self.layer.z(self.hint) * self.scale
+            model_parameters.solution_hints.append(mathopt.SolutionHint(variable_values=values))
+        result = mathopt.solve(self.model, mathopt.SolverType.HIGHS, params=parameters, model_params=model_parameters)
+        infeasible = result.termination.reason == mathopt.TerminationReason.INFEASIBLE
+        dual = result.termination.objective_bounds.dual_bound
+        bound = max(0.0, dual) / self.scale if np.isfinite(dual) else 0.0
+        if not result.has_primal_feasible_solution():
+            return None, bound, infeasible
+        found = np.array([result.variable_values(row) for row in self.x])
+        return self.kinds.place(np.rint(found).astype(np.int64), self.layer), bound, False

@@ -1,0 +1,35 @@
+"""``moe-placer dag``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moe_placer.cli.options import instance_argument, open_instance, placement_argument, trace_option
+
+__all__ = ["dag"]
+
+
+@click.command()
+@instance_argument
+@placement_argument
+@trace_option
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Folder to write to.  [.]"
+)
+def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
+    """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json)."""
+    from moe_placer.dag import write_dags  # noqa: PLC0415
+    from moe_placer.errors import VerificationError  # noqa: PLC0415
+    from moe_placer.placement import load_placement  # noqa: PLC0415
+    from moe_placer.traffic import load_traffic  # noqa: PLC0415
+    from moe_placer.verifier import verify  # noqa: PLC0415
+
+    opened, placed = open_instance(instance, traces), load_placement(placement)
+    traffic = load_traffic(opened)
+    verification = verify(opened, placed, traffic)
+    if not verification.ok:
+        raise VerificationError(f"{placement} is not drawn, since it breaks a rule: {verification.violations[0]}")
+    for path in write_dags(opened, placed, traffic, output):
+        click.echo(path)

@@ -1,0 +1,70 @@
+"""The command group, and what its exit codes mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from moe_placer.cli.dag_command import dag
+from moe_placer.cli.inspect_command import inspect
+from moe_placer.cli.schema_command import schema
+from moe_placer.cli.solve_command import solve
+from moe_placer.cli.solvers_command import solvers
+from moe_placer.cli.verify_command import verify
+from moe_placer.errors import MoePlacerError
+
+__all__ = ["cli", "main"]
+
+EXIT_CODES = """
+\b
+Exit codes:
+  0  done (also when interrupted with a verified placement written)
+  1  bad input: a file is missing or wrong; every mistake is listed
+  2  usage: unknown option, solver or limit
+  3  proven infeasible: no placement can exist, and the message says why
+  4  nothing found within the limits
+  5  verification failed
+"""
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="moe-placer", prog_name="moe-placer")
+def cli() -> None:
+    """Place the experts of Mixture-of-Experts models on GPU clusters so that the hottest link is as cool as can be proved."""
+
+
+for _command in (solve, verify, inspect, schema, solvers, dag):
+    cli.add_command(_command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with a documented code; no input of a user's gives a traceback."""
+    try:
+        # Whatever a command returns is its exit code.
+        result: Any = cli.main(arguments, prog_name="moe-placer", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MoePlacerError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was written", 130)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _fail("out of memory; use fewer --workers or a smaller instance", 4)
+    except Exception as error:
+        if os.environ.get("MOE_PLACER_DEBUG"):
+            raise
+        _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"moe-placer: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,156 @@
+"""``moe-placer solve``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moe_placer.cli.options import as_json, instance_argument, json_option, open_instance, trace_option
+
+if TYPE_CHECKING:
+    from moe_placer.instance import Instance
+    from moe_placer.solving import Solution
+
+__all__ = ["solve"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@click.command()
+@instance_argument
+@trace_option
+@click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
+@click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
+@click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
+@click.option("--workers", default=_cores, show_default="all cores", metavar="N", type=int, help="Worker processes.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
+@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
+@click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
+@click.option("--no-dag", is_flag=True, help="Write no DAGs.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+@json_option
+def solve(
+    instance: Path,
+    traces: tuple[Path, ...],
+    solver: str,
+    time_limit: float,
+    gap: float,
+    workers: int,
+    seed: int,
+    work: float | None,
+    start: Path | None,
+    output: Path | None,
+    no_dag: bool,
+    quiet: bool,
+    json_: bool,
+) -> None:
+    """Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
+
+    Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
+
+    \b
+    Examples:
+      moe-placer solve instances/h100-128.yaml
+      moe-placer solve instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --time-limit 30
+    """
+    from moe_placer.cli.progress import show_progress  # noqa: PLC0415
+    from moe_placer.placement import load_placement  # noqa: PLC0415
+    from moe_placer.solver import Limits  # noqa: PLC0415
+    from moe_placer.solving import solve as place  # noqa: PLC0415
+
+    limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work)
+    opened = open_instance(instance, traces)
+    before = load_placement(start) if start else None
+    with _stop_on_signal() as interrupted, show_progress(opened.name, time_limit, quiet or json_) as progress:
+        solution = place(
+            opened, solver=solver, limits=limits, seed=seed, start=before, progress=progress, interrupted=interrupted
+        )
+    files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
+    if json_:
+        click.echo(as_json(_report(opened, solution, files)))
+        return
+    from moe_placer.cli.summary import print_summary  # noqa: PLC0415
+
+    print_summary(opened, solution, files)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop; a second one ends the program."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        sys.stderr.write("\nstopping: keeping the best placement so far (again to give up)\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -> list[Path]:
+    """Write the placement, then its DAGs; every file whole or not at all."""
+    placement = folder / "placement.json"
+    solution.placement.write(placement)
+    if no_dag:
+        return [placement]
+    from moe_placer.dag import write_dags  # noqa: PLC0415
+
+    drawn = write_dags(
+        instance, solution.placement, solution.traffic, folder, only=("simplified_moe_dag", "detailed_expert_dag")
+    )
+    return [placement, *drawn]
+
+
+def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[str, Any]:
+    verification, records = solution.verification, solution.placement.layers
+    gaps, own = solution.gaps.tolist(), solution.solver_gaps.tolist()
+    contiguous = solution.baselines.get("contiguous")
+    better = 1 - verification.total_z / contiguous if isinstance(contiguous, float) and contiguous > 0 else None
+    return {
+        "schema": "moe-placer/solve/1",
+        "instance": {"name": instance.name, "sha256": instance.sha256},
+        "solver": solution.placement.solver.model_dump(mode="json"),
+        "verified": verification.ok,
+        "total_z": verification.total_z,
+        "total_bound": verification.total_bound,
+        "max_z": verification.max_z,
+        "aggregate": verification.aggregate,
+        "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
+        "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},
+        "baselines": dict(solution.baselines),
+        "better_than_contiguous": better,
+        "repaired": solution.repaired,
+        "seconds": solution.seconds,
+        "layers": [
+            {
+                "layer": record.layer,
+                "z": record.z,
+                "bound": record.bound,
+                "proof": record.proof,
+                "solver_bound": record.solver_bound,
+                "gap": gaps[index],
+                "worst_link": record.worst_link,
+                "status": str(solution.status[index]),
+                "stop": str(solution.stop[index]),
+            }
+            for index, record in enumerate(records)
+        ],
+        "files": [str(path) for path in files],
+    }

@@ -1,0 +1,38 @@
+"""``moe-placer solvers``."""
+
+from __future__ import annotations
+
+import click
+
+from moe_placer.cli.options import as_json, json_option
+
+__all__ = ["solvers"]
+
+
+@click.command()
+@json_option
+def solvers(json_: bool) -> None:
+    """List the solvers: what they do, whether they prove optimality, and whether they can run here."""
+    from moe_placer.registry import DEFAULT, find_solver, solver_names  # noqa: PLC0415
+
+    rows = []
+    for name in solver_names():
+        solver = find_solver(name)
+        rows.append(
+            {
+                "name": name,
+                "default": name == DEFAULT,
+                "exact": solver.exact,
+                "summary": solver.summary,
+                "source": solver.source,
+                "unavailable": solver.unavailable(),
+            }
+        )
+    if json_:
+        click.echo(as_json(rows))
+        return
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        proof = "proves optimality" if row["exact"] else "heuristic"
+        away = f"  NOT AVAILABLE: {row['unavailable']}" if row["unavailable"] else ""
+        click.echo(f"{row['name']!s:<{width}}  {proof:<17}  {row['summary']}{away}")

@@ -1,0 +1,81 @@
+"""What a person reads after a solve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_placer.instance.sizes import GB, token_bytes
+
+if TYPE_CHECKING:
+    from moe_placer.instance import Instance
+    from moe_placer.solving import Solution
+
+__all__ = ["print_summary"]
+
+
+def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> None:
+    """Print the comparison, the gap and how it is proved, the verdict, and the files."""
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=True)
+    layers, nodes = len(instance.moe_layers), instance.cluster.nodes
+    console.print(f"[bold]{instance.name}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
+    console.print(_table(instance, solution))
+    for line in _findings(instance, solution):
+        console.print(line)
+    console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
+
+
+def _table(instance: Instance, solution: Solution):  # type: ignore[no-untyped-def]
+    from rich.box import SIMPLE  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("plan")
+    for column in ("sum of worst links (tokens)", "against contiguous", "dispatch per step (ms)"):
+        table.add_column(column, justify="right")
+    contiguous = solution.baselines.get("contiguous")
+    mine = solution.placement.solver.name
+    rows = [(name, total) for name, total in solution.baselines.items() if name != mine]
+    for name, total in [*rows, (mine, solution.verification.total_z)]:
+        if isinstance(total, str):
+            table.add_row(name, total, "", "")
+            continue
+        ratio = f"{total / contiguous - 1:+.1%}" if isinstance(contiguous, float) and contiguous > 0 else ""
+        style = "bold" if name == mine else None
+        table.add_row(name, f"{total:,.0f}", ratio, f"{milliseconds(instance, total):,.2f}", style=style)
+    bound = solution.verification.total_bound
+    table.add_row("bound: no placement has less", f"{bound:,.0f}", "", f"{milliseconds(instance, bound):,.2f}")
+    return table
+
+
+def milliseconds(instance: Instance, cost: float) -> float:
+    """Time of a cost on the wire, one direction: cost * bytes per token / (B_node * utilization)."""
+    fabric = instance.cluster.fabric
+    return 1e3 * cost * token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+
+
+def _findings(instance: Instance, solution: Solution) -> list[str]:
+    gaps, own = solution.gaps, solution.solver_gaps
+    lines = [
+        f"Gap to the re-checkable bound: {np.median(gaps):.3%} in the median layer, {gaps.max():.3%} in the worst "
+        "(`moe-placer verify` derives the bound anew)."
+    ]
+    if any(record.solver_bound is not None for record in solution.placement.layers):
+        lines.append(
+            f"By the solver's word, which cannot be re-checked: {np.median(own):.3%} median, {own.max():.3%} worst."
+        )
+    if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
+        lines.append("The bound holds for this number of copies of each expert; other choices may beat it.")
+    if solution.repaired:
+        lines.append(f"{solution.repaired} copies stood too close together and were moved apart.")
+    reasons = {str(stop): sum(s is stop for s in solution.stop) for stop in dict.fromkeys(solution.stop)}
+    stops = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    lines.append(f"Verified independently in {solution.seconds:.1f} s all told. Why layers stopped: {stops}.")
+    worst = max(solution.verification.layers, key=lambda check: check.z)
+    if worst.z > 0:
+        lines.append(f"Hottest: {worst.worst_link} in layer {worst.layer}, {worst.z:,.0f} tokens at node-link speed.")
+    return lines
