@@ -1,4 +1,4 @@
-"""From any placement of a layer to a locally best one: round the relaxation, trade until nothing helps, kick, repeat."""
+"""From a layer's relaxation to a good placement: round, trade until nothing helps, kick, repeat."""
 
 from __future__ import annotations
 

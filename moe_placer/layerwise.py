@@ -1,7 +1,8 @@
 """Runs a one-layer method on all layers: over processes, in rounds, within one budget.
 
-Every round gives each layer that is not within the gap twice the effort of the round before, so layers that are done leave their
-time to those that are not. A layer's result depends on its arrays, the seed and the effort only, never on which worker was first.
+Every round gives each layer that is not within the gap twice the effort of the round before, so layers that are done
+leave their time to those that are not. A layer's result depends on its arrays, the seed and the effort only, never on
+which worker was first.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ class _Run:
 
 
 def _broken_pool() -> type[BaseException]:
-    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415  (only once something broke)
+    from concurrent.futures.process import BrokenProcessPool  # only once something broke
 
     return BrokenProcessPool
 
@@ -211,7 +212,7 @@ def _leave_interrupts_to_parent() -> None:
 @contextmanager
 def _pool(workers: int) -> Iterator[Callable[[], Any]]:
     """Hand out the process pool, a new one after workers were killed; stop it at the end."""
-    import loky  # noqa: PLC0415  (its import costs, and quick methods do without)
+    import loky  # its import costs, and quick methods do without
 
     def pool() -> Any:
         return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=_leave_interrupts_to_parent)

@@ -20,11 +20,11 @@ __all__ = ["dag"]
 )
 def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
     """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json)."""
-    from moe_placer.dag import write_dags  # noqa: PLC0415
-    from moe_placer.errors import VerificationError  # noqa: PLC0415
-    from moe_placer.placement import load_placement  # noqa: PLC0415
-    from moe_placer.traffic import load_traffic  # noqa: PLC0415
-    from moe_placer.verifier import verify  # noqa: PLC0415
+    from moe_placer.dag import write_dags
+    from moe_placer.errors import VerificationError
+    from moe_placer.placement import load_placement
+    from moe_placer.traffic import load_traffic
+    from moe_placer.verifier import verify
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
     traffic = load_traffic(opened)

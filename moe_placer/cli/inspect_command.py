@@ -17,8 +17,8 @@ __all__ = ["inspect"]
 @json_option
 def inspect(instance: Path, traces: tuple[Path, ...], json_: bool) -> None:
     """Tell in plain words what INSTANCE asks, and whether it can be feasible."""
-    from moe_placer.describe import describe  # noqa: PLC0415
-    from moe_placer.traffic import load_traffic  # noqa: PLC0415
+    from moe_placer.describe import describe
+    from moe_placer.traffic import load_traffic
 
     opened = open_instance(instance, traces)
     # A trace instance without its files can still be told about, but for the skew of its demand.

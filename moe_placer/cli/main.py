@@ -33,7 +33,7 @@ Exit codes:
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="moe-placer", prog_name="moe-placer")
 def cli() -> None:
-    """Place the experts of Mixture-of-Experts models on GPU clusters so that the hottest link is as cool as can be proved."""
+    """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
 for _command in (solve, verify, inspect, schema, solvers, dag):

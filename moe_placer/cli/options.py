@@ -32,7 +32,7 @@ json_option = click.option(
 
 def open_instance(path: Path, traces: tuple[Path, ...]) -> Instance:
     """Read an instance; traces given on the command line replace its traffic."""
-    from moe_placer.instance import load_instance  # noqa: PLC0415
+    from moe_placer.instance import load_instance
 
     instance = load_instance(path)
     return instance.with_traces(traces) if traces else instance

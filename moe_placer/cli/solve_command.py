@@ -55,7 +55,7 @@ def solve(
     quiet: bool,
     json_: bool,
 ) -> None:
-    """Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
+    r"""Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
 
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
 
@@ -64,10 +64,10 @@ def solve(
       moe-placer solve instances/h100-128.yaml
       moe-placer solve instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --time-limit 30
     """
-    from moe_placer.cli.progress import show_progress  # noqa: PLC0415
-    from moe_placer.placement import load_placement  # noqa: PLC0415
-    from moe_placer.solver import Limits  # noqa: PLC0415
-    from moe_placer.solving import solve as place  # noqa: PLC0415
+    from moe_placer.cli.progress import show_progress
+    from moe_placer.placement import load_placement
+    from moe_placer.solver import Limits
+    from moe_placer.solving import solve as place
 
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work)
     opened = open_instance(instance, traces)
@@ -80,7 +80,7 @@ def solve(
     if json_:
         click.echo(as_json(_report(opened, solution, files)))
         return
-    from moe_placer.cli.summary import print_summary  # noqa: PLC0415
+    from moe_placer.cli.summary import print_summary
 
     print_summary(opened, solution, files)
 
@@ -110,7 +110,7 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
     solution.placement.write(placement)
     if no_dag:
         return [placement]
-    from moe_placer.dag import write_dags  # noqa: PLC0415
+    from moe_placer.dag import write_dags
 
     drawn = write_dags(
         instance, solution.placement, solution.traffic, folder, only=("simplified_moe_dag", "detailed_expert_dag")

@@ -29,13 +29,13 @@ _SHOWN = 50
 def verify(instance: Path, placement: Path, traces: tuple[Path, ...], json_: bool) -> int:
     """Check PLACEMENT against INSTANCE, trusting nothing in it.
 
-    Recomputes every constraint, every link's load, each layer's worst link and each bound from the definitions, and lists
-    every violation with layer, expert and GPU. Exit code 5 if there is any.
+    Recomputes every constraint, every link's load, each layer's worst link and each bound from the definitions, and
+    lists every violation with layer, expert and GPU. Exit code 5 if there is any.
     """
-    from moe_placer.placement import load_placement  # noqa: PLC0415
-    from moe_placer.result import gap  # noqa: PLC0415
-    from moe_placer.verifier import RULES  # noqa: PLC0415
-    from moe_placer.verifier import verify as check  # noqa: PLC0415
+    from moe_placer.placement import load_placement
+    from moe_placer.result import gap
+    from moe_placer.verifier import RULES
+    from moe_placer.verifier import verify as check
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
     found = check(opened, placed)

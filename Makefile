@@ -1,0 +1,43 @@
+# Everything sets itself up in .venv; a machine needs Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTANCE ?= instances/h100-128.yaml
+OPTIONS ?= --time-limit 120
+
+.PHONY: help solve test test-all lint types clean
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+solve: $(VENV)/.run  ## Solve INSTANCE (the seed plan), verify the placement, write it with its DAGs
+	$(BIN)/moe-placer solve $(INSTANCE) $(OPTIONS)
+
+test: $(VENV)/.dev  ## Run the tests, without the slow ones
+	$(BIN)/pytest -n auto
+
+test-all: $(VENV)/.dev  ## Run all tests, the slow ones too
+	$(BIN)/pytest -n auto -m ''
+
+lint: $(VENV)/.dev  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove what was built and installed
+	rm -rf $(VENV) build dist *.egg-info out
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "moe_placer needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@ $(VENV)/.run
