@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment, linprog
 
+from moe_placer.kinds import Kinds
 from moe_placer.placement import Proof
 from moe_placer.problem import LayerProblem
 
@@ -29,6 +30,7 @@ Ints = npt.NDArray[np.int64]
 # Claimed bounds are this much below what was computed, so that the rounding of another summation order cannot turn a
 # true claim into a false one. Sums of some thousand doubles err by about 1e-13 of their size.
 SAFETY = 1e-10
+_SIMPLEX = 6_000  # variables up to which the simplex method wins
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,26 +73,32 @@ class Relaxation:
     weights: Floats
 
 
-def relax(problem: LayerProblem, time_limit_s: float | None = None) -> Relaxation | None:
-    """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if out of time.
+def relax(
+    problem: LayerProblem, time_limit_s: float | None = None, forbidden: npt.NDArray[np.bool_] | None = None
+) -> Relaxation | None:
+    """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if none or out of time.
 
-    ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS).
+    ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
+    x is 0 where ``forbidden`` [I, N].
     """
-    items, nodes, links = problem.items, problem.nodes, problem.links
-    ones, eye = np.ones((1, items)), sparse.eye_array(nodes)
-    link_rows = sparse.hstack([link_matrix(problem), -np.ones((links, 1))])
-    slot_rows = sparse.hstack([sparse.kron(ones, eye), sparse.csr_array((nodes, 1))])
-    item_rows = sparse.hstack([sparse.kron(sparse.eye_array(items), np.ones((1, nodes))), sparse.csr_array((items, 1))])
-    objective = np.zeros(items * nodes + 1)
+    kinds = Kinds.of_layer(problem)
+    count, nodes, links = len(kinds.item), problem.nodes, problem.links
+    # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
+    scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)))
+    link_rows = sparse.hstack([scale * link_matrix(problem, kinds.item), -np.ones((links, 1))])
+    slot_rows = sparse.hstack([sparse.kron(np.ones((1, count)), sparse.eye_array(nodes)), sparse.csr_array((nodes, 1))])
+    kind_rows = sparse.hstack([sparse.kron(sparse.eye_array(count), np.ones((1, nodes))), sparse.csr_array((count, 1))])
+    objective = np.zeros(count * nodes + 1)
     objective[-1] = 1.0
     solved = linprog(
         objective,
         A_ub=sparse.csr_array(sparse.vstack([link_rows, slot_rows])),
-        b_ub=np.concatenate([-problem.base, problem.widest]),
-        A_eq=sparse.csr_array(item_rows),
-        b_eq=np.ones(items),
-        bounds=(0, None),
-        method="highs-ds",
+        b_ub=np.concatenate([-scale * problem.base, problem.widest]),
+        A_eq=sparse.csr_array(kind_rows),
+        b_eq=kinds.count,
+        bounds=_limits(None if forbidden is None else forbidden[kinds.item]),
+        # Simplex is faster on small relaxations, interior point (with crossover to a vertex) on large ones.
+        method="highs-ds" if count * nodes <= _SIMPLEX else "highs-ipm",
         options={} if time_limit_s is None else {"time_limit": max(0.01, time_limit_s)},
     )
     if solved.status != 0:
@@ -98,18 +106,27 @@ def relax(problem: LayerProblem, time_limit_s: float | None = None) -> Relaxatio
     weights = np.maximum(0.0, -solved.ineqlin.marginals[:links])
     total = weights.sum()
     weights = weights / total if total > 0 else np.full(links, 1 / max(1, links))
-    return Relaxation(np.asarray(solved.x[:-1]).reshape(items, nodes), weights)
+    share = np.asarray(solved.x[:-1]).reshape(count, nodes) / kinds.count[:, None]
+    return Relaxation(share[kinds.of], weights)
 
 
-def link_matrix(problem: LayerProblem) -> sparse.csr_array:
-    """Return the matrix [K, I * N] of what item i on node n (column ``i * N + n``) adds to each link."""
-    items, nodes, links = problem.items, problem.nodes, problem.links
+def _limits(forbidden: npt.NDArray[np.bool_] | None) -> tuple[int, None] | Floats:
+    """Lower and upper limits of the relaxation's variables."""
+    if forbidden is None:
+        return (0, None)
+    most = np.append(np.where(forbidden, 0.0, np.inf).ravel(), np.inf)
+    return np.column_stack([np.zeros(len(most)), most])
+
+
+def link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:
+    """Return the matrix [K, len(items) * N]: column ``i * N + n`` is what ``items[i]`` on node n adds to each link."""
+    nodes, links = problem.nodes, problem.links
     node, m = np.nonzero(problem.touched < links)
     link = problem.touched[node, m]
-    columns = np.arange(items)[:, None] * nodes + node[None, :]
-    values = problem.delta[:, node, m]
+    columns = np.arange(len(items))[:, None] * nodes + node[None, :]
+    values = problem.delta[items][:, node, m]
     rows = np.broadcast_to(link, columns.shape)
-    return sparse.csr_array((values.ravel(), (rows.ravel(), columns.ravel())), shape=(links, items * nodes))
+    return sparse.csr_array((values.ravel(), (rows.ravel(), columns.ravel())), shape=(links, len(items) * nodes))
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None) -> Bound:
@@ -136,10 +153,14 @@ def hot_expert_bound(problem: LayerProblem) -> Bound:
 def threshold_bound(problem: LayerProblem, weights: Floats, threshold: float) -> Bound:
     """Bound z by ``threshold``, or by the transportation problem that is left without what the threshold forbids."""
     price = _price(problem, weights)
-    forbidden = _floor(problem) >= threshold * (1 + SAFETY)
-    cost, possible = transport(problem, np.where(forbidden, np.inf, price))
+    cost, possible = transport(problem, np.where(beyond(problem, threshold), np.inf, price))
     value = threshold if not possible else min(threshold, float(weights @ problem.base) + cost)
     return Bound(_safe(value), "threshold", weights, threshold=threshold)
+
+
+def beyond(problem: LayerProblem, threshold: float) -> npt.NDArray[np.bool_]:
+    """Mask [I, N] of what no placement with z below ``threshold`` has: item i on node n alone makes a link that hot."""
+    return _floor(problem) >= threshold * (1 + SAFETY)
 
 
 def transport(problem: LayerProblem, price: Floats) -> tuple[float, bool]:

@@ -6,19 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.bounds import best_bound, hot_expert_bound, relax
+from moe_placer.bounds import Bound, best_bound, beyond, hot_expert_bound, relax, threshold_bound
 from moe_placer.descent import round_shares, search
+from moe_placer.neighbourhood import around_worst_link, cut_out
 from moe_placer.problem import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.solver import Deadline, LayerSolver
-from moe_placer.solvers.cpsat import CpSat
+from moe_placer.solvers.cpsat import CpSat, Model
 
 __all__ = ["Auto"]
 
 _RELAX_WORK = 3e-5  # of the relaxation, per item and node
 _AIM = 0.5  # search aims at this share of the gap, so that it does not stop a hair outside
 _LEAST_WORK = 0.1  # that CP-SAT is called with
+_WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond, some nodes at a time
+_NODES = 6  # of such a neighbourhood
+_PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
@@ -57,7 +61,9 @@ class Auto(LayerSolver):
             if found.z < result.z:
                 result = replace(result, node=found.node, z=found.z)
         if settle and _open(result, gap, deadline):
-            result = CpSat().solve_layer(layer, gap, max(_LEAST_WORK, work - spent), rng, result, deadline)
+            whole = layer.items * layer.nodes <= _WHOLE
+            exact = CpSat().solve_layer if whole else _by_neighbourhoods
+            result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, result, deadline)
             spent += result.work
         return _finished(result, gap, spent)
 
@@ -79,9 +85,47 @@ def _from_relaxation(
         return (None if start is None else replace(start, bound=bound)), spent
     found = search(layer, node, bound.value, 0.0, rng, deadline)
     spent += found.work
+    bound = _with_threshold(layer, bound, min(found.z, np.inf if start is None else start.z), deadline)
     if start is not None and start.z <= found.z:
         return replace(start, bound=bound), spent
     return LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME), spent
+
+
+def _with_threshold(layer: LayerProblem, bound: Bound, z: float, deadline: Deadline) -> Bound:
+    """Raise the bound by what a placement better than z may not contain, where that is anything."""
+    forbidden = beyond(layer, z)
+    if not forbidden[:, layer.widest > 0].any() or deadline.over:
+        return bound
+    relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None, forbidden)
+    weights = relaxation.weights if relaxation is not None else bound.weights
+    if weights is None:
+        return bound
+    return max(bound, threshold_bound(layer, weights, z), key=lambda b: b.value)
+
+
+def _by_neighbourhoods(
+    layer: LayerProblem,
+    gap: float,
+    work: float,
+    rng: np.random.Generator,
+    start: LayerResult,
+    deadline: Deadline,
+) -> LayerResult:
+    """Let CP-SAT place a few nodes anew at a time, around the worst link (large neighbourhood search, Shaw 1998)."""
+    result, spent = start, 0.0
+    while spent < work and _open(result, gap, deadline):
+        assert result.node is not None
+        part = cut_out(layer, result.node, around_worst_link(layer, result.node, _NODES, rng))
+        here = part.local(result.node)
+        begin = LayerResult(here, part.layer.z(here), result.bound, Status.FEASIBLE, Stop.TIME)
+        solved = Model(part.layer, result.bound.value, here).solve(
+            result.bound, gap / 2, _PART_WORK, int(rng.integers(2**31)), begin, deadline
+        )
+        spent += max(_LEAST_WORK, solved.work)
+        if solved.node is not None and solved.z < begin.z:
+            node = part.whole(result.node, solved.node)
+            result = replace(result, node=node, z=layer.z(node))
+    return replace(result, work=spent)
 
 
 def _finished(result: LayerResult, gap: float, work: float) -> LayerResult:
