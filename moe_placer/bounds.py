@@ -16,6 +16,7 @@ from moe_placer.problem import LayerProblem
 __all__ = [
     "Bound",
     "Relaxation",
+    "any_copies_bound",
     "best_bound",
     "dual_bound",
     "hot_expert_bound",
@@ -48,6 +49,8 @@ class Bound:
     threshold : float or None
     hot : int or None
         Item for ``hot-experts``.
+    any_copies : bool
+        Whether it holds for any number of copies of each expert.
     """
 
     value: float
@@ -55,6 +58,7 @@ class Bound:
     weights: Floats | None = None
     threshold: float | None = None
     hot: int | None = None
+    any_copies: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +78,15 @@ class Relaxation:
 
 
 def relax(
-    problem: LayerProblem, time_limit_s: float | None = None, forbidden: npt.NDArray[np.bool_] | None = None
+    problem: LayerProblem,
+    time_limit_s: float | None = None,
+    forbidden: npt.NDArray[np.bool_] | None = None,
+    any_copies: bool = False,
 ) -> Relaxation | None:
     """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if none or out of time.
 
     ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
-    x is 0 where ``forbidden`` [I, N].
+    x is 0 where ``forbidden`` [I, N]. With ``any_copies``, slots do not count, which leaves room for other copies.
     """
     kinds = Kinds.of_layer(problem)
     count, nodes, links = len(kinds.item), problem.nodes, problem.links
@@ -88,12 +95,13 @@ def relax(
     link_rows = sparse.hstack([scale * link_matrix(problem, kinds.item), -np.ones((links, 1))])
     slot_rows = sparse.hstack([sparse.kron(np.ones((1, count)), sparse.eye_array(nodes)), sparse.csr_array((nodes, 1))])
     kind_rows = sparse.hstack([sparse.kron(sparse.eye_array(count), np.ones((1, nodes))), sparse.csr_array((count, 1))])
+    most = np.where((problem.widest > 0) & any_copies, problem.items, problem.widest)
     objective = np.zeros(count * nodes + 1)
     objective[-1] = 1.0
     solved = linprog(
         objective,
         A_ub=sparse.csr_array(sparse.vstack([link_rows, slot_rows])),
-        b_ub=np.concatenate([-scale * problem.base, problem.widest]),
+        b_ub=np.concatenate([-scale * problem.base, most]),
         A_eq=sparse.csr_array(kind_rows),
         b_eq=kinds.count,
         bounds=_limits(None if forbidden is None else forbidden[kinds.item]),
@@ -129,12 +137,29 @@ def link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:
     return sparse.csr_array((values.ravel(), (rows.ravel(), columns.ravel())), shape=(links, len(items) * nodes))
 
 
-def best_bound(problem: LayerProblem, weights: Floats | None) -> Bound:
-    """Return the better of the hot-expert bound and, with weights, the dual bound; it keeps the weights either way."""
+def best_bound(problem: LayerProblem, weights: Floats | None = None, time_limit_s: float | None = None) -> Bound:
+    """Return the best quick bound; with weights from `relax`, it keeps them whatever its proof.
+
+    Where copies are free, only bounds for any copies count; their own weights take another, smaller relaxation.
+    """
+    if problem.copies_are_free:
+        if weights is None or not problem.links:
+            return Bound(0.0, "solver")
+        free = relax(problem, time_limit_s, any_copies=True)
+        candidates = [weights] if free is None else [weights, free.weights]
+        return max((any_copies_bound(problem, w) for w in candidates), key=lambda bound: bound.value)
     bounds = [hot_expert_bound(problem)]
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
     return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
+
+
+def any_copies_bound(problem: LayerProblem, weights: Floats) -> Bound:
+    """Bound z for any number of copies: every expert, in one copy, on its cheapest node."""
+    _, item, copies = np.unique(problem.expert, return_index=True, return_counts=True)
+    price = _price(problem, weights)[item][:, problem.widest > 0] * copies[:, None]
+    value = float(weights @ problem.base) + float(price.min(axis=1).sum())
+    return Bound(_safe(value), "dual", weights, any_copies=True)
 
 
 def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import hot_expert_bound
+from moe_placer.bounds import best_bound
 from moe_placer.moves import repair
 from moe_placer.problem import LayerProblem
 from moe_placer.result import LayerResult, Status, Stop
@@ -54,7 +54,7 @@ def heuristic_result(
     ``repaired`` counts what the method mended before.
     """
     mended = repair(layer, node, rng)
-    bound = hot_expert_bound(layer)
+    bound = best_bound(layer)
     if mended is None:
         return LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.FINISHED)
     moved = int((mended != node).sum())

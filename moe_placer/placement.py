@@ -63,6 +63,8 @@ class LayerRecord(_Record):
         For ``threshold``: what no placement beats.
     hot : (expert, replica) or None
         For ``hot-experts``: the replica that some node must hold.
+    any_copies : bool or None
+        True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
     worst_link : str
         Name of the link with cost z; empty where no link carries anything.
     solver_bound : float or None
@@ -76,6 +78,7 @@ class LayerRecord(_Record):
     weights: Mapping[str, NonNegativeFloat] | None = None
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
+    any_copies: bool | None = None
     worst_link: str = ""
     solver_bound: NonNegativeFloat | None = None
 

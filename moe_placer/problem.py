@@ -56,6 +56,8 @@ class LayerProblem:
         What item i on node n adds to these links.
     load : float array [I]
         Tokens per step that choose item i, from all nodes.
+    copies_are_free : bool
+        Whether other numbers of copies would be allowed; bounds must then hold for these too.
     """
 
     layer: int
@@ -70,6 +72,7 @@ class LayerProblem:
     touched: Ints
     delta: Floats
     load: Floats
+    copies_are_free: bool = False
 
     @property
     def items(self) -> int:
@@ -200,6 +203,7 @@ class Problem:
             touched=self.touched,
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
             load=tokens.sum(axis=0),
+            copies_are_free=self.copies_are_free,
         )
 
     def _item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:

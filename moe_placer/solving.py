@@ -284,7 +284,7 @@ def _placement(
         replicas={
             "per_layer": instance.replicas_per_layer,
             "copies": "chosen by load" if problem.copies_are_free else "given by the instance",
-            "bound_covers_choice_of_copies": not problem.copies_are_free,
+            "bound_covers_choice_of_copies": all(r.bound.any_copies for r in results) or not problem.copies_are_free,
         },
     )
 
@@ -304,8 +304,10 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
         weights=weights,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
+        any_copies=bound.any_copies or None,
         worst_link=problem.links[int(cost.argmax())] if result.z > 0 else "",
-        solver_bound=result.solver_bound,
+        # A search with these copies proves nothing of others.
+        solver_bound=None if problem.copies_are_free else result.solver_bound,
     )
 
 

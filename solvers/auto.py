@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.bounds import Bound, best_bound, beyond, hot_expert_bound, relax, threshold_bound
+from moe_placer.bounds import Bound, best_bound, beyond, relax, threshold_bound
 from moe_placer.descent import round_shares, search
 from moe_placer.neighbourhood import around_worst_link, cut_out
 from moe_placer.problem import LayerProblem
@@ -47,11 +47,11 @@ class Auto(LayerSolver):
         """Place one layer; the first call solves the relaxation, later ones search on."""
         result, spent = start, 0.0
         if start is not None and start.z == 0:
-            return replace(start, bound=hot_expert_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
+            return replace(start, bound=best_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
         if start is None or start.bound.weights is None:
             result, spent = _from_relaxation(layer, rng, start, deadline)
         if result is None:
-            return LayerResult(None, np.inf, hot_expert_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
+            return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
         assert result.node is not None
         settle = layer.items * layer.nodes <= _SMALL or work >= _EXACT_WORK
         if _open(result, gap, deadline):
@@ -93,6 +93,8 @@ def _from_relaxation(
 
 def _with_threshold(layer: LayerProblem, bound: Bound, z: float, deadline: Deadline) -> Bound:
     """Raise the bound by what a placement better than z may not contain, where that is anything."""
+    if layer.copies_are_free:
+        return bound
     forbidden = beyond(layer, z)
     if not forbidden[:, layer.widest > 0].any() or deadline.over:
         return bound

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.verifier.loads import Network
 
-__all__ = ["dual_bound", "hot_expert_bound", "node_slots", "threshold_bound"]
+__all__ = ["any_copies_bound", "dual_bound", "hot_expert_bound", "node_slots", "threshold_bound"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -43,6 +43,19 @@ def dual_bound(network: Network, demand: Floats, slots: Ints, weights: Mapping[s
     """
     value = _cheapest_assignment(_prices(network, demand, weights), slots)
     return value if math.isfinite(value) else 0.0  # no placement at all: rule "slots" will say so
+
+
+def any_copies_bound(network: Network, single: Floats, slots: Ints, weights: Mapping[str, float]) -> float:
+    """Bound that link weights prove whatever the number of copies: every expert at its cheapest node.
+
+    Parameters
+    ----------
+    single : float array [nodes, experts]
+        Demand if every expert had one copy.
+    """
+    if not (slots > 0).any():
+        return 0.0
+    return float(_prices(network, single, weights)[:, slots > 0].min(axis=1).sum())
 
 
 def hot_expert_bound(network: Network, demand: Floats, slots: Ints, item: int) -> float:

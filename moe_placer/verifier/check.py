@@ -15,7 +15,7 @@ from moe_placer.placement import LayerRecord, Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import records, rules
-from moe_placer.verifier.bounds_anew import dual_bound, hot_expert_bound, node_slots, threshold_bound
+from moe_placer.verifier.bounds_anew import any_copies_bound, dual_bound, hot_expert_bound, node_slots, threshold_bound
 from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
 from moe_placer.verifier.rules import Copy
 from moe_placer.verifier.verification import LayerCheck, Verification, Violation
@@ -148,7 +148,8 @@ def _check_layer(
     if record is None:
         return LayerCheck(layer.layer, z, worst, 0.0, ""), []
     copies = None if layer.copies is None else layer.copies.tolist()
-    lacking = [*records.check_proof(record, layer.layer, network.links, copies)]
+    free = instance.placement.replicas != "dp" and instance.placement.replica_routing == "even"
+    lacking = [*records.check_proof(record, layer.layer, network.links, copies, free)]
     derivable = not lacking and record.proof != "solver"
     bound = _derive_bound(instance, network, layer, record) if derivable else 0.0
     check = LayerCheck(layer.layer, z, worst, bound, record.proof)
@@ -168,4 +169,8 @@ def _derive_bound(instance: Instance, network: Network, layer: _Layer, record: L
     weights = record.weights or {}
     if record.proof == "threshold" and record.threshold is not None:
         return threshold_bound(network, layer.demand, slots, weights, record.threshold)
+    if record.any_copies:
+        first_copy = np.cumsum(layer.copies) - layer.copies
+        single = np.add.reduceat(layer.demand, first_copy, axis=1)
+        return any_copies_bound(network, single, slots, weights)
     return dual_bound(network, layer.demand, slots, weights)

@@ -28,13 +28,16 @@ def check_order(record: LayerRecord, layer: int) -> Iterator[Violation]:
 
 
 def check_proof(
-    record: LayerRecord, layer: int, links: tuple[str, ...], copies: list[int] | None
+    record: LayerRecord, layer: int, links: tuple[str, ...], copies: list[int] | None, copies_are_free: bool
 ) -> Iterator[Violation]:
     """Rules ``weights`` and ``proof``: the record carries what its proof needs, and nothing else in its place.
 
     ``copies`` counts the copies of each expert; None where the placement is too broken for that.
     """
     yield from _check_weights(record, layer, links)
+    if record.any_copies and not (copies_are_free and record.proof == "dual"):
+        required = "required is proof: dual, a budget of redundant slots, and even routing"
+        yield Violation("proof", f"a bound for any copies with proof: {record.proof}, {required}", layer)
     if record.proof == "threshold" and record.threshold is None:
         yield Violation("proof", "no threshold, required for proof: threshold", layer)
     if record.proof != "hot-experts":

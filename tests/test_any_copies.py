@@ -1,0 +1,99 @@
+"""Bounds for any number of copies: against every choice of copies and nodes there is, and against the verifier."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement, product
+
+import numpy as np
+import pytest
+from builders import honest, recomputed, rules_of, tiny_instance, tiny_traffic
+
+from moe_placer.bounds import any_copies_bound, relax
+from moe_placer.instance import Instance
+from moe_placer.problem import Problem, compile_problem
+from moe_placer.solver import Limits
+from moe_placer.solving import solve
+
+
+def free_instance(extra: int = 1) -> Instance:
+    """Give 3 experts and ``extra`` redundant slots to 3 nodes of 2 GPUs, in one MoE layer."""
+    return tiny_instance(
+        model={"experts": 3, "layers": 2},
+        cluster={"nodes": 3},
+        parallelism={"dp": 1},
+        placement={"replica_routing": "even", "replicas": {"redundant_slots": extra}},
+    )
+
+
+def smallest_z(problem: Problem, experts: int, extra: int) -> float:
+    """Try every choice of copies, and every assignment of these to nodes."""
+    best = np.inf
+    for more in combinations_with_replacement(range(experts), extra):
+        copies = 1 + np.bincount(more, minlength=experts)
+        layer = problem.layer(0, copies)
+        for node in product(range(layer.nodes), repeat=layer.items):
+            chosen = np.array(node)
+            if layer.valid(chosen):
+                best = min(best, layer.z(chosen))
+    return best
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_choice_of_copies_beats_the_bound(seed: int, extra: int) -> None:
+    instance = free_instance(extra)
+    problem = compile_problem(instance, tiny_traffic(instance, seed))
+    layer = problem.layer(0)
+    relaxation = relax(layer, any_copies=True)
+    assert relaxation is not None
+    least = smallest_z(problem, 3, extra)
+    assert any_copies_bound(layer, relaxation.weights).value <= least * (1 + 1e-9)
+    for weights in np.random.default_rng(seed).dirichlet(np.ones(layer.links), 20):
+        assert any_copies_bound(layer, weights).value <= least * (1 + 1e-9)
+
+
+def test_its_value_is_worked_out_by_hand() -> None:
+    # 2 nodes, full mesh, 2 experts, one redundant slot; every node starts 200 tokens, each choosing both experts. With all
+    # weight on node0->node1, an expert on node 1 costs the 200 tokens of node 0, on node 0 nothing: the bound is 0.
+    instance = tiny_instance(
+        model={"experts": 2, "layers": 2},
+        cluster={"nodes": 2, "fabric": {"kind": "full-mesh"}},
+        parallelism={"dp": 1},
+        placement={"replica_routing": "even", "replicas": {"redundant_slots": 1}},
+    )
+    layer = compile_problem(instance, tiny_traffic(instance)).layer(0)
+    assert any_copies_bound(layer, np.array([1.0, 0.0])).value == pytest.approx(0.0, abs=1e-9)
+    # Half and half, either node costs each expert 0.5 * 200: together 200 tokens, rounded down a hair.
+    assert any_copies_bound(layer, np.array([0.5, 0.5])).value == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_verifier_derives_the_same_value(seed: int) -> None:
+    instance = free_instance(2)
+    traffic = tiny_traffic(instance, seed)
+    solution = solve(instance, traffic, limits=Limits(time_s=5))
+    (record,) = solution.placement.layers
+    assert record.any_copies is True
+    assert record.solver_bound is None
+    assert solution.placement.replicas["bound_covers_choice_of_copies"] is True
+    assert solution.verification.layers[0].bound == pytest.approx(record.bound, rel=1e-8)
+
+
+def test_it_is_refused_where_copies_are_given() -> None:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    data = honest(instance, traffic)
+    data["layers"][0]["any_copies"] = True
+    assert rules_of(instance, data, traffic) == ["proof"]
+
+
+def test_a_bound_that_holds_for_these_copies_only_may_be_refused_for_any() -> None:
+    instance = free_instance(2)
+    traffic = tiny_traffic(instance)
+    data = honest(instance, traffic)
+    claims = {"proof": "dual", "weights": data["layers"][0]["weights"]}
+    of_these = recomputed(instance, data["gpu"], traffic, **claims).layers[0].bound
+    of_any = recomputed(instance, data["gpu"], traffic, **claims, any_copies=True).layers[0].bound
+    assert of_any <= of_these
+    data["layers"][0] |= {"any_copies": True, "bound": of_any * 1.001}
+    assert rules_of(instance, data, traffic) == ["bound"]
