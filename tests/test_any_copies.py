@@ -6,7 +6,7 @@ from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
-from builders import honest, recomputed, rules_of, tiny_instance, tiny_traffic
+from builders import honest, level_traffic, recomputed, rules_of, tiny_instance, tiny_traffic
 
 from moe_placer.bounds import any_copies_bound, relax
 from moe_placer.instance import Instance
@@ -53,7 +53,7 @@ def test_no_choice_of_copies_beats_the_bound(seed: int, extra: int) -> None:
 
 
 def test_its_value_is_worked_out_by_hand() -> None:
-    # 2 nodes, full mesh, 2 experts, one redundant slot; every node starts 200 tokens, each choosing both experts. With all
+    # 2 nodes, full mesh, 2 experts, one redundant slot; a node starts 200 tokens, each choosing both experts. With all
     # weight on node0->node1, an expert on node 1 costs the 200 tokens of node 0, on node 0 nothing: the bound is 0.
     instance = tiny_instance(
         model={"experts": 2, "layers": 2},
@@ -61,7 +61,7 @@ def test_its_value_is_worked_out_by_hand() -> None:
         parallelism={"dp": 1},
         placement={"replica_routing": "even", "replicas": {"redundant_slots": 1}},
     )
-    layer = compile_problem(instance, tiny_traffic(instance)).layer(0)
+    layer = compile_problem(instance, level_traffic(instance, [[100.0, 100.0]], 100.0)).layer(0)
     assert any_copies_bound(layer, np.array([1.0, 0.0])).value == pytest.approx(0.0, abs=1e-9)
     # Half and half, either node costs each expert 0.5 * 200: together 200 tokens, rounded down a hair.
     assert any_copies_bound(layer, np.array([0.5, 0.5])).value == pytest.approx(200.0)
