@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance, load_instance
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.result import Status, Stop
-    from moe_placer.solving import Progress, Solution, solve
     from moe_placer.solver import Limits
+    from moe_placer.solving import Progress, Solution, solve
     from moe_placer.traffic import Recording, Traffic, load_traffic
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 

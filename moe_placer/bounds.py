@@ -91,7 +91,7 @@ def relax(
     kinds = Kinds.of_layer(problem)
     count, nodes, links = len(kinds.item), problem.nodes, problem.links
     # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
-    scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)))
+    scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
     link_rows = sparse.hstack([scale * link_matrix(problem, kinds.item), -np.ones((links, 1))])
     slot_rows = sparse.hstack([sparse.kron(np.ones((1, count)), sparse.eye_array(nodes)), sparse.csr_array((nodes, 1))])
     kind_rows = sparse.hstack([sparse.kron(sparse.eye_array(count), np.ones((1, nodes))), sparse.csr_array((count, 1))])

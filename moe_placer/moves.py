@@ -15,6 +15,7 @@ __all__ = ["Moves", "repair"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _BLOCK = 4_000_000  # numbers in one temporary array
+_REPAIRS = 20  # changes per item before a repair is given up
 _CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
 
 
@@ -139,7 +140,7 @@ class Moves:
             mine, theirs = layer.expert[items], np.where(real, layer.expert[partners], -1)
             same = mine[:, None] == theirs[None, :]
             full = self._copies[mine][:, nodes] >= layer.together[nodes][None, :]
-            full_back = (self._copies[theirs][:, here].T >= layer.together[here][:, None]) & real[None, :]
+            full_back = (layer.together[here][:, None] <= self._copies[theirs][:, here].T) & real[None, :]
             blocked = blocked | (~same & (full | full_back))
         return blocked
 
@@ -180,14 +181,21 @@ def repair(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | 
     places with an item for which both sides are allowed.
     """
     node = np.where(layer.pinned >= 0, layer.pinned, node)
-    for _ in range(4 * layer.items):
+    for _ in range(_REPAIRS * layer.items):
         wrong = _misplaced(layer, node)
         if not len(wrong):
             return node
-        item = int(wrong[0] if len(wrong) == 1 else rng.choice(wrong))
-        if not _rehouse(layer, node, item, rng):
-            return None
+        if not any(_rehouse(layer, node, int(item), rng) for item in rng.permutation(wrong)):
+            _shake(layer, node, rng)
     return None
+
+
+def _shake(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> None:
+    """Swap two movable items at random, to leave a corner in which nothing can be mended directly."""
+    movable = np.flatnonzero(layer.pinned < 0)
+    if len(movable) > 1:
+        one, other = rng.choice(movable, 2, replace=False)
+        node[one], node[other] = node[other], node[one]
 
 
 def _misplaced(layer: LayerProblem, node: Ints) -> Ints:

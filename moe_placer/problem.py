@@ -332,7 +332,7 @@ def _touched(shares: Floats, scale: Floats, nodes: int) -> tuple[Floats, Ints, F
     changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
     for k in range(links):
         share = scale[k] * shares[[k]].toarray().reshape(nodes, nodes)
-        reference[k] = np.sort(share, axis=1)[:, nodes // 2]  # the value at most destinations
+        reference[k] = np.sort(share, axis=1)[:, (nodes - 1) // 2]  # the value at most destinations
         change = share - reference[k][:, None]
         for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12):
             changes[node].append((k, change[:, node]))

@@ -173,6 +173,6 @@ class LayerSolver(Solver):
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
         """Place all layers, over worker processes where that pays."""
-        from moe_placer.layerwise import solve_layers  # noqa: PLC0415  (it needs this class)
+        from moe_placer.layerwise import solve_layers  # it needs this class
 
         return solve_layers(self, problem, limits, seed, start, report)

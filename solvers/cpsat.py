@@ -48,7 +48,7 @@ class CpSat(LayerSolver):
     def unavailable(self) -> str | None:
         """Say whether OR-Tools is missing."""
         try:
-            import ortools  # noqa: F401, PLC0415
+            import ortools  # noqa: F401
         except ImportError:
             return "the package ortools is not installed"
         return None
@@ -82,7 +82,7 @@ class Model:
     """The CP-SAT model of one layer; one method per constraint."""
 
     def __init__(self, layer: LayerProblem, lower: float, hint: Ints | None) -> None:
-        from ortools.sat.python import cp_model  # noqa: PLC0415  (its import takes a second)
+        from ortools.sat.python import cp_model  # its import takes a second
 
         self.layer, self.kinds, self.cp_model = layer, Kinds.of_layer(layer), cp_model
         self.model = cp_model.CpModel()

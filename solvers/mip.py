@@ -39,7 +39,7 @@ class Mip(LayerSolver):
     def unavailable(self) -> str | None:
         """Say whether OR-Tools is missing."""
         try:
-            import ortools  # noqa: F401, PLC0415
+            import ortools  # noqa: F401
         except ImportError:
             return "the package ortools is not installed"
         return None
@@ -91,12 +91,15 @@ class Model:
     """The MathOpt model of one layer; the constraints are those of `moe_placer.solvers.cpsat`."""
 
     def __init__(self, layer: LayerProblem, hint: Ints | None) -> None:
-        from ortools.math_opt.python import mathopt  # noqa: PLC0415  (its import takes a second)
+        from ortools.math_opt.python import mathopt  # its import takes a second
 
         self.layer, self.kinds, self.mathopt = layer, Kinds.of_layer(layer), mathopt
         self.model = mathopt.Model(name=f"layer {layer.layer}")
         # HiGHS's tolerances are absolute: costs are scaled to about 1.
-        self.scale = 1 / max(1e-9, layer.z(hint) if hint is not None else float(layer.base.max(initial=1.0)))
+        self.scale = 1 / max(
+            1e-9,
+            layer.z(hint) if hint is not None else float(max(layer.base.max(initial=0), layer.delta.max(initial=0))),
+        )
         self.z = self.model.add_variable(lb=0.0, name="z")
         self.x = [
             [self._count_var(j, n) for n in range(layer.nodes)]  # x[j][n]

@@ -1,0 +1,189 @@
+"""One suite that every registered solver runs, driven by what it declares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import tiny_instance, tiny_traffic
+
+from moe_placer.bounds import Bound, dual_bound
+from moe_placer.errors import NothingFoundError, VerificationError
+from moe_placer.instance import Instance
+from moe_placer.problem import LayerProblem, compile_problem
+from moe_placer.registry import find_solver, solver_names
+from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.solver import Limits, Solver
+from moe_placer.solving import Solution, solve
+from moe_placer.traffic import Traffic
+
+SOLVERS = solver_names()
+
+# At most 6 items on 3 nodes or 4 on 4, so that every assignment can be tried.
+SMALL: dict[str, dict[str, Any]] = {
+    "group": {"model": {"experts": 2}, "cluster": {"nodes": 4, "gpus_per_node": 1}},
+    "mesh": {"parallelism": {"dp": 1}, "cluster": {"gpus_per_node": 1, "fabric": {"kind": "full-mesh"}}},
+    "even": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 3},
+        "placement": {"replica_routing": "even"},
+    },
+    "budget": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 3},
+        "parallelism": {"dp": 1},
+        "placement": {"replica_routing": "even", "replicas": {"redundant_slots": 2}},
+    },
+    "failed": {
+        "model": {"experts": 5},
+        "cluster": {"nodes": 3},
+        "parallelism": {"dp": 1},
+        "placement": {"failed_gpus": [3]},
+    },
+    "apart": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 3},
+        "placement": {"replica_routing": "even", "replicas_apart": "node"},
+    },
+    "pinned": {
+        "parallelism": {"dp": 1},
+        "cluster": {"gpus_per_node": 1},
+        "placement": {"pinned": [{"layer": 1, "expert": 2, "gpu": 0}, {"layer": 2, "expert": 0, "gpu": 3}]},
+    },
+    "two slots": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 2, "gpus_per_node": 2},
+        "placement": {"slots_per_gpu": 2},
+    },
+    "tokens": {"parallelism": {"dp": 1}, "cluster": {"gpus_per_node": 1}, "objective": {"metric": "tokens"}},
+    "sharded": {"parallelism": {"dp": 1, "expert_tp": 2}},
+    "one node": {"cluster": {"nodes": 1, "gpus_per_node": 4}, "parallelism": {"dp": 1}},
+}
+
+
+def small(name: str, seed: int = 0) -> tuple[Instance, Traffic]:
+    instance = tiny_instance(**SMALL[name])
+    return instance, tiny_traffic(instance, seed)
+
+
+def smallest_z(layer: LayerProblem) -> float:
+    """Try every assignment of items to nodes."""
+    valid = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
+    return min(layer.z(node) for node in valid if layer.valid(node))
+
+
+def attempt(solver: str, name: str, **limits: Any) -> Solution:
+    """Solve, or skip where the solver says in words why it cannot serve this."""
+    instance, traffic = small(name)
+    reason = find_solver(solver).refuses(compile_problem(instance, traffic))
+    if reason:
+        assert len(reason.split()) > 3
+        with pytest.raises(NothingFoundError, match="cannot serve"):
+            solve(instance, traffic, solver=solver)
+        pytest.skip(f"{solver} refuses: {reason}")
+    return solve(instance, traffic, solver=solver, limits=Limits(**{"time_s": 20.0, "gap": 0.0, **limits}))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_placements_are_verified_and_no_better_than_brute_force(solver: str, name: str) -> None:
+    solution = attempt(solver, name)
+    assert solution.verification.ok
+    problem = compile_problem(*small(name))
+    for index, (record, check) in enumerate(zip(solution.placement.layers, solution.verification.layers, strict=True)):
+        # Where copies are free, a method may choose others than the problem's: only the bound for any copies compares.
+        least = smallest_z(problem.layer(index))
+        assert record.z == pytest.approx(check.z, rel=1e-9, abs=1e-6)
+        assert record.bound <= min(least, record.z) * (1 + 1e-9) + 1e-6
+        if not problem.copies_are_free:
+            assert record.z >= least * (1 - 1e-9) - 1e-6
+        if find_solver(solver).exact:
+            assert record.z <= least * (1 + 1e-6) + 1e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_same_seed_gives_the_same_bytes(solver: str) -> None:
+    instance = tiny_instance(model={"experts": 6, "layers": 4}, cluster={"gpus_per_node": 3})
+    traffic = tiny_traffic(instance, 3)
+    limits = Limits(time_s=60.0, gap=0.0, work=1.0)
+    first, second = (solve(instance, traffic, solver=solver, limits=limits, seed=5).placement for _ in range(2))
+    assert first.to_json() == second.to_json()
+
+
+@pytest.mark.parametrize("solver", ["auto", "cpsat"])
+def test_workers_do_not_change_the_placement(solver: str) -> None:
+    instance = tiny_instance(model={"experts": 6, "layers": 4}, cluster={"gpus_per_node": 3})
+    traffic = tiny_traffic(instance, 3)
+    one, two = (
+        solve(instance, traffic, solver=solver, limits=Limits(time_s=60.0, gap=0.0, work=1.0, workers=workers))
+        for workers in (1, 2)
+    )
+    assert one.placement.gpu == two.placement.gpu
+    assert one.placement.layers == two.placement.layers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_time_gives_the_heuristics_start(solver: str, workers: int) -> None:
+    instance, traffic = small("group")
+    solution = solve(instance, traffic, solver=solver, limits=Limits(time_s=0.0, workers=workers))
+    assert solution.verification.ok
+
+
+def test_solvers_say_what_they_are() -> None:
+    for name in SOLVERS:
+        solver = find_solver(name)
+        assert isinstance(solver, Solver)
+        assert solver.name == name
+        assert solver.summary
+        assert solver.source
+
+
+class Liar(Solver):
+    """Claims a bound that is above every placement."""
+
+    name, summary, source = "liar", "claims too much", "this test"
+
+    def solve(self, problem: Any, limits: Any, seed: Any, start: Any, report: Any) -> Any:
+        del limits, seed, start
+        results = []
+        for index in range(len(problem)):
+            layer = problem.layer(index)
+            node = np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]
+            bound = dual_bound(layer, np.full(layer.links, 1 / layer.links))
+            lie = type(bound)(layer.z(node), "dual", bound.weights)
+            results.append(LayerResult(node, layer.z(node), lie, Status.OPTIMAL, Stop.PROVED))
+            report(index, results[-1])
+        return results
+
+
+class Sloppy(Liar):
+    """Puts everything on one node."""
+
+    def solve(self, problem: Any, limits: Any, seed: Any, start: Any, report: Any) -> Any:
+        honest = super().solve(problem, limits, seed, start, report)
+        problem_layer = problem.layer(0)
+        doubled = honest[0].node.copy()
+        doubled[:2] = doubled[0]
+        gpu = doubled * problem.gpus_per_node
+        z = problem_layer.z(doubled)
+        unproved = {"bound": Bound(0.0, "solver"), "status": Status.FEASIBLE, "stop": Stop.TIME}
+        honest[0] = replace(honest[0], node=doubled, gpu=gpu, z=z, **unproved)
+        return honest
+
+
+class Short(Liar):
+    """Forgets a layer."""
+
+    def solve(self, problem: Any, limits: Any, seed: Any, start: Any, report: Any) -> Any:
+        return super().solve(problem, limits, seed, start, report)[:-1]
+
+
+@pytest.mark.parametrize("solver", [Liar(), Sloppy(), Short()], ids=["bound", "slots", "layers"])
+def test_a_solver_that_lies_is_caught(solver: Solver) -> None:
+    instance = tiny_instance(model={"experts": 8}, parallelism={"dp": 1})
+    with pytest.raises(VerificationError):
+        solve(instance, tiny_traffic(instance), solver=solver)

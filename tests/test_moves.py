@@ -1,0 +1,115 @@
+"""Trades: their exact effect, and that nothing breaks a constraint."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from builders import VARIANTS, tiny_instance, tiny_traffic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_placer.descent import descend, round_shares, search
+from moe_placer.moves import Moves, repair
+from moe_placer.neighbourhood import around_worst_link, cut_out
+from moe_placer.problem import LayerProblem, compile_problem
+from moe_placer.solver import Deadline
+
+VARIANTS_HERE = {
+    **VARIANTS,
+    "apart": {"placement": {"replica_routing": "even", "replicas_apart": "node"}, "cluster": {"gpus_per_node": 3}},
+    "pinned": {"placement": {"pinned": [{"layer": 1, "expert": 0, "replica": 1, "gpu": 5}]}},
+}
+
+
+def random_layer(variant: str, seed: int) -> tuple[LayerProblem, np.ndarray, np.random.Generator]:
+    instance = tiny_instance(**VARIANTS_HERE[variant])
+    layer = compile_problem(instance, tiny_traffic(instance, seed)).layer(0)
+    rng = np.random.default_rng(seed)
+    slots = np.repeat(np.arange(layer.nodes), layer.slots)
+    node = repair(layer, rng.permutation(slots)[: layer.items], rng)
+    assert node is not None
+    return layer, node, rng
+
+
+@pytest.mark.parametrize("variant", VARIANTS_HERE)
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_the_best_trade_is_the_best_of_all(variant: str, seed: int) -> None:
+    layer, node, rng = random_layer(variant, seed)
+    moves = Moves(layer, node)
+    target = moves.z * rng.uniform(0.3, 0.99)
+    before, best = moves.excess(target), np.inf
+    for i in range(layer.items):
+        for j in range(layer.items):
+            swapped = node.copy()
+            swapped[i], swapped[j] = node[j], node[i]
+            if node[i] != node[j] and layer.valid(swapped):
+                best = min(best, Moves(layer, swapped).excess(target) - before)
+        for n in range(layer.nodes):
+            moved = node.copy()
+            moved[i] = n
+            if n != node[i] and layer.valid(moved):
+                best = min(best, Moves(layer, moved).excess(target) - before)
+    change, item, partner, to = moves.best_trade(np.arange(layer.items), target)
+    assert change == pytest.approx(best, rel=1e-6, abs=1e-6 * max(1.0, before))
+    if np.isfinite(change):
+        moves.apply(item, partner, to)
+        assert layer.valid(moves.node)
+        assert moves.excess(target) - before == pytest.approx(change, rel=1e-6, abs=1e-6 * max(1.0, before))
+
+
+@pytest.mark.parametrize("variant", VARIANTS_HERE)
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_search_never_ends_above_its_start_nor_breaks_a_constraint(variant: str, seed: int) -> None:
+    layer, node, rng = random_layer(variant, seed)
+    moves = Moves(layer, node)
+    target = layer.z(node) * 0.9
+    before = moves.excess(target)
+    descend(moves, target, Deadline())
+    assert layer.valid(moves.node)
+    assert moves.excess(target) <= before
+    found = search(layer, node, target, 0.01, rng, Deadline())
+    assert layer.valid(found.node)
+    assert found.z == pytest.approx(layer.z(found.node))
+
+
+@pytest.mark.parametrize("variant", VARIANTS_HERE)
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_a_cut_out_costs_what_the_whole_costs(variant: str, seed: int) -> None:
+    layer, node, rng = random_layer(variant, seed)
+    nodes = around_worst_link(layer, node, min(2, layer.nodes), rng)
+    part = cut_out(layer, node, nodes)
+    local = part.local(node)
+    assert part.layer.cost(local) == pytest.approx(layer.cost(node))
+    assert (part.whole(node, local) == node).all()
+    moved = rng.permutation(local)
+    assert part.layer.cost(moved) == pytest.approx(layer.cost(part.whole(node, moved)))
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_repair_mends_what_can_be_mended(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    instance = tiny_instance(
+        model={"experts": 3},
+        cluster={"nodes": 3},
+        placement={"replica_routing": "even", "replicas_apart": "node"},
+    )
+    layer = compile_problem(instance, tiny_traffic(instance, seed)).layer(0)
+    assert any(layer.valid(np.array(n)) for n in product(range(3), repeat=6))
+    mended = repair(layer, rng.integers(3, size=6), rng)
+    assert mended is not None
+    assert layer.valid(mended)
+
+
+def test_rounding_keeps_whole_shares() -> None:
+    layer, node, rng = random_layer("plain", 1)
+    share = np.zeros((layer.items, layer.nodes))
+    share[np.arange(layer.items), node] = 1.0
+    rounded = round_shares(layer, share, rng)
+    assert rounded is not None
+    assert (rounded == node).all()
