@@ -69,11 +69,12 @@ def measure(path: Path) -> Picture:
         match = re.fullmatch(r"(?:computation|communication|routing)-([\d.]+)-([\d.]+)", element.get("id", ""))
         if match:
             sizes["#" + element.attrib["id"]] = tuple(map(float, match.groups()))
-    _walk(root, 0.0, 0.0, {}, texts, symbols, sizes)
+    shared = {"#" + element.attrib["id"]: element for element in root.iter() if "id" in element.attrib}
+    _walk(root, 0.0, 0.0, {}, texts, symbols, sizes, shared)
     return Picture(Area(x, y, x + width, y + height, "page"), texts, symbols)
 
 
-def _walk(element, dx, dy, style, texts, symbols, sizes) -> None:  # type: ignore[no-untyped-def]
+def _walk(element, dx, dy, style, texts, symbols, sizes, shared) -> None:  # type: ignore[no-untyped-def]
     tag = element.tag.rpartition("}")[2]
     if tag == "defs":
         return
@@ -94,9 +95,10 @@ def _walk(element, dx, dy, style, texts, symbols, sizes) -> None:  # type: ignor
             left, top = dx + float(element.get("x", 0)), dy + float(element.get("y", 0))
             symbols.append(Area(left, top, left + sizes[name][0], top + sizes[name][1], name[1:]))
         else:
-            raise AssertionError(f"a symbol of unknown size: {name}")
+            at = dx + float(element.get("x", 0)), dy + float(element.get("y", 0))
+            _walk(shared[name], *at, style, texts, symbols, sizes, shared)
     for child in element:
-        _walk(child, dx, dy, style, texts, symbols, sizes)
+        _walk(child, dx, dy, style, texts, symbols, sizes, shared)
 
 
 def overlapping_texts(picture: Picture) -> Iterator[tuple[Area, Area]]:

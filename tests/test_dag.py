@@ -100,7 +100,7 @@ def test_link_costs_by_hand() -> None:
 
 
 def test_worst_link_is_what_the_verifier_finds() -> None:
-    from moe_placer.verify import verify
+    from moe_placer.verifier import verify
 
     instance, placement, traffic = example()
     found = build_dag(instance, placement, traffic).facts["links"]

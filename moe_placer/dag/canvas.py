@@ -58,6 +58,7 @@ class Canvas:
         self._symbols: dict[tuple[Role, float, float], Any] = {}
         self._fills: dict[int, str] = {}
         self._markers: dict[str, Any] = {}
+        self._defined: set[str] = set()
         self.parent: Any = self._drawing
 
     def group(self, **attributes: Any) -> Any:
@@ -76,10 +77,10 @@ class Canvas:
         kind = node % (len(COLOURS) * len(HATCHES))
         if kind not in self._fills:
             self._fills[kind] = f"url(#node{kind})"
-            pattern = drawsvg.Pattern(6, 6, patternUnits="userSpaceOnUse", id=f"node{kind}")
-            pattern.append(drawsvg.Rectangle(0, 0, 6, 6, fill=node_colour(node)))
-            strokes = {"rising": "M-1 7 L7 -1", "upright": "M3 0 V6", "level": "M0 3 H6"}
-            pattern.append(drawsvg.Path(d=strokes[node_hatch(node)], stroke="#FFFFFF", stroke_width=1.6, opacity=0.75))
+            pattern = drawsvg.Pattern(9, 9, patternUnits="userSpaceOnUse", id=f"node{kind}")
+            pattern.append(drawsvg.Rectangle(0, 0, 9, 9, fill=node_colour(node)))
+            strokes = {"rising": "M-1 10 L10 -1", "upright": "M4.5 0 V9", "level": "M0 4.5 H9"}
+            pattern.append(drawsvg.Path(d=strokes[node_hatch(node)], stroke="#FFFFFF", stroke_width=2, opacity=0.6))
             self._drawing.append_def(pattern)
         return self._fills[kind]
 
@@ -177,6 +178,30 @@ class Canvas:
             marker.append(drawsvg.Path(d="M0 1 L10 5 L0 9 Z", fill=colour))
             self._markers[colour] = marker
         return self._markers[colour]
+
+    def shape_id(self, role: Role, width: float, height: float) -> str:
+        """Return the id of a symbol for markup that uses it, and make sure that it is defined."""
+        shape = self._shape(role, width, height)
+        if shape.id not in self._defined:
+            self._defined.add(shape.id)
+            self._drawing.append_def(shape)
+        return str(shape.id)
+
+    def arrow_id(self, *, warn: bool = False) -> str:
+        """Return the id of an arrow head, and make sure that it is defined."""
+        marker = self._arrow(WARNING if warn else LINE)
+        if marker.id not in self._defined:
+            self._defined.add(marker.id)
+            self._drawing.append_def(marker)
+        return str(marker.id)
+
+    def define(self, markup: str) -> None:
+        """Add markup with an id, to be used several times."""
+        self._drawing.append_def(drawsvg.Raw(markup))
+
+    def markup(self, text: str) -> None:
+        """Add ready markup: for pictures with so many symbols that an object for each is too slow."""
+        self.parent.append(drawsvg.Raw(text))
 
     def frame(self, box: tuple[float, float, float, float], **style: Any) -> None:
         """Draw a rounded frame."""

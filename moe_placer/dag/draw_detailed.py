@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from moe_placer.dag.canvas import Canvas, text_width
 from moe_placer.dag.legend import draw_legend, draw_links, legend_height, links_height
 from moe_placer.dag.operation import Dag, Edge, Operation
@@ -12,7 +14,7 @@ __all__ = ["draw_detailed"]
 
 MARGIN = 40.0
 BOX, LEAD = 104.0, 96.0  # width of most symbols, and of the room between them for a shape
-PORT, EXPERT_ROW, CREW = 12.0, 17.0, 100.0  # heights: an edge's end with its text, an expert, a tensor-parallel group
+PORT, EXPERT_ROW = 12.0, 17.0  # heights: an edge's end with its text, an expert
 EXPERT = 132.0
 CROSSING = 300.0  # where edges between nodes cross each other; no text there
 TALL = 50.0
@@ -57,6 +59,7 @@ class _Sheet:
                 row.sort(key=lambda op: op.gpus)
         self.column = self._find_columns()
         self.width = self.column["output"] + BOX + MARGIN
+        self.slots, self.passing = self._assign_slots()
         self.place: dict[str, tuple[float, float, float, float]] = {}
         self.top: list[float] = []
         self.height = self._place_rows()
@@ -88,6 +91,38 @@ class _Sheet:
             x += BOX + LEAD
         return columns
 
+    def _is_next(self, edge: Edge) -> bool:
+        """Whether an edge goes to the next column."""
+        a, b = (self.column[self.dag.operation(name).kind] for name in (edge.source, edge.target))
+        return b - a - BOX < LEAD + 1
+
+    def _assign_slots(self) -> tuple[dict[tuple[str, str, str], int], dict[str, int]]:
+        """Give edges that would run on one line a line each.
+
+        Returns the line of every edge of a group, counted among those to the next column from the same symbol, those
+        past other columns, or those into one aggregation; and how many edges of each group pass other columns.
+        """
+        slots: dict[tuple[str, str, str], int] = {}
+        used: Counter[tuple[str, str]] = Counter()
+        for edge in self.dag.edges():
+            target = self.dag.operation(edge.target).kind
+            if target in {"dispatch_receive", "combine_receive", "expert", "expert_reduce", "combine_send"}:
+                continue
+            key = ("next", edge.source)
+            if edge.tensor.startswith("combined."):
+                key = ("into", edge.target)
+            elif target not in {"aggregate", "output"} and not self._is_next(edge):
+                key = ("past", edge.source.rpartition(".")[2])
+            slots[edge.source, edge.target, edge.tensor] = used[key]
+            used[key] += 1
+        return slots, {group: count for (kind, group), count in used.items() if kind == "past"}
+
+    def _crew_height(self, op: Operation) -> float:
+        """Height of a group's symbols and of the lines that fan out of them or pass below them."""
+        fan = max(len(op.gpus) // self.per_node, 1) * 2
+        room = max(17.0 * self.passing.get(op.id.rpartition(".")[2], 0) + 8, 12.0 * (fan - 1) + 8)
+        return float(TALL + 2 * room)  # a symbol is in the middle of it
+
     def _place_rows(self) -> float:
         ports = [0] * self.nodes
         for kind in ("dispatch_receive", "combine_receive"):
@@ -96,11 +131,12 @@ class _Sheet:
                     ports[node] = max(ports[node], len(self.dag.incoming(op.id)))
         y = 150.0
         for node in range(self.nodes):
-            experts, crews = len(self.by_node["expert"][node]), len(self.by_node["attention"][node])
-            content = max(ports[node] * PORT, experts * EXPERT_ROW, crews * (CREW - 28), TALL)
+            experts, crews = len(self.by_node["expert"][node]), self.by_node["attention"][node]
+            content = max(ports[node] * PORT, experts * EXPERT_ROW, TALL)
+            content = max(content, len(crews) * max(map(self._crew_height, crews), default=0.0))
             self.top.append(y)
             self._place_node(node, y + 10, content)
-            y += 10 + content + 8 + 14 * 2 * crews + 10
+            y += 10 + content + 8 + 14 * 2 * len(crews) + 10
         return y
 
     def _place_node(self, node: int, y: float, content: float) -> None:
@@ -228,35 +264,37 @@ class _Sheet:
         canvas.text(label, (start + end) / 2, y - 2.5, round(size - 0.05, 1), anchor="middle")
 
     def _draw_crew_edge(self, canvas: Canvas, edge: Edge) -> None:
+        if not self._is_next(edge):
+            self._draw_channel(canvas, edge)
+            return
         a, b = self.place[edge.source], self.place[edge.target]
-        label, tip = shape_text(edge.shape), describe_edge(self.dag, edge)
         y0, y1 = a[1] + TALL / 2, b[1] + TALL / 2
         start, end = a[0] + a[2], b[0]
-        if end - start < LEAD + 1:
-            target_spreads = abs(y0 - y1) > 1 and len(self.dag.outgoing(edge.source)) > 1
-            y = y1 if target_spreads else y0
-            path = f"M{start:.1f} {y0:.1f} L{start + 6:.1f} {y:.1f} H{end - 8:.1f} L{end:.1f} {y1:.1f}"
-            canvas.line([path], dashed=edge.dashed, tip=tip, warn=edge.hot >= HOT)
-            size = min(SMALL + 1, (LEAD - 20) / text_width(label, 1.0))
-            canvas.text(label, (start + end) / 2, y - 4, round(size - 0.05, 1), anchor="middle")
-            return
-        self._draw_channel(canvas, edge, label, tip)
+        slot = self.slots[edge.source, edge.target, edge.tensor]
+        y = (y1 if edge.tensor.startswith("combined.") else y0) + 12 * slot
+        path = f"M{start:.1f} {y0:.1f} L{start + 6:.1f} {y:.1f} H{end - 8:.1f} L{end:.1f} {y1:.1f}"
+        if y == y0 == y1:
+            path = f"M{start:.1f} {y0:.1f} H{end:.1f}"
+        canvas.line([path], dashed=edge.dashed, tip=describe_edge(self.dag, edge), warn=edge.hot >= HOT)
+        label = shape_text(edge.shape)
+        size = min(SMALL + 1, (LEAD - 20) / text_width(label, 1.0))
+        canvas.text(label, (start + end) / 2, y - 3, round(size - 0.05, 1), anchor="middle")
 
-    def _draw_channel(self, canvas: Canvas, edge: Edge, label: str, tip: str) -> None:
-        """Past other columns: near ones directly under the group's symbols, far ones along the bottom of the row."""
+    def _draw_channel(self, canvas: Canvas, edge: Edge) -> None:
+        """Past other columns: within a group under its symbols, to the aggregation along the bottom of the row."""
         a, b = self.place[edge.source], self.place[edge.target]
-        near = self.dag.operation(edge.target).kind == "dispatch_send"
-        node = self._home(self.dag.operation(edge.source))
-        crews = self.by_node["attention"][node]
-        own = [op.id for op in self.by_node["aggregate"][node]]
-        index = own.index(edge.target) if edge.target in own else 0
-        bottom = ([*self.top[1:], self.height][node]) - 6
-        slot = 2 * index + (1 if edge.tensor.startswith("choices") else 0)
-        y = a[1] + TALL + 17 if near else bottom - 14 * (2 * len(crews) - slot) + 8
-        shift = 0.62 if near else 0.5
-        leave = a[0] + BOX * shift
-        end, arrive = (f"H{b[0] - 8:.1f} L{b[0] + 3:.1f} {b[1] + TALL * 0.62:.1f}", 0.0) if near else ("", b[0] + 26.0)
-        arrive += 30 if edge.tensor.startswith("choices") else 0
-        end = end or f"H{arrive:.1f} V{b[1] + TALL:.1f}"
-        canvas.line([f"M{leave:.1f} {a[1] + TALL - 1:.1f} V{y:.1f} {end}"], dashed=edge.dashed, tip=tip)
-        canvas.text(label, a[0] + BOX + 18, y - 3, SMALL + 1)
+        choices = edge.tensor.startswith("choices")
+        if self.dag.operation(edge.target).kind == "aggregate":
+            node = self._home(self.dag.operation(edge.target))
+            own = [op.id for op in self.by_node["aggregate"][node]]
+            bottom = [*self.top[1:], self.height][node] - 6
+            y = bottom - 14 * (2 * (len(own) - own.index(edge.target)) - choices) + 8
+            leave, arrive = a[0] + BOX / 2, b[0] + 26.0 + 30 * choices
+            end = f"H{arrive:.1f} V{b[1] + TALL:.1f}"
+        else:
+            y = a[1] + TALL + 17 * (1 + self.slots[edge.source, edge.target, edge.tensor])
+            leave = a[0] + BOX * 0.62
+            end = f"H{b[0] - 8:.1f} L{b[0] + 3:.1f} {b[1] + TALL * 0.62:.1f}"
+        path = f"M{leave:.1f} {a[1] + TALL - 1:.1f} V{y:.1f} {end}"
+        canvas.line([path], dashed=edge.dashed, tip=describe_edge(self.dag, edge))
+        canvas.text(shape_text(edge.shape), a[0] + BOX + 18, y - 3, SMALL + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from moe_placer.dag.canvas import SKEW, Canvas, text_width
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
@@ -31,6 +33,7 @@ class _Page:
         self.width = max(1500.0, 2 * MARGIN + columns * BOX + (columns - 1) * GAP + 40)
         self.place: dict[str, tuple[float, float, float, float]] = {}
         self.tops: list[float] = []
+        self.lines: Counter[tuple[float, float]] = Counter()
         top = 128.0
         for band, channels in zip(self.bands, self.channels, strict=True):
             self.tops.append(top)
@@ -189,7 +192,7 @@ class _Page:
             return
         # Between a tall symbol and a lane, an edge runs at the lane's height.
         lane = a if a[3] <= b[3] else b
-        middle = lane[1] + lane[3] / 2
+        middle = lane[1] + lane[3] / 2 + 16 * self._twins(edge)
         columns = [round((box[0] - MARGIN) / (BOX + GAP)) for box in (a, b)]
         if columns[1] - columns[0] == 1:
             start, end = self._side(edge.source, middle, right=True), self._side(edge.target, middle, right=False)
@@ -198,6 +201,14 @@ class _Page:
             canvas.text(label, a[0] + BOX + GAP / 2, middle - 5, round(size - 0.05, 1), anchor="middle")
             return
         self._draw_skip(canvas, edge, (columns[0], columns[1]), lane[1], label, tip)
+
+    def _twins(self, edge: Edge) -> int:
+        """How many edges into or out of the same symbol already run where this one would."""
+        columns = [self.place[name][0] for name in (edge.source, edge.target)]
+        key = (columns[0], min((self.place[name] for name in (edge.source, edge.target)), key=lambda box: box[3])[1])
+        used = self.lines[key]
+        self.lines[key] += columns[1] - columns[0] < BOX + GAP + 1
+        return used
 
     def _draw_skip(
         self, canvas: Canvas, edge: Edge, columns: tuple[int, int], lane_top: float, label: str, tip: str
@@ -211,7 +222,8 @@ class _Page:
         y = lane_top - (channel + 1) * CHANNEL + 4
         if below:
             y = lane_top + LANE + 2 * STRIP + (channel + 1) * CHANNEL
-        leave, arrive = a[0] + BOX * 0.72 + channel * 9, b[0] + BOX * 0.2 + channel * 9
+        part = (channel + 1) / (len(channels) + 1)
+        leave, arrive = a[0] + BOX * (0.55 + 0.38 * part), b[0] + BOX * (0.12 + 0.38 * part)
         start, end = self._rim(edge.source, leave, below=below), self._rim(edge.target, arrive, below=below)
         path = f"M{leave:.1f} {start:.1f} V{y:.1f} H{arrive:.1f} V{end:.1f}"
         if b[3] > LANE and b[1] < y < b[1] + b[3]:  # a middle lane's channel runs straight into a tall symbol
@@ -233,4 +245,5 @@ class _Page:
         start, end = self._side(edge.source, height, right=True), self._side(edge.target, into, right=False)
         path = f"M{start:.1f} {height:.1f} H{turn:.1f} V{y:.1f} H{shift:.1f} V{into:.1f} H{end:.1f}"
         canvas.line([path], dashed=edge.dashed, tip=tip)
-        canvas.text(label, MARGIN + 250, y - 2, TEXT - 1)
+        canvas.text(label, MARGIN + 250 + 130 * self.lines[0.0, y], y - 2, TEXT - 1)
+        self.lines[0.0, y] += 1

@@ -34,17 +34,23 @@ def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) ->
     return instance.moe_layers[worst.index(max(worst))]
 
 
+_ALL_TO_ALL = {
+    "dispatch_send": "dispatch",
+    "dispatch_receive": "dispatch",
+    "combine_send": "combine",
+    "combine_receive": "combine",
+}
+
+
 def _simplified(instance: Instance, placement: Placement, traffic: Traffic) -> Dag:
     dense, moe = instance.model.dense_layers, instance.moe_layers
     shown = [*sorted(dense)[:1], hottest_layer(instance, placement, traffic)]
     # One page shows dense layers before the MoE layers, as models have them; others are left to the other views.
     shown = [layer for layer in shown if layer in moe or layer < shown[-1]]
     lanes = instance.parallelism.dp <= MAX_LANES
-    together = {"dispatch_send": "dispatch", "dispatch_receive": "dispatch"}
-    together |= {"combine_send": "combine", "combine_receive": "combine"}
 
     def block(op: Operation) -> Block:
-        kind = together.get(op.kind, op.kind)
+        kind = _ALL_TO_ALL.get(op.kind, op.kind)
         lane = op.group if lanes and kind not in {"dispatch", "combine"} else None
         layer = None if op.layer is None else f"L{op.layer}"
         return kind, (layer, lane if lane is None else f"dp{lane}")
@@ -74,10 +80,17 @@ def _draw_detailed(dag: Dag) -> str:
     return draw_detailed(dag)
 
 
+def _draw_comprehensive(dag: Dag) -> str:
+    from moe_placer.dag.draw_comprehensive import draw_comprehensive
+
+    return draw_comprehensive(dag)
+
+
 VIEWS: dict[str, View] = {
     view.name: view
     for view in (
         View("simplified_moe_dag", _simplified, _draw_simplified),
         View("detailed_expert_dag", _detailed, _draw_detailed),
+        View("comprehensive_moe_dag", build_dag, _draw_comprehensive),
     )
 }
