@@ -26,8 +26,8 @@ class Capacity:
     room : int array [GPUs]
         Expert copies (or shards) that a GPU's memory can take over all layers.
     slots : int array [MoE layers, GPUs]
-        Copies that a GPU may take in one layer. Where memory binds, a GPU is closed in some layers so that layers can be
-        solved apart from each other and still fit together.
+        Copies that a GPU may take in one layer. Where memory binds, a GPU is closed in some layers, so that layers can
+        be solved apart from each other and still fit together.
     node_slots : int array [MoE layers, nodes]
         Replicas that a node may take in one layer, from ``slots``.
     widest : int array [nodes]
@@ -71,11 +71,11 @@ def why_infeasible(instance: Instance) -> str | None:
     works = _works(instance)
     widest = int(_node_slots(instance, np.where(works, per_gpu, 0)[None, :])[0].sum())
     if widest < replicas:
+        sharded = f" (each replica takes {shards} GPUs)" if shards > 1 else ""
         return (
             f"{instance.name} asks for {replicas:,} expert replicas in every layer, but {works.sum():,} working GPUs with "
-            f"{per_gpu} slots each hold only {widest:,}"
-            + (f" (each replica takes {shards} GPUs)" if shards > 1 else "")
-            + ". Use more GPUs, more placement.slots_per_gpu, or fewer replicas."
+            f"{per_gpu} {'slot' if per_gpu == 1 else 'slots'} each hold only {widest:,}{sharded}. "
+            "Use more GPUs, more placement.slots_per_gpu, or fewer replicas."
         )
     too_close = _too_close(instance, works)
     if too_close:
@@ -83,12 +83,12 @@ def why_infeasible(instance: Instance) -> str | None:
     room = np.where(works, np.minimum(_room(instance), per_gpu * layers), 0)
     needed, there = replicas * shards * layers, int(room.sum())
     if there < needed:
-        parts = memory_parts(instance)
+        size, taken = expert_bytes(instance) / 1e6, memory_parts(instance).total / GB
         return (
-            f"{instance.name} has {needed:,} expert copies to place over all layers, {expert_bytes(instance) / 1e6:,.1f} MB "
-            f"on each GPU that holds one, but the memory left on its GPUs ({instance.cluster.gpu.memory_gb:g} GB each, "
-            f"{parts.total / GB:,.1f} GB of it taken by attention, dense layers, embeddings and the KV cache) holds only "
-            f"{there:,}. Use more memory, a smaller dtype, more attention_tp, less placement.kv_cache_gb, or fewer replicas."
+            f"{instance.name} has {needed:,} expert copies to place over all layers, {size:,.1f} MB each, but the memory "
+            f"left on its GPUs ({instance.cluster.gpu.memory_gb:g} GB each, {taken:,.1f} GB of it taken by attention, "
+            f"dense layers, embeddings and the KV cache) holds only {there:,}. Use more memory, a smaller dtype, more "
+            "attention_tp, less placement.kv_cache_gb, or fewer replicas."
         )
     return None
 
@@ -115,7 +115,7 @@ def _works(instance: Instance) -> npt.NDArray[np.bool_]:
 
 
 def _room(instance: Instance) -> Ints:
-    """Copies that fit each GPU's memory; a hair of slack, so that an exact fit is not lost to rounding."""
+    """Count the copies that fit each GPU's memory; a hair of slack keeps an exact fit from being lost to rounding."""
     resident, size = memory_parts(instance).total, expert_bytes(instance)
     free = (gpu_memory_bytes(instance, gpu) - resident for gpu in range(instance.gpus))
     return np.array([max(0, math.floor(left / size * (1 + 1e-12))) for left in free], dtype=np.int64)

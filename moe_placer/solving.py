@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import best_bound, relax
-from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
+from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
@@ -157,6 +157,8 @@ def solve(
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
     baselines, first = _baselines(problem, seed)
+    if start is not None:
+        first = _better_of(problem, first, _nodes_of(problem, start))
     results = _run(method, problem, limits, seed, first, _reporter(problem, limits, progress))
     placement = _placement(instance, traffic, problem, method, results, limits, seed)
     verification = verify(instance, placement, traffic)
@@ -193,6 +195,44 @@ def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], lis
             if usable and (current is None or result.z < current.z):
                 best[index] = result
     return totals, [result.node if result is not None else None for result in best]
+
+
+def _nodes_of(problem: Problem, start: Placement) -> list[npt.NDArray[np.int64]]:
+    """Node of every item of a given placement."""
+
+    def wrong(found: str, expected: str) -> InputError:
+        return InputError(Mistake(found, expected, "start"))
+
+    if len(start.gpu) != len(problem):
+        raise wrong(f"a start placement of {len(start.gpu)} MoE layers", f"{len(problem)}, as {problem.name} has")
+    nodes = []
+    for index in range(len(problem)):
+        expert, replica = problem.items(index)
+        copies = [len(row) for row in start.gpu[index]]
+        if copies != problem.copies[index].tolist():
+            layer = problem.moe_layers[index]
+            raise wrong(f"a start placement with other copies of experts in layer {layer}", f"those of {problem.name}")
+        first = [start.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
+        node = np.array(first) // problem.gpus_per_node
+        if node.max() >= problem.nodes or not problem.layer(index).valid(node):
+            raise wrong(
+                f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}",
+                "one that is valid",
+            )
+        nodes.append(node)
+    return nodes
+
+
+def _better_of(
+    problem: Problem, first: list[npt.NDArray[np.int64] | None], other: list[npt.NDArray[np.int64]]
+) -> list[npt.NDArray[np.int64] | None]:
+    """Take the better of two placements, layer by layer."""
+    best = list(first)
+    for index, node in enumerate(other):
+        layer, current = problem.layer(index), first[index]
+        if current is None or layer.z(node) < layer.z(current):
+            best[index] = node
+    return best
 
 
 def _run(

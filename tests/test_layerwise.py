@@ -1,0 +1,116 @@
+"""Rounds over worker processes: killed workers, interrupts, defects."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import tiny_instance, tiny_traffic
+
+from moe_placer.bounds import best_bound
+from moe_placer.problem import LayerProblem
+from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.solver import Deadline, LayerSolver, Limits
+from moe_placer.solving import Progress, Solution, solve
+
+
+class Stub(LayerSolver):
+    """Keeps its start; subclasses do something on the way."""
+
+    name, summary, source = "stub", "keeps its start", "this test"
+
+    def __init__(self, flag: str = "") -> None:
+        self.flag = flag
+
+    def happen(self, deadline: Deadline) -> None:
+        pass
+
+    def solve_layer(
+        self,
+        layer: LayerProblem,
+        gap: float,
+        work: float,
+        rng: np.random.Generator,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
+        self.happen(deadline)
+        assert start is not None
+        return LayerResult(start.node, start.z, best_bound(layer), Status.FEASIBLE, Stop.TIME, work=work)
+
+
+class DiesOnce(Stub):
+    def happen(self, deadline: Deadline) -> None:
+        if not Path(self.flag).exists():
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesAlways(Stub):
+    def happen(self, deadline: Deadline) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Waits(Stub):
+    def happen(self, deadline: Deadline) -> None:
+        while not deadline.over:
+            time.sleep(0.02)
+
+
+class Raises(Stub):
+    def happen(self, deadline: Deadline) -> None:
+        raise RuntimeError("a defect in the solver")
+
+
+def run(solver: LayerSolver, workers: int = 2, **more: Any) -> Solution:
+    instance = tiny_instance(model={"layers": 5})
+    limits = Limits(time_s=more.pop("time_s", 30.0), workers=workers, work=0.5, gap=0.0)
+    return solve(instance, tiny_traffic(instance), solver=solver, limits=limits, **more)
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    solution = run(DiesOnce(str(tmp_path / "died")))
+    assert (tmp_path / "died").exists()
+    assert solution.verification.ok
+
+
+def test_workers_that_always_die_leave_the_start() -> None:
+    begun = time.monotonic()
+    solution = run(DiesAlways(), time_s=8.0)
+    assert solution.verification.ok
+    assert time.monotonic() - begun < 25
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_brings_the_best_so_far(workers: int) -> None:
+    begun = time.monotonic()
+    solution = run(Waits(), workers, interrupted=lambda: time.monotonic() - begun > 2.0)
+    assert time.monotonic() - begun < 12
+    assert solution.verification.ok
+    assert set(solution.stop) == {Stop.INTERRUPTED}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_clock_is_kept(workers: int) -> None:
+    begun = time.monotonic()
+    solution = run(Waits(), workers, time_s=2.0)
+    assert time.monotonic() - begun < 12
+    assert set(solution.stop) == {Stop.TIME}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_defect_in_a_solver_is_not_hidden(workers: int) -> None:
+    with pytest.raises(RuntimeError, match="a defect in the solver"):
+        run(Raises(), workers)
+
+
+def test_progress_is_told() -> None:
+    seen: list[Progress] = []
+    run(Stub(), 1, progress=seen.append)
+    assert seen[-1].done == seen[-1].layers == 4
+    assert seen[-1].total_bound <= seen[-1].total_z
