@@ -204,7 +204,7 @@ def transport(problem: LayerProblem, price: Floats) -> tuple[float, bool]:
 
 def _price(problem: LayerProblem, weights: Floats) -> Floats:
     """Weighted cost [I, N] of item i on node n."""
-    return np.einsum("inm,nm->in", problem.delta, np.append(weights, 0.0)[problem.touched])
+    return np.asarray(np.einsum("inm,nm->in", problem.delta, np.append(weights, 0.0)[problem.touched]))
 
 
 def _floor(problem: LayerProblem) -> Floats:

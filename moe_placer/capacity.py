@@ -73,8 +73,8 @@ def why_infeasible(instance: Instance) -> str | None:
     if widest < replicas:
         sharded = f" (each replica takes {shards} GPUs)" if shards > 1 else ""
         return (
-            f"{instance.name} asks for {replicas:,} expert replicas in every layer, but {works.sum():,} working GPUs with "
-            f"{per_gpu} {'slot' if per_gpu == 1 else 'slots'} each hold only {widest:,}{sharded}. "
+            f"{instance.name} asks for {replicas:,} expert replicas in every layer, but {works.sum():,} working GPUs "
+            f"with {per_gpu} {'slot' if per_gpu == 1 else 'slots'} each hold only {widest:,}{sharded}. "
             "Use more GPUs, more placement.slots_per_gpu, or fewer replicas."
         )
     too_close = _too_close(instance, works)
@@ -85,10 +85,10 @@ def why_infeasible(instance: Instance) -> str | None:
     if there < needed:
         size, taken = expert_bytes(instance) / 1e6, memory_parts(instance).total / GB
         return (
-            f"{instance.name} has {needed:,} expert copies to place over all layers, {size:,.1f} MB each, but the memory "
-            f"left on its GPUs ({instance.cluster.gpu.memory_gb:g} GB each, {taken:,.1f} GB of it taken by attention, "
-            f"dense layers, embeddings and the KV cache) holds only {there:,}. Use more memory, a smaller dtype, more "
-            "attention_tp, less placement.kv_cache_gb, or fewer replicas."
+            f"{instance.name} has {needed:,} expert copies to place over all layers, {size:,.1f} MB each, but the "
+            f"memory left on its GPUs ({instance.cluster.gpu.memory_gb:g} GB each, {taken:,.1f} GB of it taken by "
+            f"attention, dense layers, embeddings and the KV cache) holds only {there:,}. Use more memory, a smaller "
+            "dtype, more attention_tp, less placement.kv_cache_gb, or fewer replicas."
         )
     return None
 

@@ -113,7 +113,7 @@ class Moves:
 
     def _change(self, items: Ints, partners: Ints, nodes: Ints, target: float) -> Floats:
         """Change of the excess [items, partners] if they trade places; infinite where that is not allowed."""
-        layer, touched = self.layer, self.layer.touched
+        touched = self.layer.touched
         here = self.node[items]
         cost = np.append(self.cost, -np.inf)  # untouched padding never counts
         at_here = self._delta[partners][:, here].transpose(1, 0, 2) - self._delta[items, here][:, None]

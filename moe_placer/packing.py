@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -92,7 +93,7 @@ def _by_flow(
     problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int]
 ) -> dict[int, Gpus]:
     """Match experts with GPUs exactly: expert e needs copies * shards different GPUs, GPU g takes free[g]."""
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[Any] = nx.DiGraph()
     need: Counter[int] = Counter()
     pinned = {(int(expert[i]), g) for i, g in pins.items() if g is not None}
     left = Counter(free)

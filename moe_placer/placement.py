@@ -89,15 +89,15 @@ class Placement(_Record):
     Attributes
     ----------
     gpu : nested tuples
-        ``gpu[l][e]`` lists the global GPU ids of expert e's replicas in MoE layer l (l counts MoE layers in order); with
-        ``expert_tp`` above 1, each replica is itself a tuple of the GPUs that hold its shards.
+        ``gpu[l][e]`` lists the global GPU ids of expert e's replicas in MoE layer l (l counts MoE layers in order);
+        with ``expert_tp`` above 1, each replica is itself a tuple of the GPUs that hold its shards.
     layers : tuple of LayerRecord
         One per MoE layer, in order.
     versions, traffic, fabric, replicas : mapping
         Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the copies.
     """
 
-    schema_: Literal["moe-placer/placement/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["moe-placer/placement/1"] = Field("moe-placer/placement/1", alias="schema")
     instance: InstanceKey
     solver: SolverRecord
     gpu: tuple[tuple[Copies, ...], ...]

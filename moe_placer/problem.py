@@ -1,18 +1,19 @@
 """The placement problem as plain arrays: what solvers see instead of files.
 
-With per-expert dispatch and ``group`` or ``even`` routing the cost of a link is linear in the placement. Where an item (an expert
-replica) sits changes few links: its node's own, its leaf's. So costs are kept as ``base + sum of delta``: ``base`` is what
-link k carries if every item were "elsewhere", and ``delta[i, n, m]`` how that changes on the m-th link that node n touches.
+With per-expert dispatch and ``group`` or ``even`` routing the cost of a link is linear in the placement. Where an item
+(an expert replica) sits changes few links: its node's own, its leaf's. So costs are kept as ``base + sum of delta``:
+``base`` is what link k carries if every item were "elsewhere", and ``delta[i, n, m]`` how that changes on the m-th link
+that node n touches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from moe_placer.capacity import Capacity, find_capacity
 from moe_placer.errors import InputError, Mistake
@@ -104,7 +105,7 @@ class LayerProblem:
 
     @cached_property
     def incoming(self) -> npt.NDArray[np.bool_]:
-        """Mask [N, M] of the touched links that carry only what items on their nodes receive, so that delta is the cost."""
+        """Mask [N, M] of the touched links that only items on their nodes load, so that delta is the cost."""
         known = np.append(self.base == 0, False)
         return known[self.touched]
 
@@ -171,7 +172,7 @@ class Problem:
     @property
     def nodes(self) -> int:
         """Nodes of the cluster."""
-        return self.demand.shape[1]
+        return int(self.demand.shape[1])
 
     def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
@@ -181,7 +182,7 @@ class Problem:
         return expert, replica
 
     def layer(self, index: int, copies: Ints | None = None) -> LayerProblem:
-        """Compile the index-th MoE layer, with ``copies`` [experts] of each expert instead of the problem's if given."""
+        """Compile the index-th MoE layer, with ``copies`` [experts] if given instead of the problem's own."""
         expert, replica = self.items(index, copies)
         tokens = self._item_demand(index, expert, replica)
         nodes, touching = self.touched.shape
@@ -210,9 +211,9 @@ class Problem:
         """``D[s, i]``: tokens that source node s sends to item i."""
         tokens = self.demand[index][:, expert]
         if not self.groups:
-            return tokens / np.bincount(expert)[expert]
+            return np.asarray(tokens / np.bincount(expert)[expert])
         group = np.arange(self.nodes) * self.groups // self.nodes
-        return np.where(group[:, None] == replica[None, :], tokens, 0.0)
+        return np.asarray(np.where(group[:, None] == replica[None, :], tokens, 0.0))
 
 
 def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = None) -> Problem:
@@ -266,7 +267,7 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
 
 
 def demand(instance: Instance, traffic: Traffic) -> Floats:
-    """Expected demand ``T[l, s, e]`` [MoE layers, nodes, experts] in tokens per step (placement-model: "Expected demand")."""
+    """Return the expected demand ``T[l, s, e]`` [MoE layers, nodes, experts] in tokens per step."""
     per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
     return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
@@ -313,7 +314,7 @@ def _refuse_unsupported(instance: Instance) -> None:
         raise InputError(mistakes)
 
 
-def _distinct(shares: Sequence[Floats], scale: Floats) -> tuple[list[int], list[int]]:
+def _distinct(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
     """Group links that carry the same in every placement; return the first of each group, and the sizes."""
     first: dict[bytes, int] = {}
     size: dict[int, int] = {}
@@ -325,7 +326,7 @@ def _distinct(shares: Sequence[Floats], scale: Floats) -> tuple[list[int], list[
     return list(size), list(size.values())
 
 
-def _touched(shares: Floats, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
+def _touched(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
     """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
     links = len(scale)
     reference = np.zeros((links, nodes))
@@ -334,7 +335,7 @@ def _touched(shares: Floats, scale: Floats, nodes: int) -> tuple[Floats, Ints, F
         share = scale[k] * shares[[k]].toarray().reshape(nodes, nodes)
         reference[k] = np.sort(share, axis=1)[:, (nodes - 1) // 2]  # the value at most destinations
         change = share - reference[k][:, None]
-        for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12):
+        for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12).tolist():
             changes[node].append((k, change[:, node]))
     most = max(1, max(map(len, changes), default=1))
     touched = np.full((nodes, most), links, dtype=np.int64)

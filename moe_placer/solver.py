@@ -129,6 +129,7 @@ class Solver(ABC):
 
     def refuses(self, problem: Problem) -> str | None:
         """Say why this solver cannot serve a problem; None where it can."""
+        del problem
         return None
 
     @abstractmethod

@@ -97,7 +97,7 @@ class Solution:
 
     @property
     def solver_gaps(self) -> npt.NDArray[np.float64]:
-        """The same against the larger of the re-checkable bound and what only the solver's search proved [MoE layers]."""
+        """The same against what only the solver's search proved, where that is more [MoE layers]."""
         records = self.placement.layers
         pairs = zip(records, self.verification.layers, strict=True)
         return np.array([gap(check.z, max(record.bound, record.solver_bound or 0.0)) for record, check in pairs])
@@ -381,7 +381,7 @@ def _fabric_facts(instance: Instance) -> dict[str, object]:
 
 
 def _insist(verification: Verification, method: Solver) -> None:
-    """A disagreement between solver and verifier is an error, whoever is right."""
+    """Raise where solver and verifier disagree, whoever is right."""
     if verification.ok:
         return
     shown = [f"  {violation}" for violation in verification.violations[:_SHOWN]]

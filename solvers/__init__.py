@@ -1,0 +1,1 @@
+"""Solvers: one method, one file. `moe_placer.registry` names them."""

@@ -7,19 +7,20 @@
     sum of x[j, n] over the kinds j of expert e <= together[n]                              copies apart
     x[j, n] >= pinned items of kind j on node n                                             pins
 
-Items of one kind (copies of an expert that attract the same demand) are counted, not told apart: no symmetry is left among them.
+Items of one kind (copies of an expert that attract the same demand) are counted, not told apart, which leaves no
+symmetry among them.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import best_bound, relax
+from moe_placer.bounds import Bound, best_bound, relax
 from moe_placer.kinds import Kinds
 from moe_placer.problem import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
@@ -156,7 +157,7 @@ class Model:
         self.model.add_hint(self.z, int(np.ceil(self.layer.z(node) * self.factor + self.slack)))
 
     def solve(
-        self, bound: object, gap: float, work: float, seed: int, start: LayerResult | None, deadline: Deadline
+        self, bound: Bound, gap: float, work: float, seed: int, start: LayerResult | None, deadline: Deadline
     ) -> LayerResult:
         """Search until the gap, the deterministic effort or the deadline."""
         solver = self.cp_model.CpSolver()
@@ -172,7 +173,15 @@ class Model:
         status = _solve_watched(solver, self.model, deadline)
         return self._result(solver, status, bound, gap, start, deadline)
 
-    def _result(self, solver, status, bound, gap, start, deadline) -> LayerResult:  # type: ignore[no-untyped-def]
+    def _result(
+        self,
+        solver: cp_model.CpSolver,
+        status: Any,
+        bound: Bound,
+        gap: float,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
         cp = self.cp_model
         work = solver.response_proto.deterministic_time
         if status == cp.INFEASIBLE and start is None:
@@ -196,9 +205,9 @@ class Model:
         return LayerResult(node, z, bound, _status(z, best), stop, solver_bound, work=work)
 
 
-def _solve_watched(solver: cp_model.CpSolver, model: cp_model.CpModel, deadline: Deadline) -> cp_model.cp_model_pb2:
+def _solve_watched(solver: cp_model.CpSolver, model: cp_model.CpModel, deadline: Deadline) -> Any:
     """Solve in a thread, and stop it when somebody interrupts: the solver's C++ code sees no Python signal."""
-    status: list[cp_model.cp_model_pb2] = []
+    status: list[Any] = []
     thread = threading.Thread(target=lambda: status.append(solver.solve(model)), daemon=True)
     thread.start()
     while thread.is_alive():

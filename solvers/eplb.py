@@ -1,8 +1,8 @@
-"""The public expert-load-balancing heuristic (EPLB): copies by load, then balanced packing. It looks at loads, never at links.
+"""The public expert-load-balancing heuristic (EPLB): copies by load, then balanced packing. It never looks at links.
 
-Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes copies within
-each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs wherever these are. Here every expert is its own
-group. Where the instance fixes the number of copies (``replicas: dp``), only the packing is left to decide.
+Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes copies
+within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs wherever these are. Here every expert
+is its own group. Where the instance fixes the number of copies (``replicas: dp``), only the packing is left to decide.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _global(problem: Problem, index: int, rng: np.random.Generator) -> LayerResu
 
 
 def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> LayerResult | None:
-    """Copies never leave their expert's node; None where experts or slots do not divide evenly over nodes."""
+    """Keep copies on their expert's node; None where experts or slots do not divide evenly over nodes."""
     experts, nodes = problem.copies.shape[1], problem.nodes
     replicas = int(problem.copies[index].sum())
     slots = problem.capacity.node_slots[index]

@@ -1,7 +1,7 @@
 """The reference exact model of `cpsat`, as a mixed-integer program on HiGHS through OR-Tools' MathOpt.
 
-HiGHS's own Python package and OR-Tools clash in one process; the HiGHS inside OR-Tools works beside CP-SAT. HiGHS counts no
-deterministic effort: where its share of time runs out before the gap is reached, two runs may differ.
+HiGHS's own Python package and OR-Tools clash in one process; the HiGHS inside OR-Tools works beside CP-SAT. HiGHS
+counts no deterministic effort: where its share of time runs out before the gap is reached, two runs may differ.
 """
 
 from __future__ import annotations

@@ -35,15 +35,17 @@ def test_memory_that_binds_over_layers_is_respected(solver: str) -> None:
     assert held[11] == 0
 
 
+TOO_CLOSE = {"failed_gpus": [0, 1], "replicas_apart": "node", "slots_per_gpu": 2}
+
+
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
         ({"model": {"experts": 9}}, "Use more GPUs"),
         ({"cluster": {"gpu": {"memory_gb": room_for(1, layers=3)}}}, "Use more memory"),
-        ({"parallelism": {"dp": 4}, "model": {"experts": 2}, "placement": {"failed_gpus": [0, 1], "replicas_apart": "node", "slots_per_gpu": 2}},
-         "different nodes"),
+        ({"parallelism": {"dp": 4}, "model": {"experts": 2}, "placement": TOO_CLOSE}, "different nodes"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_proved_so(changes: dict[str, Any], advice: str) -> None:
     instance = tiny_instance(**changes)
     with pytest.raises(InfeasibleError, match=advice):

@@ -10,6 +10,8 @@ import numpy as np
 from moe_placer.instance.sizes import GB, token_bytes
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from moe_placer.instance import Instance
     from moe_placer.solving import Solution
 
@@ -29,7 +31,7 @@ def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> 
     console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
 
 
-def _table(instance: Instance, solution: Solution):  # type: ignore[no-untyped-def]
+def _table(instance: Instance, solution: Solution) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 

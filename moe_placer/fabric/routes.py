@@ -57,7 +57,9 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     if not np.isfinite(between).all():
         raise ValueError("the fabric does not connect every node with every other")
     total = paths[np.ix_(hosts, hosts)]
-    rows, columns, values = [], [], []
+    # A first, empty part each, for fabrics without links.
+    rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    values = [np.zeros(0)]
     for link, (source, target) in enumerate(graph.edges):
         u, v = index[source], index[target]
         on_path = distance[hosts, u][:, None] + 1 + distance[v, hosts][None, :] == between
@@ -66,7 +68,7 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
         columns.append(s * nodes + d)
         values.append(paths[hosts[s], u] * paths[v, hosts[d]] / total[s, d])
     shares = sparse.coo_array(
-        (np.concatenate(values or [np.zeros(0)]), (np.concatenate(rows or [[]]), np.concatenate(columns or [[]]))),
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
         shape=(graph.number_of_edges(), nodes * nodes),
     )
     bandwidth = np.array([data["bandwidth"] for _, _, data in graph.edges(data=True)], dtype=np.float64)
@@ -76,8 +78,10 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
 
 def _count_paths(graph: nx.DiGraph[str], order: list[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return distances in hops and numbers of shortest paths, both [vertices, vertices]."""
-    step = sparse.csr_array(nx.to_scipy_sparse_array(graph, order, weight=None, dtype=np.float64))
     size = len(order)
+    index = {vertex: i for i, vertex in enumerate(order)}
+    ends = np.array([(index[u], index[v]) for u, v in graph.edges], dtype=np.int64).reshape(-1, 2)
+    step = sparse.csr_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(size, size))
     distance = np.full((size, size), np.inf)
     np.fill_diagonal(distance, 0)
     paths = np.eye(size)

@@ -27,7 +27,9 @@ def find_contradictions(sections: Mapping[str, Any]) -> list[Mistake]:
     found: list[Mistake] = []
     for names, check in _CHECKS:
         if all(sections.get(name) is not None for name in names):
-            found += (Mistake(what, expected, dotted(path)) for path, what, expected in check(*map(sections.get, names)))
+            found += (
+                Mistake(what, expected, dotted(path)) for path, what, expected in check(*map(sections.get, names))
+            )
     return found
 
 

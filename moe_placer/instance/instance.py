@@ -28,9 +28,7 @@ class Instance(schema.Section):
     cluster: schema.Cluster
     parallelism: schema.Parallelism = schema.Parallelism()
     placement: schema.Placement = schema.Placement()
-    traffic: Annotated[
-        schema.SyntheticTraffic | schema.TraceTraffic | schema.LoadTraffic, Field(discriminator="kind")
-    ]
+    traffic: Annotated[schema.SyntheticTraffic | schema.TraceTraffic | schema.LoadTraffic, Field(discriminator="kind")]
     objective: schema.Objective = schema.Objective()
 
     _directory: Path = PrivateAttr(default=Path())
@@ -75,7 +73,7 @@ class Instance(schema.Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_traces(self, files: Sequence[str | Path]) -> Self:
-        """Return this instance with its traffic taken from recorded traces, one file per domain, as ``--trace`` does."""
+        """Return this instance with its traffic taken from recorded traces, one per domain, as ``--trace`` does."""
         traffic = schema.TraceTraffic(
             kind="trace",
             tokens_per_gpu=self.traffic.tokens_per_gpu,

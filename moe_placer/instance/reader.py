@@ -57,7 +57,9 @@ def load_instance(path: str | Path) -> Instance:
     document = read_yaml(Path(path))
     if not isinstance(document.data, dict):
         found = f"{_shown(document.data)} at the top level"
-        raise InputError(Mistake(found, "a section of `field: value` lines", file=document.file, line=document.line(())))
+        raise InputError(
+            Mistake(found, "a section of `field: value` lines", file=document.file, line=document.line(()))
+        )
     try:
         instance = Instance.model_validate(document.data)
     except ValidationError as error:
@@ -93,7 +95,9 @@ def _section(name: str, value: Any) -> Any:
     """Validate one section alone."""
     if name in {"model", "cluster", "traffic"} and not isinstance(value, dict):
         return None
-    return Instance.__pydantic_validator__.validate_assignment(Instance.model_construct(), name, value).__dict__[name]
+    empty = Instance.__new__(Instance)
+    empty.__dict__ = {}
+    return Instance.__pydantic_validator__.validate_assignment(empty, name, value).__dict__[name]
 
 
 def _placed(mistake: Mistake, document: Document) -> Mistake:
@@ -104,11 +108,8 @@ def _placed(mistake: Mistake, document: Document) -> Mistake:
 
 def _parse(path: str) -> Loc:
     """Undo `dotted`."""
-    parts: list[str | int] = []
-    for word in path.replace("[", ".[").split("."):
-        if word:
-            parts.append(int(word[1:-1]) if word.startswith("[") else word)
-    return tuple(parts)
+    words = (word for word in path.replace("[", ".[").split(".") if word)
+    return tuple(int(word[1:-1]) if word.startswith("[") else word for word in words)
 
 
 def _real_path(loc: Loc, data: Any) -> Loc:
@@ -117,9 +118,8 @@ def _real_path(loc: Loc, data: Any) -> Loc:
     here = data
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+        inside_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if inside_list or (isinstance(here, dict) and part in here):
             here = here[part]
         elif not (last and isinstance(here, dict)):
             continue

@@ -1,4 +1,4 @@
-"""The fields of an instance file, with their defaults and limits (``../instances/*.yaml``, docs of each field below)."""
+"""The fields of an instance file, with their defaults and limits; `moe-placer schema` prints them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ class Cluster(Section):
 class Parallelism(Section):
     """How the rest of the model is spread."""
 
-    dp: int = Field(1, ge=1, le=MAX_GPUS, description="Data-parallel groups; group r: nodes [r*nodes/dp, (r+1)*nodes/dp).")
+    dp: int = Field(
+        1, ge=1, le=MAX_GPUS, description="Data-parallel groups; group r: nodes [r*nodes/dp, (r+1)*nodes/dp)."
+    )
     attention_tp: int = Field(1, ge=1, le=MAX_GPUS, description="GPUs that share attention, dense MLPs and embeddings.")
     expert_tp: int = Field(1, ge=1, le=256, description="GPUs of one node that share one expert, a slot on each.")
 

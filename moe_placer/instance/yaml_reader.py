@@ -113,13 +113,17 @@ def _check_depth(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _Limits(f"nesting deeper than {MAX_DEPTH} levels (line {event.start_mark.line + 1})")
+                raise _Limits(f"nesting deeper than {MAX_DEPTH} levels ({_line(event)})")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise _Limits(f"a second YAML document (line {event.start_mark.line + 1})")
+                raise _Limits(f"a second YAML document ({_line(event)})")
+
+
+def _line(event: yaml.Event) -> str:
+    return f"line {event.start_mark.line + 1}" if event.start_mark else "somewhere"
 
 
 class _Builder:
@@ -164,7 +168,7 @@ class _Builder:
         line = node.start_mark.line + 1
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         standard = node.tag.startswith("tag:yaml.org,2002:") and node.tag.rsplit(":", 1)[1] not in {"binary", "set"}
-        if not standard or (plain and node.tag == "tag:yaml.org,2002:str" and text in {"<<"}):
+        if not standard or (plain and node.tag == "tag:yaml.org,2002:str" and text == "<<"):
             self._wrong(f"the tag {node.tag}", "a value without a tag", path, line)
             return None
         return self._plain(text, path, line) if plain else text

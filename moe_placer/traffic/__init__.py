@@ -32,7 +32,8 @@ def load_traffic(instance: Instance) -> Traffic:
         expected = f"one share per trace file ({columns} given)"
         raise InputError(Mistake(f"rows of {len(traffic.mix[0])} shares", expected, "traffic.mix"))
     read = read_trace if isinstance(traffic, TraceTraffic) else read_load
-    recordings, mistakes = [], []
+    recordings: list[Recording] = []
+    mistakes: list[Mistake] = []
     for file in instance.trace_files:
         try:
             recordings.append(read(file, instance))

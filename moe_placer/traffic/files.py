@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,9 @@ def read_trace(file: Path, instance: Instance) -> Recording:
     twice = np.argwhere(ordered[:, :, 1:] == ordered[:, :, :-1])
     if len(twice):
         token, layer = twice[0][:2]
-        raise _wrong(file, f"topk[{token}, {layer}]", f"one expert twice: {list(map(int, topk[token, layer]))}", "a set")
+        raise _wrong(
+            file, f"topk[{token}, {layer}]", f"one expert twice: {list(map(int, topk[token, layer]))}", "a set"
+        )
     load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=model.experts) for layer in range(layers)])
     return Recording(file.name, load.astype(np.float64), np.full(layers, float(topk.shape[0])), topk)
 
@@ -84,7 +86,7 @@ def _wrong(file: Path, path: str, found: str, expected: str) -> InputError:
     return InputError(Mistake(found, expected, path, file))
 
 
-def _array(file: Path, key: str) -> npt.NDArray[np.generic]:
+def _array(file: Path, key: str) -> npt.NDArray[Any]:
     """Read one array without running or inflating anything that the file smuggles in."""
     kind = "a NumPy .npy file" if file.suffix == ".npy" else f"a NumPy .npz file with `{key}`"
     try:
@@ -94,7 +96,7 @@ def _array(file: Path, key: str) -> npt.NDArray[np.generic]:
         with zipfile.ZipFile(file) as archive:
             member = archive.getinfo(f"{key}.npy")
             with archive.open(member) as stream:
-                return _npy(io.BufferedReader(stream), member.file_size)  # type: ignore[type-var]
+                return _npy(stream, member.file_size)
     except FileNotFoundError:
         raise _wrong(file, "", "no such file", kind) from None
     except KeyError:
@@ -104,7 +106,7 @@ def _array(file: Path, key: str) -> npt.NDArray[np.generic]:
         raise _wrong(file, "", f"a file that cannot be read ({reason})", kind) from None
 
 
-def _npy(stream: io.BufferedReader, size: int) -> npt.NDArray[np.generic]:
+def _npy(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
     """Read an .npy stream of ``size`` bytes; the header must agree with the size before memory is taken."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -17,7 +17,7 @@ def skew(load: Floats) -> Floats:
 
 
 def log_spread(load: Floats) -> Floats:
-    """Standard deviation of ln load over the experts of each layer; experts without load are left out."""
+    """Return the standard deviation of ln load over each layer's experts; those without load are left out."""
     logs = np.log(np.where(load > 0, load, np.nan))
     return np.asarray(np.nanstd(logs, axis=1))
 
@@ -37,7 +37,7 @@ def correlation(loads: list[Floats]) -> float:
 def pair_excess(topk: Ids, experts: int) -> float:
     """Share of the pair mass away from independence: half the sum of ``|p(a, b) - q(a, b)|`` over pairs a != b.
 
-    ``topk`` [tokens, k] is one layer's; p is the share of chosen pairs, q the product of the experts' loads without a = b.
+    ``topk`` [tokens, k] is one layer's; p is the share of chosen pairs, q the product of loads without a = b.
     """
     pairs, independent = _pairs(topk, experts)
     return float(np.abs(pairs - independent).sum() / 2)
@@ -62,7 +62,7 @@ def _pairs(topk: Ids, experts: int) -> tuple[Floats, Floats]:
 
 
 def layer_information(first: Ids, second: Ids, experts: int) -> float:
-    """Mutual information in bits between an expert of one layer and one of the next, over all pairs of a token's choices.
+    """Mutual information in bits between a token's expert of one layer and of the next, over all pairs.
 
     ``first`` and ``second`` are [tokens, k] of two layers.
     """

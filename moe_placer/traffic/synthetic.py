@@ -55,8 +55,8 @@ def synthesize(instance: Instance, seed: int) -> Traffic:
     """Generate four domains of tokens, and a mix of them for every node.
 
     A token has a topic, the same in all layers, and draws its top-k experts one after the other without replacement
-    (Plackett-Luce) from the topic's log-normal popularity. Topics make experts co-activate and make one layer tell about the
-    next. The same instance sizes and seed always give the same tokens.
+    (Plackett-Luce) from the topic's log-normal popularity. Topics make experts co-activate and make one layer tell
+    about the next. The same instance sizes and seed always give the same tokens.
     """
     rng = np.random.default_rng(seed)
     layers, experts = len(instance.moe_layers), instance.model.experts
