@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, ValidationError
+from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import write_atomically
@@ -97,7 +98,7 @@ class Placement(_Record):
         Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the copies.
     """
 
-    schema_: Literal["moe-placer/placement/1"] = Field("moe-placer/placement/1", alias="schema")
+    schema_: Literal["moe-placer/placement/1"] = Field(alias="schema")
     instance: InstanceKey
     solver: SolverRecord
     gpu: tuple[tuple[Copies, ...], ...]
@@ -148,11 +149,18 @@ def load_placement(path: str | Path) -> Placement:
         )
         raise InputError(Mistake(found, "a placement file", file=file)) from None
     except ValidationError as error:
-        mistakes = [
-            Mistake(f"{str(d['input'])[:60]!r}", d["msg"], ".".join(map(str, d["loc"])), file) for d in error.errors()
-        ]
-        raise InputError(mistakes) from None
+        raise InputError([_mistake(detail, file) for detail in error.errors()]) from None
     except RecursionError:
         raise InputError(Mistake("deeply nested JSON", "a placement file", file=file)) from None
     except ValueError as error:
         raise InputError(Mistake(f"text that is not JSON ({error})", "a placement file", file=file)) from None
+
+
+def _mistake(detail: ErrorDetails, file: Path) -> Mistake:
+    path = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "missing":
+        return Mistake("nothing", "this field", path, file)
+    shown = str(detail["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    expected = detail["msg"].removeprefix("Input should be ")
+    return Mistake(shown, expected[:1].lower() + expected[1:], path, file)

@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import best_bound, relax
+from moe_placer.bounds import Bound, best_bound, relax
 from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
 from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, SolverRecord
 from moe_placer.problem import Problem, compile_problem
+from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
 from moe_placer.result import LayerResult, Status, Stop, gap
-from moe_placer.solver import Deadline, Limits, Solver
+from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 
@@ -28,34 +29,6 @@ __all__ = ["Progress", "Solution", "solve"]
 
 BASELINES = ("contiguous", "eplb", "greedy")
 _SHOWN = 10  # violations printed in an error
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a solve is.
-
-    Attributes
-    ----------
-    layers, done : int
-        MoE layers in all, and those with a placement from the chosen solver.
-    total_z, total_bound : float
-        Sums over layers of the best z so far and of its bound (tokens at node-link speed).
-    worst_gap : float
-        Largest gap of any layer, or infinite.
-    worst_layer : int
-        Index in the model of the layer with the largest z; its z is ``max_z``.
-    max_z : float
-    seconds_left : float
-    """
-
-    layers: int
-    done: int
-    total_z: float
-    total_bound: float
-    worst_gap: float
-    worst_layer: int
-    max_z: float
-    seconds_left: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +102,7 @@ def solve(
     start : Placement, optional
         A placement to improve on; the heuristics' best is used beside it.
     progress : callable, optional
-        Told of every improvement.
+        Told of the placement that the search starts from, and of every improvement.
     interrupted : callable, optional
         Asked now and then; once it says True, the best placement so far is verified and returned.
 
@@ -159,8 +132,15 @@ def solve(
     baselines, first = _baselines(problem, seed)
     if start is not None:
         first = _better_of(problem, first, _nodes_of(problem, start))
-    results = _run(method, problem, limits, seed, first, _reporter(problem, limits, progress))
-    placement = _placement(instance, traffic, problem, method, results, limits, seed)
+
+    def build(results: Sequence[LayerResult]) -> Placement:
+        return _placement(instance, traffic, problem, method, results, limits, seed)
+
+    report = Reporter(problem, limits, progress, baselines, build)
+    if isinstance(method, LayerSolver) and not method.quick:
+        report.start(first)  # quick methods ignore it; others may
+    results = _run(method, problem, limits, seed, first, report)
+    placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
     return Solution(
@@ -175,7 +155,7 @@ def solve(
     )
 
 
-def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[npt.NDArray[np.int64] | None]]:
+def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[LayerResult | None]]:
     """Run the quick heuristics: what users have today, and where the search starts from."""
     totals: dict[str, float | str] = {}
     best: list[LayerResult | None] = [None] * len(problem)
@@ -193,8 +173,8 @@ def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], lis
             current = best[index]
             usable = result.node is not None and result.copies is None
             if usable and (current is None or result.z < current.z):
-                best[index] = result
-    return totals, [result.node if result is not None else None for result in best]
+                best[index] = replace(result, gpu=None, repaired=0)
+    return totals, best
 
 
 def _nodes_of(problem: Problem, start: Placement) -> list[npt.NDArray[np.int64]]:
@@ -224,14 +204,14 @@ def _nodes_of(problem: Problem, start: Placement) -> list[npt.NDArray[np.int64]]
 
 
 def _better_of(
-    problem: Problem, first: list[npt.NDArray[np.int64] | None], other: list[npt.NDArray[np.int64]]
-) -> list[npt.NDArray[np.int64] | None]:
+    problem: Problem, first: list[LayerResult | None], other: list[npt.NDArray[np.int64]]
+) -> list[LayerResult | None]:
     """Take the better of two placements, layer by layer."""
     best = list(first)
     for index, node in enumerate(other):
         layer, current = problem.layer(index), first[index]
-        if current is None or layer.z(node) < layer.z(current):
-            best[index] = node
+        if current is None or layer.z(node) < current.z:
+            best[index] = LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
     return best
 
 
@@ -240,11 +220,12 @@ def _run(
     problem: Problem,
     limits: Limits,
     seed: int,
-    start: list[npt.NDArray[np.int64] | None],
+    start: list[LayerResult | None],
     report: Callable[[int, LayerResult], None],
 ) -> list[LayerResult]:
     """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
-    results = method.solve(problem, limits, seed, start, report)
+    nodes = [result.node if result is not None else None for result in start]
+    results = method.solve(problem, limits, seed, nodes, report)
     if len(results) != len(problem):
         raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
     for index, result in enumerate(results):
@@ -261,32 +242,6 @@ def _run(
                 results[index] = replace(result, bound=best_bound(compiled, relaxation.weights))
                 report(index, results[index])
     return results
-
-
-def _reporter(
-    problem: Problem, limits: Limits, progress: Callable[[Progress], None] | None
-) -> Callable[[int, LayerResult], None]:
-    seen: dict[int, LayerResult] = {}
-
-    def report(index: int, result: LayerResult) -> None:
-        seen[index] = result
-        if progress is None:
-            return
-        worst = max(seen, key=lambda i: seen[i].z)
-        progress(
-            Progress(
-                layers=len(problem),
-                done=len(seen),
-                total_z=float(sum(r.z for r in seen.values())),
-                total_bound=float(sum(r.bound.value for r in seen.values())),
-                worst_gap=max(r.gap for r in seen.values()),
-                worst_layer=problem.moe_layers[worst],
-                max_z=seen[worst].z,
-                seconds_left=limits.deadline.left,
-            )
-        )
-
-    return report
 
 
 def _placement(

@@ -1,8 +1,8 @@
 """The public expert-load-balancing heuristic (EPLB): copies by load, then balanced packing. It never looks at links.
 
 Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes copies
-within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs wherever these are. Here every expert
-is its own group. Where the instance fixes the number of copies (``replicas: dp``), only the packing is left to decide.
+within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs anywhere. Here every expert is
+its own group. Where the instance fixes the number of copies (``replicas: dp``), only the packing is left to decide.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("placement", "verifier"),
     ("result",),
-    ("solving",),
-    ("export", "dag", "report", "cli"),
+    ("solving", "progress"),
+    ("export", "dag", "report", "bench", "cli"),
 )
 TIER = {f"moe_placer.{name}": tier for tier, names in enumerate(TIERS) for name in names}
 HEAVY = ("ortools", "scipy.optimize")

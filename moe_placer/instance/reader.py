@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def _section(name: str, value: Any) -> Any:
     """Validate one section alone."""
     if name in {"model", "cluster", "traffic"} and not isinstance(value, dict):
         return None
-    empty = Instance.__new__(Instance)
-    empty.__dict__ = {}
+    without_fields: Callable[..., Instance] = Instance.model_construct
+    empty = without_fields()
     return Instance.__pydantic_validator__.validate_assignment(empty, name, value).__dict__[name]
 
 
@@ -158,4 +159,6 @@ def _expected(detail: ErrorDetails) -> str:
     if kind == "literal_error":
         return f"one of {context['expected']}"
     message = detail["msg"].removeprefix("Input should be ")
+    for long, short in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
+        message = message.replace(long, short)
     return message[:1].lower() + message[1:]
