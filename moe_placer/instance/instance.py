@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -28,7 +28,7 @@ class Instance(schema.Section):
     cluster: schema.Cluster
     parallelism: schema.Parallelism = schema.Parallelism()
     placement: schema.Placement = schema.Placement()
-    traffic: Annotated[schema.SyntheticTraffic | schema.TraceTraffic | schema.LoadTraffic, Field(discriminator="kind")]
+    traffic: schema.AnyTraffic
     objective: schema.Objective = schema.Objective()
 
     _directory: Path = PrivateAttr(default=Path())

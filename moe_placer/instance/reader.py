@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
+from moe_placer.instance import schema
 from moe_placer.instance.contradictions import find_contradictions
 from moe_placer.instance.instance import Instance
 from moe_placer.instance.yaml_reader import Document, dotted, read_yaml
@@ -19,6 +19,13 @@ __all__ = ["load_instance"]
 
 Loc = tuple[str | int, ...]
 
+_SECTIONS: dict[str, Any] = {
+    "model": schema.Model,
+    "cluster": schema.Cluster,
+    "parallelism": schema.Parallelism,
+    "placement": schema.Placement,
+    "traffic": schema.AnyTraffic,
+}
 _NOT_YET = {"rail", "graph"}
 _EXPECTED = {
     "missing": "this field",
@@ -84,21 +91,11 @@ def _wrong_fields(error: ValidationError, document: Document) -> list[Mistake]:
         mistake = Mistake(_found(detail), _expected(detail), dotted(path), document.file, document.line(path))
         found.setdefault((mistake.line, mistake.path), mistake)
     sections: dict[str, Any] = {}
-    for name, info in Instance.model_fields.items():
+    for name, kind in _SECTIONS.items():
         with contextlib.suppress(ValidationError):
-            value = document.data.get(name, info.get_default(call_default_factory=True))
-            sections[name] = _section(name, value)
+            sections[name] = TypeAdapter(kind).validate_python(document.data.get(name, {}))
     contradictions = [_placed(m, document) for m in find_contradictions(sections)]
     return [*found.values(), *contradictions]
-
-
-def _section(name: str, value: Any) -> Any:
-    """Validate one section alone."""
-    if name in {"model", "cluster", "traffic"} and not isinstance(value, dict):
-        return None
-    without_fields: Callable[..., Instance] = Instance.model_construct
-    empty = without_fields()
-    return Instance.__pydantic_validator__.validate_assignment(empty, name, value).__dict__[name]
 
 
 def _placed(mistake: Mistake, document: Document) -> Mistake:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Strict, Tag
 
 __all__ = [
+    "AnyTraffic",
     "Cluster",
     "Dtype",
     "FatTree",
@@ -187,3 +188,6 @@ class Objective(Section):
     metric: Literal["time", "tokens"] = Field(
         "time", description="time: tokens over bandwidth; tokens: every inter-node link counts alike."
     )
+
+
+AnyTraffic = Annotated[SyntheticTraffic | TraceTraffic | LoadTraffic, Field(discriminator="kind")]

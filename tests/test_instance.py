@@ -1,0 +1,188 @@
+"""Instance files: every mistake is found, with file, line and field; nothing but an InputError ever comes out."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_placer.errors import InputError
+from moe_placer.instance import Instance, load_instance
+from moe_placer.instance.sizes import expert_bytes, memory_parts, token_bytes
+
+FOLDER = Path(__file__).parent.parent / "instances"
+SEED_PLAN = (FOLDER / "h100-128.yaml").read_text()
+SEED_LINE = "                 # synthetic | trace | load\n  seed: 7"
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "best_known")
+
+
+def load(folder: Path, text: str | bytes) -> Instance:
+    file = folder / "instance.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return load_instance(file)
+
+
+def mistakes(folder: Path, *changes: tuple[str, str]) -> list[tuple[int | None, str, str, str]]:
+    """Change the seed plan, and return what is found: (line, field, found, expected)."""
+    text = SEED_PLAN
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(InputError) as error:
+        load(folder, text)
+    assert all(m.file == folder / "instance.yaml" for m in error.value.mistakes)
+    return [(m.line, m.path, m.found, m.expected) for m in error.value.mistakes]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_shipped_instance_loads(file: Path) -> None:
+    assert load_instance(file).name == file.stem
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "found"),
+    [
+        ("experts: 64 ", "experts: no ", "model.experts", "the text 'no'"),
+        ("experts: 64 ", "experts: 064 ", "model.experts", "064, a number with a leading zero"),
+        ("experts: 64 ", "experts: 1_000 ", "model.experts", "the text '1_000'"),
+        ("experts: 64 ", "experts: 6.5 ", "model.experts", "6.5"),
+        ("experts: 64 ", 'experts: "64" ', "model.experts", "the text '64'"),
+        ("experts: 64 ", "experts: true ", "model.experts", "true"),
+        ("experts: 64 ", "experts: .nan ", "model.experts", "nan"),
+        ("experts: 64 ", "experts: 1e9 ", "model.experts", "1000000000"),
+        ("experts: 64 ", "experts: 0 ", "model.experts", "0"),
+        ("experts: 64 ", "experts: [64] ", "model.experts", "a list"),
+        ("memory_gb: 64", "memory_gb: .inf", "cluster.gpu.memory_gb", "inf"),
+        ("memory_gb: 64", "memory_gb: -1", "cluster.gpu.memory_gb", "-1"),
+        ("mfu: 0.60", "mfu: 1.5", "cluster.gpu.mfu", "1.5"),
+        ("nodes: 16", "nods: 16", "cluster.nods", "an unknown field"),
+        ("kind: fat-tree ", "kind: rail ", "cluster.fabric", "kind 'rail'"),
+        ("replicas: dp ", "replicas: {redundant: 3} ", "placement.replicas.redundant", "an unknown field"),
+        ("replicas: dp ", "replicas: some ", "placement.replicas", "the text 'some'"),
+        ("top_k: 8", "top_k: 65", "model.top_k", "65"),
+        ("dp: 2 ", "dp: 3 ", "parallelism.dp", "3"),
+        ("failed_gpus: []", "failed_gpus: [3, 128]", "placement.failed_gpus[1]", "128"),
+        ("failed_gpus: []", "failed_gpus: [3, 3]", "placement.failed_gpus[1]", "3 a second time"),
+        ("dense_layers: [0, 1, 2]", "dense_layers: [0, 61]", "model.dense_layers[1]", "61"),
+        (
+            "kind: synthetic                  # synthetic | trace | load\n  seed: 7",
+            "kind: trace\n  mix: [[1]]",
+            "traffic.mix",
+            "1 rows",
+        ),
+        ("name: h100-128", "name: a/b", "name", "the text 'a/b'"),
+        ("  seed: 7", "  seed: 7\n  seed: 8", "traffic.seed", "the key a second time"),
+    ],
+)
+def test_a_mistake_is_found_where_it_is(tmp_path: Path, old: str, new: str, field: str, found: str) -> None:
+    reported = mistakes(tmp_path, (old, new))
+    assert (field, found) in [(m[1], m[2]) for m in reported]
+    lines = SEED_PLAN.replace(old, new).splitlines()
+    line = next(m[0] for m in reported if m[1] == field)
+    assert line is not None
+    assert (
+        field.rsplit(".", 1)[-1].split("[")[0] in lines[line - 1]
+        or "kind" in lines[line - 1]
+        or "mix" in lines[line - 1]
+    )
+
+
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+    reported = mistakes(
+        tmp_path,
+        ("layers: 61", "layers: 0"),
+        ("nodes: 16", "nodes: -1"),
+        ("top_k: 8", "top_k: x"),
+        ("dp: 2 ", "dpp: 2 "),
+    )
+    assert {m[1] for m in reported} >= {"model.layers", "cluster.nodes", "model.top_k", "parallelism.dpp"}
+
+
+def test_contradictions_come_with_other_mistakes(tmp_path: Path) -> None:
+    reported = mistakes(tmp_path, ("top_k: 8", "top_k: 70"), ("nodes: 16", "nodes: -1"))
+    assert {m[1] for m in reported} == {"model.top_k", "cluster.nodes"}
+
+
+def test_missing_fields_are_named(tmp_path: Path) -> None:
+    assert (4, "model.layers", "nothing", "this field") in mistakes(tmp_path, ("  layers: 61\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "an empty file"),
+        ("- a", "a list at the top level"),
+        ("a: [", "not YAML"),
+        ("a: 1\n---\nb: 2", "a second YAML document"),
+        ("[" * 100, "nesting deeper"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        ("a: !!python/object/apply:os.system [ls]", "no such field"),
+        ("a: \x00", "binary data"),
+        ("a: &a [*a]", "YAML"),
+    ],
+)
+def test_what_is_no_instance_at_all(tmp_path: Path, text: str | bytes, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load(tmp_path, text)
+
+
+def test_round_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    text = SEED_PLAN.replace("tokens_per_gpu: 1024", "tokens_per_gpu: 4e3").replace("experts: 64 ", "experts: 1e2 ")
+    instance = load(tmp_path, text)
+    assert instance.traffic.tokens_per_gpu == 4000
+    assert instance.model.experts == 100
+
+
+def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
+    plain = load(tmp_path, SEED_PLAN)
+    assert load(tmp_path, "# a comment\n" + SEED_PLAN).sha256 == plain.sha256
+    assert (
+        load(tmp_path, SEED_PLAN.replace("  slots_per_gpu: 1 ", "  expert_tp_: 1 ")[:0] + SEED_PLAN).sha256
+        == plain.sha256
+    )
+    assert load(tmp_path, SEED_PLAN.replace("spines: 4", "spines: 8")).sha256 != plain.sha256
+    one, other = plain.with_traces(["a.npz"]), plain.with_traces(["b.npz"])
+    assert one.sha256 == other.sha256 != plain.sha256
+
+
+def test_defaults_count_as_written(tmp_path: Path) -> None:
+    without = SEED_PLAN.replace("  slots_per_gpu: 1                 # experts of one layer that a GPU may hold\n", "")
+    assert without != SEED_PLAN
+    assert load(tmp_path, without).sha256 == load(tmp_path, SEED_PLAN).sha256
+
+
+def test_sizes_of_the_seed_plan_by_hand() -> None:
+    instance = load_instance(FOLDER / "h100-128.yaml")
+    assert len(instance.moe_layers) == 58
+    assert instance.replicas_per_layer == instance.gpus == 128
+    assert expert_bytes(instance) == 2 * 7168 * 2048 * 2  # two matrices, two bytes a value
+    assert token_bytes(instance) == 7168 * 2
+    parts = memory_parts(instance)
+    assert parts.attention == 61 * 4 * 7168 * 128 * 128 * 2 / 8
+    assert parts.dense == 3 * 2 * 7168 * (8 * 2048) * 2 / 8
+    assert parts.embeddings == 2 * 129_280 * 7168 * 2 / 8
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_any_text_gives_an_input_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    with pytest.raises(InputError):
+        load(tmp_path_factory.mktemp("any"), text.encode("utf-8", "surrogatepass"))
+
+
+LINES = SEED_PLAN.splitlines()
+
+
+@given(st.integers(0, len(LINES) - 1), st.text("0123456789abc-:[]{}#'\"&*!%@`.,\n ", max_size=12), st.integers(0, 40))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_loads_or_gives_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, number: int, inserted: str, column: int
+) -> None:
+    lines: list[Any] = list(LINES)
+    lines[number] = lines[number][:column] + inserted + lines[number][column:]
+    with contextlib.suppress(InputError):
+        assert load(tmp_path_factory.mktemp("damaged"), "\n".join(lines)).name
