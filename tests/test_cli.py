@@ -150,7 +150,12 @@ def test_wrong_instances_are_1(tmp_path: Path) -> None:
     fails(1, "solve", binary, says="binary.yaml")
     fails(1, "solve", bomb, says="YAML bomb")
     fails(1, "solve", huge, says="more than 2 MB")
-    fails(1, "solve", write(tmp_path, "nodes: 4", "nodes: -4"), says="changed.yaml:16: cluster.nodes: found -4, expected at least 1")
+    fails(
+        1,
+        "solve",
+        write(tmp_path, "nodes: 4", "nodes: -4"),
+        says="changed.yaml:16: cluster.nodes: found -4, expected at least 1",
+    )
     routing = write(tmp_path, "traffic:\n", "placement: {replica_routing: nearest}\ntraffic:\n")
     fails(1, "solve", routing, says="all that this version can solve")
 
