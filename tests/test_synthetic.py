@@ -1,0 +1,73 @@
+"""The generator: calibrated to the figures its docstring names, deterministic, and at home at the edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import tiny_instance
+
+from moe_placer.traffic import synthetic
+from moe_placer.traffic.statistics import correlation, layer_information, log_spread, pair_excess, pair_lift, skew
+
+
+def domains(experts: int, top_k: int) -> list[np.ndarray]:
+    """Generate 20,000 tokens of 12 layers in every domain."""
+    rng = np.random.default_rng(1)
+    steep = synthetic.steepness(experts, top_k)
+    common = rng.standard_normal((12, experts))
+    sigma = steep * synthetic.SIGMA * np.exp(synthetic.SIGMA_SPREAD * rng.standard_normal(12))
+    return [
+        synthetic.sample_domain(
+            synthetic.make_domain(rng, common, sigma, synthetic.TOPIC_SIGMA * steep), 20_000, top_k, rng
+        )
+        for _ in range(synthetic.DOMAINS)
+    ]
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (256, 8)])
+def test_it_is_calibrated_to_real_routing(experts: int, top_k: int) -> None:
+    topk = domains(experts, top_k)
+    loads = [
+        np.stack([np.bincount(t[:, layer].ravel(), minlength=experts) for layer in range(12)]).astype(float)
+        for t in topk
+    ]
+    assert 2.2 <= np.median(np.concatenate([skew(load) for load in loads])) <= 6.1
+    assert 0.21 <= np.median(np.concatenate([log_spread(load) for load in loads])) <= 1.21
+    assert 0.05 <= correlation(loads) <= 0.21
+    assert 0.35 <= np.mean([pair_excess(t[:, 0], experts) for t in topk]) <= 0.46
+    assert 5 <= np.mean([pair_lift(t[:, 0], experts) for t in topk]) <= 9
+    assert 0.5 <= np.mean([layer_information(t[:, 0], t[:, 1], experts) for t in topk]) <= 0.9
+
+
+def test_the_same_seed_gives_the_same_traffic() -> None:
+    instance = tiny_instance(traffic={"kind": "synthetic"})
+    assert synthetic.synthesize(instance, 3).sha256 == synthetic.synthesize(instance, 3).sha256
+    assert synthetic.synthesize(instance, 3).sha256 != synthetic.synthesize(instance, 4).sha256
+
+
+@pytest.mark.parametrize(("experts", "top_k", "nodes"), [(1, 1, 4), (4, 4, 4), (5, 4, 1), (40, 3, 7)])
+def test_it_serves_at_the_edges(experts: int, top_k: int, nodes: int) -> None:
+    instance = tiny_instance(
+        model={"experts": experts, "top_k": top_k}, cluster={"nodes": nodes}, parallelism={"dp": 1}
+    )
+    traffic = synthetic.synthesize(instance, 0)
+    assert traffic.mix.sum(axis=1) == pytest.approx(np.ones(nodes))
+    for recording in traffic.recordings:
+        assert recording.topk is not None
+        assert recording.topk.shape == (synthetic.TOKENS, 2, top_k)
+        ordered = np.sort(recording.topk, axis=2)
+        assert (ordered[:, :, 1:] > ordered[:, :, :-1]).all()
+        assert ordered.max() < experts
+        assert (recording.load.sum(axis=1) == synthetic.TOKENS * top_k).all()
+
+
+def test_measures_by_hand() -> None:
+    assert skew(np.array([[1.0, 3.0]])).tolist() == [1.5]
+    assert log_spread(np.array([[1.0, np.e**2]])) == pytest.approx([1.0])
+    together = np.array([[0, 1], [2, 3]] * 50)
+    # Only 4 of the 12 ordered pairs occur, each 3 times as often as if experts were independent.
+    assert pair_excess(together, 4) == pytest.approx(2 / 3)
+    assert pair_lift(together, 4, 100) == pytest.approx(3.0)
+    one = np.array([[0], [1]] * 50)
+    assert layer_information(one, one, 2) == pytest.approx(1.0)
+    assert layer_information(one, one * 0, 2) == pytest.approx(0.0)
