@@ -1,0 +1,136 @@
+"""Measures one run in this process: reads a job on standard input, writes a row to the file named as argument."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_placer.bench.figures import Event, figures
+from moe_placer.bench.job import Job
+from moe_placer.errors import MoePlacerError
+from moe_placer.instance import Instance, load_instance
+from moe_placer.registry import find_solver
+from moe_placer.solver import Limits
+from moe_placer.solving import Progress, Solution, solve
+from moe_placer.traffic import Traffic, load_traffic
+from moe_placer.verifier import verify
+
+__all__ = ["run"]
+
+RIVALS = ("contiguous", "eplb")  # what users have today
+
+
+class Recorder:
+    """Notes every change of a layer, and verifies the first placement that beats the rivals."""
+
+    def __init__(self, instance: Instance, traffic: Traffic, begun: float) -> None:
+        self.instance, self.traffic, self.begun = instance, traffic, begun
+        self.events: list[Event] = []
+        self.better_s: float | None = None
+        self._last: dict[int, tuple[float, float, float]] = {}
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.begun
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of what a solve reports."""
+        now = round(self.now, 6)
+        for layer, figure in enumerate(zip(progress.z, progress.bound, progress.best_bound, strict=True)):
+            if np.isfinite(figure[0]) and self._last.get(layer) != figure:
+                self._last[layer] = figure
+                self.events.append((now, layer, *figure))
+        if self.better_s is None and progress.placed == progress.layers and _beats(progress):
+            found = verify(self.instance, progress.placement(), self.traffic)
+            self.better_s = self.now if found.ok else None
+
+
+def _beats(progress: Progress) -> bool:
+    totals = [progress.baselines.get(name) for name in RIVALS]
+    return all(progress.total_z < total for total in totals if isinstance(total, float))
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run a job here and return its row."""
+    limits = Limits(time_s=job.time_limit_s, gap=job.gap, workers=job.workers)
+    find_solver(job.solver)  # imports count as start-up
+    begun = time.monotonic()
+    instance = load_instance(job.instance)
+    if job.traces:
+        instance = instance.with_traces(job.traces)
+    traffic = load_traffic(instance)
+    recorder = Recorder(instance, traffic, begun)
+    solution = solve(instance, traffic, solver=job.solver, limits=limits, seed=job.seed, progress=recorder)
+    total = recorder.now
+    return job.settings() | _facts(instance, solution) | _row(recorder, solution, job.time_limit_s, total)
+
+
+def _facts(instance: Instance, solution: Solution) -> dict[str, Any]:
+    key = solution.placement.instance
+    return {
+        "instance_sha256": key.sha256,
+        "traffic_sha256": key.traffic_sha256,
+        "recordings": [recording.name for recording in solution.traffic.recordings],
+        "layers": len(instance.moe_layers),
+        "replicas": instance.replicas_per_layer,
+        "nodes": instance.cluster.nodes,
+        "gpus": instance.gpus,
+        "version": solution.placement.solver.version,
+        "baselines": dict(solution.baselines),
+    }
+
+
+def _row(recorder: Recorder, solution: Solution, time_limit: float, total: float) -> dict[str, Any]:
+    checked, gaps = solution.verification, solution.gaps
+    when = figures(recorder.events, len(checked.layers), checked.total_bound, time_limit)
+    return {
+        "failed": None,
+        "verified": checked.ok,
+        "z": checked.total_z,
+        "bound": checked.total_bound,
+        "bound_holds_for_any_copies": solution.placement.replicas.get("bound_covers_choice_of_copies", True),
+        "proofs": dict(Counter(check.proof for check in checked.layers)),
+        "gap_median": _finite(float(np.median(gaps))),
+        "gap_largest": _finite(float(gaps.max())),
+        "stops": dict(Counter(str(stop) for stop in solution.stop)),
+        "better_s": recorder.better_s,
+        **when,
+        "total_s": total,
+        "events": recorder.events,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def main() -> None:
+    """Run the job on standard input."""
+    content = json.load(sys.stdin)
+    try:
+        row = run(Job(**content | {"traces": tuple(content["traces"])}))
+    except MoePlacerError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    row |= peak_memory()
+    Path(sys.argv[1]).write_text(json.dumps(row, allow_nan=False), encoding="utf-8")
+
+
+def peak_memory() -> dict[str, Any]:
+    """Return the peak of the largest process: this one, or one that it waited for."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {"largest_process_bytes": unit * max(peaks)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The page of a benchmark, made from its rows and its environment alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from moe_placer.bench.growth import fitted_exponent
+
+__all__ = ["build_page"]
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+_FIT_FROM = 1000  # replicas x nodes; below, starting processes is what takes the time
+_MEASURES = {
+    "bounded_s": "every layer bounded",
+    "within_1_percent_s": "every layer within 1%",
+    "total_s": "total",
+}
+
+_READ = """\
+Each run has a process of its own. Seconds are wall-clock, from when the program is loaded: reading the instance and its
+traffic, the heuristics that every solve begins with, starting worker processes, what these import, and verification all
+count. Columns, as medians over the runs:
+
+- **z**: sum over layers of the worst link, tokens per step at node-link speed, recomputed by the verifier;
+  **bound**: sum of the re-checkable bounds, derived anew by the verifier; **gap**: of the median and the worst layer.
+- **first**: every layer has a placement. **better**: the first placement with a smaller z than both `eplb` and
+  `contiguous` has passed the verifier. **1%**, **0.1%**: every layer is within this of its re-checkable bound, as both
+  then stood. **proof**: every layer is proved optimal, by the bound or by the solver's own word. A dash: not reached.
+- **integral**: primal integral, the integral of (z - final bound) / z over the time limit in seconds, 1 before the
+  first placement (Berthold, 2013); less is better, and an early end keeps its gap.
+- **memory**: peak of the largest process, and of all processes of the run together (sampled 20 times a second, pages
+  that they share counted in each)."""
+
+
+def build_page(rows: Rows, environment: Mapping[str, Any]) -> str:
+    """Return the page as Markdown; the same rows and environment give the same bytes."""
+    parts = [f"# Benchmark, {environment['date']}", _machine(environment), _READ]
+    names = dict.fromkeys(row["instance"] for row in rows)
+    parts += [_instance([row for row in rows if row["instance"] == name]) for name in names]
+    return "\n\n".join([*parts, _growth(rows)]) + "\n"
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
+        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}."
+    )
+
+
+def _instance(rows: Rows) -> str:
+    done = [row for row in rows if row["failed"] is None]
+    title = f"## {rows[0]['instance']}"
+    lines = [title, ""]
+    if done:
+        row = done[0]
+        lines += [
+            f"{row['layers']} MoE layers of {row['replicas']} replicas, {row['gpus']} GPUs in {row['nodes']} nodes; "
+            f"traffic: {', '.join(row['recordings'])}.",
+            "",
+        ]
+    columns = (
+        "solver|limit|workers|z|bound|median gap|largest gap|first|better|1%|0.1%|proof|integral|total|memory|runs"
+    )
+    lines += [f"| {' | '.join(columns.split('|'))} |", "|---" + "|---:" * columns.count("|") + "|"]
+    keys = dict.fromkeys((row["solver"], row["time_limit_s"], row["workers"]) for row in rows)
+    failures = []
+    for key in keys:
+        group = [row for row in rows if (row["solver"], row["time_limit_s"], row["workers"]) == key]
+        lines.append(_line(key, group))
+        failures += [f"- `{row['solver']}`, run {row['repeat']}: {row['failed']}" for row in group if row["failed"]]
+    if failures:
+        lines += ["", "Failed:", "", *failures]
+    return "\n".join(lines)
+
+
+def _line(key: tuple[str, float, int], group: Rows) -> str:
+    solver, limit, workers = key
+    done = [row for row in group if row["failed"] is None]
+
+    def cell(field: str, show: Callable[[float], str]) -> str:
+        value = _median(done, field)
+        return show(value) if value is not None else "—"
+
+    def seconds(field: str) -> str:
+        return cell(field, lambda value: f"{value:,.2f} s" if value < 10 else f"{value:,.1f} s")
+
+    def megabytes(field: str) -> str:
+        return cell(field, lambda value: f"{value / 1e6:,.0f}")
+
+    runs = f"{len(done)}" if len(done) == len(group) else f"{len(done)} of {len(group)}"
+    cells = [
+        f"`{solver}`",
+        f"{limit:g} s",
+        f"{workers}",
+        cell("z", lambda value: f"{value:,.0f}"),
+        cell("bound", lambda value: f"{value:,.0f}"),
+        cell("gap_median", lambda value: f"{value:.3%}"),
+        cell("gap_largest", lambda value: f"{value:.2%}"),
+        *map(seconds, ("first_s", "better_s", "within_1_percent_s", "within_0_1_percent_s", "proved_s")),
+        cell("primal_integral", lambda value: f"{value:.3f}"),
+        seconds("total_s"),
+        f"{megabytes('largest_process_bytes')} / {megabytes('all_processes_bytes')} MB",
+        runs,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _median(done: Rows, field: str) -> float | None:
+    """Return the median; None where half of the runs or more have no such figure."""
+    values = [float("inf") if row.get(field) is None else float(row[field]) for row in done]
+    middle = median(values) if values else float("inf")
+    return middle if middle != float("inf") else None
+
+
+def _growth(rows: Rows) -> str:
+    sized = [
+        row for row in rows if row["failed"] is None and row["replicas"] * row["nodes"] >= _FIT_FROM and row["bound"]
+    ]
+    lines = [
+        "## Growth",
+        "",
+        f"Milliseconds per layer against replicas x nodes, of instances with at least {_FIT_FROM:,} of these and something",
+        "to do; the exponent is a least-squares fit of the logarithms over at least three sizes. Totals that the time limit",
+        "ended say nothing of growth and are left out.",
+        "",
+    ]
+    for solver in dict.fromkeys(row["solver"] for row in sized):
+        lines += _growth_of(solver, [row for row in sized if row["solver"] == solver])
+    return "\n".join(lines).rstrip()
+
+
+def _growth_of(solver: str, rows: Rows) -> list[str]:
+    lines = [
+        f"| `{solver}` | replicas x nodes | layers | {' | '.join(_MEASURES.values())} |",
+        "|---" + "|---:" * 5 + "|",
+    ]
+    points: dict[str, list[tuple[float, float]]] = {measure: [] for measure in _MEASURES}
+    for name in dict.fromkeys(row["instance"] for row in rows):
+        group = [row for row in rows if row["instance"] == name]
+        size, layers = group[0]["replicas"] * group[0]["nodes"], group[0]["layers"]
+        cells = []
+        for measure in _MEASURES:
+            value = _median([_without_censored(row, measure) for row in group], measure)
+            cells.append("—" if value is None else f"{1e3 * value / layers:,.1f}")
+            if value:
+                points[measure].append((size, value / layers))
+        lines.append(f"| {name} | {size:,} | {layers} | {' | '.join(cells)} |")
+    fits = [fitted_exponent([x for x, _ in found], [y for _, y in found]) for found in points.values()]
+    exponents = " | ".join("—" if fit is None else f"**{fit:.2f}**" for fit in fits)
+    return [*lines, f"| fitted exponent | | | {exponents} |", ""]
+
+
+def _without_censored(row: Row, measure: str) -> Row:
+    """Drop a total that the clock decided."""
+    return row if measure != "total_s" or "time" not in row["stops"] else {**row, measure: None}
