@@ -124,9 +124,9 @@ def _growth(rows: Rows) -> str:
     lines = [
         "## Growth",
         "",
-        f"Milliseconds per layer against replicas x nodes, of instances with at least {_FIT_FROM:,} of these and something",
-        "to do; the exponent is a least-squares fit of the logarithms over at least three sizes. Totals that the time limit",
-        "ended say nothing of growth and are left out.",
+        f"Milliseconds per layer against replicas x nodes, of instances with at least {_FIT_FROM:,} of these and",
+        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. Totals that the",
+        "time limit ended say nothing of growth and are left out.",
         "",
     ]
     for solver in dict.fromkeys(row["solver"] for row in sized):
