@@ -36,6 +36,7 @@ def measure(job: Job, child: Sequence[str] = CHILD, patience_s: float | None = N
     patience_s : float, optional
         Seconds after which the run is ended; absent: by its time limit.
     """
+    begun, busy, own = time.monotonic(), _busy_s(), _children_s()
     patience = patience_s if patience_s is not None else _PATIENCE * job.time_limit_s + 60
     with tempfile.TemporaryDirectory(prefix="moe-placer-") as folder:
         output, errors = Path(folder) / "row.json", Path(folder) / "errors"
@@ -57,7 +58,10 @@ def measure(job: Job, child: Sequence[str] = CHILD, patience_s: float | None = N
             row: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         else:
             row = job.settings() | {"failed": failed}
-    return row | {"all_processes_bytes": together}
+    others = None
+    if busy is not None:
+        others = max(0.0, (_busy_s() or 0.0) - busy - (_children_s() - own)) / (time.monotonic() - begun)
+    return row | {"all_processes_bytes": together, "cores_used_by_others": others}
 
 
 def _watch(process: subprocess.Popen[bytes], text: bytes, patience: float) -> tuple[int | None, bool]:
@@ -73,6 +77,19 @@ def _watch(process: subprocess.Popen[bytes], text: bytes, patience: float) -> tu
             process.wait(_SAMPLE_S)
             return largest or None, False
     return largest or None, True
+
+
+def _busy_s() -> float | None:
+    """Return processor seconds that the whole machine has spent; None where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        user, nice, system = map(int, Path("/proc/stat").read_text(encoding="utf-8").split()[1:4])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+def _children_s() -> float:
+    """Return processor seconds of this process and of all that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

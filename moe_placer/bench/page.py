@@ -38,17 +38,19 @@ count. Columns, as medians over the runs:
 
 def build_page(rows: Rows, environment: Mapping[str, Any]) -> str:
     """Return the page as Markdown; the same rows and environment give the same bytes."""
-    parts = [f"# Benchmark, {environment['date']}", _machine(environment), _READ]
+    parts = [f"# Benchmark, {environment['date']}", _machine(rows, environment), _READ]
     names = dict.fromkeys(row["instance"] for row in rows)
     parts += [_instance([row for row in rows if row["instance"] == name]) for name in names]
     return "\n\n".join([*parts, _growth(rows)]) + "\n"
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
+def _machine(rows: Rows, environment: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    others = [row["cores_used_by_others"] for row in rows if row.get("cores_used_by_others") is not None]
+    taken = f" Other processes took {median(others):.1f} cores (median), {max(others):.1f} at most." if others else ""
     return (
         f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
-        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}."
+        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}." + taken
     )
 
 
@@ -125,8 +127,8 @@ def _growth(rows: Rows) -> str:
         "## Growth",
         "",
         f"Milliseconds per layer against replicas x nodes, of instances with at least {_FIT_FROM:,} of these and",
-        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. Totals that the",
-        "time limit ended say nothing of growth and are left out.",
+        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. Totals that",
+        "the time limit ended say nothing of growth and are left out.",
         "",
     ]
     for solver in dict.fromkeys(row["solver"] for row in sized):
