@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,16 @@ def bench(
     )
     environment = describe_environment()
     report = Report(output or Path("reports") / f"{environment['date']}-bench", environment)
-    new = []
-    for job in jobs:
-        row = measure(job)
-        report.add(row)
-        new.append(row)
-        click.echo(_text(row), err=True)
+    new: list[dict[str, Any]] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run ends with the benchmark
+    try:
+        for job in jobs:
+            new.append(measure(job))
+            report.add(new[-1])
+            click.echo(_text(new[-1]), err=True)
+    except KeyboardInterrupt:
+        click.echo(f"moe-placer: interrupted; {report.folder} has the runs that ended before", err=True)
+        return 130
     if best_known is not None:
         update_best_known(best_known, new, report.environment, report.folder.resolve().name)
     click.echo(report.folder / "README.md")

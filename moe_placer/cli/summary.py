@@ -77,5 +77,10 @@ def _findings(solution: Solution) -> list[str]:
     lines.append(f"Verified independently in {solution.seconds:.1f} s all told. Why layers stopped: {stops}.")
     worst = max(solution.verification.layers, key=lambda check: check.z)
     if worst.z > 0:
-        lines.append(f"Hottest: {worst.worst_link} in layer {worst.layer}, {worst.z:,.0f} tokens at node-link speed.")
+        found = solution.verification
+        total = found.links[int(found.cost.sum(axis=0).argmax())]
+        lines.append(
+            f"Hottest link of a layer: {worst.worst_link} in layer {worst.layer}, {worst.z:,.0f} tokens at node-link speed; "
+            f"over all layers: {total}, {found.aggregate:,.0f}."
+        )
     return lines
