@@ -80,7 +80,7 @@ def _findings(solution: Solution) -> list[str]:
         found = solution.verification
         total = found.links[int(found.cost.sum(axis=0).argmax())]
         lines.append(
-            f"Hottest link of a layer: {worst.worst_link} in layer {worst.layer}, {worst.z:,.0f} tokens at node-link speed; "
-            f"over all layers: {total}, {found.aggregate:,.0f}."
+            f"Hottest link of a layer: {worst.worst_link} in layer {worst.layer}, {worst.z:,.0f} tokens at node-link "
+            f"speed; over all layers: {total}, {found.aggregate:,.0f}."
         )
     return lines

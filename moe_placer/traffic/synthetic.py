@@ -42,6 +42,8 @@ TOPIC_SIGMA = 2.2  # of ln popularity of an expert in a topic, around its domain
 SPARSITY = 32.0  # experts per chosen expert for which the sigmas hold; denser routing saturates, and needs more
 _MIX = 2.0  # concentration of a node's domain shares: the lower, the more uneven
 _NEIGHBOURS = 4  # nodes that share half of their mix
+_GRID = 2.0**-30  # of the mix: processors that fuse multiplications differ in the last bits, and the hash must not
+_BLOCK = 256  # tokens at a time, so that their keys stay in the cache
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,13 @@ def make_domain(rng: np.random.Generator, common: Floats, sigma: Floats, topic_s
     """Draw a domain's popularities around what all domains have in common [layers, experts]."""
     layers, experts = common.shape
     own = np.sqrt(COMMON) * common + np.sqrt(1 - COMMON) * rng.standard_normal((layers, experts))
-    topics = rng.standard_normal((layers, TOPICS, experts))
-    log = sigma[:, None, None] * own[:, None, :] + topic_sigma * topics
-    chance = np.exp(log)
-    return Domain(chance / chance.sum(axis=2, keepdims=True))
+    chance = rng.standard_normal((layers, TOPICS, experts))
+    # In place: with 1000 layers of 8192 experts this is the largest array by far.
+    chance *= topic_sigma
+    chance += sigma[:, None, None] * own[:, None, :]
+    np.exp(chance, out=chance)
+    chance /= chance.sum(axis=2, keepdims=True)
+    return Domain(chance)
 
 
 def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
@@ -93,8 +98,7 @@ def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Genera
     # Some topics are common and some rare (Zipf), as in text.
     frequency = 1 / (np.arange(topics) + 3.0)
     topic = _draw(np.cumsum(frequency / frequency.sum()), rng.random(tokens))
-    rate = (1 / np.maximum(domain.chance, 1e-30)).astype(np.float32)
-    return np.stack([_choose(rate[layer], topic, top_k, rng) for layer in range(layers)], axis=1)
+    return np.stack([_choose(chance, topic, top_k, rng) for chance in domain.chance], axis=1)
 
 
 def _draw(cumulative: Floats, u: Floats) -> npt.NDArray[np.int64]:
@@ -102,18 +106,32 @@ def _draw(cumulative: Floats, u: Floats) -> npt.NDArray[np.int64]:
 
 
 def _choose(
-    rate: npt.NDArray[np.float32], topic: npt.NDArray[np.int64], top_k: int, rng: np.random.Generator
+    chance: Floats, topic: npt.NDArray[np.int64], top_k: int, rng: np.random.Generator
 ) -> npt.NDArray[np.uint16]:
     """Draw top_k different experts for each token: those of the smallest exponential keys.
 
     Choosing by the smallest of keys ``Exponential / chance`` is drawing one after the other without replacement in
     proportion to what is left (Efraimidis and Spirakis, 2006).
     """
-    keys = rng.standard_exponential((len(topic), rate.shape[1]), dtype=np.float32)
-    keys *= rate[topic]
-    if top_k == rate.shape[1]:
-        return np.tile(np.arange(top_k, dtype=np.uint16), (len(topic), 1))
-    return np.sort(np.argpartition(keys, top_k, axis=1)[:, :top_k].astype(np.uint16), axis=1)
+    experts = chance.shape[1]
+    rate = (1 / np.maximum(chance, 1e-30)).astype(np.float32)
+    chosen = np.empty((len(topic), top_k), dtype=np.uint16)
+    for start in range(0, len(topic), _BLOCK):
+        block = topic[start : start + _BLOCK]
+        keys = rng.standard_exponential((len(block), experts), dtype=np.float32)
+        keys *= rate[block]
+        chosen[start : start + _BLOCK] = _smallest(keys, top_k)
+    return chosen
+
+
+def _smallest(keys: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Return the columns of each row's smallest keys, in ascending order; of equal keys, the first."""
+    rows, columns = keys.shape
+    limit = np.partition(keys, count - 1, axis=1)[:, count - 1 : count]
+    found = np.flatnonzero(keys <= limit)
+    if len(found) == rows * count:
+        return np.asarray((found % columns).reshape(rows, count))
+    return np.asarray(np.sort(np.argsort(keys, axis=1, kind="stable")[:, :count], axis=1))
 
 
 def _mix(rng: np.random.Generator, nodes: int) -> Floats:
@@ -121,4 +139,6 @@ def _mix(rng: np.random.Generator, nodes: int) -> Floats:
     own = rng.dirichlet(np.full(DOMAINS, _MIX), nodes)
     shared = rng.dirichlet(np.full(DOMAINS, _MIX), -(-nodes // _NEIGHBOURS))
     mix = (own + np.repeat(shared, _NEIGHBOURS, axis=0)[:nodes]) / 2
-    return np.asarray(mix / mix.sum(axis=1, keepdims=True))
+    mix = np.round(mix / mix.sum(axis=1, keepdims=True) / _GRID) * _GRID
+    mix[:, 0] = 1.0 - mix[:, 1:].sum(axis=1)  # exact on a grid of binary fractions
+    return np.asarray(mix)
