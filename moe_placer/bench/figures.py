@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from moe_placer.result import OPTIMAL_GAP, gap
 
@@ -12,11 +13,22 @@ __all__ = ["Event", "figures", "primal_integral"]
 # Seconds since the run began, index of the MoE layer, its z, its re-checkable bound, and the larger of that bound and
 # the solver's own.
 Event = tuple[float, int, float, float, float]
-_Layers = dict[int, tuple[float, float, float]]
+_STAGES = ("first_s", "bounded_s", "within_1_percent_s", "within_0_1_percent_s", "proved_s")
+
+
+class _Layer(NamedTuple):
+    z: float
+    bound: float
+    best_bound: float
+    reports: int
 
 
 def figures(events: Sequence[Event], layers: int, bound: float, until: float) -> dict[str, float | None]:
     """Return when a run reached what, and its primal integral; None for what it never reached.
+
+    ``first_s``: every layer has a placement. ``bounded_s``: every layer has been reported once more, which is when its
+    linear relaxation is solved, or is optimal without. The others: every layer is within 1% and within 0.1% of its
+    re-checkable bound, and proved by that or the solver's word.
 
     Parameters
     ----------
@@ -29,18 +41,28 @@ def figures(events: Sequence[Event], layers: int, bound: float, until: float) ->
     until : float
         Where the integral ends.
     """
-    aims = {"first_s": float("inf"), "bounded_s": 1e300, "within_1_percent_s": 0.01, "within_0_1_percent_s": 0.001}
-    reached: dict[str, float | None] = {**dict.fromkeys(aims), "proved_s": None}
+    reached: dict[str, float | None] = dict.fromkeys(_STAGES)
     for seconds, state in _states(events):
-        if len(state) < layers:
-            continue
-        largest = max(gap(z, low) for z, low, _ in state.values())
-        largest_by_word = max(gap(z, best) for z, _, best in state.values())
-        met = [name for name, aim in aims.items() if largest <= aim]
-        for name in met + (["proved_s"] if largest_by_word <= OPTIMAL_GAP else []):
-            reached[name] = seconds if reached[name] is None else reached[name]
-    sums = [(t, sum(z for z, _, _ in state.values())) for t, state in _states(events) if len(state) == layers]
+        if len(state) == layers:
+            for stage in _stages(state):
+                reached[stage] = seconds if reached[stage] is None else reached[stage]
+    sums = [(t, sum(now.z for now in state.values())) for t, state in _states(events) if len(state) == layers]
     return {**reached, "primal_integral": primal_integral(sums, bound, until)}
+
+
+def _stages(state: dict[int, _Layer]) -> Iterator[str]:
+    """Name what the layers have reached together."""
+    layers = state.values()
+    largest = max(gap(now.z, now.bound) for now in layers)
+    yield "first_s"
+    if all(now.reports > 1 or gap(now.z, now.bound) <= OPTIMAL_GAP for now in layers):
+        yield "bounded_s"
+    if largest <= 0.01:
+        yield "within_1_percent_s"
+    if largest <= 0.001:
+        yield "within_0_1_percent_s"
+    if max(gap(now.z, now.best_bound) for now in layers) <= OPTIMAL_GAP:
+        yield "proved_s"
 
 
 def primal_integral(sums: Sequence[tuple[float, float]], bound: float, until: float) -> float:
@@ -62,10 +84,11 @@ def primal_integral(sums: Sequence[tuple[float, float]], bound: float, until: fl
     return total + height * max(0.0, until - before)
 
 
-def _states(events: Sequence[Event]) -> Iterator[tuple[float, _Layers]]:
+def _states(events: Sequence[Event]) -> Iterator[tuple[float, dict[int, _Layer]]]:
     """Yield the state of all layers after the events of each moment."""
-    state: _Layers = {}
+    state: dict[int, _Layer] = {}
     for seconds, group in groupby(events, key=lambda event: event[0]):
-        for _, layer, z, bound, best in group:
-            state[layer] = (z, bound, best)
+        for _, layer, z, bound, best_bound in group:
+            before = state[layer].reports if layer in state else 0
+            state[layer] = _Layer(z, bound, best_bound, before + 1)
         yield seconds, state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -12,9 +13,11 @@ __all__ = ["build_page"]
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+_Method = tuple[str, float, int]  # solver, time limit, workers
 
 _FIT_FROM = 1000  # replicas x nodes; below, starting processes is what takes the time
 _MEASURES = {
+    "first_s": "first placement",
     "bounded_s": "every layer bounded",
     "within_1_percent_s": "every layer within 1%",
     "total_s": "total",
@@ -23,7 +26,7 @@ _MEASURES = {
 _READ = """\
 Each run has a process of its own. Seconds are wall-clock, from when the program is loaded: reading the instance and its
 traffic, the heuristics that every solve begins with, starting worker processes, what these import, and verification all
-count. Columns, as medians over the runs:
+count. Solvers are in the order of what they found. Columns, as medians over the runs:
 
 - **z**: sum over layers of the worst link, tokens per step at node-link speed, recomputed by the verifier;
   **bound**: sum of the re-checkable bounds, derived anew by the verifier; **gap**: of the median and the worst layer.
@@ -69,10 +72,8 @@ def _instance(rows: Rows) -> str:
         "solver|limit|workers|z|bound|median gap|largest gap|first|better|1%|0.1%|proof|integral|total|memory|runs"
     )
     lines += [f"| {' | '.join(columns.split('|'))} |", "|---" + "|---:" * columns.count("|") + "|"]
-    keys = dict.fromkeys((row["solver"], row["time_limit_s"], row["workers"]) for row in rows)
     failures = []
-    for key in keys:
-        group = [row for row in rows if (row["solver"], row["time_limit_s"], row["workers"]) == key]
+    for key, group in sorted(_by_method(rows).items(), key=_best_first):
         lines.append(_line(key, group))
         failures += [f"- `{row['solver']}`, run {row['repeat']}: {row['failed']}" for row in group if row["failed"]]
     if failures:
@@ -80,7 +81,21 @@ def _instance(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def _line(key: tuple[str, float, int], group: Rows) -> str:
+def _by_method(rows: Rows) -> dict[_Method, list[Row]]:
+    groups: dict[_Method, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["solver"], row["time_limit_s"], row["workers"]), []).append(row)
+    return groups
+
+
+def _best_first(item: tuple[_Method, Rows]) -> tuple[float, float, _Method]:
+    """Sort by z, then by primal integral."""
+    done = [row for row in item[1] if row["failed"] is None]
+    z, integral = (_median(done, field) for field in ("z", "primal_integral"))
+    return math.inf if z is None else z, math.inf if integral is None else integral, item[0]
+
+
+def _line(key: _Method, group: Rows) -> str:
     solver, limit, workers = key
     done = [row for row in group if row["failed"] is None]
 
@@ -114,9 +129,9 @@ def _line(key: tuple[str, float, int], group: Rows) -> str:
 
 def _median(done: Rows, field: str) -> float | None:
     """Return the median; None where half of the runs or more have no such figure."""
-    values = [float("inf") if row.get(field) is None else float(row[field]) for row in done]
-    middle = median(values) if values else float("inf")
-    return middle if middle != float("inf") else None
+    values = [math.inf if row.get(field) is None else float(row[field]) for row in done]
+    middle = median(values) if values else math.inf
+    return middle if middle != math.inf else None
 
 
 def _growth(rows: Rows) -> str:
@@ -127,8 +142,9 @@ def _growth(rows: Rows) -> str:
         "## Growth",
         "",
         f"Milliseconds per layer against replicas x nodes, of instances with at least {_FIT_FROM:,} of these and",
-        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. Totals that",
-        "the time limit ended say nothing of growth and are left out.",
+        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. A layer is",
+        "bounded when its linear relaxation is solved (and, by `auto`, rounded and searched once). Totals that a limit",
+        "of time or effort ended say nothing of growth and are left out.",
         "",
     ]
     for solver in dict.fromkeys(row["solver"] for row in sized):
