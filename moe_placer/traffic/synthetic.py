@@ -1,21 +1,25 @@
 """Seeded tokens with the skew and structure of real routing.
 
-Calibrated to figures published for, or measured on, recordings of real models (ranges over models and texts); the right
-columns are measured on 20,000 generated tokens a domain, 12 layers, seed 1 (tests/test_synthetic.py repeats this):
+Calibrated to figures published for, or measured on, recordings of real models (ranges over models and texts). The right
+columns are medians over layers and domains, measured by `moe_placer.traffic.statistics` on 12 MoE layers, seed 1, with
+20,000 tokens a domain (tests/test_traffic.py repeats this):
 
 ======================================================  ==============  ==========  ==========
 figure                                                  real            64, top-8   256, top-8
 ======================================================  ==============  ==========  ==========
-largest / mean load of a layer, one domain (median)     2.2 to 6.1      3.0         5.9
-  least and largest over layers (DeepSeek-V3, 256)      3.2 and 13.2    2.2, 5.2    4.0, 19.4
-sigma of ln load, one domain (median over layers)       0.21 to 1.21    0.79        0.96
-largest / mean load, all domains mixed (median)         2.0 to 3.6      1.9         3.4
-sigma of ln load, all domains mixed                     0.23 to 0.50    0.37        0.59
-correlation of expert loads between domains             0.06 to 0.21    0.08        0.12
+largest / mean load of a layer, one domain              2.2 to 6.1      3.0         5.8
+  least and largest over layers (DeepSeek-V3, 256)      3.2 and 13.2    2.2, 5.2    4.3, 19.4
+sigma of ln load, one domain                            0.21 to 1.21    0.80        0.95
+largest / mean load, all domains mixed                  2.0 to 3.6      2.0         3.5
+sigma of ln load, all domains mixed                     0.23 to 0.50    0.38        0.59
+correlation of expert loads between domains             0.06 to 0.21    0.12        0.14
 pair mass away from independence, within a layer        0.35 to 0.46    0.37        0.39
-99th percentile of a pair's lift                        5 to 9          6.2         5.9
-bits that an expert tells about the next layer's        0.5 to 0.9      0.61        0.69
+99th percentile of a pair's lift                        5 to 9          5.9         6.2
+bits that an expert tells about the next layer's        0.5 to 0.9      0.55        0.67
 ======================================================  ==============  ==========  ==========
+
+DeepSeek-V3's loads spread less than generated ones with as many experts (sigma 0.66), though their peaks are as high:
+it has fewer cold experts than any log-normal popularity gives.
 """
 
 from __future__ import annotations
@@ -53,8 +57,8 @@ class Domain:
     chance: Floats
 
 
-def synthesize(instance: Instance, seed: int) -> Traffic:
-    """Generate four domains of tokens, and a mix of them for every node.
+def synthesize(instance: Instance, seed: int, tokens: int = TOKENS) -> Traffic:
+    """Generate four domains of so many tokens each, and a mix of them for every node.
 
     A token has a topic, the same in all layers, and draws its top-k experts one after the other without replacement
     (Plackett-Luce) from the topic's log-normal popularity. Topics make experts co-activate and make one layer tell
@@ -67,10 +71,10 @@ def synthesize(instance: Instance, seed: int) -> Traffic:
     sigma = SIGMA * steep * np.exp(SIGMA_SPREAD * rng.standard_normal(layers))
     recordings = []
     for number in range(DOMAINS):
-        topk = sample_domain(make_domain(rng, common, sigma, TOPIC_SIGMA * steep), TOKENS, instance.model.top_k, rng)
+        topk = sample_domain(make_domain(rng, common, sigma, TOPIC_SIGMA * steep), tokens, instance.model.top_k, rng)
         load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
-        tokens = np.full(layers, float(TOKENS))
-        recordings.append(Recording(f"synthetic-{number}", load.astype(np.float64), tokens, topk))
+        count = np.full(layers, float(tokens))
+        recordings.append(Recording(f"synthetic-{number}", load.astype(np.float64), count, topk))
     return Traffic(tuple(recordings), _mix(rng, instance.cluster.nodes))
 
 
@@ -94,7 +98,7 @@ def make_domain(rng: np.random.Generator, common: Floats, sigma: Floats, topic_s
 
 def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
     """Draw tokens' choices [tokens, layers, top_k]."""
-    layers, topics, _ = domain.chance.shape
+    topics = domain.chance.shape[1]
     # Some topics are common and some rare (Zipf), as in text.
     frequency = 1 / (np.arange(topics) + 3.0)
     topic = _draw(np.cumsum(frequency / frequency.sum()), rng.random(tokens))
