@@ -39,6 +39,7 @@ def test_when_a_run_reached_what() -> None:
     found = figures(EVENTS, layers=2, bound=300.0, until=10.0)
     assert found["first_s"] == 2.0
     assert found["bounded_s"] == 4.0
+    assert (found["bounded_layers"], found["seconds_per_bounded_layer"]) == (2, 1.0)
     assert found["within_1_percent_s"] == 5.0
     assert found["within_0_1_percent_s"] == 6.0
     assert found["proved_s"] == 8.0
@@ -50,6 +51,7 @@ def test_what_is_never_reached_has_no_time() -> None:
     assert found["within_1_percent_s"] is found["within_0_1_percent_s"] is found["proved_s"] is None
     nothing = figures(EVENTS[:1], layers=2, bound=300.0, until=10.0)
     assert nothing.pop("primal_integral") == 10.0
+    assert nothing.pop("bounded_layers") == 0
     assert set(nothing.values()) == {None}
 
 

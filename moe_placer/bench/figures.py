@@ -47,7 +47,17 @@ def figures(events: Sequence[Event], layers: int, bound: float, until: float) ->
             for stage in _stages(state):
                 reached[stage] = seconds if reached[stage] is None else reached[stage]
     sums = [(t, sum(now.z for now in state.values())) for t, state in _states(events) if len(state) == layers]
-    return {**reached, "primal_integral": primal_integral(sums, bound, until)}
+    return {**reached, **_bounding(events), "primal_integral": primal_integral(sums, bound, until)}
+
+
+def _bounding(events: Sequence[Event]) -> dict[str, float | None]:
+    """Count the layers that were reported twice, and the seconds from first to second reports over their number."""
+    first: dict[int, float] = {}
+    again: dict[int, float] = {}
+    for seconds, layer, *_ in events:
+        (again if layer in first else first).setdefault(layer, seconds)
+    took = max(again.values()) - max(first.values()) if again else 0.0
+    return {"bounded_layers": len(again), "seconds_per_bounded_layer": took / len(again) if took > 0 else None}
 
 
 def _stages(state: dict[int, _Layer]) -> Iterator[str]:

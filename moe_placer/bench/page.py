@@ -18,10 +18,14 @@ _Method = tuple[str, float, int]  # solver, time limit, workers
 _FIT_FROM = 1000  # replicas x nodes; below, starting processes is what takes the time
 _MEASURES = {
     "first_s": "first placement",
-    "bounded_s": "every layer bounded",
+    "seconds_per_bounded_layer": "bounding",
     "within_1_percent_s": "every layer within 1%",
     "total_s": "total",
 }
+_COLUMNS = (
+    *("solver", "limit", "workers", "z", "bound", "median gap", "largest gap", "first", "better", "1%", "0.1%"),
+    *("proof", "integral", "total", "memory", "others", "runs"),
+)
 
 _READ = """\
 Each run has a process of its own. Seconds are wall-clock, from when the program is loaded: reading the instance and its
@@ -36,24 +40,23 @@ count. Solvers are in the order of what they found. Columns, as medians over the
 - **integral**: primal integral, the integral of (z - final bound) / z over the time limit in seconds, 1 before the
   first placement (Berthold, 2013); less is better, and an early end keeps its gap.
 - **memory**: peak of the largest process, and of all processes of the run together (sampled 20 times a second, pages
-  that they share counted in each)."""
+  that they share counted in each). **others**: cores that other work on the machine took meanwhile; where it is not
+  near 0, the run had less than its workers could use, and times say so much less."""
 
 
 def build_page(rows: Rows, environment: Mapping[str, Any]) -> str:
     """Return the page as Markdown; the same rows and environment give the same bytes."""
-    parts = [f"# Benchmark, {environment['date']}", _machine(rows, environment), _READ]
+    parts = [f"# Benchmark, {environment['date']}", _machine(environment), _READ]
     names = dict.fromkeys(row["instance"] for row in rows)
     parts += [_instance([row for row in rows if row["instance"] == name]) for name in names]
     return "\n\n".join([*parts, _growth(rows)]) + "\n"
 
 
-def _machine(rows: Rows, environment: Mapping[str, Any]) -> str:
+def _machine(environment: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    others = [row["cores_used_by_others"] for row in rows if row.get("cores_used_by_others") is not None]
-    taken = f" Other processes took {median(others):.1f} cores (median), {max(others):.1f} at most." if others else ""
     return (
         f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
-        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}." + taken
+        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}."
     )
 
 
@@ -68,10 +71,7 @@ def _instance(rows: Rows) -> str:
             f"traffic: {', '.join(row['recordings'])}.",
             "",
         ]
-    columns = (
-        "solver|limit|workers|z|bound|median gap|largest gap|first|better|1%|0.1%|proof|integral|total|memory|runs"
-    )
-    lines += [f"| {' | '.join(columns.split('|'))} |", "|---" + "|---:" * columns.count("|") + "|"]
+    lines += [f"| {' | '.join(_COLUMNS)} |", "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"]
     failures = []
     for key, group in sorted(_by_method(rows).items(), key=_best_first):
         lines.append(_line(key, group))
@@ -122,6 +122,7 @@ def _line(key: _Method, group: Rows) -> str:
         cell("primal_integral", lambda value: f"{value:.3f}"),
         seconds("total_s"),
         f"{megabytes('largest_process_bytes')} / {megabytes('all_processes_bytes')} MB",
+        cell("cores_used_by_others", lambda value: f"{value:.1f}"),
         runs,
     ]
     return f"| {' | '.join(cells)} |"
@@ -142,9 +143,11 @@ def _growth(rows: Rows) -> str:
         "## Growth",
         "",
         f"Milliseconds per layer against replicas x nodes, of instances with at least {_FIT_FROM:,} of these and",
-        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. A layer is",
-        "bounded when its linear relaxation is solved (and, by `auto`, rounded and searched once). Totals that a limit",
-        "of time or effort ended say nothing of growth and are left out.",
+        "something to do; the exponent is a least-squares fit of the logarithms over at least three sizes. *Bounding*",
+        "is solving the linear relaxation of a layer (`auto` also rounds it and searches once): time from the first",
+        "placement until the last layer that was bounded, over the number of these, so that runs that the clock ended",
+        "count too. In the other columns runs that did not get there, and totals that a limit of time or effort ended,",
+        "are left out, which flatters these fits.",
         "",
     ]
     for solver in dict.fromkeys(row["solver"] for row in sized):
@@ -164,9 +167,11 @@ def _growth_of(solver: str, rows: Rows) -> list[str]:
         cells = []
         for measure in _MEASURES:
             value = _median([_without_censored(row, measure) for row in group], measure)
-            cells.append("—" if value is None else f"{1e3 * value / layers:,.1f}")
+            if value and measure != "seconds_per_bounded_layer":
+                value /= layers
+            cells.append("—" if value is None else f"{1e3 * value:,.1f}")
             if value:
-                points[measure].append((size, value / layers))
+                points[measure].append((size, value))
         lines.append(f"| {name} | {size:,} | {layers} | {' | '.join(cells)} |")
     fits = [fitted_exponent([x for x, _ in found], [y for _, y in found]) for found in points.values()]
     exponents = " | ".join("—" if fit is None else f"**{fit:.2f}**" for fit in fits)
