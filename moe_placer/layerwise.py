@@ -85,6 +85,8 @@ def _task_in_worker(
 ) -> LayerResult:
     """Run in a worker process: clocks differ between processes, so the deadline comes as seconds left."""
     deadline = Deadline(time.monotonic() + seconds, Path(stop_file).exists)
+    if deadline.interrupted() and start is not None:
+        return start  # what waits in the queue when the run ends is handed back, so that nothing need be cancelled
     return _task(solver, layer, gap, work, seed, start, deadline)
 
 
@@ -173,7 +175,6 @@ class _Run:
             if self.limits.deadline.over and give_up == float("inf"):
                 stop_file.touch()
                 give_up = time.monotonic() + _PATIENCE_S
-                pending = {future for future in pending if not future.cancel()}
 
     def _solve_here(self, index: int, work: float, number: int) -> LayerResult:
         seed = (self.seed, index, number)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.instance.sizes import expert_bytes, memory_parts, token_bytes
+from moe_placer.instance.yaml_reader import read_yaml
 
 FOLDER = Path(__file__).parent.parent / "instances"
 SEED_PLAN = (FOLDER / "h100-128.yaml").read_text()
@@ -209,3 +211,22 @@ def test_a_damaged_file_loads_or_gives_an_input_error(
     lines[number] = lines[number][:column] + inserted + lines[number][column:]
     with contextlib.suppress(InputError):
         assert load(tmp_path_factory.mktemp("damaged"), "\n".join(lines)).name
+
+
+def test_the_json_schema_takes_what_is_read_and_refuses_what_is_not() -> None:
+    validator = Draft202012Validator(Instance.model_json_schema())
+    Draft202012Validator.check_schema(validator.schema)
+    for file in FILES:
+        assert not list(validator.iter_errors(read_yaml(file).data)), file.name
+    good = read_yaml(FOLDER / "tiny.yaml").data
+    for section, field, value in (
+        ("model", "layers", 0),
+        ("model", "top_k", "two"),
+        ("model", "unknown", 1),
+        ("cluster", "nodes", 1e9),
+        ("traffic", "kind", "guess"),
+        ("cluster", "fabric", {"kind": "rail"}),
+    ):
+        assert list(validator.iter_errors({**good, section: {**good[section], field: value}})), (section, field)
+    assert list(validator.iter_errors({**good, "name": ".."}))
+    assert list(validator.iter_errors({k: v for k, v in good.items() if k != "cluster"}))

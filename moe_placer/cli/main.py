@@ -54,10 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; nothing was written", 130)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        # Files report their own errors, and click sees to pipes whose reader went away; what is left is a full disk.
+        _fail(f"output cannot be written: {error.strerror or error}", 1)
     except MemoryError:
         _fail("out of memory; use fewer --workers or a smaller instance", 4)
     except Exception as error:
