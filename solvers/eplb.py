@@ -7,15 +7,12 @@ its own group. Where the instance fixes the number of copies (``replicas: dp``),
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import heuristic_result
+from moe_placer.heuristic import OnePass, heuristic_result, lightest_first
 from moe_placer.problem import Problem, copies_by_load
 from moe_placer.result import LayerResult
-from moe_placer.solver import Limits, Report, Solver, Start
 
 __all__ = ["Eplb", "EplbGlobal"]
 
@@ -23,26 +20,15 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class EplbGlobal(Solver):
+class EplbGlobal(OnePass):
     """Copies by load, packed to the least loaded GPUs anywhere."""
 
     name = "eplb-global"
     summary = "EPLB, global: balances GPU load over the whole cluster"
     source = "https://github.com/deepseek-ai/EPLB"
 
-    def solve(
-        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
-    ) -> list[LayerResult]:
-        """Place all layers, one pass each."""
-        del limits, start
-        results = []
-        for index in range(len(problem)):
-            result = self._layer(problem, index, np.random.default_rng((seed, index)))
-            report(index, result)
-            results.append(result)
-        return results
-
-    def _layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer."""
         return _global(problem, index, rng)
 
 
@@ -52,7 +38,8 @@ class Eplb(EplbGlobal):
     name = "eplb"
     summary = "EPLB, hierarchical: balances node load, then GPU load"
 
-    def _layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer."""
         if not problem.copies_are_free:
             layer = problem.layer(index)
             return heuristic_result(layer, balanced_packing(layer.load, layer.slots), rng)
@@ -90,15 +77,10 @@ def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> Lay
 
 
 def balanced_packing(load: Floats, slots: Ints) -> Ints:
-    """Put the heaviest item first, each into the lightest pack with a slot left; return the pack of each item."""
-    packs = [(0.0, pack) for pack in np.flatnonzero(slots > 0).tolist()]
-    heapq.heapify(packs)
-    left = slots.copy()
-    result = np.zeros(len(load), dtype=np.int64)
-    for item in np.argsort(-load, kind="stable").tolist():
-        weight, pack = heapq.heappop(packs)
-        result[item] = pack
-        left[pack] -= 1
-        if left[pack] > 0:
-            heapq.heappush(packs, (weight + float(load[item]), pack))
-    return result
+    """Put the heaviest item first, each into the lightest pack with a slot left; return the pack of each item.
+
+    Where no pack takes more than one item there is nothing to balance, and items go to packs in order.
+    """
+    if slots.max() <= 1:
+        return np.flatnonzero(slots > 0)[: len(load)]
+    return lightest_first(load, slots)
