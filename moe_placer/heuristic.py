@@ -14,7 +14,7 @@ from moe_placer.problem import LayerProblem, Problem
 from moe_placer.result import LayerResult, Status, Stop
 from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Solver, Start
 
-__all__ = ["Heuristic", "OnePass", "heuristic_result", "lightest_first"]
+__all__ = ["Heuristic", "OnePass", "gpu_result", "heuristic_result", "lightest_first"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -89,6 +89,37 @@ def heuristic_result(
         copies=copies,
         repaired=moved + repaired,
     )
+
+
+def gpu_result(
+    problem: Problem, layer: LayerProblem, gpu: Ints, rng: np.random.Generator, copies: Ints | None = None
+) -> LayerResult:
+    """Say what GPUs [I] that a method decided come to, once copies of one expert on one GPU have been moved apart."""
+    gpu, moved = _apart_on_gpus(layer, gpu, problem.gpus_per_node)
+    doubled = len(gpu) - len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert))
+    keep = None if doubled or problem.pinned else gpu  # else GPUs are chosen last, evenly by memory
+    return heuristic_result(layer, gpu // problem.gpus_per_node, rng, keep, copies, repaired=moved + doubled)
+
+
+def _apart_on_gpus(layer: LayerProblem, gpu: Ints, gpus_per_node: int) -> tuple[Ints, int]:
+    """Trade the second copy of an expert on a GPU for the most similar item, of its own node where there is one."""
+    gpu = gpu.copy()
+    held = np.zeros((int(layer.expert.max()) + 1, int(gpu.max()) + 1), dtype=np.int64)
+    np.add.at(held, (layer.expert, gpu), 1)
+    moved = 0
+    for i in np.flatnonzero(held[layer.expert, gpu] > 1).tolist():
+        here, expert = gpu[i], layer.expert[i]
+        partners = np.flatnonzero((held[expert, gpu] == 0) & (held[layer.expert, here] == 0))
+        if held[expert, here] < 2 or not len(partners):
+            continue
+        away = gpu[partners] // gpus_per_node != here // gpus_per_node
+        j = int(partners[np.lexsort((np.abs(layer.load[partners] - layer.load[i]), away))[0]])
+        np.add.at(
+            held, ([expert, expert, layer.expert[j], layer.expert[j]], [here, gpu[j], gpu[j], here]), [-1, 1, -1, 1]
+        )
+        gpu[[i, j]] = gpu[[j, i]]
+        moved += 1
+    return gpu, moved
 
 
 def lightest_first(load: Floats, slots: Ints) -> Ints:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import OnePass, heuristic_result
+from moe_placer.heuristic import OnePass, gpu_result, heuristic_result
 from moe_placer.problem import LayerProblem, Problem
 from moe_placer.result import LayerResult
 
@@ -34,8 +34,7 @@ class Lpt(OnePass):
             return heuristic_result(layer, longest_first(layer, layer.slots, np.arange(layer.nodes)), rng)
         slots = problem.capacity.slots[index]
         home = np.arange(len(slots)) // problem.gpus_per_node
-        gpu = longest_first(layer, slots, home)
-        return heuristic_result(layer, home[gpu], rng, None if problem.pinned else gpu)
+        return gpu_result(problem, layer, longest_first(layer, slots, home), rng)
 
 
 def longest_first(layer: LayerProblem, slots: Ints, home: Ints) -> Ints:

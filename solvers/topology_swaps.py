@@ -13,13 +13,15 @@ from the best gain of each, and trades between other nodes do not disturb it: ea
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import OnePass, heuristic_result, lightest_first
+from moe_placer.heuristic import OnePass, gpu_result, heuristic_result
 from moe_placer.problem import LayerProblem, Problem
 from moe_placer.result import LayerResult
-from moe_placer.solvers.eplb import Eplb
+from moe_placer.solvers.eplb import Eplb, ranks_within_nodes
 
 __all__ = ["TopologySwaps"]
 
@@ -44,22 +46,12 @@ class TopologySwaps(OnePass):
             return start
         layer = problem.layer(index, start.copies)
         price = problem.item_demand(index, layer.expert, layer.replica).T @ problem.hops
-        rank = start.gpu if start.gpu is not None else _ranks(problem, index, layer, start.node)
+        rank = start.gpu if start.gpu is not None else ranks_within_nodes(problem, index, layer, start.node)
         node, rank = _swap(layer, price, start.node, rank)
-        doubled = len(rank) > len(np.unique(rank * (layer.expert.max() + 1) + layer.expert))
-        keep = problem.shards == 1 and not doubled and not problem.pinned
-        return heuristic_result(layer, node, rng, rank if keep else None, start.copies, start.repaired)
-
-
-def _ranks(problem: Problem, index: int, layer: LayerProblem, node: Ints) -> Ints:
-    """Spread each node's items evenly over its GPUs; where experts are sharded, an item is a rank of its own."""
-    rank = np.arange(layer.items)
-    if problem.shards == 1:
-        for n in np.unique(node).tolist():
-            first, here = n * problem.gpus_per_node, np.flatnonzero(node == n)
-            slots = problem.capacity.slots[index][first : first + problem.gpus_per_node]
-            rank[here] = first + lightest_first(layer.load[here], slots)
-    return rank
+        if problem.shards > 1:
+            return heuristic_result(layer, node, rng, copies=start.copies, repaired=start.repaired)
+        result = gpu_result(problem, layer, rank, rng, start.copies)
+        return replace(result, repaired=result.repaired + start.repaired)
 
 
 def _swap(layer: LayerProblem, price: Floats, node: Ints, rank: Ints) -> tuple[Ints, Ints]:

@@ -14,7 +14,7 @@ import heapq
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import OnePass, heuristic_result, lightest_first
+from moe_placer.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
 from moe_placer.problem import Problem
 from moe_placer.result import LayerResult
 
@@ -40,11 +40,7 @@ class TensorRtLlm(OnePass):
             layer = problem.layer(index, copies)
         if problem.shards > 1:
             return heuristic_result(layer, _pack(layer.load, layer.expert, layer.slots), rng, copies=copies)
-        rank = _pack(layer.load, layer.expert, problem.capacity.slots[index])
-        doubled = len(rank) - len(np.unique(rank * (layer.expert.max() + 1) + layer.expert))
-        keep = not doubled and not problem.pinned
-        node = rank // problem.gpus_per_node
-        return heuristic_result(layer, node, rng, rank if keep else None, copies, repaired=doubled)
+        return gpu_result(problem, layer, _pack(layer.load, layer.expert, problem.capacity.slots[index]), rng, copies)
 
 
 def copies_by_heap(load: Floats, replicas: int, most: int) -> Ints:

@@ -187,3 +187,24 @@ def test_swaps_never_overload_a_gpu(seed: int) -> None:
         pack = balanced_packing(load, np.full(2, 2))
         busiest = max(busiest, float(np.bincount(pack, load).max(initial=0.0)))
     assert np.bincount(swapped.gpu, layer.load).max() <= busiest * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", ["eplb", "eplb-global", "lpt", "trtllm", "topology-swaps"])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=5, deadline=None)
+def test_copies_of_one_expert_are_on_different_gpus(method: str, seed: int) -> None:
+    # One expert takes nearly all load, so all redundant slots go to it: half of the GPUs have a copy.
+    instance = tiny_instance(
+        model={"layers": 1, "dense_layers": [], "experts": 8},
+        parallelism={"dp": 1},
+        placement={"replica_routing": "even", "replicas": {"redundant_slots": 8}, "slots_per_gpu": 2},
+    )
+    load = np.random.default_rng(seed).gamma(0.3, 1.0, 8) + 0.01
+    problem = compile_problem(instance, level_traffic(instance, [load.tolist()], float(load.sum()) / 2))
+    (result,) = place(problem, method)
+    assert result.gpu is not None
+    assert result.node is not None
+    expert, _ = problem.items(0, result.copies)
+    assert len(set(zip(expert.tolist(), result.gpu.tolist(), strict=True))) == len(expert) == 16
+    assert (result.gpu // problem.gpus_per_node == result.node).all()
+    assert np.bincount(result.gpu).max() == 2
