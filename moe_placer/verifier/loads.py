@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,7 +35,7 @@ class Network:
     link, source, target : int arrays [entries]
         Traffic from node ``source`` to node ``target`` crosses ``link`` ...
     share : float array [entries]
-        ... with this share.
+        ... with this share. No two entries have the same link, source and target.
     """
 
     links: tuple[str, ...]
@@ -111,18 +112,16 @@ def _read_dragonfly(instance: Instance) -> Network:
     """Share the traffic of every two nodes evenly over their routes."""
     bandwidths = dragonfly_bandwidths(instance)
     place = {name: index for index, name in enumerate(bandwidths)}
-    entries = [
-        (place[link], source, target, 1 / len(routes))
-        for source, target, routes in dragonfly_routes(instance)
-        for route in routes
-        for link in route
-    ]
+    entries = []
+    for source, target, routes in dragonfly_routes(instance):
+        times = Counter(link for route in routes for link in route)  # some links are on all routes
+        entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
-    link, source, target = column[:3].astype(np.int64)
+    link, sources, targets = column[:3].astype(np.int64)
     scale = instance.cluster.fabric.node_gb_per_s / np.array(list(bandwidths.values()))
     if instance.objective.metric == "tokens":
         scale = np.ones(len(bandwidths))
-    return Network(tuple(bandwidths), scale, link, source, target, column[3])
+    return Network(tuple(bandwidths), scale, link, sources, targets, column[3])
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:
