@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import Bound, best_bound, relax
+from moe_placer.bounds import Bound, relaxed_bound
 from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, link_kind
 from moe_placer.instance import Instance
@@ -236,10 +236,9 @@ def _run(
             hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
         if result.bound.weights is None and result.z > 0 and not limits.deadline.over:
-            compiled = problem.layer(index, result.copies)
-            relaxation = relax(compiled, limits.deadline.left)
-            if relaxation is not None:
-                results[index] = replace(result, bound=best_bound(compiled, relaxation.weights))
+            bound = relaxed_bound(problem.layer(index, result.copies), limits.deadline.left)
+            if bound.weights is not None:
+                results[index] = replace(result, bound=bound)
                 report(index, results[index])
     return results
 

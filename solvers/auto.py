@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.bounds import Bound, best_bound, beyond, relax, threshold_bound
+from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.descent import round_shares, search
 from moe_placer.neighbourhood import around_worst_link, cut_out
 from moe_placer.problem import LayerProblem
+from moe_placer.relaxation import relax
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.solver import Deadline, LayerSolver
@@ -18,6 +19,8 @@ from moe_placer.solvers.cpsat import CpSat, Model
 __all__ = ["Auto"]
 
 _RELAX_WORK = 3e-5  # of the relaxation, per item and node
+_QUICK_RELAX_WORK = 1e-5  # of the one without slots
+_LARGE = 6_000  # items * nodes from which that one comes first
 _AIM = 0.5  # search aims at this share of the gap, so that it does not stop a hair outside
 _LEAST_WORK = 0.1  # that CP-SAT is called with
 _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond, some nodes at a time
@@ -49,7 +52,7 @@ class Auto(LayerSolver):
         if start is not None and start.z == 0:
             return replace(start, bound=best_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
         if start is None or start.bound.weights is None:
-            result, spent = _from_relaxation(layer, rng, start, deadline)
+            result, spent = _from_relaxation(layer, gap, rng, start, deadline)
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
         assert result.node is not None
@@ -74,21 +77,33 @@ def _open(result: LayerResult, gap: float, deadline: Deadline) -> bool:
 
 
 def _from_relaxation(
-    layer: LayerProblem, rng: np.random.Generator, start: LayerResult | None, deadline: Deadline
+    layer: LayerProblem, gap: float, rng: np.random.Generator, start: LayerResult | None, deadline: Deadline
 ) -> tuple[LayerResult | None, float]:
-    """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives."""
-    relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None)
-    bound = best_bound(layer, relaxation.weights if relaxation else None)
-    node = round_shares(layer, relaxation.share, rng) if relaxation else None
-    spent = _RELAX_WORK * layer.items * layer.nodes
-    if node is None:
-        return (None if start is None else replace(start, bound=bound)), spent
-    found = search(layer, node, bound.value, 0.0, rng, deadline)
-    spent += found.work
-    bound = _with_threshold(layer, bound, min(found.z, np.inf if start is None else start.z), deadline)
-    if start is not None and start.z <= found.z:
-        return replace(start, bound=bound), spent
-    return LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME), spent
+    """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
+
+    Without slots the relaxation is several times faster and hardly weaker, so large layers try that one first; where
+    copies are free, it is the one that bounds them all.
+    """
+    result, bound, spent = start, best_bound(layer), 0.0
+    size = layer.items * layer.nodes
+    for without_slots in (True, False) if layer.copies_are_free or size > _LARGE else (False,):
+        relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None, any_copies=without_slots)
+        spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
+        if relaxation is None:
+            break
+        if without_slots or not layer.copies_are_free:
+            bound = max(best_bound(layer, relaxation.weights), bound, key=lambda b: b.value)
+        node = round_shares(layer, relaxation.share, rng)
+        if node is not None:
+            found = search(layer, node, bound.value, 0.0, rng, deadline)
+            spent += found.work
+            if result is None or found.z < result.z:
+                result = LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME)
+        if result is not None and relative_gap(result.z, bound.value) <= _AIM * gap:
+            break
+    if result is None:
+        return None, spent
+    return replace(result, bound=_with_threshold(layer, bound, result.z, deadline)), spent
 
 
 def _with_threshold(layer: LayerProblem, bound: Bound, z: float, deadline: Deadline) -> Bound:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import Bound, best_bound, relax
+from moe_placer.bounds import Bound, relaxed_bound
 from moe_placer.kinds import Kinds
 from moe_placer.problem import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
@@ -66,8 +66,7 @@ class CpSat(LayerSolver):
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
-            relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None)
-            bound = best_bound(layer, relaxation.weights if relaxation else None)
+            bound = relaxed_bound(layer, deadline.left if np.isfinite(deadline.at) else None)
         if start is not None and relative_gap(start.z, bound.value) <= gap:
             stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
             return replace(start, bound=bound, stop=stop, status=_status(start.z, bound.value))

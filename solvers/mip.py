@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import best_bound, relax
+from moe_placer.bounds import relaxed_bound
 from moe_placer.kinds import Kinds
 from moe_placer.problem import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
@@ -56,8 +56,7 @@ class Mip(LayerSolver):
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
-            relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None)
-            bound = best_bound(layer, relaxation.weights if relaxation else None)
+            bound = relaxed_bound(layer, deadline.left if np.isfinite(deadline.at) else None)
         if start is not None:
             start = replace(start, bound=bound)
             if relative_gap(start.z, start.best_bound) <= max(gap, OPTIMAL_GAP):

@@ -10,8 +10,10 @@ from builders import proof_claims, recomputed, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.bounds import beyond, dual_bound, hot_expert_bound, relax, threshold_bound, transport
+from moe_placer.bounds import beyond, dual_bound, hot_expert_bound, threshold_bound
 from moe_placer.problem import LayerProblem, compile_problem
+from moe_placer.relaxation import relax
+from moe_placer.transport import transport
 
 CASES = {
     "plain": {"cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,17 @@ def test_every_shipped_instance_loads(file: Path) -> None:
         ("memory_gb: 64", "memory_gb: -1", "cluster.gpu.memory_gb", "-1"),
         ("mfu: 0.60", "mfu: 1.5", "cluster.gpu.mfu", "1.5"),
         ("nodes: 16", "nods: 16", "cluster.nods", "an unknown field"),
-        ("kind: fat-tree ", "kind: rail ", "cluster.fabric", "kind 'rail'"),
+        ("kind: fat-tree ", "kind: rail ", "cluster.fabric", "kind rail"),
         ("replicas: dp ", "replicas: {redundant: 3} ", "placement.replicas.redundant", "an unknown field"),
         ("replicas: dp ", "replicas: some ", "placement.replicas", "the text 'some'"),
         ("top_k: 8", "top_k: 65", "model.top_k", "65"),
+        ("name: h100-128", "name: ..", "name", "the text '..'"),
+        (
+            "failed_gpus: []",
+            f"failed_gpus: {list(range(200_000))}",
+            "placement.failed_gpus",
+            "more than 16,384 entries",
+        ),
         ("dp: 2 ", "dp: 3 ", "parallelism.dp", "3"),
         ("failed_gpus: []", "failed_gpus: [3, 128]", "placement.failed_gpus[1]", "128"),
         ("failed_gpus: []", "failed_gpus: [3, 3]", "placement.failed_gpus[1]", "3 a second time"),
@@ -108,7 +116,9 @@ def test_contradictions_come_with_other_mistakes(tmp_path: Path) -> None:
 
 
 def test_missing_fields_are_named(tmp_path: Path) -> None:
-    assert (4, "model.layers", "nothing", "this field") in mistakes(tmp_path, ("  layers: 61\n", ""))
+    assert (4, "model.layers", "nothing", "this field, which has no default") in mistakes(
+        tmp_path, ("  layers: 61\n", "")
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,14 +130,27 @@ def test_missing_fields_are_named(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2", "a second YAML document"),
         ("[" * 100, "nesting deeper"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        ("a: !!python/object/apply:os.system [ls]", "no such field"),
+        ("a: !!python/object/apply:os.system [ls]", "the tag tag:yaml.org,2002:python/object/apply:os.system"),
         ("a: \x00", "binary data"),
         ("a: &a [*a]", "YAML"),
+        ('a: "\\UFFFFFFFF"', "not YAML"),
+        ("%YAML 1." + "1" * 5000 + "\n---\na: 1", "not YAML"),
+        ("name: 1\nmodel: " + "9" * 100_000, "the text '999"),
+        ("a: &a [1]\nb: &b [" + "*a," * 1000 + "]\nc: [" + "*b," * 1000 + "]", "a YAML bomb"),
     ],
 )
 def test_what_is_no_instance_at_all(tmp_path: Path, text: str | bytes, says: str) -> None:
     with pytest.raises(InputError, match=says):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("field", ["failed_gpus: [{}]", "failed_gpus: [[{}]]", "kv_cache_gb: [{}]"])
+def test_long_lists_are_refused_in_seconds(tmp_path: Path, field: str) -> None:
+    text = SEED_PLAN.replace("failed_gpus: []", field.format(", ".join(["1"] * 250_000)))
+    started = time.perf_counter()
+    with pytest.raises(InputError):
+        load(tmp_path, text)
+    assert time.perf_counter() - started < 20  # it was minutes when every entry was compared with all before it
 
 
 def test_round_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:

@@ -87,20 +87,23 @@ def _expert_tp(cluster: Cluster, parallelism: Parallelism) -> Iterator[Found]:
 
 def _failed(cluster: Cluster, placement: Placement) -> Iterator[Found]:
     gpus = cluster.nodes * cluster.gpus_per_node
+    seen: set[int] = set()
     for index, gpu in enumerate(placement.failed_gpus):
         if gpu >= gpus:
             yield ("placement", "failed_gpus", index), str(gpu), f"a global GPU id below {gpus}"
-        elif gpu in placement.failed_gpus[:index]:
+        elif gpu in seen:
             yield ("placement", "failed_gpus", index), f"{gpu} a second time", "each GPU once"
+        seen.add(gpu)
 
 
 def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
     gpus = cluster.nodes * cluster.gpus_per_node
     copies = parallelism.dp if placement.replicas == "dp" else 1
+    dense, failed = set(model.dense_layers), set(placement.failed_gpus)
     seen: set[tuple[int, int, int]] = set()
     for index, pin in enumerate(placement.pinned):
         at = ("placement", "pinned", index)
-        if pin.layer >= model.layers or pin.layer in model.dense_layers:
+        if pin.layer >= model.layers or pin.layer in dense:
             yield (*at, "layer"), str(pin.layer), f"the index of a MoE layer, below {model.layers} and not dense"
         if pin.expert >= model.experts:
             yield (*at, "expert"), str(pin.expert), f"an expert below {model.experts}"
@@ -108,7 +111,7 @@ def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: P
             yield (*at, "replica"), str(pin.replica), f"a replica below {copies}"
         if pin.gpu >= gpus:
             yield (*at, "gpu"), str(pin.gpu), f"a global GPU id below {gpus}"
-        elif pin.gpu in placement.failed_gpus:
+        elif pin.gpu in failed:
             yield (*at, "gpu"), f"{pin.gpu}, which placement.failed_gpus lists", "a GPU that works"
         if (pin.layer, pin.expert, pin.replica) in seen:
             yield at, "a replica that is pinned twice", "one pin per replica"

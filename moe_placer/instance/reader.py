@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.instance import schema
 from moe_placer.instance.contradictions import find_contradictions
 from moe_placer.instance.instance import Instance
+from moe_placer.instance.wording import Loc, expected, found, real_path, shown
 from moe_placer.instance.yaml_reader import Document, dotted, read_yaml
 
 __all__ = ["load_instance"]
-
-Loc = tuple[str | int, ...]
-
-_SECTIONS: dict[str, Any] = {
-    "model": schema.Model,
-    "cluster": schema.Cluster,
-    "parallelism": schema.Parallelism,
-    "placement": schema.Placement,
-    "traffic": schema.AnyTraffic,
-}
-_NOT_YET = {"rail", "graph"}
-_EXPECTED = {
-    "missing": "this field",
-    "extra_forbidden": "no such field",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "dict_type": "a section of `field: value` lines",
-    "model_type": "a section of `field: value` lines",
-    "model_attributes_type": "a section of `field: value` lines",
-    "string_too_short": "some text",
-    "string_pattern_mismatch": "a name without slashes and line breaks",
-}
 
 
 def load_instance(path: str | Path) -> Instance:
@@ -64,10 +38,9 @@ def load_instance(path: str | Path) -> Instance:
     """
     document = read_yaml(Path(path))
     if not isinstance(document.data, dict):
-        found = f"{_shown(document.data)} at the top level"
-        raise InputError(
-            Mistake(found, "a section of `field: value` lines", file=document.file, line=document.line(()))
-        )
+        what = f"{shown(document.data)} at the top level"
+        fields = "a section of `field: value` lines"
+        raise InputError([*document.mistakes, Mistake(what, fields, file=document.file, line=document.line(()))])
     try:
         instance = Instance.model_validate(document.data)
     except ValidationError as error:
@@ -85,17 +58,27 @@ def load_instance(path: str | Path) -> Instance:
 
 def _wrong_fields(error: ValidationError, document: Document) -> list[Mistake]:
     """Every mistake: the wrong fields, and the contradictions among the sections that are right in themselves."""
-    found: dict[tuple[int | None, str], Mistake] = {}
-    for detail in error.errors():
-        path = _real_path(detail["loc"], document.data)
-        mistake = Mistake(_found(detail), _expected(detail), dotted(path), document.file, document.line(path))
-        found.setdefault((mistake.line, mistake.path), mistake)
+    wrong: dict[tuple[int | None, str], Mistake] = {}
+    for detail in error.errors(include_url=False):
+        path = real_path(detail["loc"], document.data)
+        should = expected(detail, path, document.data, Instance)
+        mistake = Mistake(found(detail), should, dotted(path), document.file, document.line(path))
+        wrong.setdefault((mistake.line, mistake.path), mistake)
     sections: dict[str, Any] = {}
-    for name, kind in _SECTIONS.items():
+    for name, info in Instance.model_fields.items():
         with contextlib.suppress(ValidationError):
-            sections[name] = TypeAdapter(kind).validate_python(document.data.get(name, {}))
+            value = document.data.get(name, info.get_default(call_default_factory=True))
+            sections[name] = _adapters()[name].validate_python(value)
     contradictions = [_placed(m, document) for m in find_contradictions(sections)]
-    return [*found.values(), *contradictions]
+    return [*wrong.values(), *contradictions]
+
+
+@cache
+def _adapters() -> dict[str, TypeAdapter[Any]]:
+    """Return what validates each section alone."""
+    fields = Instance.model_fields.items()
+    annotated: dict[str, Any] = {name: Annotated[info.annotation, info] for name, info in fields}
+    return {name: TypeAdapter(annotation) for name, annotation in annotated.items()}
 
 
 def _placed(mistake: Mistake, document: Document) -> Mistake:
@@ -108,54 +91,3 @@ def _parse(path: str) -> Loc:
     """Undo `dotted`."""
     words = (word for word in path.replace("[", ".[").split(".") if word)
     return tuple(int(word[1:-1]) if word.startswith("[") else word for word in words)
-
-
-def _real_path(loc: Loc, data: Any) -> Loc:
-    """Drop from a pydantic location the names of union branches, which are not in the file."""
-    path: list[str | int] = []
-    here = data
-    for index, part in enumerate(loc):
-        last = index == len(loc) - 1
-        inside_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if inside_list or (isinstance(here, dict) and part in here):
-            here = here[part]
-        elif not (last and isinstance(here, dict)):
-            continue
-        path.append(part)
-    return tuple(path)
-
-
-def _shown(value: Any) -> str:
-    kinds: dict[type, str] = {dict: "a section", list: "a list", bool: f"{str(value).lower()}", type(None): "nothing"}
-    if type(value) in kinds:
-        return kinds[type(value)]
-    text = repr(value) if isinstance(value, str) else str(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"the text {text}" if isinstance(value, str) else text
-
-
-def _found(detail: ErrorDetails) -> str:
-    if detail["type"] == "missing":
-        return "nothing"
-    if detail["type"] == "extra_forbidden":
-        return "an unknown field"
-    if detail["type"] == "union_tag_not_found":
-        return "no kind"
-    if detail["type"] == "union_tag_invalid":
-        return f"kind {detail['ctx']['tag']!r}"
-    return _shown(detail["input"])
-
-
-def _expected(detail: ErrorDetails) -> str:
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind in _EXPECTED:
-        return _EXPECTED[kind]
-    if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        note = " (this one is planned, not there yet)" if context.get("tag") in _NOT_YET else ""
-        return f"kind: {context.get('expected_tags') or 'one of those in `moe-placer schema`'}{note}"
-    if kind == "literal_error":
-        return f"one of {context['expected']}"
-    message = detail["msg"].removeprefix("Input should be ")
-    for long, short in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
-        message = message.replace(long, short)
-    return message[:1].lower() + message[1:]

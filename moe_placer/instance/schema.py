@@ -46,7 +46,7 @@ class Model(Section):
 
     layers: int = Field(ge=1, le=1000, description="Transformer layers, dense ones included.")
     dense_layers: ListOf[Annotated[int, Field(ge=0)]] = Field(
-        (), description="Indices (from 0) of the layers without experts; every other layer is MoE."
+        (), max_length=1000, description="Indices (from 0) of the layers without experts; every other layer is MoE."
     )
     hidden_size: int = Field(ge=1, le=1_000_000, description="Token dimension.")
     attention_heads: int = Field(ge=1, le=100_000)
@@ -114,8 +114,10 @@ class Cluster(Section):
     nodes: int = Field(ge=1, le=MAX_NODES)
     gpus_per_node: int = Field(ge=1, le=256)
     gpu: Gpu
-    gpu_memory_gb: dict[Annotated[int, Field(ge=0)], PositiveFloat] = Field(
-        default_factory=dict, description="Memory of single GPUs that differ: {global GPU id: GB}."
+    gpu_memory_gb: dict[Annotated[int, Field(ge=0)], Annotated[PositiveFloat, Field(le=100_000)]] = Field(
+        default_factory=dict,
+        max_length=MAX_GPUS,
+        description="Memory of single GPUs that differ: {global GPU id: GB}.",
     )
     nvlink_gb_per_s: PositiveFloat = Field(450.0, le=1e6, description="Per GPU, one direction, GB/s.")
     fabric: Annotated[FullMesh | FatTree | Dragonfly, Field(discriminator="kind")]
@@ -163,7 +165,7 @@ class Placement(Section):
     replica_routing: Literal["group", "even", "nearest", "optimal"] = "group"
     replicas_apart: Literal["gpu", "node"] = "gpu"
     dispatch: Literal["per-expert", "per-node"] = "per-expert"
-    failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = ()
+    failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
 
@@ -180,7 +182,9 @@ class SyntheticTraffic(_Traffic):
 
 
 class _RecordedTraffic(_Traffic):
-    files: ListOf[str] = Field((), description="One per domain, relative to this file; or given as --trace.")
+    files: ListOf[Annotated[str, Field(min_length=1)]] = Field(
+        (), max_length=1000, description="One per domain, relative to this file; or given as --trace."
+    )
     mix: ListOf[ListOf[Annotated[float, Field(ge=0, le=1)]]] | None = Field(
         None, description="Per node: the share of its tokens from each file; absent: every node alike."
     )

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe_placer.errors import InputError, Mistake
+from moe_placer.instance.yaml_nodes import MAX_DEPTH, MAX_VALUES, Mapping, Node, NotPlainError, Scalar, compose
 
-__all__ = ["Document", "read_yaml"]
+__all__ = ["Document", "dotted", "read_yaml"]
 
 MAX_BYTES = 2_000_000
-MAX_VALUES = 500_000
-MAX_DEPTH = 32
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _BASED_INT = re.compile(r"0o[0-7]+$|0x[0-9a-fA-F]+$")
@@ -27,6 +24,8 @@ _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # quoted text can escape what a file may not hold
+_NAME = re.compile(r"[\w-]+$")
 _MAX_DIGITS = 400  # no meaningful size has more; int() of millions of digits takes minutes
 
 
@@ -47,10 +46,6 @@ class Document:
         return None
 
 
-class _Limits(yaml.YAMLError):
-    """The file is deeper or larger than any instance needs."""
-
-
 def read_yaml(file: Path) -> Document:
     """Read a YAML file as YAML 1.2 and remember where everything stands.
 
@@ -62,23 +57,13 @@ def read_yaml(file: Path) -> Document:
     """
     text = _read_text(file)
     try:
-        _check_depth(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except _Limits as error:
-        raise InputError(Mistake(str(error), "a plain instance file", file=file)) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = f"text that is not YAML ({error.problem or error.context})"
-        raise InputError(Mistake(what, "valid YAML", file=file, line=mark.line + 1 if mark else None)) from None
-    except yaml.YAMLError as error:
-        raise InputError(Mistake(f"text that is not YAML ({error})", "valid YAML", file=file)) from None
-    if node is None:
-        raise InputError(Mistake("an empty file", "an instance (see `moe-placer schema`)", file=file))
-    builder = _Builder(file)
-    try:
-        data = builder.build(node, ())
-    except _Limits as error:
-        raise InputError(Mistake(str(error), "a plain instance file", file=file)) from None
+        root = compose(text)
+        if root is None:
+            raise NotPlainError("an empty file", "an instance (see `moe-placer schema`)")
+        builder = _Builder(file)
+        data = builder.build(root, ())
+    except NotPlainError as error:
+        raise InputError(Mistake(error.found, error.expected, file=file, line=error.line)) from None
     return Document(file, data, builder.lines, builder.mistakes)
 
 
@@ -106,26 +91,6 @@ def _read_text(file: Path) -> str:
     return text
 
 
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting before anything recursive sees it."""
-    depth = documents = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise _Limits(f"nesting deeper than {MAX_DEPTH} levels ({_line(event)})")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise _Limits(f"a second YAML document ({_line(event)})")
-
-
-def _line(event: yaml.Event) -> str:
-    return f"line {event.start_mark.line + 1}" if event.start_mark else "somewhere"
-
-
 class _Builder:
     """Turns YAML nodes into plain data, collecting lines and mistakes on the way."""
 
@@ -135,43 +100,53 @@ class _Builder:
         self.mistakes: list[Mistake] = []
         self.values = 0
 
-    def build(self, node: yaml.Node, path: tuple[str | int, ...]) -> Any:
+    def build(self, node: Node, path: tuple[str | int, ...]) -> Any:
         self.values += 1
         if self.values > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise _Limits(f"more than {MAX_VALUES:,} values once aliases are expanded (a YAML bomb?)")
-        self.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
+            found = f"more than {MAX_VALUES:,} values once aliases are expanded (a YAML bomb?)"
+            raise NotPlainError(found, "a plain instance file")
+        self.lines.setdefault(path, node.line)
+        if node.tag is not None:
+            self._wrong(f"the tag {node.tag}", "a value without a tag", path, node.line)
+            return None
+        if isinstance(node, Scalar):
+            return self._scalar(node, path)
+        if isinstance(node, Mapping):
             return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
-        return self._scalar(node, path)
+        return [self.build(child, (*path, index)) for index, child in enumerate(node.items)]
 
-    def _mapping(self, node: yaml.MappingNode, path: tuple[str | int, ...]) -> dict[Any, Any]:
-        result: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                self._wrong("a key that is not a plain word", "a field name", path, line)
+    def _mapping(self, node: Mapping, path: tuple[str | int, ...]) -> dict[str | int, Any]:
+        result: dict[str | int, Any] = {}
+        for key_node, value_node in node.pairs:
+            key = self._key(key_node, path)
+            if key is None:
                 continue
-            key = self._scalar(key_node, path)
+            here, line = (*path, key), key_node.line
             if key in result:
-                first = self.lines[(*path, key)]
-                self._wrong("the key a second time", f"it only once (first on line {first})", (*path, key), line)
+                self._wrong("the key a second time", f"it only once (first on line {self.lines[here]})", here, line)
                 continue
-            result[key] = None
-            self.lines[(*path, key)] = line
-            result[key] = self.build(value_node, (*path, key))
+            self.lines[here] = line
+            result[key] = self.build(value_node, here)
         return result
 
-    def _scalar(self, node: yaml.Node, path: tuple[str | int, ...]) -> Any:
-        text: str = node.value
-        line = node.start_mark.line + 1
-        plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        standard = node.tag.startswith("tag:yaml.org,2002:") and node.tag.rsplit(":", 1)[1] not in {"binary", "set"}
-        if not standard or (plain and node.tag == "tag:yaml.org,2002:str" and text == "<<"):
-            self._wrong(f"the tag {node.tag}", "a value without a tag", path, line)
+    def _key(self, node: Node, path: tuple[str | int, ...]) -> str | int | None:
+        """Return a key that is a field name or a number; what else YAML allows has no meaning here."""
+        here = path
+        if isinstance(node, Scalar):
+            key = self._plain(node.text, path, node.line) if node.plain else node.text
+            allowed = isinstance(key, str | int) and not isinstance(key, bool)
+            if allowed and not node.tag and not _CONTROL.search(node.text) and not (node.plain and key == "<<"):
+                return key
+            here = (*path, node.text[:60])
+        self._wrong("a key that is neither a word nor a whole number", "a field name", here, node.line)
+        return None
+
+    def _scalar(self, node: Scalar, path: tuple[str | int, ...]) -> Any:
+        bad = _CONTROL.search(node.text)
+        if bad:
+            self._wrong(f"the control character U+{ord(bad[0]):04X}", "text without it", path, node.line)
             return None
-        return self._plain(text, path, line) if plain else text
+        return self._plain(node.text, path, node.line) if node.plain else node.text
 
     def _plain(self, text: str, path: tuple[str | int, ...], line: int) -> Any:
         """Resolve an unquoted scalar by the YAML 1.2 core schema (yaml.org/spec/1.2.2, 10.3.2)."""
@@ -203,5 +178,9 @@ def dotted(path: tuple[str | int, ...]) -> str:
     """Write a path of keys and indices the way people read it: ``traffic.mix[3][0]``."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if _NAME.match(part) else repr(part)
+            text += f".{name}" if text else name
     return text
