@@ -1,4 +1,4 @@
-"""Writes files whole or not at all."""
+"""Reads files no further than they should go, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,37 @@ from pathlib import Path
 
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["write_atomically"]
+__all__ = ["read_bounded", "write_atomically"]
+
+
+def read_bounded(path: Path, most: int, expected: str) -> bytes:
+    """Return a file's bytes.
+
+    Parameters
+    ----------
+    most : int
+        Bytes beyond which it is refused; an endless device is read no further.
+    expected : str
+        What the file should be, for the message.
+
+    Raises
+    ------
+    InputError
+        It is missing, unreadable, or too large.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(Mistake("a folder", expected, file=path))
+        with path.open("rb") as stream:
+            raw = stream.read(most + 1)
+    except FileNotFoundError:
+        raise InputError(Mistake("no such file", expected, file=path)) from None
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(Mistake(f"a file that cannot be read ({reason})", expected, file=path)) from None
+    if len(raw) > most:
+        raise InputError(Mistake(f"more than {most / 1e6:g} MB", expected, file=path))
+    return raw
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

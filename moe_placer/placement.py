@@ -11,15 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat
 from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import write_atomically
+from moe_placer.files import read_bounded, write_atomically
+from moe_placer.instance.yaml_reader import dotted
 
 __all__ = ["SCHEMA", "InstanceKey", "LayerRecord", "Placement", "Proof", "SolverRecord", "load_placement"]
 
 SCHEMA = "moe-placer/placement/1"
 MAX_BYTES = 512_000_000
+_EXPECTED = "a placement file"
+_GPU_DEPTH = 3  # gpu[l][e]
 
 Proof = Literal["dual", "hot-experts", "threshold", "solver"]
-GpuId = Annotated[int, Field(ge=0)]
+GpuId = Annotated[int, Field(ge=0, strict=True)]
 Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
 
@@ -136,31 +139,47 @@ def load_placement(path: str | Path) -> Placement:
         Missing, truncated, not JSON, or not of this schema; every mistake is listed.
     """
     file = Path(path)
+    raw = read_bounded(file, MAX_BYTES, _EXPECTED)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            found = f"a file of more than {MAX_BYTES / 1e6:g} MB"
-            raise InputError(Mistake(found, "a placement file", file=file))
-        raw = file.read_bytes()
-        content = json.loads(raw)
+        # pydantic's own JSON parser lets duplicate keys pass; Python's takes a hook.
+        content = json.loads(raw, object_pairs_hook=_without_duplicates)
         return Placement.model_validate_json(json.dumps(content))
-    except OSError as error:
-        found = (
-            "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read ({error.strerror})"
-        )
-        raise InputError(Mistake(found, "a placement file", file=file)) from None
     except ValidationError as error:
-        raise InputError([_mistake(detail, file) for detail in error.errors()]) from None
+        raise InputError(_mistakes(error, file)) from None
     except RecursionError:
-        raise InputError(Mistake("deeply nested JSON", "a placement file", file=file)) from None
+        raise InputError(Mistake("deeply nested JSON", _EXPECTED, file=file)) from None
     except ValueError as error:
-        raise InputError(Mistake(f"text that is not JSON ({error})", "a placement file", file=file)) from None
+        raise InputError(Mistake(f"text that is not JSON ({error})", _EXPECTED, file=file)) from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:60]!r} stands twice in one object")
+        result[key] = value
+    return result
+
+
+def _mistakes(error: ValidationError, file: Path) -> list[Mistake]:
+    """Every mistake once: a wrong GPU list is no list of GPUs, nor one of shards; one sentence says both."""
+    mistakes: dict[str, Mistake] = {}
+    for detail in error.errors(include_url=False):
+        mistake = _mistake(detail, file)
+        mistakes.setdefault(mistake.path, mistake)
+    return list(mistakes.values())
 
 
 def _mistake(detail: ErrorDetails, file: Path) -> Mistake:
-    path = ".".join(map(str, detail["loc"]))
+    loc, expected = detail["loc"], detail["msg"].removeprefix("Input should be ")
+    expected = expected[:1].lower() + expected[1:]
+    if loc[:1] == ("gpu",) and len(loc) > _GPU_DEPTH:
+        loc = loc[:_GPU_DEPTH]
+        expected = "GPU ids, one per replica (or per replica a list of them, where experts are sharded)"
     if detail["type"] == "missing":
-        return Mistake("nothing", "this field", path, file)
+        return Mistake("nothing", "this field", dotted(loc), file)
+    if detail["type"] == "json_invalid":
+        return Mistake(f"text that is not JSON ({expected})", _EXPECTED, file=file)
     shown = str(detail["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    expected = detail["msg"].removeprefix("Input should be ")
-    return Mistake(shown, expected[:1].lower() + expected[1:], path, file)
+    return Mistake(shown, expected, dotted(loc), file)

@@ -149,7 +149,7 @@ def test_wrong_instances_are_1(tmp_path: Path) -> None:
     huge = tmp_path / "huge.yaml"
     huge.write_text("# " + "x" * 3_000_000)
     fails(1, "solve", tmp_path / "missing.yaml", says="no such file")
-    fails(1, "solve", tmp_path, says="a directory")
+    fails(1, "solve", tmp_path, says="a folder")
     fails(1, "solve", binary, says="binary.yaml")
     fails(1, "solve", bomb, says="YAML bomb")
     fails(1, "solve", huge, says="more than 2 MB")

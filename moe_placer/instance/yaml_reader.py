@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import InputError, Mistake
+from moe_placer.files import read_bounded
 from moe_placer.instance.yaml_nodes import MAX_DEPTH, MAX_VALUES, Mapping, Node, NotPlainError, Scalar, compose
 
 __all__ = ["Document", "dotted", "read_yaml"]
@@ -68,26 +69,15 @@ def read_yaml(file: Path) -> Document:
 
 
 def _read_text(file: Path) -> str:
-    def wrong(found: str, expected: str = "a readable YAML file") -> InputError:
-        return InputError(Mistake(found, expected, file=file))
-
-    try:
-        if file.is_dir():
-            raise wrong("a directory")
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise wrong("no such file") from None
-    except (OSError, ValueError) as error:
-        raise wrong(f"a file that cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if len(raw) > MAX_BYTES:
-        raise wrong(f"more than {MAX_BYTES / 1e6:g} MB", f"an instance file of at most {MAX_BYTES / 1e6:g} MB")
+    expected = f"a YAML file of at most {MAX_BYTES / 1e6:g} MB"
+    raw = read_bounded(file, MAX_BYTES, expected)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise wrong(f"bytes that are not UTF-8 text (at byte {error.start})") from None
+        found = f"bytes that are not UTF-8 text (at byte {error.start})"
+        raise InputError(Mistake(found, expected, file=file)) from None
     if "\0" in text:
-        raise wrong("binary data")
+        raise InputError(Mistake("binary data", expected, file=file))
     return text
 
 

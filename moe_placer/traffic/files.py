@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
+from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording
 
@@ -214,11 +215,8 @@ def _blocks(stream: IO[bytes], header: _Header) -> Iterator[npt.NDArray[Any]]:
 def _csv(file: Path) -> npt.NDArray[np.float64]:
     kind = "a .csv file of counts: one row per MoE layer, one column per expert"
     _check_is_file(file, kind)
+    raw = read_bounded(file, MAX_CSV_BYTES, kind)
     try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_CSV_BYTES + 1)
-        if len(raw) > MAX_CSV_BYTES:
-            raise ValueError(f"more than {MAX_CSV_BYTES / 1e6:g} MB")
         text = raw.decode("utf-8-sig")
         if not text.strip():
             raise ValueError("it is empty")
