@@ -206,7 +206,9 @@ def _size_lines(d: Description) -> list[str]:
     failed = f" ({d.failed_gpus} of them failed)" if d.failed_gpus else ""
     spare = d.slots_per_layer - d.replicas_per_layer
     if spare == 0:
-        room = "every slot is taken, so which GPU is how busy depends on the experts alone, not on where they sit"
+        room = "every slot is taken"
+        if d.slots_per_layer <= d.gpus - d.failed_gpus:
+            room += ", so which GPU is how busy depends on the experts alone, not on where they sit"
     else:
         room = f"{spare:,} slots stay free" if spare > 0 else f"{-spare:,} slots are missing"
     parts = ", ".join(
