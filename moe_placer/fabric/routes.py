@@ -63,8 +63,12 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     values = [np.zeros(0)]
     for link, (source, target, length) in enumerate(graph.edges(data="length", default=1)):
         u, v = index[source], index[target]
-        on_path = distance[hosts, u][:, None] + length + distance[v, hosts][None, :] == between
-        s, d = np.nonzero(on_path)
+        # Only where the link is on a shortest path from s to v, and on one from u to d, can it be on one from s to d.
+        sources = np.flatnonzero(distance[hosts, u] + length == distance[hosts, v])
+        targets = np.flatnonzero(length + distance[v, hosts] == distance[u, hosts])
+        detour = distance[hosts[sources], u][:, None] + length + distance[v, hosts[targets]][None, :]
+        i, j = np.nonzero(detour == between[np.ix_(sources, targets)])
+        s, d = sources[i], targets[j]
         rows.append(np.full(len(s), link))
         columns.append(s * nodes + d)
         values.append(paths[hosts[s], u] * paths[v, hosts[d]] / total[s, d])
