@@ -91,6 +91,15 @@ def test_eplb_leaves_single_slots_in_order() -> None:
     assert balanced_packing(np.array([1.0, 3.0, 2.0]), np.array([2, 2])).tolist() == [1, 0, 1]
 
 
+def test_contiguous_fills_redundant_slots_from_the_first_expert_on() -> None:
+    placement = {"replica_routing": "even", "replicas": {"redundant_slots": 3}}
+    (result,) = place(solo([1.0, 2.0, 3.0, 4.0, 90.0], placement=placement), "contiguous")
+    assert result.copies is not None
+    assert result.copies.tolist() == [2, 2, 2, 1, 1]
+    assert result.gpu is not None
+    assert result.gpu.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
 # Two nodes on each of two leaves. Nodes 0 and 1 ask for experts 0 and 1 only, nodes 2 and 3 for 2 and 3 only: at best
 # everything stays on its leaf.
 LOCAL: dict[str, Any] = {
