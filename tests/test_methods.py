@@ -202,7 +202,7 @@ def test_swaps_never_overload_a_gpu(seed: int) -> None:
 
 @pytest.mark.parametrize("method", ["eplb", "eplb-global", "lpt", "trtllm", "topology-swaps"])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_copies_of_one_expert_are_on_different_gpus(method: str, seed: int) -> None:
     # One expert takes nearly all load, so all redundant slots go to it: half of the GPUs have a copy.
     instance = tiny_instance(
@@ -219,3 +219,18 @@ def test_copies_of_one_expert_are_on_different_gpus(method: str, seed: int) -> N
     assert len(set(zip(expert.tolist(), result.gpu.tolist(), strict=True))) == len(expert) == 16
     assert (result.gpu // problem.gpus_per_node == result.node).all()
     assert np.bincount(result.gpu).max() == 2
+    if method == "lpt":
+        assert result.repaired == 0
+
+
+@pytest.mark.parametrize("apart", ["gpu", "node"])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_swaps_bring_no_copies_together(apart: str, seed: int) -> None:
+    instance = tiny_instance(
+        model={"experts": 6, "layers": 2},
+        placement={"replica_routing": "even", "replicas_apart": apart, "slots_per_gpu": 2},
+    )
+    problem = compile_problem(instance, tiny_traffic(instance, seed))
+    (start,), (swapped,) = place(problem, "eplb"), place(problem, "topology-swaps")
+    assert swapped.repaired == start.repaired
