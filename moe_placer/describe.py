@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moe_placer.capacity import why_infeasible
-from moe_placer.fabric import build_fabric
+from moe_placer.fabric import build_fabric, link_kind
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import BYTES_PER_VALUE, GB, expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
 from moe_placer.problem import demand
@@ -154,7 +154,7 @@ def _links(instance: Instance) -> dict[str, dict[str, float]]:
     graph = build_fabric(instance)
     kinds: dict[str, dict[str, float]] = {}
     for source, target, data in graph.edges(data=True):
-        kind = f"{graph.nodes[source]['role']}->{graph.nodes[target]['role']}"
+        kind = link_kind(graph, source, target)
         entry = kinds.setdefault(kind, {"links": 0, "gb_per_s": float(data["bandwidth"])})
         entry["links"] += 1
     return kinds
@@ -206,7 +206,9 @@ def _size_lines(d: Description) -> list[str]:
     failed = f" ({d.failed_gpus} of them failed)" if d.failed_gpus else ""
     spare = d.slots_per_layer - d.replicas_per_layer
     if spare == 0:
-        room = "every slot is taken, so which GPU is how busy depends on the experts alone, not on where they sit"
+        room = "every slot is taken"
+        if d.slots_per_layer <= d.gpus - d.failed_gpus:
+            room += ", so which GPU is how busy depends on the experts alone, not on where they sit"
     else:
         room = f"{spare:,} slots stay free" if spare > 0 else f"{-spare:,} slots are missing"
     parts = ", ".join(

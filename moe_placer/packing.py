@@ -23,8 +23,9 @@ Gpus = tuple[int, ...]  # of one replica: one GPU, or one per shard
 def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
     """Give every item GPUs of its node.
 
-    Layers are packed in order, each on the GPUs that hold the least so far, so memory stays even. Within a layer items
-    keep their order. Where the method decided GPUs itself, these stay.
+    Layers are packed in order, each on the GPUs that hold the least so far, so memory stays even. Where GPUs take
+    several items of a layer, the hottest come first, each to the GPU with the least load in this layer; else items keep
+    their order. Where the method decided GPUs itself, these stay.
 
     Returns
     -------
@@ -53,6 +54,7 @@ def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -
     assert result.node is not None
     expert, replica = problem.items(index, result.copies)
     slots = problem.capacity.slots[index]
+    load = problem.item_demand(index, expert, replica).sum(axis=0)
     room_left = problem.capacity.room - held
     packed: list[Gpus] = [()] * len(result.node)
     for n in np.unique(result.node):
@@ -61,29 +63,38 @@ def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -
         free = {g: int(min(slots[g], room_left[g])) for g in gpus}
         here = np.flatnonzero(result.node == n).tolist()
         pins = {i: problem.pinned.get((index, int(expert[i]), int(replica[i]))) for i in here}
-        for i, taken in _choose(problem, here, expert, pins, free, held).items():
+        for i, taken in _choose(problem, here, expert, load, pins, free, held).items():
             packed[i] = taken
     return packed
 
 
 def _choose(
-    problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int], held: Ints
+    problem: Problem,
+    items: list[int],
+    expert: Ints,
+    load: npt.NDArray[np.float64],
+    pins: dict[int, int | None],
+    free: dict[int, int],
+    held: Ints,
 ) -> dict[int, Gpus]:
-    """Give items of one node GPUs, in order of memory use; by maximum flow where taking them in order gets stuck."""
+    """Give items of one node GPUs, by load and memory use; by maximum flow where taking them in order gets stuck."""
     chosen: dict[int, Gpus] = {}
     left = dict(free)
     on: dict[int, set[int]] = {g: set() for g in free}
+    weigh = max(free.values(), default=0) > 1  # a GPU that takes one item has that item's load, whichever it is
+    carries = dict.fromkeys(free, 0.0)
     # An expert with several copies here needs as many GPUs: those first, or the last copy may find none.
     copies = Counter(int(expert[i]) for i in items)
-    for i in sorted(items, key=lambda i: (pins[i] is None, -copies[int(expert[i])])):
+    for i in sorted(items, key=lambda i: (pins[i] is None, -copies[int(expert[i])], -load[i] if weigh else 0.0)):
         e, pin = int(expert[i]), pins[i]
         able = [g for g in ([pin] if pin is not None else left) if left.get(g, 0) > 0 and e not in on[g]]
-        able.sort(key=lambda g: (held[g] + free[g] - left[g], g))
+        able.sort(key=lambda g: (carries[g], held[g] + free[g] - left[g], g))
         taken = tuple(able[: problem.shards])
         if len(taken) < problem.shards:
             return _by_flow(problem, items, expert, pins, free)
         for g in taken:
             left[g] -= 1
+            carries[g] += float(load[i]) if weigh else 0.0
             on[g].add(e)
         chosen[i] = taken
     return chosen

@@ -147,6 +147,8 @@ class Problem:
         (MoE layer, expert, replica) to global GPU id.
     gpus_per_node, shards : int
         GPUs of a node; GPUs that share one expert.
+    hops : int array [nodes, nodes]
+        Links that a token from node s to node d crosses.
     """
 
     name: str
@@ -162,6 +164,7 @@ class Problem:
     pinned: dict[tuple[int, int, int], int]
     gpus_per_node: int
     shards: int
+    hops: Ints
     touched: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
     _change: Floats  # [N, M, N]: (node, touched link, source)
@@ -184,7 +187,7 @@ class Problem:
     def layer(self, index: int, copies: Ints | None = None) -> LayerProblem:
         """Compile the index-th MoE layer, with ``copies`` [experts] if given instead of the problem's own."""
         expert, replica = self.items(index, copies)
-        tokens = self._item_demand(index, expert, replica)
+        tokens = self.item_demand(index, expert, replica)
         nodes, touching = self.touched.shape
         delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
         pinned = np.full(len(expert), -1, dtype=np.int64)
@@ -207,8 +210,8 @@ class Problem:
             copies_are_free=self.copies_are_free,
         )
 
-    def _item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
-        """``D[s, i]``: tokens that source node s sends to item i."""
+    def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
+        """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
         tokens = self.demand[index][:, expert]
         if not self.groups:
             return np.asarray(tokens / np.bincount(expert)[expert])
@@ -260,6 +263,7 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
+        hops=routes.hops,
         touched=touched,
         _reference=reference,
         _change=change,

@@ -20,6 +20,10 @@ BUILT_IN = {
     "greedy": "moe_placer.solvers.greedy:Greedy",
     "eplb": "moe_placer.solvers.eplb:Eplb",
     "eplb-global": "moe_placer.solvers.eplb:EplbGlobal",
+    "lpt": "moe_placer.solvers.lpt:Lpt",
+    "trtllm": "moe_placer.solvers.trtllm:TensorRtLlm",
+    "topology-swaps": "moe_placer.solvers.topology_swaps:TopologySwaps",
+    "flow": "moe_placer.solvers.flow:Flow",
 }
 DEFAULT = "auto"
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds import Bound, relaxed_bound
 from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
-from moe_placer.fabric import build_fabric
+from moe_placer.fabric import build_fabric, link_kind
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
 from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, SolverRecord
@@ -326,7 +326,7 @@ def _fabric_facts(instance: Instance) -> dict[str, object]:
     graph = build_fabric(instance)
     kinds: dict[str, dict[str, float]] = {}
     for source, target, data in graph.edges(data=True):
-        kind = f"{graph.nodes[source]['role']}->{graph.nodes[target]['role']}"
+        kind = link_kind(graph, source, target)
         entry = kinds.setdefault(kind, {"links": 0, "gb_per_s": data["bandwidth"]})
         entry["links"] += 1
     fabric = instance.cluster.fabric

@@ -1,4 +1,8 @@
-"""The seed plan: experts in order, GPU after GPU."""
+"""The seed plan: experts in order, GPU after GPU.
+
+Where the number of copies is free, redundant slots hold experts 0, 1, 2, ... once more, as in the first map of SGLang
+(``arange(slots) % experts``) and vLLM, whatever the load.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class Contiguous(Solver):
     def refuses(self, problem: Problem) -> str | None:
         """Say where the rule breaks a constraint."""
         for index in range(len(problem)):
-            layer = problem.layer(index)
+            layer = problem.layer(index, _copies(problem, index))
             node, gpu = _place(problem, index)
             together = gpu is not None and len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert)) < len(gpu)
             if not layer.valid(node) or together:
@@ -43,15 +47,25 @@ class Contiguous(Solver):
         results = []
         for index in range(len(problem)):
             node, gpu = _place(problem, index)
-            result = heuristic_result(problem.layer(index), node, np.random.default_rng(seed), gpu)
+            copies = _copies(problem, index)
+            rng = np.random.default_rng(seed)
+            result = heuristic_result(problem.layer(index, copies), node, rng, gpu, copies)
             report(index, result)
             results.append(result)
         return results
 
 
+def _copies(problem: Problem, index: int) -> Ints | None:
+    """Return how often each expert is in ``0, 1, 2, ...``, modulo experts; None where the instance says."""
+    if not problem.copies_are_free:
+        return None
+    replicas, experts = int(problem.copies[index].sum()), problem.copies.shape[1]
+    return np.bincount(np.arange(replicas) % experts, minlength=experts)
+
+
 def _place(problem: Problem, index: int) -> tuple[Ints, Ints | None]:
     """Return node and GPU of each item; no GPU where an expert is sharded over several."""
-    items = len(problem.items(index)[0])
+    items = int(problem.copies[index].sum())
     if problem.shards > 1:
         return np.repeat(np.arange(problem.nodes), problem.capacity.node_slots[index])[:items], None
     slots = problem.capacity.slots[index]

@@ -3,46 +3,33 @@
 Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes copies
 within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs anywhere. Here every expert is
 its own group. Where the instance fixes the number of copies (``replicas: dp``), only the packing is left to decide.
+The original lets two copies of one expert meet on a GPU; here these are moved apart, and counted as repaired.
 """
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import heuristic_result
-from moe_placer.problem import Problem, copies_by_load
+from moe_placer.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
+from moe_placer.problem import LayerProblem, Problem, copies_by_load
 from moe_placer.result import LayerResult
-from moe_placer.solver import Limits, Report, Solver, Start
 
-__all__ = ["Eplb", "EplbGlobal"]
+__all__ = ["Eplb", "EplbGlobal", "balanced_packing", "ranks_within_nodes"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class EplbGlobal(Solver):
+class EplbGlobal(OnePass):
     """Copies by load, packed to the least loaded GPUs anywhere."""
 
     name = "eplb-global"
     summary = "EPLB, global: balances GPU load over the whole cluster"
     source = "https://github.com/deepseek-ai/EPLB"
 
-    def solve(
-        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
-    ) -> list[LayerResult]:
-        """Place all layers, one pass each."""
-        del limits, start
-        results = []
-        for index in range(len(problem)):
-            result = self._layer(problem, index, np.random.default_rng((seed, index)))
-            report(index, result)
-            results.append(result)
-        return results
-
-    def _layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer."""
         return _global(problem, index, rng)
 
 
@@ -52,10 +39,11 @@ class Eplb(EplbGlobal):
     name = "eplb"
     summary = "EPLB, hierarchical: balances node load, then GPU load"
 
-    def _layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer."""
         if not problem.copies_are_free:
             layer = problem.layer(index)
-            return heuristic_result(layer, balanced_packing(layer.load, layer.slots), rng)
+            return _packed(problem, index, layer, balanced_packing(layer.load, layer.slots), rng)
         return _within_nodes(problem, index, rng) or _global(problem, index, rng)
 
 
@@ -63,11 +51,34 @@ def _global(problem: Problem, index: int, rng: np.random.Generator) -> LayerResu
     layer = problem.layer(index)
     if problem.shards > 1:
         return heuristic_result(layer, balanced_packing(layer.load, layer.slots), rng)
-    gpu = balanced_packing(layer.load, problem.capacity.slots[index])
-    # Two copies on one GPU serve nobody: the packing step moves one of them, within the node where it can.
-    doubled = len(gpu) - len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert))
-    keep = not doubled and not problem.pinned
-    return heuristic_result(layer, gpu // problem.gpus_per_node, rng, gpu if keep else None, repaired=doubled)
+    load = problem.demand[index].sum(axis=0)[layer.expert]
+    # First copies by expert, then the others as they were made: each for the highest load per copy there was.
+    made = np.lexsort((layer.expert, np.where(layer.replica > 0, -load / np.maximum(layer.replica, 1), -np.inf)))
+    order = made if problem.copies_are_free else np.arange(layer.items)
+    gpu = np.empty(layer.items, dtype=np.int64)
+    gpu[order] = balanced_packing(layer.load[order], problem.capacity.slots[index])
+    return gpu_result(problem, layer, gpu, rng)
+
+
+def _packed(
+    problem: Problem, index: int, layer: LayerProblem, node: Ints, rng: np.random.Generator, copies: Ints | None = None
+) -> LayerResult:
+    """Take the last step, within nodes; an expert that is sharded over GPUs is left to the packing of memory."""
+    if problem.shards > 1:
+        return heuristic_result(layer, node, rng, copies=copies)
+    return gpu_result(problem, layer, ranks_within_nodes(problem, index, layer, node), rng, copies)
+
+
+def ranks_within_nodes(problem: Problem, index: int, layer: LayerProblem, node: Ints) -> Ints:
+    """Balance each node's items over its GPUs; where experts are sharded over GPUs, an item is a rank of its own."""
+    if problem.shards > 1:
+        return np.arange(layer.items)
+    rank = np.zeros(layer.items, dtype=np.int64)
+    for n in np.unique(node).tolist():
+        first, here = n * problem.gpus_per_node, np.flatnonzero(node == n)
+        slots = problem.capacity.slots[index][first : first + problem.gpus_per_node]
+        rank[here] = first + balanced_packing(layer.load[here], slots)
+    return rank
 
 
 def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> LayerResult | None:
@@ -86,19 +97,14 @@ def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> Lay
             return None
         copies[mine] = copies_by_load(load[mine], replicas // nodes, int(problem.together[n]))
     layer = problem.layer(index, copies)
-    return heuristic_result(layer, home[layer.expert], rng, copies=copies)
+    return _packed(problem, index, layer, home[layer.expert], rng, copies)
 
 
 def balanced_packing(load: Floats, slots: Ints) -> Ints:
-    """Put the heaviest item first, each into the lightest pack with a slot left; return the pack of each item."""
-    packs = [(0.0, pack) for pack in np.flatnonzero(slots > 0).tolist()]
-    heapq.heapify(packs)
-    left = slots.copy()
-    result = np.zeros(len(load), dtype=np.int64)
-    for item in np.argsort(-load, kind="stable").tolist():
-        weight, pack = heapq.heappop(packs)
-        result[item] = pack
-        left[pack] -= 1
-        if left[pack] > 0:
-            heapq.heappush(packs, (weight + float(load[item]), pack))
-    return result
+    """Put the heaviest item first, each into the lightest pack with a slot left; return the pack of each item.
+
+    Where no pack takes more than one item there is nothing to balance, and items go to packs in order.
+    """
+    if slots.max() <= 1:
+        return np.flatnonzero(slots > 0)[: len(load)]
+    return lightest_first(load, slots)

@@ -43,6 +43,8 @@ TINY: dict[str, Any] = {
 }
 
 MESH = {"kind": "full-mesh"}
+# Groups of two routers of one node each; the slower links between groups matter.
+DRAGONFLY = {"kind": "dragonfly", "nodes_per_router": 1, "routers_per_group": 2, "global_gb_per_s": 100.0}
 ONE_LAYER = {"layers": 1, "dense_layers": []}
 
 # Changes to it that every test of loads and bounds should survive.
@@ -58,6 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one spine": {"cluster": {"nodes": 6, "fabric": {"spines": 1}}},
     "one leaf": {"cluster": {"fabric": {"nodes_per_leaf": 4}}},
     "uneven leaves": {"cluster": {"nodes": 5}, "parallelism": {"dp": 1}},
+    "dragonfly": {"cluster": {"nodes": 6, "fabric": DRAGONFLY}},
+    "uneven dragonfly": {"cluster": {"nodes": 7, "fabric": {**DRAGONFLY, "global_links": 2}}, "parallelism": {"dp": 1}},
 }
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from moe_placer.registry import BUILT_IN
+
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
+METHODS = (REPO / "docs" / "methods.md").read_text()
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").glob("*.md"))]
 
 
@@ -43,6 +46,11 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 def test_instances_named_in_the_readme_exist() -> None:
     for name in set(re.findall(r"instances/[a-z0-9-]+\.yaml", README)):
         assert (REPO / name).exists()
+
+
+def test_every_method_is_described() -> None:
+    described = re.findall(r"`([a-z-]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", METHODS, re.MULTILINE)))
+    assert set(BUILT_IN) <= set(described)
 
 
 def test_the_changelog_knows_this_version() -> None:

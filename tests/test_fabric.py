@@ -7,11 +7,13 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 import pytest
-from builders import MESH, tiny_instance
+from builders import DRAGONFLY, MESH, tiny_instance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.fabric import Routes, build_fabric, compile_routes, link_name
+from moe_placer.errors import InputError
+from moe_placer.fabric import Routes, build_fabric, compile_routes, link_kind, link_name
+from moe_placer.verifier.loads import read_network
 
 
 def routes_of(**changes: object) -> Routes:
@@ -55,6 +57,7 @@ def test_full_mesh_by_hand() -> None:
         {"cluster": {"nodes": 5}, "parallelism": {"dp": 1}},
         {"cluster": {"fabric": {"nodes_per_leaf": 4}}},
         {"cluster": {"nodes": 2, "fabric": {"nodes_per_leaf": 1, "spines": 3}}},
+        {"cluster": {"nodes": 6, "fabric": DRAGONFLY}},
     ],
 )
 def test_what_is_sent_arrives(changes: dict[str, object]) -> None:
@@ -66,6 +69,80 @@ def test_what_is_sent_arrives(changes: dict[str, object]) -> None:
         expected = np.ones(nodes)
         expected[node] = 0.0
         assert shares[into][:, :, node].sum(axis=0) == pytest.approx(expected)
+
+
+def dragonfly(nodes: int, **changes: object) -> dict[str, object]:
+    return {"cluster": {"nodes": nodes, "fabric": {**DRAGONFLY, **changes}}, "parallelism": {"dp": 1}}
+
+
+def test_dragonfly_by_hand() -> None:
+    # Three groups of two routers; in each, port 0 (router 0) leads to the next group and port 1 to the one after.
+    routes = routes_of(**dragonfly(6))
+    between = {link for link in routes.links if "node" not in link}
+    across = {"router0->router3", "router2->router5", "router1->router4"}
+    local = {"router0->router1", "router2->router3", "router4->router5"}
+    twins = {"->".join(reversed(link.split("->"))) for link in across | local}
+    assert between == across | local | twins
+    for link in ("node1->router1", "router1->router0", "router0->router3", "router3->router2", "router2->node2"):
+        assert share(routes, link, 1, 2) == 1.0
+    assert routes.hops[0].tolist() == [0, 3, 4, 3, 4, 5]
+    bandwidth = dict(zip(routes.links, routes.bandwidth, strict=True))
+    assert bandwidth["router0->router3"] == 100.0
+    assert bandwidth["router0->router1"] == bandwidth["node0->router0"] == 400.0
+
+
+def test_minimal_routes_cross_one_global_link_only() -> None:
+    # Four groups: port 2 is at router 0 again, so two global links in a row lead from router 0 to router 4 by way of
+    # router 2, in fewer hops than local, global (router 1 to router 5), local.
+    routes = routes_of(**dragonfly(8))
+    assert {"router0->router2", "router2->router4", "router1->router5"} <= set(routes.links)
+    for link in ("router0->router1", "router1->router5", "router5->router4"):
+        assert share(routes, link, 0, 4) == 1.0
+    assert share(routes, "router0->router2", 0, 4) == 0.0
+    assert routes.hops[0, 4] == 5
+
+
+def test_parallel_global_links_share_the_traffic() -> None:
+    # Two groups of three routers, two links: router 0 to router 3, router 1 to router 4. From router 2 both are as far.
+    routes = routes_of(**dragonfly(6, routers_per_group=3, global_links=2))
+    assert share(routes, "router0->router3", 2, 5) == share(routes, "router1->router4", 2, 5) == 0.5
+    assert share(routes, "router0->router3", 0, 5) == 1.0
+    assert routes.hops[2, 5] == 5
+
+
+@given(
+    nodes=st.integers(1, 20),
+    nodes_per_router=st.integers(1, 3),
+    routers_per_group=st.integers(1, 4),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_verifier_reads_the_same_dragonfly_from_its_definition(
+    nodes: int, nodes_per_router: int, routers_per_group: int, data: st.DataObject
+) -> None:
+    parallel = data.draw(st.integers(1, routers_per_group))
+    shape = {"nodes_per_router": nodes_per_router, "routers_per_group": routers_per_group, "global_links": parallel}
+    instance = tiny_instance(**dragonfly(nodes, local_gb_per_s=200.0, **shape))
+    routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance)
+    scale = dict(zip(routes.links, 400.0 / routes.bandwidth, strict=True))
+    assert dict(zip(network.links, network.scale, strict=True)) == pytest.approx(scale)
+    theirs = np.zeros((len(network.links), nodes, nodes))
+    theirs[network.link, network.source, network.target] = network.share
+    assert len(network.share) == np.count_nonzero(theirs)  # no two entries for one link and pair
+    order = [network.links.index(link) for link in routes.links]
+    assert routes.shares.toarray().reshape(-1, nodes, nodes) == pytest.approx(theirs[order])
+
+
+def test_links_between_groups_are_told_from_local_ones() -> None:
+    graph = build_fabric(tiny_instance(**dragonfly(6)))
+    assert link_kind(graph, "router0", "router1") == "router->router (local)"
+    assert link_kind(graph, "router0", "router3") == "router->router (global)"
+    assert link_kind(graph, "node0", "router0") == "node->router"
+
+
+def test_more_global_links_than_routers_are_refused() -> None:
+    with pytest.raises(InputError, match=r"cluster\.fabric\.global_links: found 3.*routers_per_group \(2\)"):
+        tiny_instance(**dragonfly(6, global_links=3))
 
 
 def test_one_node_has_no_network_to_cross() -> None:

@@ -33,7 +33,7 @@ def naive_costs(instance: Instance, traffic: Traffic, row: int, copies: list[int
     c = np.zeros((len(items), nodes, len(links)))
     starting = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     for s, n in itertools.permutations(range(nodes), 2):
-        routes = list(nx.all_shortest_paths(graph, f"node{s}", f"node{n}"))
+        routes = list(nx.all_shortest_paths(graph, f"node{s}", f"node{n}", weight="length"))
         for i, (expert, replica) in enumerate(items):
             if instance.placement.replica_routing == "even":
                 part = 1 / copies[expert]

@@ -1,13 +1,19 @@
-"""The network between nodes, as a directed graph of nodes, leaf and spine switches."""
+"""The network between nodes, as a directed graph of nodes and switches; docs/fabrics.md defines every kind."""
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import networkx as nx
 
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import FatTree
+from moe_placer.instance.schema import Dragonfly, FatTree
 
-__all__ = ["build_fabric", "link_name", "node_name"]
+__all__ = ["build_fabric", "link_kind", "link_name", "node_name"]
+
+# On minimal routes a global link goes before any two local ones: with this length a route over one global link and a
+# local link on either side (5) is shorter than any over two global links (6).
+GLOBAL_LENGTH = 3
 
 
 def node_name(node: int) -> str:
@@ -20,25 +26,41 @@ def link_name(source: str, target: str) -> str:
     return f"{source}->{target}"
 
 
+def link_kind(graph: nx.DiGraph[str], source: str, target: str) -> str:
+    """Return what kind of link this is, in words for reports: ``leaf->spine``, ``router->router (global)``."""
+    kind = f"{graph.nodes[source]['role']}->{graph.nodes[target]['role']}"
+    level = graph.edges[source, target].get("level")
+    return f"{kind} ({level})" if level else kind
+
+
 def build_fabric(instance: Instance) -> nx.DiGraph[str]:
     """Build the fabric's graph.
 
     Returns
     -------
     networkx.DiGraph
-        Vertices ``node<i>``, ``leaf<i>``, ``spine<i>`` with attribute ``role`` (``node``, ``leaf`` or ``spine``); every
-        edge is an inter-node link with ``bandwidth`` in GB/s, one direction. Edges are in a fixed order.
+        Vertices ``node<i>``, ``leaf<i>``, ``spine<i>``, ``router<i>`` with attribute ``role`` (the name without its
+        number; routers also have ``group``). Every edge is an inter-node link with ``bandwidth`` in GB/s, one
+        direction; where shortest routes are not those of fewest links, with its ``length`` (else 1); between routers,
+        with its ``level`` (``local`` or ``global``). Edges are in a fixed order.
     """
-    nodes, fabric = instance.cluster.nodes, instance.cluster.fabric
     graph: nx.DiGraph[str] = nx.DiGraph()
-    graph.add_nodes_from((node_name(node) for node in range(nodes)), role="node")
-    if not isinstance(fabric, FatTree):
-        for source in range(nodes):
-            for target in range(nodes):
-                if source != target:
-                    graph.add_edge(node_name(source), node_name(target), bandwidth=fabric.node_gb_per_s)
-        return graph
-    leaves = instance.leaves
+    graph.add_nodes_from((node_name(node) for node in range(instance.cluster.nodes)), role="node")
+    fabric = instance.cluster.fabric
+    if isinstance(fabric, FatTree):
+        _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves)
+    elif isinstance(fabric, Dragonfly):
+        _add_dragonfly(graph, fabric, instance.cluster.nodes)
+    else:
+        names = list(graph)
+        graph.add_edges_from(
+            ((source, target) for source in names for target in names if source != target),
+            bandwidth=fabric.node_gb_per_s,
+        )
+    return graph
+
+
+def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: int) -> None:
     graph.add_nodes_from((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
     for node in range(nodes):
         _add_both_ways(graph, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
@@ -48,9 +70,27 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
         for leaf in range(leaves):
             for spine in range(fabric.spines):
                 _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", down / fabric.oversubscription / fabric.spines)
-    return graph
 
 
-def _add_both_ways(graph: nx.DiGraph[str], low: str, high: str, bandwidth: float) -> None:
-    graph.add_edge(low, high, bandwidth=bandwidth)
-    graph.add_edge(high, low, bandwidth=bandwidth)
+def _add_dragonfly(graph: nx.DiGraph[str], fabric: Dragonfly, nodes: int) -> None:
+    size, parallel = fabric.routers_per_group, fabric.global_links
+    groups = -(-nodes // (fabric.nodes_per_router * size))
+    for router in range(groups * size):
+        graph.add_node(f"router{router}", role="router", group=router // size)
+    for node in range(nodes):
+        _add_both_ways(graph, node_name(node), f"router{node // fabric.nodes_per_router}", fabric.node_gb_per_s)
+    local = fabric.local_gb_per_s or fabric.node_gb_per_s
+    for one, other in combinations(range(size), 2):
+        for first in range(0, groups * size, size):
+            _add_both_ways(graph, f"router{first + one}", f"router{first + other}", local, level="local")
+    across = fabric.global_gb_per_s or fabric.node_gb_per_s
+    for a, b in combinations(range(groups), 2):
+        for q in range(parallel):
+            here, there = ((b - a - 1) % groups * parallel + q) % size, ((a - b - 1) % groups * parallel + q) % size
+            ends = f"router{a * size + here}", f"router{b * size + there}"
+            _add_both_ways(graph, *ends, across, level="global", length=GLOBAL_LENGTH)
+
+
+def _add_both_ways(graph: nx.DiGraph[str], low: str, high: str, bandwidth: float, **facts: str | int) -> None:
+    graph.add_edge(low, high, bandwidth=bandwidth, **facts)
+    graph.add_edge(high, low, bandwidth=bandwidth, **facts)

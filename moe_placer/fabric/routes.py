@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import networkx as nx
@@ -16,7 +17,7 @@ __all__ = ["Routes", "compile_routes"]
 
 @dataclass(frozen=True, eq=False)
 class Routes:
-    """Shortest paths with even ECMP splitting.
+    """Shortest paths with even ECMP splitting; equally short paths have equally many links.
 
     Attributes
     ----------
@@ -41,8 +42,8 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     """Route between all pairs of nodes: shortest paths, split evenly over equal-cost paths.
 
     The number of shortest paths through an edge (u, v) on the way from s to d is paths(s, u) * paths(v, d) where
-    dist(s, u) + 1 + dist(v, d) = dist(s, d), as in Brandes' betweenness counting (2001); the share is that over
-    paths(s, d).
+    dist(s, u) + length(u, v) + dist(v, d) = dist(s, d), as in Brandes' betweenness counting (2001); the share is that
+    over paths(s, d).
 
     Raises
     ------
@@ -60,10 +61,14 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     # A first, empty part each, for fabrics without links.
     rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     values = [np.zeros(0)]
-    for link, (source, target) in enumerate(graph.edges):
+    for link, (source, target, length) in enumerate(graph.edges(data="length", default=1)):
         u, v = index[source], index[target]
-        on_path = distance[hosts, u][:, None] + 1 + distance[v, hosts][None, :] == between
-        s, d = np.nonzero(on_path)
+        # Only where the link is on a shortest path from s to v, and on one from u to d, can it be on one from s to d.
+        sources = np.flatnonzero(distance[hosts, u] + length == distance[hosts, v])
+        targets = np.flatnonzero(length + distance[v, hosts] == distance[u, hosts])
+        detour = distance[hosts[sources], u][:, None] + length + distance[v, hosts[targets]][None, :]
+        i, j = np.nonzero(detour == between[np.ix_(sources, targets)])
+        s, d = sources[i], targets[j]
         rows.append(np.full(len(s), link))
         columns.append(s * nodes + d)
         values.append(paths[hosts[s], u] * paths[v, hosts[d]] / total[s, d])
@@ -73,25 +78,33 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     )
     bandwidth = np.array([data["bandwidth"] for _, _, data in graph.edges(data=True)], dtype=np.float64)
     names = tuple(link_name(source, target) for source, target in graph.edges)
-    return Routes(names, bandwidth, sparse.csr_array(shares), between.astype(np.int64))
+    hops = np.rint(shares.sum(axis=0)).astype(np.int64).reshape(nodes, nodes)  # shares of a route's links sum to these
+    return Routes(names, bandwidth, sparse.csr_array(shares), hops)
 
 
 def _count_paths(graph: nx.DiGraph[str], order: list[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return distances in hops and numbers of shortest paths, both [vertices, vertices]."""
+    """Return lengths and numbers of shortest paths, both [vertices, vertices]."""
     size = len(order)
     index = {vertex: i for i, vertex in enumerate(order)}
-    ends = np.array([(index[u], index[v]) for u, v in graph.edges], dtype=np.int64).reshape(-1, 2)
-    step = sparse.csr_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    links = [(index[u], index[v], length) for u, v, length in graph.edges(data="length", default=1)]
+    ends = np.array(links, dtype=np.int64).reshape(-1, 3)
+    steps = {}
+    for length in np.unique(ends[:, 2]).tolist():
+        u, v = ends[ends[:, 2] == length, :2].T
+        steps[length] = sparse.csr_array((np.ones(len(u)), (u, v)), shape=(size, size))
     distance = np.full((size, size), np.inf)
     np.fill_diagonal(distance, 0)
     paths = np.eye(size)
-    frontier = np.eye(size)
+    # What is reached at the distances before, the last first: as far back as the longest link.
+    frontiers = deque([np.eye(size)], maxlen=max(steps, default=1))
     hops = 0
-    while frontier.any():
+    while any(frontier.any() for frontier in frontiers):
         hops += 1
-        frontier = np.asarray(frontier @ step)
+        here = [frontiers[length - 1] @ step for length, step in steps.items() if length <= len(frontiers)]
+        frontier = np.asarray(sum(here, np.zeros((size, size))))
         frontier[np.isfinite(distance)] = 0
         reached = frontier > 0
         distance[reached] = hops
         paths[reached] = frontier[reached]
+        frontiers.appendleft(frontier)
     return distance, paths

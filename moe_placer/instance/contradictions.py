@@ -10,6 +10,7 @@ from moe_placer.errors import Mistake
 from moe_placer.instance.schema import (
     MAX_GPUS,
     Cluster,
+    Dragonfly,
     Model,
     Parallelism,
     Placement,
@@ -57,6 +58,15 @@ def _gpus(cluster: Cluster) -> Iterator[Found]:
     for gpu in cluster.gpu_memory_gb:
         if gpu >= gpus:
             yield ("cluster", "gpu_memory_gb", gpu), f"GPU {gpu}", f"a global GPU id below {gpus}"
+
+
+def _fabric(cluster: Cluster) -> Iterator[Found]:
+    fabric = cluster.fabric
+    if isinstance(fabric, Dragonfly) and fabric.global_links > fabric.routers_per_group:
+        expected = (
+            f"at most cluster.fabric.routers_per_group ({fabric.routers_per_group}): each is at a router of its own"
+        )
+        yield ("cluster", "fabric", "global_links"), str(fabric.global_links), expected
 
 
 def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
@@ -127,6 +137,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("model",), _layers),
     (("model",), _top_k),
     (("cluster",), _gpus),
+    (("cluster",), _fabric),
     (("cluster", "parallelism", "placement"), _groups),
     (("cluster", "parallelism"), _expert_tp),
     (("cluster", "placement"), _failed),

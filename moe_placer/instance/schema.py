@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat,
 __all__ = [
     "AnyTraffic",
     "Cluster",
+    "Dragonfly",
     "Dtype",
     "FatTree",
     "FullMesh",
@@ -92,6 +93,21 @@ class FatTree(_Fabric):
     oversubscription: float = Field(1.0, ge=0.01, le=1000, description="Leaf down capacity / leaf up capacity.")
 
 
+class Dragonfly(_Fabric):
+    """Groups of routers; routers of a group are linked all to all, and so are groups (docs/fabrics.md)."""
+
+    kind: Literal["dragonfly"]
+    nodes_per_router: int = Field(ge=1, le=MAX_NODES)
+    routers_per_group: int = Field(ge=1, le=256)
+    global_links: int = Field(1, ge=1, le=256, description="Parallel links between every two groups.")
+    local_gb_per_s: PositiveFloat | None = Field(
+        None, le=1e6, description="A link between routers of one group, one direction, GB/s; absent: node_gb_per_s."
+    )
+    global_gb_per_s: PositiveFloat | None = Field(
+        None, le=1e6, description="A link between two groups, one direction, GB/s; absent: node_gb_per_s."
+    )
+
+
 class Cluster(Section):
     """The machines; global GPU id = node * gpus_per_node + index in the node."""
 
@@ -104,7 +120,7 @@ class Cluster(Section):
         description="Memory of single GPUs that differ: {global GPU id: GB}.",
     )
     nvlink_gb_per_s: PositiveFloat = Field(450.0, le=1e6, description="Per GPU, one direction, GB/s.")
-    fabric: Annotated[FullMesh | FatTree, Field(discriminator="kind")]
+    fabric: Annotated[FullMesh | FatTree | Dragonfly, Field(discriminator="kind")]
 
 
 class Parallelism(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from moe_placer.errors import Mistake
 from moe_placer.fabric.graph import build_fabric, link_name, node_name
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import Dragonfly
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 
 __all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
 
@@ -32,7 +35,7 @@ class Network:
     link, source, target : int arrays [entries]
         Traffic from node ``source`` to node ``target`` crosses ``link`` ...
     share : float array [entries]
-        ... with this share.
+        ... with this share. No two entries have the same link, source and target.
     """
 
     links: tuple[str, ...]
@@ -72,6 +75,8 @@ class Network:
 
 def read_network(instance: Instance) -> Network:
     """Find all shortest routes between nodes; traffic is split evenly over routes of equal length."""
+    if isinstance(instance.cluster.fabric, Dragonfly):
+        return _read_dragonfly(instance)
     graph, nodes = build_fabric(instance), instance.cluster.nodes
     vertices = [node_name(node) for node in range(nodes)]
     vertices += [vertex for vertex in graph if graph.nodes[vertex]["role"] != "node"]
@@ -101,6 +106,22 @@ def read_network(instance: Instance) -> Network:
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
     return Network(tuple(links), np.array(scale, dtype=np.float64), link, source, target, share)
+
+
+def _read_dragonfly(instance: Instance) -> Network:
+    """Share the traffic of every two nodes evenly over their routes."""
+    bandwidths = dragonfly_bandwidths(instance)
+    place = {name: index for index, name in enumerate(bandwidths)}
+    entries = []
+    for source, target, routes in dragonfly_routes(instance):
+        times = Counter(link for route in routes for link in route)  # some links are on all routes
+        entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
+    column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
+    link, sources, targets = column[:3].astype(np.int64)
+    scale = instance.cluster.fabric.node_gb_per_s / np.array(list(bandwidths.values()))
+    if instance.objective.metric == "tokens":
+        scale = np.ones(len(bandwidths))
+    return Network(tuple(bandwidths), scale, link, sources, targets, column[3])
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:

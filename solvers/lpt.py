@@ -1,0 +1,65 @@
+"""Longest processing time first: the hottest expert first, each to the least loaded GPU that has a slot.
+
+Graham, "Bounds on Multiprocessing Timing Anomalies" (SIAM Journal on Applied Mathematics, 1969): with machines for GPUs
+and loads for times, the busiest GPU has at most 4/3 of the least possible load, as long as slots do not bind. Of
+equally loaded GPUs (with one slot each, of all that are still empty) one on the least loaded node is taken, so that
+nodes are balanced as well.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.heuristic import OnePass, gpu_result, heuristic_result
+from moe_placer.problem import LayerProblem, Problem
+from moe_placer.result import LayerResult
+
+__all__ = ["Lpt", "longest_first"]
+
+Ints = npt.NDArray[np.int64]
+
+
+class Lpt(OnePass):
+    """List scheduling by load; an expert that is sharded over GPUs counts for its node as a whole."""
+
+    name = "lpt"
+    summary = "longest processing time first: hottest expert to the least loaded GPU, then node"
+    source = "Graham (1969), https://doi.org/10.1137/0117039"
+
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer."""
+        layer = problem.layer(index)
+        if problem.shards > 1:
+            return heuristic_result(layer, longest_first(layer, layer.slots, np.arange(layer.nodes)), rng)
+        slots = problem.capacity.slots[index]
+        home = np.arange(len(slots)) // problem.gpus_per_node
+        return gpu_result(problem, layer, longest_first(layer, slots, home), rng)
+
+
+def longest_first(layer: LayerProblem, slots: Ints, home: Ints) -> Ints:
+    """Return the machine of each item [I]; machine g has ``slots[g]`` slots and is on node ``home[g]``."""
+    machine_load, node_load = np.zeros(len(slots)), np.zeros(layer.nodes)
+    left = slots.copy()
+    copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+    machines_of: dict[int, list[int]] = {}  # of each expert: copies on one machine serve nobody
+    single = len(slots) > layer.nodes
+    chosen = np.zeros(layer.items, dtype=np.int64)
+    # What is pinned has no choice, so it comes first.
+    for i in np.lexsort((-layer.load, layer.pinned < 0)).tolist():
+        e = int(layer.expert[i])
+        allowed = (left > 0) & (copies[e] < layer.together)[home]
+        if single:
+            allowed[machines_of.get(e, [])] = False
+        if layer.pinned[i] >= 0:
+            allowed = home == layer.pinned[i]
+        usable = np.flatnonzero(allowed if allowed.any() else left > 0)  # what breaks a rule is repaired afterwards
+        lightest = usable[machine_load[usable] == machine_load[usable].min()]
+        g = int(lightest[node_load[home[lightest]].argmin()])
+        chosen[i] = g
+        machine_load[g] += layer.load[i]
+        node_load[home[g]] += layer.load[i]
+        left[g] -= 1
+        copies[e, home[g]] += 1
+        machines_of.setdefault(e, []).append(g)
+    return chosen

@@ -1,0 +1,67 @@
+"""TensorRT-LLM's load balancer: copies by a heap, then ranks by a heap. It never looks at nodes or links.
+
+Described from ``doReplication`` and ``doPlacement`` of its ``moeLoadBalancer.cpp``, and from NVIDIA's "Scaling Expert
+Parallelism in TensorRT-LLM" (2025): every further slot goes to the expert with the highest load per copy; then copies,
+hottest first, go to the rank with the least load that has a slot. Of equals, the expert with the higher number gets
+the copy and the rank with the lower number the expert: with one slot a rank, the hottest experts share a node. The
+original lets two copies of one expert meet on a rank; here these are moved apart, and counted as repaired.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
+from moe_placer.problem import Problem
+from moe_placer.result import LayerResult
+
+__all__ = ["TensorRtLlm", "copies_by_heap"]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class TensorRtLlm(OnePass):
+    """Greedy replication, then greedy packing to ranks; a rank is a GPU (a node, where experts are sharded)."""
+
+    name = "trtllm"
+    summary = "TensorRT-LLM's balancer: copies by load, then hottest to the least loaded rank"
+    source = "https://github.com/NVIDIA/TensorRT-LLM (cpp/tensorrt_llm/runtime/moeLoadBalancer)"
+
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer."""
+        layer, copies = problem.layer(index), None
+        if problem.copies_are_free:
+            load = problem.demand[index].sum(axis=0)
+            copies = copies_by_heap(load, layer.items, int(layer.together.sum()))
+            layer = problem.layer(index, copies)
+        if problem.shards > 1:
+            return heuristic_result(layer, _pack(layer.load, layer.expert, layer.slots), rng, copies=copies)
+        return gpu_result(problem, layer, _pack(layer.load, layer.expert, problem.capacity.slots[index]), rng, copies)
+
+
+def copies_by_heap(load: Floats, replicas: int, most: int) -> Ints:
+    """Give each expert one copy, then each further one to the expert with the most load per copy, up to ``most`` each.
+
+    Of equals, the expert with the higher number gets it.
+    """
+    copies = np.ones(len(load), dtype=np.int64)
+    hottest = [(-float(load[e]), -e) for e in range(len(load))]
+    heapq.heapify(hottest)
+    for _ in range(replicas - len(load)):
+        e = -heapq.heappop(hottest)[1]
+        copies[e] += 1
+        if copies[e] < most:
+            heapq.heappush(hottest, (-float(load[e] / copies[e]), -e))
+    return copies
+
+
+def _pack(load: Floats, expert: Ints, slots: Ints) -> Ints:
+    """Return the rank of each item; of equally hot items, the expert with the lower number is first."""
+    by_expert = np.argsort(expert, kind="stable")
+    rank = np.empty(len(load), dtype=np.int64)
+    rank[by_expert] = lightest_first(load[by_expert], slots)
+    return rank
