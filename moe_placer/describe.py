@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moe_placer.capacity import why_infeasible
-from moe_placer.fabric import build_fabric, link_kind
+from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import BYTES_PER_VALUE, GB, expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
 from moe_placer.problem import demand
@@ -115,7 +115,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         token_bytes=token_bytes(instance),
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
-        links=_links(instance),
+        links=kinds_of_links(build_fabric(instance)),
         us_per_1000_tokens=1e9 * per_token,
         skew=tokens,
         hottest_compute_us=None if tokens is None else _compute_us(instance, tokens.busiest_gpu_tokens),
@@ -148,16 +148,6 @@ def _kv_tokens(instance: Instance, free_gb: float) -> int:
     model = instance.model
     per_token = 2 * model.attention_heads * model.head_dim * BYTES_PER_VALUE[model.dtype] * model.layers
     return max(0, int(free_gb * GB * instance.parallelism.attention_tp / per_token))
-
-
-def _links(instance: Instance) -> dict[str, dict[str, float]]:
-    graph = build_fabric(instance)
-    kinds: dict[str, dict[str, float]] = {}
-    for source, target, data in graph.edges(data=True):
-        kind = link_kind(graph, source, target)
-        entry = kinds.setdefault(kind, {"links": 0, "gb_per_s": float(data["bandwidth"])})
-        entry["links"] += 1
-    return kinds
 
 
 def _skew(instance: Instance, traffic: Traffic) -> Skew:

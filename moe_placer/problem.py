@@ -218,6 +218,10 @@ class Problem:
         group = np.arange(self.nodes) * self.groups // self.nodes
         return np.asarray(np.where(group[:, None] == replica[None, :], tokens, 0.0))
 
+    def crossings(self, index: int, layer: LayerProblem) -> Floats:
+        """Tokens of each item times the links that they cross if it is on each node [I, N]."""
+        return np.asarray(self.item_demand(index, layer.expert, layer.replica).T @ self.hops)
+
 
 def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = None) -> Problem:
     """Compile an instance and its traffic to arrays.

@@ -57,7 +57,7 @@ def relax(
     x is 0 where ``forbidden`` [I, N]. With ``any_copies``, slots do not count, which leaves room for other copies.
 
     Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
-    Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.005% is
+    Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
     left to gain.
     """
     model = _Model(problem, forbidden, any_copies)
@@ -70,10 +70,11 @@ def relax(
             continue
         if solved.status != 0:
             return None
-        better = model.better(solved, offered)
-        lower, found = model.lower_bound(solved, better)
+        reduced = model.reduced_costs(solved, offered)
+        lower, found = model.lower_bound(solved, reduced)
         if weights is None or lower > best:
             best, weights = lower, found
+        better = model.better(reduced)
         if not better.any() or solved.fun - best <= _TOLERANCE * solved.fun:
             return Relaxation(model.share(solved, offered), weights)
         offered = offered | better
@@ -129,27 +130,32 @@ class _Model:
             options={} if time_limit_s is None else {"time_limit": max(0.01, time_limit_s)},
         )
 
-    def better(self, solved: Any, offered: Mask) -> Mask:
-        """Mask [J, N] of variables beside those offered that would lower the optimum: of each kind, the best few."""
-        reduced = self._reduced_costs(solved)
-        reduced[offered | ~self.allowed] = 0.0
+    def reduced_costs(self, solved: Any, offered: Mask) -> Floats:
+        """Return what a unit of each variable [J, N] saves, negative; 0 for those offered, forbidden, or saving nothing."""
+        links = self.problem.links
+        link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
+        reduced = self.scale * price(self.problem, link_dual)[self.kinds.item]
+        reduced += slot_dual[None, :] - solved.eqlin.marginals[:, None]
+        reduced[offered | ~self.allowed | (reduced >= -_ROUNDING)] = 0.0
+        return reduced
+
+    def better(self, reduced: Floats) -> Mask:
+        """Mask [J, N] of variables that would lower the optimum: of each kind, the best few."""
         best = np.argsort(reduced, axis=1, kind="stable")[:, :_ADDED]
-        better = np.zeros_like(offered)
-        np.put_along_axis(better, best, np.take_along_axis(reduced, best, axis=1) < -_ROUNDING, axis=1)
+        better = np.zeros_like(self.allowed)
+        np.put_along_axis(better, best, np.take_along_axis(reduced, best, axis=1) < 0, axis=1)
         return better
 
-    def lower_bound(self, solved: Any, better: Mask) -> tuple[float, Floats]:
+    def lower_bound(self, solved: Any, reduced: Floats) -> tuple[float, Floats]:
         """Return a bound on the whole relaxation (scaled), and the link weights that prove it."""
         weights = np.maximum(0.0, -solved.ineqlin.marginals[: self.problem.links])
         total = weights.sum()
         weights = weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
-        if not better.any():
-            return solved.fun, weights
-        if self.slots_count:
+        if self.slots_count and reduced.any():
             prices = np.where(self.allowed[self.kinds.of], price(self.problem, weights), np.inf)
             value = float(weights @ self.problem.base) + transport(self.problem, prices)[0]
             return self.scale * value, weights
-        return solved.fun + float(self.kinds.count @ np.minimum(0.0, self._reduced_costs(solved).min(axis=1))), weights
+        return solved.fun + float(self.kinds.count @ reduced.min(axis=1)), weights
 
     def share(self, solved: Any, offered: Mask) -> Floats:
         """Return the fraction [I, N] of each item on each node in the solution of a linear program."""
@@ -157,12 +163,6 @@ class _Model:
         share[offered] = solved.x[:-1]
         share /= self.kinds.count[:, None]
         return share[self.kinds.of]
-
-    def _reduced_costs(self, solved: Any) -> Floats:
-        links = self.problem.links
-        link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
-        reduced = self.scale * price(self.problem, link_dual)[self.kinds.item]
-        return np.asarray(reduced + slot_dual[None, :] - solved.eqlin.marginals[:, None])
 
 
 def _link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds import Bound, relaxed_bound
 from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
-from moe_placer.fabric import build_fabric, link_kind
+from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
 from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, SolverRecord
@@ -323,15 +323,9 @@ def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:
 
 def _fabric_facts(instance: Instance) -> dict[str, object]:
     """Bandwidths by kind of link: enough to see what a cost means."""
-    graph = build_fabric(instance)
-    kinds: dict[str, dict[str, float]] = {}
-    for source, target, data in graph.edges(data=True):
-        kind = link_kind(graph, source, target)
-        entry = kinds.setdefault(kind, {"links": 0, "gb_per_s": data["bandwidth"]})
-        entry["links"] += 1
     fabric = instance.cluster.fabric
-    metric = instance.objective.metric
-    return {"kind": fabric.kind, "node_gb_per_s": fabric.node_gb_per_s, "metric": metric, "links": kinds}
+    metric, links = instance.objective.metric, kinds_of_links(build_fabric(instance))
+    return {"kind": fabric.kind, "node_gb_per_s": fabric.node_gb_per_s, "metric": metric, "links": links}
 
 
 def _insist(verification: Verification, method: Solver) -> None:

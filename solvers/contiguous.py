@@ -9,17 +9,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import heuristic_result
+from moe_placer.heuristic import OnePass, heuristic_result
 from moe_placer.problem import Problem
 from moe_placer.result import LayerResult
-from moe_placer.solver import Limits, Report, Solver, Start
 
 __all__ = ["Contiguous"]
 
 Ints = npt.NDArray[np.int64]
 
 
-class Contiguous(Solver):
+class Contiguous(OnePass):
     """Replica r of expert e takes slot ``r * experts + e`` (with one slot a GPU: GPU ``r * experts + e``)."""
 
     name = "contiguous"
@@ -39,20 +38,11 @@ class Contiguous(Solver):
                     return f"expert {e} of layer {layer.layer} is pinned to GPU {pin}, where the plan does not put it"
         return None
 
-    def solve(
-        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
-    ) -> list[LayerResult]:
-        """Place all layers by the rule."""
-        del limits, start
-        results = []
-        for index in range(len(problem)):
-            node, gpu = _place(problem, index)
-            copies = _copies(problem, index)
-            rng = np.random.default_rng(seed)
-            result = heuristic_result(problem.layer(index, copies), node, rng, gpu, copies)
-            report(index, result)
-            results.append(result)
-        return results
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer by the rule."""
+        node, gpu = _place(problem, index)
+        copies = _copies(problem, index)
+        return heuristic_result(problem.layer(index, copies), node, rng, gpu, copies)
 
 
 def _copies(problem: Problem, index: int) -> Ints | None:

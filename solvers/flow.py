@@ -51,7 +51,7 @@ class Flow(OnePass):
     def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""
         layer = problem.layer(index)
-        price = problem.item_demand(index, layer.expert, layer.replica).T @ problem.hops
+        price = problem.crossings(index, layer)
         node = cheapest_flow(layer, price)
         if node is None:  # pins, slots and distances leave nothing, as the repair will find
             node = np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]

@@ -45,7 +45,7 @@ class TopologySwaps(OnePass):
         if start.node is None:
             return start
         layer = problem.layer(index, start.copies)
-        price = problem.item_demand(index, layer.expert, layer.replica).T @ problem.hops
+        price = problem.crossings(index, layer)
         rank = start.gpu if start.gpu is not None else ranks_within_nodes(problem, index, layer, start.node)
         node, rank = _swap(layer, price, start.node, rank)
         if problem.shards > 1:

@@ -9,16 +9,14 @@ original lets two copies of one expert meet on a rank; here these are moved apar
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
-from moe_placer.problem import Problem
+from moe_placer.problem import Problem, copies_by_load
 from moe_placer.result import LayerResult
 
-__all__ = ["TensorRtLlm", "copies_by_heap"]
+__all__ = ["TensorRtLlm", "copies_later_first"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -36,27 +34,16 @@ class TensorRtLlm(OnePass):
         layer, copies = problem.layer(index), None
         if problem.copies_are_free:
             load = problem.demand[index].sum(axis=0)
-            copies = copies_by_heap(load, layer.items, int(layer.together.sum()))
+            copies = copies_later_first(load, layer.items, int(layer.together.sum()))
             layer = problem.layer(index, copies)
         if problem.shards > 1:
             return heuristic_result(layer, _pack(layer.load, layer.expert, layer.slots), rng, copies=copies)
         return gpu_result(problem, layer, _pack(layer.load, layer.expert, problem.capacity.slots[index]), rng, copies)
 
 
-def copies_by_heap(load: Floats, replicas: int, most: int) -> Ints:
-    """Give each expert one copy, then each further one to the expert with the most load per copy, up to ``most`` each.
-
-    Of equals, the expert with the higher number gets it.
-    """
-    copies = np.ones(len(load), dtype=np.int64)
-    hottest = [(-float(load[e]), -e) for e in range(len(load))]
-    heapq.heapify(hottest)
-    for _ in range(replicas - len(load)):
-        e = -heapq.heappop(hottest)[1]
-        copies[e] += 1
-        if copies[e] < most:
-            heapq.heappush(hottest, (-float(load[e] / copies[e]), -e))
-    return copies
+def copies_later_first(load: Floats, replicas: int, most: int) -> Ints:
+    """Return `copies_by_load`, but of equals the expert with the higher number gets the copy."""
+    return copies_by_load(load[::-1], replicas, most)[::-1]
 
 
 def _pack(load: Floats, expert: Ints, slots: Ints) -> Ints:

@@ -18,7 +18,7 @@ from moe_placer.solver import Limits
 from moe_placer.solvers.eplb import balanced_packing
 from moe_placer.solvers.flow import cheapest_flow
 from moe_placer.solvers.lpt import longest_first
-from moe_placer.solvers.trtllm import copies_by_heap
+from moe_placer.solvers.trtllm import copies_later_first
 
 
 def place(problem: Problem, method: str) -> list[LayerResult]:
@@ -74,9 +74,9 @@ def test_lpt_is_within_grahams_bound(load: list[float]) -> None:
 
 
 def test_copies_go_to_the_hottest_and_of_equals_to_the_last() -> None:
-    assert copies_by_heap(np.array([4.0, 4.0, 1.0]), 5, 8).tolist() == [2, 2, 1]
-    assert copies_by_heap(np.array([4.0, 4.0, 1.0]), 4, 8).tolist() == [1, 2, 1]
-    assert copies_by_heap(np.array([9.0, 1.0]), 5, 3).tolist() == [3, 2]  # at most 3 of one expert
+    assert copies_later_first(np.array([4.0, 4.0, 1.0]), 5, 8).tolist() == [2, 2, 1]
+    assert copies_later_first(np.array([4.0, 4.0, 1.0]), 4, 8).tolist() == [1, 2, 1]
+    assert copies_later_first(np.array([9.0, 1.0]), 5, 3).tolist() == [3, 2]  # at most 3 of one expert
 
 
 def test_trtllm_fills_single_slots_hottest_first() -> None:

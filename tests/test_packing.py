@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import level_traffic, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "failed": {"cluster": {"gpus_per_node": 3}, "placement": {"failed_gpus": [0, 4]}},
     "pinned": {"placement": {"pinned": [{"layer": 1, "expert": 2, "gpu": 5}, {"layer": 2, "expert": 0, "gpu": 5}]}},
 }
+ONE_NODE: dict[str, Any] = {
+    "model": {"layers": 1, "dense_layers": [], "experts": 4},
+    "cluster": {"nodes": 1},
+    "parallelism": {"dp": 1},
+}
+
+
+def placed(problem: Problem, index: int, node: Sequence[int] | np.ndarray) -> LayerResult:
+    at = np.array(node)
+    return LayerResult(at, problem.layer(index).z(at), Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED)
 
 
 def results_of(problem: Problem, seed: int) -> list[LayerResult]:
@@ -33,7 +44,7 @@ def results_of(problem: Problem, seed: int) -> list[LayerResult]:
         layer = problem.layer(index)
         node = repair(layer, rng.integers(0, layer.nodes, layer.items), rng)
         assert node is not None
-        results.append(LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED))
+        results.append(placed(problem, index, node))
     return results
 
 
@@ -63,8 +74,7 @@ def test_memory_stays_even_where_there_are_spare_slots() -> None:
     # Two replicas a node on three GPUs, two layers: four copies, and no GPU holds two before every GPU holds one.
     instance = tiny_instance(cluster={"gpus_per_node": 3})
     problem = compile_problem(instance, tiny_traffic(instance))
-    node = np.tile([0, 1, 2, 3], 2)
-    result = LayerResult(node, problem.layer(0).z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED)
+    result = placed(problem, 0, [0, 1, 2, 3] * 2)
     held = np.bincount([gpu for layer in pack(problem, [result, result]) for gpus in layer for gpu in gpus])
     assert held.tolist() == [2, 1, 1] * 4
 
@@ -81,7 +91,42 @@ def test_gpus_that_a_method_chose_stay() -> None:
 def test_a_node_that_was_given_too_much_is_named() -> None:
     instance = tiny_instance()
     problem = compile_problem(instance, tiny_traffic(instance))
-    node = np.array([2] * 3 + [0, 0, 1, 1, 3])
-    result = LayerResult(node, problem.layer(0).z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED)
+    result = placed(problem, 0, [2] * 3 + [0, 0, 1, 1, 3])
     with pytest.raises(NothingFoundError, match="node 2 cannot take the 3 expert replicas"):
         pack(problem, [result, result])
+
+
+def test_gpus_that_take_several_items_are_balanced_by_load() -> None:
+    # Two GPUs of two slots: 8 opens the first, 7 the second, 6 joins 7, and 5 the GPU that has a slot left.
+    instance = tiny_instance(**ONE_NODE, placement={"slots_per_gpu": 2})
+    problem = compile_problem(instance, level_traffic(instance, [[5.0, 6.0, 7.0, 8.0]], 13.0))
+    assert pack(problem, [placed(problem, 0, [0, 0, 0, 0])]) == [[(0,), (1,), (1,), (0,)]]
+
+
+def test_single_slots_keep_the_order_of_items() -> None:
+    instance = tiny_instance(**{**ONE_NODE, "cluster": {"nodes": 1, "gpus_per_node": 4}})
+    problem = compile_problem(instance, level_traffic(instance, [[5.0, 6.0, 7.0, 8.0]], 13.0))
+    assert pack(problem, [placed(problem, 0, [0, 0, 0, 0])]) == [[(0,), (1,), (2,), (3,)]]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_slots_and_distances_hold_for_any_load(shards: int, seed: int) -> None:
+    instance = tiny_instance(
+        model={"layers": 3, "experts": 4},
+        cluster={"nodes": 2, "gpus_per_node": 4},
+        placement={"slots_per_gpu": 2, "replica_routing": "even"},
+        parallelism={"expert_tp": shards},
+    )
+    problem = compile_problem(instance, tiny_traffic(instance, seed))
+    rng = np.random.default_rng(seed)
+    nodes = [rng.permutation(np.repeat([0, 1], 4)) for _ in range(len(problem))]
+    packed = pack(problem, [placed(problem, index, node.tolist()) for index, node in enumerate(nodes)])
+    for index, layer in enumerate(packed):
+        expert, _ = problem.items(index)
+        gpus = np.array(layer)  # [items, shards]
+        assert (gpus // 4 == nodes[index][:, None]).all()
+        assert np.bincount(gpus.ravel(), minlength=8).max() <= 2
+        pairs = {(e, g) for e, taken in zip(expert.tolist(), gpus.tolist(), strict=True) for g in taken}
+        assert len(pairs) == gpus.size

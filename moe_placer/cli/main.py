@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -54,12 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; nothing was written", 130)
-    except OSError as error:
-        # Files report their own errors, and click sees to pipes whose reader went away; what is left is a full disk.
-        _fail(f"output cannot be written: {error.strerror or error}", 1)
     except MemoryError:
         _fail("out of memory; use fewer --workers or a smaller instance", 4)
     except Exception as error:
+        # Files report their own errors, so what met a full disk is the output.
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _fail(f"output cannot be written: {error.strerror}", 1)
         if os.environ.get("MOE_PLACER_DEBUG"):
             raise
         _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)

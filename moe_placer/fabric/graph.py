@@ -9,7 +9,7 @@ import networkx as nx
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree
 
-__all__ = ["build_fabric", "link_kind", "link_name", "node_name"]
+__all__ = ["build_fabric", "kinds_of_links", "link_kind", "link_name", "node_name"]
 
 # On minimal routes a global link goes before any two local ones: with this length a route over one global link and a
 # local link on either side (5) is shorter than any over two global links (6).
@@ -31,6 +31,15 @@ def link_kind(graph: nx.DiGraph[str], source: str, target: str) -> str:
     kind = f"{graph.nodes[source]['role']}->{graph.nodes[target]['role']}"
     level = graph.edges[source, target].get("level")
     return f"{kind} ({level})" if level else kind
+
+
+def kinds_of_links(graph: nx.DiGraph[str]) -> dict[str, dict[str, float]]:
+    """Count the ``links`` of each kind, and tell the bandwidth of the first, ``gb_per_s``, one direction."""
+    kinds: dict[str, dict[str, float]] = {}
+    for source, target, data in graph.edges(data=True):
+        entry = kinds.setdefault(link_kind(graph, source, target), {"links": 0, "gb_per_s": float(data["bandwidth"])})
+        entry["links"] += 1
+    return kinds
 
 
 def build_fabric(instance: Instance) -> nx.DiGraph[str]:

@@ -225,5 +225,5 @@ def _csv(file: Path) -> npt.NDArray[np.float64]:
             return np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64, ndmin=2)
     except UnicodeDecodeError as error:
         raise _wrong(file, "", f"bytes that are not text (at byte {error.start})", kind) from None
-    except (OSError, ValueError, MemoryError) as error:
+    except (ValueError, MemoryError) as error:
         raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
