@@ -131,7 +131,7 @@ class _Model:
         )
 
     def reduced_costs(self, solved: Any, offered: Mask) -> Floats:
-        """Return what a unit of each variable [J, N] saves, negative; 0 for those offered, forbidden, or saving nothing."""
+        """Return what a unit of each variable [J, N] saves, negative; 0 where offered, forbidden, or nothing."""
         links = self.problem.links
         link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
         reduced = self.scale * price(self.problem, link_dual)[self.kinds.item]
