@@ -13,8 +13,11 @@ class Page {
     this.graph = graph;
     this.places = new Map(graph.operations.id.map((id, op) => [id, op]));
     this.scene = new Scene(drawing, (word) => this.places.has(word));
-    this.viewer = new Viewer(find("view"), this.scene, (x, y) => this.pick(x, y));
-    this.viewer.onChange = () => (find("scale").textContent = `${Math.round(this.viewer.k * 100)}%`);
+    this.viewer = new Viewer(find("view"), this.scene, {
+      onPick: (point) => this.pick(point),
+      onHover: (point) => this.hover(point),
+      onPaint: (k) => (find("scale").textContent = `${Math.round(k * 100)}%`),
+    });
     this.search = new Search(graph);
     this.panel = new Panel(find("panel"), graph, this);
     this.matches = [];
@@ -48,7 +51,7 @@ class Page {
       about: () => document.body.classList.toggle("about"),
     };
     for (const [id, act] of Object.entries(buttons)) find(id).addEventListener("click", act);
-    addEventListener("hashchange", () => this.follow());
+    addEventListener("popstate", () => this.follow());
     addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -66,7 +69,8 @@ class Page {
       0: () => viewer.fit(), n: () => this.step(1), p: () => this.step(-1), "/": () => find("query").select(),
     };
     if (event.target === viewer.canvas) {
-      keys.Enter = () => this.pick(...viewer.locate(viewer.clientWidth / 2, viewer.clientHeight / 2), true);
+      const middle = viewer.locate(viewer.clientWidth / 2, viewer.clientHeight / 2);
+      keys.Enter = () => this.choose(this.nearest(...middle, Infinity), { focus: true });
     }
     const scrolls = event.target.closest("#panel, #legend");
     const act = Object.hasOwn(keys, event.key) ? keys[event.key] : undefined;
@@ -76,6 +80,7 @@ class Page {
     event.preventDefault();
   }
 
+  /** Close the details, then the search, then the panel where it covers the drawing. */
   escape() {
     if (this.chosen !== null) {
       const within = find("panel").contains(document.activeElement);
@@ -84,8 +89,7 @@ class Page {
     } else if (this.matches.length || find("query").value) {
       find("query").value = "";
       this.look("");
-    }
-    document.body.classList.remove("about");
+    } else document.body.classList.remove("about");
   }
 
   /** Highlight and show what a search finds. */
@@ -98,6 +102,8 @@ class Page {
     this.say(said || (text.trim() ? this.search.explain(text) : ""));
     if (boxes.length) this.viewer.show(around(boxes), { most: 4 });
     this.viewer.redraw();
+    this.panel.list(text, this.matches);
+    if (this.chosen === null) this.panel.open(null);
     this.remember();
   }
 
@@ -114,15 +120,28 @@ class Page {
     for (const id of ["previous", "next"]) find(id).disabled = !this.matches.length;
   }
 
-  /** Open the operation at a point of the drawing; `near` takes the nearest one. */
-  pick(x, y, near = false) {
-    let best = null, least = near ? Infinity : 6 / this.viewer.k;
+  /** The operation at a point of the drawing, or the nearest within some distance. */
+  nearest(x, y, within) {
+    let best = null, least = within;
     for (const [id, item] of this.scene.boxes) {
       const dx = Math.max(item.left - x, 0, x - item.right), dy = Math.max(item.top - y, 0, y - item.bottom);
       const away = Math.hypot(dx, dy);
       if (away < least) [best, least] = [this.places.get(id), away];
     }
-    if (best !== null || this.chosen !== null) this.choose(best, { focus: near });
+    return best;
+  }
+
+  /** Open the operation that is clicked; a click beside all of them closes the details. */
+  pick(point) {
+    const op = this.nearest(...point, 6 / this.viewer.k);
+    if (op !== null || this.chosen !== null) this.choose(op);
+  }
+
+  hover(point) {
+    const { canvas, k } = this.viewer, op = point && this.nearest(...point, 1 / k);
+    canvas.style.cursor = op === null ? "" : "pointer";
+    const title = op === null ? "" : `${this.panel.title(op)} on GPU ${this.panel.gpus(op)}\n${this.graph.operations.id[op]}`;
+    if (canvas.title !== title) canvas.title = title;
   }
 
   /** Open an operation's details, or close them. */
@@ -135,7 +154,7 @@ class Page {
     const box = op === null ? undefined : this.box(op);
     if (show && box) this.viewer.show(box, { most: Math.min(4, 150 / (box.right - box.left)) });
     if (focus) find("panel").querySelector("h2").focus();
-    this.remember();
+    this.remember(op !== null);
   }
 
   mark() {
@@ -152,14 +171,16 @@ class Page {
     this.viewer.redraw();
   }
 
-  /** Write into the address what is open, so that it can be sent to somebody. */
-  remember() {
+  /** Write into the address what is open, so that it can be sent to somebody; `anew` so that one can go back from it. */
+  remember(anew = false) {
     const parts = new URLSearchParams();
     if (find("query").value.trim()) parts.set("q", find("query").value.trim());
     if (this.chosen !== null) parts.set("op", this.graph.operations.id[this.chosen]);
     const fragment = parts.toString();
     if (fragment === location.hash.slice(1)) return;
-    history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
+    const place = fragment ? `#${fragment}` : location.pathname + location.search;
+    if (anew) history.pushState(null, "", place);
+    else history.replaceState(null, "", place);
   }
 
   /** Open what the address says. */
@@ -167,11 +188,13 @@ class Page {
     const parts = new URLSearchParams(location.hash.slice(1));
     const text = parts.get("q") ?? "", op = this.places.get(parts.get("op") ?? "");
     if (parts.has("op") && op === undefined) this.say(`no operation ${parts.get("op")}`);
-    if (text !== find("query").value) {
+    if (text !== find("query").value.trim()) {
       find("query").value = text;
+      this.chosen = null;
       this.look(text);
     }
     if (op !== undefined) this.choose(op, { show: true });
+    else if (this.chosen !== null) this.choose(null);
   }
 }
 
@@ -189,8 +212,10 @@ function around(boxes) {
 try {
   const [details, drawing] = await Promise.all([unpack("details"), unpack("drawing")]);
   new Page(JSON.parse(details), drawing);
+  find("opening").hidden = true;
   document.body.dataset.ready = Math.round(performance.now());
 } catch (error) {
+  find("opening").hidden = true;
   find("failed").textContent = `This page cannot be shown: ${error.message}. The .svg beside it has the same drawing.`;
   find("failed").hidden = false;
   throw error;

@@ -7,6 +7,7 @@ class Panel {
     graph.edges.source.forEach((op, edge) => (this.outgoing[op] ??= []).push(edge));
     graph.edges.target.forEach((op, edge) => (this.incoming[op] ??= []).push(edge));
     fillLegend(graph);
+    this.list("", []);
     this.open(null);
   }
 
@@ -18,15 +19,37 @@ class Panel {
     return this.outgoing[op] ?? [];
   }
 
+  /** What the panel lists while no operation is open. */
+  list(text, matches) {
+    Object.assign(this, { text, matches });
+  }
+
   open(op) {
-    this.element.replaceChildren(...(op === null ? this.overview() : this.operation(op)));
+    const unopened = () => (this.matches.length ? this.found() : this.overview());
+    this.element.replaceChildren(...(op === null ? unopened() : this.operation(op)));
     this.element.scrollTop = 0;
   }
 
   title(op) {
     const { operations, kinds } = this.graph, experts = operations.experts[op];
-    if (operations.kind[op] !== undefined && experts.length === 1) return `Expert ${experts[0][0]}, copy ${experts[0][1]}`;
+    if (experts.length === 1) return `Expert ${experts[0][0]}, copy ${experts[0][1]}`;
     return kinds[operations.kind[op]][1];
+  }
+
+  gpus(op) {
+    return runs(this.graph.gpus[this.graph.operations.gpus[op]]);
+  }
+
+  /** The first matches of a search. */
+  found(limit = 200) {
+    const { matches, text } = this, rest = matches.length - limit;
+    const rows = matches.slice(0, limit).map((op) =>
+      h("li", {}, this.link(op), h("span", { className: "note" }, `GPU ${this.gpus(op)}`)));
+    return [
+      h("header", {}, h("h2", { tabIndex: -1 }, `Found: ${text.trim()}`)),
+      h("ol", { className: "found" }, ...rows),
+      rest > 0 ? h("p", { className: "note" }, `and ${count(rest)} more`) : "",
+    ];
   }
 
   /** A link that opens another operation. */
@@ -55,7 +78,7 @@ class Panel {
 
   facts(op) {
     const { operations, kinds, gpus, gpusPerNode } = this.graph;
-    const [kind, title, role] = kinds[operations.kind[op]];
+    const [, title, role] = kinds[operations.kind[op]];
     const ids = gpus[operations.gpus[op]];
     const nodes = ids.map(([a, b]) => [Math.floor(a / gpusPerNode), Math.floor(b / gpusPerNode)]);
     const joined = nodes.reduce((all, [a, b]) => {
@@ -65,20 +88,33 @@ class Panel {
       return all;
     }, []);
     const rows = [
-      ["Kind", `${title} (${role === "routing" ? "routing, aggregation" : role})`, kind],
+      ["Kind", `${title} (${role === "routing" ? "routing, aggregation" : role})`],
       ["Layer", operations.layer[op] ?? "before or after the layers"],
       ["GPUs", runs(ids)],
       ["Nodes", runs(joined)],
       ["DP group", operations.group[op]],
-      ["Experts", operations.experts[op].map(([expert, copy]) => `${expert} (copy ${copy})`).join(", ")],
-      ["Computes", operations.flops[op] ? amount(operations.flops[op], "FLOP") : "", `${operations.flops[op]} FLOP`],
-      ["Reads", amount(operations.bytesRead[op], "B"), `${operations.bytesRead[op]} bytes of weights and input tensors`],
+      ["Experts", this.experts(op)],
+      ["Computes", operations.flops[op] ? amount(operations.flops[op], "FLOP") : "", `${count(operations.flops[op])} FLOP`],
+      ["Reads", amount(operations.bytesRead[op], "B"), `${count(operations.bytesRead[op])} bytes of weights and input tensors`],
       ["Stands for", operations.repeats[op] > 1 ? plural(operations.repeats[op], "layer") : ""],
       ["Micro-batch", operations.batch[op]],
       ["Moves inside", Object.entries(operations.moved[op]).map(([how, size]) => `${amount(size, "B")} (${TRAVELS[how]})`).join(", ")],
     ];
     const shown = rows.filter(([, value]) => value !== null && value !== "");
-    return h("dl", {}, ...shown.flatMap(([name, value, exact]) => [h("dt", {}, name), h("dd", { title: exact ?? "" }, String(value))]));
+    return h("dl", {}, ...shown.flatMap(([name, value, exact]) => [
+      h("dt", {}, name), h("dd", {}, String(value), exact ? h("span", { className: "exact" }, exact) : ""),
+    ]));
+  }
+
+  /** Experts by copy, as runs: 0-63 (copy 0). */
+  experts(op) {
+    const copies = new Map();
+    for (const [expert, copy] of this.graph.operations.experts[op]) {
+      const ids = copies.get(copy) ?? copies.set(copy, []).get(copy);
+      if (ids.length && ids[ids.length - 1][1] === expert - 1) ids[ids.length - 1][1] = expert;
+      else ids.push([expert, expert]);
+    }
+    return [...copies].map(([copy, ids]) => `${runs(ids)} (copy ${copy})`).join("; ");
   }
 
   tensors(heading, list, end) {
@@ -94,7 +130,7 @@ class Panel {
     const ways = routes[edges.routes[edge]];
     const near = edges.hot[edge] >= hot;
     const shape = h("span", { className: "shape" }, shapeWords(tensor, shapes[edges.shape[edge]], dtype));
-    const size = `${amount(edges.bytes[edge], "B")} of ${DTYPES[dtype] ?? dtype}, ${TRAVELS[travel]}`;
+    const size = `${amount(edges.bytes[edge], "B")} in ${DTYPES[dtype] ?? dtype}; ${TRAVELS[travel]}`;
     return h("li", { className: near ? "near" : "" },
       h("div", {}, end === "source" ? "from " : "to ", this.link(edges[end][edge])),
       tensor ? h("div", {}, h("code", {}, tensor), " ", shape) : null,
@@ -105,16 +141,23 @@ class Panel {
 
   /** The links that a tensor crosses, the costliest first. */
   ways(edge, ways) {
-    const { edges, pairs, links, operations, costs, hot } = this.graph;
+    const { edges, pairs, links, operations, kinds, costs, hot } = this.graph;
     const share = new Map();
     for (const way of ways) for (const [link, part] of pairs[way]) share.set(link, (share.get(link) ?? 0) + part);
-    const cost = costs[operations.layer[edges.source[edge]]] ?? {};
+    // The costs are those of dispatch; its results come back over the links of the opposite direction.
+    const source = edges.source[edge], dispatch = kinds[operations.kind[source]][0].startsWith("dispatch");
+    const cost = (dispatch && costs[operations.layer[source]]) || {};
     const order = [...share].sort((a, b) => (cost[b[0]] ?? 0) - (cost[a[0]] ?? 0));
     const between = ways.length === 1 ? `node ${ways[0].replace(">", " to node ")}` : plural(ways.length, "pair") + " of nodes";
-    const words = edges.hot[edge] >= hot ? `, one at ${Math.round(edges.hot[edge] * 100)}% of the layer's worst` : "";
+    const near = `one at ${Math.round(edges.hot[edge] * 100)}% of the layer's worst${dispatch ? "" : ", when dispatch takes them the other way"}`;
+    const words = edges.hot[edge] >= hot ? `, ${near}` : "";
+    const head = ["link", "share", ...(dispatch ? ["all of dispatch"] : [])];
+    const rows = order.map(([link, part]) => {
+      const cells = [links[link], `${Math.round(part * 1000) / 10}%`, ...(dispatch ? [count(Math.round(cost[link] ?? 0))] : [])];
+      return h("tr", {}, ...cells.map((cell) => h("td", {}, cell)));
+    });
     return h("details", {}, h("summary", {}, `${between}: ${plural(order.length, "link")}${words}`),
-      h("ul", { className: "links" }, ...order.map(([link, part]) =>
-        h("li", {}, `${links[link]}: ${Math.round(part * 1000) / 10}%${cost[link] === undefined ? "" : `, carries ${count(cost[link])} in dispatch`}`))));
+      h("table", {}, h("tr", {}, ...head.map((cell) => h("th", { scope: "col" }, cell))), ...rows));
   }
 
   /** A row of a list of costs, with its bar. */

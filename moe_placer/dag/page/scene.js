@@ -41,6 +41,16 @@ function measurePath(data) {
   return { ...box, end: [x, y], angle: Math.atan2(y - fromY, x - fromX) };
 }
 
+/** Red, green and blue of #RRGGBB. */
+function partsOf(colour) {
+  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+}
+
+function isGrey(colour) {
+  const parts = partsOf(colour);
+  return Math.max(...parts) - Math.min(...parts) < 32;
+}
+
 class Scene {
   /** `known` tells whether a word is the id of an operation. */
   constructor(text, known) {
@@ -142,6 +152,7 @@ class Scene {
       form, x, y, edge,
       left: x + form.left - edge, top: y + form.top - edge, right: x + form.right + edge, bottom: y + form.bottom + edge,
       fill: this.paintOf(style.fill), stroke: style.stroke === "none" ? null : style.stroke,
+      loud: style.stroke !== "none" && !isGrey(style.stroke),
       dash: style["stroke-dasharray"] ? style["stroke-dasharray"].split(/[ ,]+/).map(Number) : null,
       opacity: style.opacity, arrow: Boolean(style.marker), symbol: false, text: null,
     };
@@ -187,7 +198,7 @@ class Scene {
     return { hatch, plain: pattern.querySelector("rect").getAttribute("fill") };
   }
 
-  /** Find out which texts stand on a symbol: these keep their ink on dark paper. */
+  /** Find out which texts stand on a symbol: they keep their ink on dark paper, and are painted again with it. */
   seat() {
     const cell = 64, cells = new Map();
     const each = (item, visit) => {
@@ -202,7 +213,8 @@ class Scene {
       if (item.text === null) continue;
       const x = (item.left + item.right) / 2, y = (item.top + item.bottom) / 2;
       const near = cells.get(Math.floor(x / cell) * 65536 + Math.floor(y / cell)) || [];
-      item.inside = near.some((s) => s.left < x && x < s.right && s.top < y && y < s.bottom);
+      item.inside = near.find((s) => s.left < x && x < s.right && s.top < y && y < s.bottom);
+      if (item.inside) (item.inside.texts ??= []).push(item);
     }
   }
 }

@@ -2,38 +2,36 @@
 
 const LEGIBLE = 3; // pixels of a text below which it is left out
 const FAINT = 0.02; // pixels of a line's width below which it is left out
+const LOUD = 0.2; // least width of a line that is not grey
 const DEEPEST = 24; // most that the view magnifies
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
+const night = new Map();
+
 /** A grey as it is on dark paper; other colours are kept. */
-const onDark = (() => {
-  const known = new Map();
-  return (colour) => {
-    if (!known.has(colour)) {
-      const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-      const grey = Math.max(r, g, b) - Math.min(r, g, b) < 32;
-      const turned = [r, g, b].map((part) => Math.round(18 + (255 - part) * 0.85));
-      known.set(colour, grey ? `rgb(${turned.join(" ")})` : colour);
-    }
-    return known.get(colour);
-  };
-})();
+function onDark(colour) {
+  if (!night.has(colour)) {
+    const turned = partsOf(colour).map((part) => Math.round(18 + (255 - part) * 0.85));
+    night.set(colour, isGrey(colour) ? `rgb(${turned.join(" ")})` : colour);
+  }
+  return night.get(colour);
+}
 
 class Viewer {
-  /** `onPick(x, y)` is told where the drawing was clicked. */
-  constructor(canvas, scene, onPick) {
-    Object.assign(this, { canvas, scene, onPick, k: 1, x: 0, y: 0, marked: [], dimmed: false, lines: [], chosen: null });
+  /** `onPick` and `onHover` are told a point of the drawing (no point when the pointer leaves), `onPaint` of every frame. */
+  constructor(canvas, scene, { onPick, onHover, onPaint }) {
+    Object.assign(this, { canvas, scene, onPick, onHover, onPaint, k: 1, x: 0, y: 0, marked: [], dimmed: false, lines: [], chosen: null });
     this.context = canvas.getContext("2d", { alpha: false });
     this.pointers = new Map();
-    this.onChange = () => {};
+    this.whole = true; // everything is shown, and stays so when the window changes
     new ResizeObserver(() => this.resize()).observe(canvas);
     dark.addEventListener("change", () => this.redraw());
     addEventListener("beforeprint", () => this.paint());
     addEventListener("afterprint", () => this.redraw());
     this.listen();
+    scene.seat();
     this.resize();
-    this.fit();
   }
 
   resize() {
@@ -45,6 +43,7 @@ class Viewer {
     Object.assign(this, { clientWidth, clientHeight, ratio });
     this.canvas.width = Math.round(clientWidth * ratio);
     this.canvas.height = Math.round(clientHeight * ratio);
+    if (this.whole) this.fit();
     this.paint();
   }
 
@@ -60,12 +59,14 @@ class Viewer {
 
   fit() {
     this.show({ left: 0, top: 0, right: this.scene.width, bottom: this.scene.height }, { margin: 8 });
+    this.whole = true;
   }
 
   /** Show a box of the drawing, magnified at most so far. */
   show(box, { most = 2, margin = 48 } = {}) {
     const width = Math.max(box.right - box.left, 1), height = Math.max(box.bottom - box.top, 1);
     const room = [this.clientWidth - 2 * margin, this.clientHeight - 2 * margin].map((size) => Math.max(size, 40));
+    this.whole = false;
     this.k = Math.min(room[0] / width, room[1] / height, most);
     this.x = this.clientWidth / 2 - (this.k * (box.left + box.right)) / 2;
     this.y = this.clientHeight / 2 - (this.k * (box.top + box.bottom)) / 2;
@@ -77,10 +78,12 @@ class Viewer {
     this.x = x - ((x - this.x) * k) / this.k;
     this.y = y - ((y - this.y) * k) / this.k;
     this.k = k;
+    this.whole = false;
     this.redraw();
   }
 
   pan(dx, dy) {
+    this.whole = false;
     // Some of the drawing always stays in view.
     const edge = 60, { k, scene } = this;
     this.x = Math.min(Math.max(this.x + dx, edge - k * scene.width), this.clientWidth - edge);
@@ -110,15 +113,19 @@ class Viewer {
     canvas.addEventListener("pointermove", (event) => this.drag(event));
     canvas.addEventListener("pointerup", (event) => {
       const clicked = this.pointers.delete(event.pointerId) && !this.pointers.size && this.moved < 5;
-      if (clicked) this.onPick(...this.locate(event.offsetX, event.offsetY));
+      if (clicked) this.onPick(this.locate(event.offsetX, event.offsetY));
     });
+    canvas.addEventListener("pointerleave", () => this.onHover(null));
     canvas.addEventListener("pointercancel", (event) => this.pointers.delete(event.pointerId));
     canvas.addEventListener("dblclick", (event) => this.zoom(2, event.offsetX, event.offsetY));
   }
 
   drag(event) {
     const before = this.pointers.get(event.pointerId);
-    if (!before) return;
+    if (!before) {
+      if (event.pointerType === "mouse") this.onHover(this.locate(event.offsetX, event.offsetY));
+      return;
+    }
     const now = [event.offsetX, event.offsetY];
     const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
     this.pointers.set(event.pointerId, now);
@@ -140,16 +147,20 @@ class Viewer {
     this.frame = undefined;
     const { context, canvas, scene } = this;
     this.night = dark.matches && !matchMedia("print").matches;
-    if (this.night && scene.seat) {
-      scene.seat();
-      scene.seat = null;
-    }
+    this.mark = getComputedStyle(canvas).getPropertyValue("--mark");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = this.night ? onDark("#FFFFFF") : "#FFFFFF";
     context.fillRect(0, 0, canvas.width, canvas.height);
     const [left, top] = this.locate(0, 0), [right, bottom] = this.locate(this.clientWidth, this.clientHeight);
     const seen = (item) => item.left < right && item.right > left && item.top < bottom && item.bottom > top;
-    for (const item of scene.items) if (seen(item)) this.paintItem(item);
+    const above = [];
+    for (const item of scene.items) {
+      if (!seen(item)) continue;
+      if (item.symbol || item.text !== null) above.push(item);
+      else this.paintItem(item);
+    }
+    this.lines.forEach((line) => this.paintLine(...line)); // beneath all that can be read
+    above.forEach((item) => this.paintItem(item));
     if (this.dimmed) {
       context.setTransform(1, 0, 0, 1, 0, 0);
       context.globalAlpha = 0.65;
@@ -157,10 +168,9 @@ class Viewer {
       context.fillRect(0, 0, canvas.width, canvas.height);
     }
     this.marked.forEach((item) => seen(item) && this.paintMark(item, 2));
-    this.lines.forEach((line) => this.paintLine(...line));
     if (this.chosen) this.paintMark(this.chosen, 4);
     canvas.dataset.view = [this.k, this.x, this.y].map((part) => part.toFixed(4)).join(" ");
-    this.onChange();
+    this.onPaint(this.k);
   }
 
   place(x, y) {
@@ -169,20 +179,21 @@ class Viewer {
   }
 
   paintItem(item) {
-    const { context, k, night } = this;
+    const { context, k } = this;
     if (item.text !== null) {
       if (item.size * k < LEGIBLE) return;
       context.globalAlpha = item.opacity;
       this.place(0, 0);
       if (context.font !== item.font) context.font = item.font;
       context.textAlign = item.align;
-      context.fillStyle = night && !item.inside ? onDark(item.fill) : item.fill;
+      context.fillStyle = this.night && !item.inside ? onDark(item.fill) : item.fill;
       context.fillText(item.text, item.x, item.y);
       return;
     }
-    const width = item.edge * k, { form } = item;
+    // Warnings are seen from afar.
+    const width = item.stroke ? Math.max(item.edge * k, item.loud ? LOUD : 0) : 0, { form } = item;
     if (!item.fill && width < FAINT) return;
-    const turn = night && !item.symbol ? onDark : (colour) => colour;
+    const turn = this.night && !item.symbol ? onDark : (colour) => colour;
     context.globalAlpha = item.opacity;
     this.place(item.x, item.y);
     if (item.fill) {
@@ -193,9 +204,9 @@ class Viewer {
       }
       context.fill(form.path);
     }
-    if (!item.stroke || width < FAINT) return;
+    if (width < FAINT) return;
     context.strokeStyle = turn(item.stroke);
-    context.lineWidth = item.edge;
+    context.lineWidth = width / k;
     context.setLineDash(item.dash && k > 0.2 ? item.dash : []);
     context.stroke(form.path);
     if (item.arrow && k > 0.15) this.paintArrow(...form.end, form.angle, 7);
@@ -215,10 +226,10 @@ class Viewer {
   paintMark(item, width) {
     const { context, k, form = item.form } = this;
     this.paintItem(item);
-    const colour = getComputedStyle(this.canvas).getPropertyValue("--mark");
+    item.texts?.forEach((text) => this.paintItem(text));
     context.globalAlpha = 1;
     context.setLineDash([]);
-    context.strokeStyle = colour;
+    context.strokeStyle = this.mark;
     const grow = Math.max(0, 6 / k - (form.bottom - form.top)) / 2 + (width / k) * 0.7;
     this.place(item.x, item.y);
     context.lineWidth = width / k;
@@ -232,15 +243,17 @@ class Viewer {
     const { context, k } = this;
     const start = [from.x + from.form.right, from.y + (from.form.top + from.form.bottom) / 2];
     const end = [to.x + to.form.left, to.y + (to.form.top + to.form.bottom) / 2];
-    const bend = Math.max(Math.abs(end[0] - start[0]) / 2, 10);
+    const across = end[0] - start[0], bend = Math.max(Math.abs(across) / 2, 10);
+    // Past symbols of its own row it goes in a bow.
+    const bow = Math.abs(end[1] - start[1]) < 4 && across > 150 ? Math.min(across / 8, 60) : 0;
     this.place(0, 0);
     context.globalAlpha = 0.9;
     context.setLineDash([]);
-    context.strokeStyle = getComputedStyle(this.canvas).getPropertyValue("--mark");
-    context.lineWidth = Math.max(1.5 / k, 0.3);
+    context.strokeStyle = this.mark;
+    context.lineWidth = Math.max(2 / k, 0.3);
     context.beginPath();
     context.moveTo(...start);
-    context.bezierCurveTo(start[0] + bend, start[1], end[0] - bend, end[1], ...end);
+    context.bezierCurveTo(start[0] + bend, start[1] + bow, end[0] - bend, end[1] + bow, ...end);
     context.stroke();
     this.paintArrow(...end, 0, 9 / k);
   }
