@@ -87,11 +87,9 @@ def test_details_are_the_graphs_own(dag: Dag, file: Path, tab: Any) -> None:
         assert gpu_list(op.gpus).removeprefix("GPU ").replace(",", ", ") in text
         assert amount(op.bytes_read, "B") in text
         assert not op.flops or amount(op.flops, "FLOP") in text
-        exact = [
-            float(number.replace(",", "")) for number in re.findall(r"^([\d,.]+) (?:FLOP|bytes)", text, re.MULTILINE)
-        ]
-        wanted_figures = [figure for figure in (op.flops, op.bytes_read) if figure]
-        assert exact == pytest.approx(wanted_figures, rel=1e-9, abs=0.05)
+        exact = re.findall(r"^([\d,.]+) (?:FLOP|bytes)", text, re.MULTILINE)
+        figures = [figure for figure in (op.flops, op.bytes_read) if figure]
+        assert [float(number.replace(",", "")) for number in exact] == pytest.approx(figures, rel=1e-9, abs=0.05)
         rows = page.locator("#panel .tensors > li").all_inner_texts()
         edges = [*dag.incoming(name), *dag.outgoing(name)]
         assert len(rows) == len(edges)
@@ -236,6 +234,16 @@ def test_a_link_opens_the_same_again(file: Path, tab: Any) -> None:
     page.wait_for_function("document.querySelector('#panel .id').innerText === 'L2.attention.g0'")
     page = opened(tab, file, "op=L9.nothing")
     assert page.inner_text("#count") == "no operation L9.nothing"
+
+
+def test_dark_paper_turns_white_for_print(file: Path, new_tab: Any) -> None:
+    page = opened(new_tab(color_scheme="dark"), file)
+    corner = "document.querySelector('#view').getContext('2d').getImageData(0, 0, 1, 1).data[0]"
+    assert page.evaluate(corner) < 32
+    assert page.evaluate(f"(dispatchEvent(new Event('beforeprint')), {corner})") == 255
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    view_of(page)
+    assert page.evaluate(corner) < 32
 
 
 def test_a_phone_shows_details_under_the_drawing_and_pinches(file: Path, new_tab: Any) -> None:

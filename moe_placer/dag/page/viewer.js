@@ -27,7 +27,7 @@ class Viewer {
     this.whole = true; // everything is shown, and stays so when the window changes
     new ResizeObserver(() => this.resize()).observe(canvas);
     dark.addEventListener("change", () => this.redraw());
-    addEventListener("beforeprint", () => this.paint());
+    addEventListener("beforeprint", () => this.paint(true));
     addEventListener("afterprint", () => this.redraw());
     this.listen();
     scene.seat();
@@ -142,12 +142,13 @@ class Viewer {
 
   // Painting.
 
-  paint() {
+  /** Paint what is in view; on white where it is for `paper`. */
+  paint(paper = false) {
     cancelAnimationFrame(this.frame);
     this.frame = undefined;
     const { context, canvas, scene } = this;
-    this.night = dark.matches && !matchMedia("print").matches;
-    this.mark = getComputedStyle(canvas).getPropertyValue("--mark");
+    this.night = dark.matches && !paper;
+    this.mark = getComputedStyle(canvas).getPropertyValue(paper ? "--mark-on-paper" : "--mark");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = this.night ? onDark("#FFFFFF") : "#FFFFFF";
     context.fillRect(0, 0, canvas.width, canvas.height);
