@@ -238,7 +238,11 @@ def test_a_link_opens_the_same_again(file: Path, tab: Any) -> None:
 
 def test_dark_paper_turns_white_for_print(file: Path, new_tab: Any) -> None:
     page = opened(new_tab(color_scheme="dark"), file)
-    corner = "document.querySelector('#view').getContext('2d').getImageData(0, 0, 1, 1).data[0]"
+    corner = """(() => {
+      const copy = new OffscreenCanvas(1, 1).getContext("2d");
+      copy.drawImage(document.querySelector("#view"), 0, 0);
+      return copy.getImageData(0, 0, 1, 1).data[0];
+    })()"""
     assert page.evaluate(corner) < 32
     assert page.evaluate(f"(dispatchEvent(new Event('beforeprint')), {corner})") == 255
     page.evaluate("dispatchEvent(new Event('afterprint'))")
