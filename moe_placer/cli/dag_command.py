@@ -19,7 +19,10 @@ __all__ = ["dag"]
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Folder to write to.  [.]"
 )
 def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
-    """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json)."""
+    """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json).
+
+    The large ones are also written as .html: one file with search, zoom and details, which needs no network.
+    """
     from moe_placer.dag import write_dags
     from moe_placer.errors import VerificationError
     from moe_placer.placement import load_placement

@@ -20,11 +20,12 @@ MAX_LANES = 4  # DP replicas drawn side by side on one page; more are merged int
 
 @dataclass(frozen=True)
 class View:
-    """One drawing: how its graph is made, and how it is drawn."""
+    """One drawing: how its graph is made, how it is drawn, and whether it gets a page to search and zoom in."""
 
     name: str
     build: Callable[[Instance, Placement, Traffic], Dag]
     draw: Callable[[Dag], str]
+    page: bool = True
 
 
 def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) -> int:
@@ -89,7 +90,7 @@ def _draw_comprehensive(dag: Dag) -> str:
 VIEWS: dict[str, View] = {
     view.name: view
     for view in (
-        View("simplified_moe_dag", _simplified, _draw_simplified),
+        View("simplified_moe_dag", _simplified, _draw_simplified, page=False),
         View("detailed_expert_dag", _detailed, _draw_detailed),
         View("comprehensive_moe_dag", build_dag, _draw_comprehensive),
     )

@@ -1,10 +1,11 @@
-"""Writes the drawings of a placement, each as .dot, .json and .svg."""
+"""Writes the drawings of a placement, each as .dot, .json and .svg, and the large ones as pages too."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
+from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import VIEWS
 from moe_placer.errors import UsageError
@@ -24,6 +25,8 @@ def write_dags(
     only: Collection[str] | None = None,
 ) -> tuple[Path, ...]:
     """Write ``<view>.dot``, ``.json`` and ``.svg`` for every view, or for some; the same input gives the same bytes.
+
+    Large views get an ``.html`` too: the drawing with search, zoom and details, in one file.
 
     Parameters
     ----------
@@ -53,6 +56,8 @@ def write_dags(
             continue
         dag = view.build(instance, placement, traffic)
         texts = {"dot": to_dot(dag, view.name), "json": to_json(dag, view.name), "svg": view.draw(dag)}
+        if view.page:
+            texts["html"] = to_page(dag, view.name, texts["svg"])
         for suffix, text in texts.items():
             path = Path(directory) / f"{view.name}.{suffix}"
             write_atomically(path, text)

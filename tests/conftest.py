@@ -1,0 +1,42 @@
+"""Fixtures for tests of any module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, started once; without one on the machine, tests that ask for it are skipped."""
+    from browser import find_chromium, launched
+
+    if find_chromium() is None:
+        pytest.skip("no Chromium on the PATH (Debian: apt-get install chromium; or set CHROMIUM to its path)")
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture
+def new_tab(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Open tabs, with options such as ``viewport=`` or ``color_scheme=``; the test fails if a page complained."""
+    from browser import Tab
+
+    tabs: list[Any] = []
+
+    def opened(**options: Any) -> Any:
+        tabs.append(Tab(chromium.new_context(**options).new_page()))
+        return tabs[-1]
+
+    yield opened
+    for tab in tabs:
+        tab.page.context.close()
+    assert [tab.complaints for tab in tabs if tab.complaints] == []
+
+
+@pytest.fixture
+def tab(new_tab: Callable[..., Any]) -> Any:
+    """One tab of 1600 by 1000 pixels: ``tab.open(path)`` opens a file, ``tab.page`` is Playwright's page."""
+    return new_tab(viewport={"width": 1600, "height": 1000})

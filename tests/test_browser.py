@@ -1,0 +1,31 @@
+"""The watch kept over pages: what it must notice, and that a quiet page passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+BAD = {
+    "exception: gone wrong": "<script>throw new Error('gone wrong')</script>",
+    "said aloud": "<script>console.error('said aloud')</script>",
+    "dialog: boo": "<script>alert('boo')</script>",
+    "request: https://example.invalid/x.png": "<img src='https://example.invalid/x.png' alt=''>",
+    "request: https://example.invalid/a": "<script>fetch('https://example.invalid/a').catch(() => 0)</script>",
+}
+
+
+def test_complaints_are_noticed(tab: Any, tmp_path: Path) -> None:
+    for complaint, markup in BAD.items():
+        page = tmp_path / "page.html"
+        page.write_text(f"<!doctype html><title>x</title>{markup}", encoding="utf-8")
+        tab.open(page).wait_for_timeout(50)
+        assert complaint in tab.complaints
+        tab.complaints.clear()
+
+
+def test_a_quiet_page_passes_at_its_fragment(tab: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><title>x</title><p id=here>quiet<script>console.log(1)</script>", encoding="utf-8")
+    assert tab.open(page, "here").inner_text("#here:target") == "quiet"
+    assert page.resolve().as_uri() + "#here" == tab.page.url
+    assert tab.complaints == []
