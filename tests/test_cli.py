@@ -71,6 +71,7 @@ def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
 def test_solve_writes_the_placement_and_its_dags(solved: Path) -> None:
     views = ("simplified_moe_dag", "detailed_expert_dag")
     expected = {"placement.json", *(f"{view}.{kind}" for view in views for kind in ("dot", "svg", "json"))}
+    expected.add("detailed_expert_dag.html")  # the large one also as a page
     assert {path.name for path in solved.iterdir()} == expected
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from moe_placer.cli.solve_command import _stop_on_signal
+from moe_placer.cli.summary import _share
+
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"
 SEED_PLAN = REPO / "instances" / "h100-128.yaml"
@@ -136,3 +139,19 @@ def test_interrupts_leave_no_worker_behind(tmp_path: Path, again: bool) -> None:
     while not gone(workers) and time.monotonic() < give_up:
         time.sleep(0.2)
     assert gone(workers)
+
+
+def test_two_signals_at_once_are_one_wish() -> None:
+    with _stop_on_signal() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped()
+        time.sleep(0.3)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_gap_without_a_bound_is_not_known() -> None:
+    assert _share(float("inf")) == "not known"
+    assert _share(0.00125) == "0.125%"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from moe_placer.solving import Solution
 
 __all__ = ["solve"]
+
+_ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one wish
 
 
 def _cores() -> int:
@@ -88,12 +91,15 @@ def solve(
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a wish to stop; a second one ends the program."""
-    received: list[int] = []
+    received: list[float] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if received:
+            if now - received[0] < _ONE_WISH_S:
+                return
             raise KeyboardInterrupt
-        received.append(number)
+        received.append(now)
         sys.stderr.write("\nstopping: keeping the best placement so far (again to give up)\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

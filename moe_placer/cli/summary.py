@@ -62,12 +62,11 @@ def milliseconds(instance: Instance, cost: float) -> float:
 
 def _findings(solution: Solution) -> list[str]:
     gaps, own = solution.gaps, solution.solver_gaps
-    both = f"{np.median(gaps):.3%} in the median layer, {gaps.max():.3%} in the worst"
+    both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
     lines = [f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."]
     if any(record.solver_bound is not None for record in solution.placement.layers):
-        lines.append(
-            f"By the solver's word, which cannot be re-checked: {np.median(own):.3%} median, {own.max():.3%} worst."
-        )
+        both = f"{_share(np.median(own))} median, {_share(own.max())} worst"
+        lines.append(f"By the solver's word, which cannot be re-checked: {both}.")
     if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of copies of each expert; other choices may beat it.")
     if solution.repaired:
@@ -84,3 +83,7 @@ def _findings(solution: Solution) -> list[str]:
             f"speed; over all layers: {total}, {found.aggregate:,.0f}."
         )
     return lines
+
+
+def _share(gap: float) -> str:
+    return f"{gap:.3%}" if np.isfinite(gap) else "not known"
