@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from moe_placer.verifier.deployment import Deployment, MoeLayer
 from moe_placer.verifier.dags.files import DagFile, Row
 from moe_placer.verifier.dags.rules import DagViolation, differs
+from moe_placer.verifier.deployment import Deployment, MoeLayer
 
 __all__ = ["check_communication", "check_experts", "check_gpus", "check_layers", "check_traffic"]
 
