@@ -85,6 +85,13 @@ class NothingFoundError(MoePlacerError):
 
 
 class VerificationError(MoePlacerError):
-    """A placement breaks a constraint, or a stated figure is not what it really is (exit code 5)."""
+    """A placement breaks a constraint, or a stated figure is not what it really is (exit code 5).
+
+    ``rules`` names the broken rule of each violation that the verifier found.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, rules: Sequence[str] = ()) -> None:
+        self.rules = tuple(rules)
+        super().__init__(message)

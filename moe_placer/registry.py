@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from moe_placer.errors import UsageError
 from moe_placer.solver import Solver
 
-__all__ = ["BUILT_IN", "DEFAULT", "find_solver", "solver_names"]
+__all__ = ["BUILT_IN", "DEFAULT", "find_solver", "solver_names", "solver_version"]
 
 BUILT_IN = {
     "auto": "moe_placer.solvers.auto:Auto",
@@ -55,6 +55,16 @@ def find_solver(name: str) -> Solver:
     if not isinstance(solver, Solver):
         raise UsageError(f"{name!r} is not a moe_placer Solver")
     return solver
+
+
+def solver_version(name: str) -> str:
+    """Version of the program, and for another package's solver also that package's name and version."""
+    try:
+        own = version("moe-placer")
+    except PackageNotFoundError:
+        own = "not installed"
+    package = _plug_ins()[name].dist if name not in BUILT_IN else None
+    return own if package is None else f"{own}, {package.name} {package.version}"
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

@@ -10,7 +10,11 @@ import numpy.typing as npt
 
 from moe_placer.bounds import Bound
 
-__all__ = ["LayerResult", "Status", "Stop", "gap"]
+__all__ = ["FalseBoundError", "LayerResult", "Status", "Stop", "gap"]
+
+
+class FalseBoundError(ValueError):
+    """A bound is above what was found."""
 
 
 class Status(StrEnum):
@@ -84,7 +88,7 @@ class LayerResult:
         if placed != (self.node is not None) or placed != np.isfinite(self.z):
             raise ValueError(f"status {self.status} contradicts a placement with z = {self.z}")
         if placed and self.best_bound > self.z * (1 + OPTIMAL_GAP) + 1e-9:
-            raise ValueError(f"bound {self.best_bound} is above z = {self.z}: one of them is wrong")
+            raise FalseBoundError(f"bound {self.best_bound} is above z = {self.z}: one of them is wrong")
         if self.status is Status.OPTIMAL and gap(self.z, self.best_bound) > OPTIMAL_GAP:
             raise ValueError(f"optimal, but z = {self.z} is not the bound {self.best_bound}")
         if self.stop is Stop.PROVED and self.status not in {Status.OPTIMAL, Status.INFEASIBLE}:

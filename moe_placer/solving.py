@@ -337,4 +337,5 @@ def _insist(verification: Verification, method: Solver) -> None:
     more = len(verification.violations) - len(shown)
     rest = [f"  ... and {more:,} more"] if more > 0 else []
     found = "\n".join([*shown, *rest])
-    raise VerificationError(f"the placement of {method.name} fails verification, so nothing was written:\n{found}")
+    message = f"the placement of {method.name} fails verification, so nothing was written:\n{found}"
+    raise VerificationError(message, [violation.rule for violation in verification.violations])

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_placer.bench.figures import Event, figures
+from moe_placer.bench.figures import figures
 from moe_placer.bench.job import Job
+from moe_placer.bench.recorder import Recorder, peak_memory
 from moe_placer.errors import MoePlacerError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.registry import find_solver
@@ -26,27 +27,17 @@ __all__ = ["run"]
 RIVALS = ("contiguous", "eplb")  # what users have today
 
 
-class Recorder:
-    """Notes every change of a layer, and verifies the first placement that beats the rivals."""
+class RivalRecorder(Recorder):
+    """Also verifies the first placement that beats the rivals."""
 
     def __init__(self, instance: Instance, traffic: Traffic, begun: float) -> None:
-        self.instance, self.traffic, self.begun = instance, traffic, begun
-        self.events: list[Event] = []
+        super().__init__(begun)
+        self.instance, self.traffic = instance, traffic
         self.better_s: float | None = None
-        self._last: dict[int, tuple[float, float, float]] = {}
-
-    @property
-    def now(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self.begun
 
     def __call__(self, progress: Progress) -> None:
         """Take note of what a solve reports."""
-        now = round(self.now, 6)
-        for layer, figure in enumerate(zip(progress.z, progress.bound, progress.best_bound, strict=True)):
-            if np.isfinite(figure[0]) and self._last.get(layer) != figure:
-                self._last[layer] = figure
-                self.events.append((now, layer, *figure))
+        super().__call__(progress)
         if self.better_s is None and progress.placed == progress.layers and _beats(progress):
             found = verify(self.instance, progress.placement(), self.traffic)
             self.better_s = self.now if found.ok else None
@@ -66,7 +57,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.traces:
         instance = instance.with_traces(job.traces)
     traffic = load_traffic(instance)
-    recorder = Recorder(instance, traffic, begun)
+    recorder = RivalRecorder(instance, traffic, begun)
     solution = solve(instance, traffic, solver=job.solver, limits=limits, seed=job.seed, progress=recorder)
     total = recorder.now
     return job.settings() | _facts(instance, solution) | _row(recorder, solution, job.time_limit_s, total)
@@ -87,7 +78,7 @@ def _facts(instance: Instance, solution: Solution) -> dict[str, Any]:
     }
 
 
-def _row(recorder: Recorder, solution: Solution, time_limit: float, total: float) -> dict[str, Any]:
+def _row(recorder: RivalRecorder, solution: Solution, time_limit: float, total: float) -> dict[str, Any]:
     checked, gaps = solution.verification, solution.gaps
     when = figures(recorder.events, len(checked.layers), checked.total_bound, time_limit)
     return {
@@ -119,17 +110,8 @@ def main() -> None:
     except MoePlacerError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    row |= peak_memory()
+    row["largest_process_bytes"] = peak_memory()
     Path(sys.argv[1]).write_text(json.dumps(row, allow_nan=False), encoding="utf-8")
-
-
-def peak_memory() -> dict[str, Any]:
-    """Return the peak of the largest process: this one, or one that it waited for."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return {"largest_process_bytes": unit * max(peaks)}
 
 
 if __name__ == "__main__":

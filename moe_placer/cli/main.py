@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from moe_placer.cli.bench_command import bench
+from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.schema_command import schema
@@ -38,7 +39,7 @@ def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
-for _command in (solve, verify, inspect, schema, solvers, dag, bench):
+for _command in (solve, verify, inspect, schema, solvers, dag, bench, compare):
     cli.add_command(_command)
 
 

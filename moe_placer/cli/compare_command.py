@@ -1,0 +1,178 @@
+"""``moe-placer compare``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moe_placer.cli.options import trace_option
+
+__all__ = ["compare"]
+
+
+@click.command()
+@click.argument("instances", metavar="INSTANCE...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--solvers", metavar="A,B,C", help="Names, see `moe-placer solvers`.  [all]")
+@trace_option
+@click.option(
+    "--held-out",
+    "held_out",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Recorded routing to measure on beside what is solved for, one per domain as --trace. Repeatable.",
+)
+@click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for each run.")
+@click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
+@click.option("--seeds", default="0", show_default=True, metavar="0,1,...", help="One run for each.")
+@click.option("--workers", default=1, show_default=True, metavar="N", type=int, help="Worker processes of each run.")
+@click.option(
+    "--jobs", metavar="N", type=click.IntRange(1, 1024), help="Runs at a time.  [all cores / workers; 1 times best]"
+)
+@click.option(
+    "--patience",
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds beyond its limit after which a run counts as hung.",
+)
+@click.option("--question", metavar="TEXT", help="What the comparison is to answer, for its page.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="[reports/DATE-compare]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+def compare(
+    instances: tuple[Path, ...],
+    solvers: str | None,
+    traces: tuple[Path, ...],
+    held_out: tuple[Path, ...],
+    time_limit: float,
+    gap: float,
+    seeds: str,
+    workers: int,
+    jobs: int | None,
+    patience: float,
+    question: str | None,
+    output: Path | None,
+    quiet: bool,
+) -> int:
+    r"""Compare solvers on each INSTANCE: every solver, every seed, each run verified and in a process of its own.
+
+    Writes config.json, environment.json and results.jsonl, one row a run. The same command again continues what was
+    interrupted. Traces apply to instances with `traffic.kind: trace`. A solver that crashes, hangs or lies is a row
+    that says so.
+
+    \b
+    Examples:
+      moe-placer compare instances/h100-128.yaml -o reports/2026-11-24-seed-plan
+      moe-placer compare instances/dsv2-lite-128.yaml --solvers contiguous,eplb,auto --trace a1.npz --trace b1.npz \
+        --held-out a2.npz --held-out b2.npz --seeds 0,1
+    """
+    from moe_placer.bench import describe_environment
+    from moe_placer.compare import Folder, Settings, build_matrix
+    from moe_placer.registry import solver_names
+
+    names = _names(solvers) if solvers is not None else solver_names()
+    matrix = build_matrix(instances, names, _numbers(seeds), Settings(time_limit, gap, workers), traces, held_out)
+    environment = describe_environment()
+    folder = Folder(
+        output or Path("reports") / f"{environment['date']}-compare",
+        {"question": question, **matrix.config},
+        environment,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that runs end with the comparison
+    try:
+        with folder:
+            for row in matrix.instances:
+                folder.add_instance(row)
+            _run(folder, matrix.cells, jobs or max(1, _cores() // workers), patience, quiet)
+    except KeyboardInterrupt:
+        click.echo(
+            f"moe-placer: interrupted; {folder.path} has the runs that ended before; the same command continues",
+            err=True,
+        )
+        return 130
+    click.echo(folder.path / "results.jsonl")
+    return _exit_code(folder)
+
+
+def _run(folder: Any, cells: tuple[Any, ...], jobs: int, patience: float, quiet: bool) -> None:
+    """Run what has no row yet."""
+    from moe_placer.compare import run_cells
+
+    todo = [cell for cell in cells if cell.key not in folder.done]
+    with _progress(len(cells), len(cells) - len(todo), quiet) as tell, closing(run_cells(todo, jobs, patience)) as rows:
+        for row in rows:
+            folder.add(row)
+            tell(row)
+
+
+def _exit_code(folder: Any) -> int:
+    """Fail only where no run gave a placement."""
+    from moe_placer.errors import NothingFoundError
+
+    runs = [row for row in folder.rows if row["kind"] == "run"]
+    return 0 if any(row["status"] == "ok" for row in runs) else NothingFoundError.exit_code
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from moe_placer.errors import UsageError
+
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise UsageError(f"seeds are {text!r}, expected whole numbers such as 0,1,2") from None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _text(row: dict[str, Any]) -> str:
+    run = f"{row['instance']}, {row['solver']}, seed {row['seed']}"
+    if row["status"] != "ok":
+        return f"{run}: {row['status'].upper()}, {row['reason']}"
+    gap = "open" if row["gap_largest"] is None else f"{row['gap_largest']:.2%}"
+    found = row["traffic"]["solved_for"]["z_total"]
+    return f"{run}: worst links {found:,.0f} tokens, largest gap {gap}, {row['seconds']['total']:.1f} s"
+
+
+@contextmanager
+def _progress(runs: int, before: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function to tell of every row: a live bar for people, a line a run for all."""
+    if quiet:
+        yield lambda _row: None
+        return
+    if before:
+        click.echo(f"continuing: {before} of {runs} runs are there", err=True)
+    if not sys.stderr.isatty():
+        count = [before]
+
+        def say(row: dict[str, Any]) -> None:
+            count[0] += 1
+            click.echo(f"{count[0]}/{runs} {_text(row)}", err=True)
+
+        yield say
+        return
+    from rich.console import Console  # only where somebody watches
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task("", total=runs, completed=before)
+
+        def show(row: dict[str, Any]) -> None:
+            bar.console.print(_text(row), markup=False, soft_wrap=True)
+            bar.advance(task)
+
+        yield show

@@ -1,0 +1,130 @@
+"""One cell of the matrix: an instance with its traffic, a solver with its limits, a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_placer.errors import InputError, Mistake
+from moe_placer.instance import Instance, load_instance
+from moe_placer.traffic import Traffic, load_traffic
+
+__all__ = ["ROW", "Cell", "Settings", "open_instance"]
+
+ROW = "moe-placer/row/1"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a comparison have alike.
+
+    Attributes
+    ----------
+    time_limit_s : float
+        Wall-clock seconds of each run.
+    gap : float
+        A layer is done within this fraction of its bound: 0.01 is 1%.
+    workers : int
+        Worker processes of each run.
+    """
+
+    time_limit_s: float = 60.0
+    gap: float = 0.001
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; it has a process of its own, so everything in it is text or a number.
+
+    Attributes
+    ----------
+    path : str
+        Of the instance file.
+    name : str
+        Of the instance.
+    traces, held_out : tuple of str
+        Paths of recorded traces, for trace instances: to solve for, and to measure on beside.
+    instance_sha256, traffic_sha256 : str
+    held_out_sha256 : str or None
+        Of the traffic to measure on beside; None without.
+    solver, version : str
+        Its name, and the version of what it is part of.
+    seed : int
+    time_limit_s, gap, workers
+        As in `Settings`.
+    """
+
+    path: str
+    name: str
+    traces: tuple[str, ...]
+    held_out: tuple[str, ...]
+    instance_sha256: str
+    traffic_sha256: str
+    held_out_sha256: str | None
+    solver: str
+    version: str
+    seed: int
+    time_limit_s: float
+    gap: float
+    workers: int
+
+    @property
+    def parameters(self) -> dict[str, float | int]:
+        """Limits, as rows state them."""
+        return {"time_limit_s": self.time_limit_s, "gap": self.gap, "workers": self.workers}
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of everything that the run depends on; names and paths of files do not count."""
+        content = {
+            "instance": self.instance_sha256,
+            "traffic": self.traffic_sha256,
+            "held_out": self.held_out_sha256,
+            "solver": self.solver,
+            "version": self.version,
+            "seed": self.seed,
+            "parameters": self.parameters,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def head(self) -> dict[str, Any]:
+        """Return what its row says before it began; no paths."""
+        return {
+            "schema": ROW,
+            "kind": "run",
+            "key": self.key,
+            "instance": self.name,
+            "instance_sha256": self.instance_sha256,
+            "solver": self.solver,
+            "version": self.version,
+            "parameters": self.parameters,
+            "seed": self.seed,
+        }
+
+    def open(self) -> tuple[Instance, Traffic, Traffic | None]:
+        """Read the instance, the traffic to solve for, and the traffic to measure on beside.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read, or has changed since the comparison began.
+        """
+        instance, traffic = open_instance(Path(self.path), self.traces)
+        beside = load_traffic(instance.with_traces(self.held_out)) if self.held_out else None
+        found = (instance.sha256, traffic.sha256, beside.sha256 if beside else None)
+        if found != (self.instance_sha256, self.traffic_sha256, self.held_out_sha256):
+            raise InputError(Mistake("files that changed during the comparison", "the same files", self.name))
+        return instance, traffic, beside
+
+
+def open_instance(path: Path, traces: Sequence[str | Path]) -> tuple[Instance, Traffic]:
+    """Read an instance and its traffic; traces apply to instances with ``traffic.kind: trace``."""
+    instance = load_instance(path)
+    if traces and instance.traffic.kind == "trace":
+        instance = instance.with_traces(traces)
+    return instance, load_traffic(instance)

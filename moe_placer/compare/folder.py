@@ -1,0 +1,140 @@
+"""A comparison's folder: config.json and environment.json written once, rows appended as runs end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from moe_placer.errors import InputError, Mistake, UsageError
+from moe_placer.files import write_atomically
+
+__all__ = ["Folder"]
+
+CONFIG = "moe-placer/comparison/1"
+Row = dict[str, Any]
+
+
+class Folder:
+    """Rows survive whatever ends the program: each is on disk before the next is taken; a torn last line is dropped.
+
+    A context manager, since only one comparison at a time may write to a folder.
+
+    Attributes
+    ----------
+    path : Path
+    rows : list of dict
+        What is there already.
+
+    Raises
+    ------
+    UsageError
+        The folder holds another comparison, or one of another machine, version or commit, or is in use.
+    InputError
+        It cannot be read or written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        self.path = path
+        config = {"schema": CONFIG, "name": path.resolve().name, **config}
+        self._check("config.json", config, "settings")
+        self._check("environment.json", environment, "machine, version or commit")
+        for name, content in (("config.json", config), ("environment.json", environment)):
+            if not (path / name).exists():
+                write_atomically(path / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        self.rows: list[Row] = []
+
+    @property
+    def done(self) -> set[str]:
+        """Keys of the runs that have a row."""
+        return {row["key"] for row in self.rows if row["kind"] == "run"}
+
+    def __enter__(self) -> Self:
+        file = self.path / "results.jsonl"
+        try:
+            self._stream = file.open("a+b")
+        except OSError as error:
+            raise InputError(Mistake(f"what cannot be written ({error.strerror})", "a file", file=file)) from None
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError:
+            self._stream.close()
+            raise UsageError(f"another comparison is writing to {self.path}") from None
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def add(self, row: Row) -> None:
+        """Append a row, and wait until it is on disk."""
+        line = json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        try:
+            self._stream.write(line.encode() + b"\n")
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            expected = "a folder with space left; give the same command again to continue"
+            raise InputError(Mistake(f"what cannot be written ({error.strerror})", expected, file=self.path)) from None
+        self.rows.append(row)
+
+    def add_instance(self, row: Row) -> None:
+        """Append the row of an instance, once.
+
+        Raises
+        ------
+        UsageError
+            The folder knows another instance or traffic by this name.
+        """
+        known = [old for old in self.rows if old["kind"] == "instance" and old["name"] == row["name"]]
+        if not known:
+            self.add(row)
+        elif known[0] != row:
+            differs = ", ".join(sorted(key for key in row if known[0].get(key) != row[key]))
+            raise UsageError(
+                f"{self.path} holds rows of another {row['name']} ({differs} differ); choose another folder"
+            )
+
+    def _read(self) -> None:
+        """Read the rows that are there; what a killed run left of a last line is cut off."""
+        self._stream.seek(0)
+        whole, end, torn = self._stream.read().rpartition(b"\n")
+        if torn:
+            self._stream.truncate(len(whole) + len(end))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                if row["kind"] == "run":
+                    str(row["key"])
+            except (ValueError, TypeError, KeyError):
+                file = self.path / "results.jsonl"
+                raise InputError(Mistake("what is no row", "a row of a comparison", file=file, line=number)) from None
+            self.rows.append(row)
+
+    def _check(self, name: str, content: Mapping[str, Any], what: str) -> None:
+        file = self.path / name
+        if not file.exists():
+            if name == "config.json" and (self.path / "results.jsonl").exists():
+                raise UsageError(f"{self.path} has rows but no {name}; choose another folder")
+            return
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            differs = sorted(
+                key
+                for key in {*before, *content} - {"date"}
+                if before.get(key) != json.loads(json.dumps(content)).get(key)
+            )
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(Mistake(f"what cannot be read ({error})", "a comparison's folder", file=file)) from None
+        if differs:
+            found = f"{self.path} holds a comparison with another {what} ({', '.join(differs)} differ)"
+            raise UsageError(f"{found}; choose another folder")

@@ -1,0 +1,151 @@
+"""Everything that a comparison will run; what is wrong with it is said before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_placer.compare.cell import ROW, Cell, Settings, open_instance
+from moe_placer.errors import UsageError
+from moe_placer.fabric import build_fabric
+from moe_placer.fabric.graph import link_name
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import token_bytes
+from moe_placer.registry import find_solver, solver_version
+from moe_placer.solver import Limits
+from moe_placer.traffic import Traffic, load_traffic
+
+__all__ = ["Matrix", "build_matrix"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What to run.
+
+    Attributes
+    ----------
+    config : dict
+        The comparison's content of config.json, but for its name and question.
+    instances : tuple of dict
+        Rows of kind ``instance``.
+    cells : tuple of Cell
+        In the order in which they are begun.
+    """
+
+    config: dict[str, Any]
+    instances: tuple[dict[str, Any], ...]
+    cells: tuple[Cell, ...]
+
+
+def build_matrix(
+    instances: Sequence[Path],
+    solvers: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    traces: Sequence[Path] = (),
+    held_out: Sequence[Path] = (),
+) -> Matrix:
+    """Check and combine what is to be compared.
+
+    Parameters
+    ----------
+    traces, held_out : sequence of Path
+        Recorded traces to solve for and to measure on beside, one per domain; for instances with ``traffic.kind:
+        trace``, of which there must then be one.
+
+    Raises
+    ------
+    UsageError
+        A solver, seed or limit makes no sense, something is named twice, or traces apply to no instance.
+    InputError
+        An instance or its traffic is wrong.
+    """
+    Limits(time_s=settings.time_limit_s, gap=settings.gap, workers=settings.workers)  # refuses what makes no sense
+    _refuse_repeats("solver", solvers)
+    _refuse_repeats("seed", seeds)
+    for seed in seeds:
+        if seed < 0:
+            raise UsageError(f"seed is {seed}, expected 0 or more")
+    versions = {name: (find_solver(name), solver_version(name))[1] for name in solvers}
+    rows: list[dict[str, Any]] = []
+    cells: list[Cell] = []
+    for path in instances:
+        instance, traffic = open_instance(path, traces)
+        recorded = instance.traffic.kind == "trace"
+        beside = load_traffic(instance.with_traces(held_out)) if held_out and recorded else None
+        if beside is not None and beside.sha256 == traffic.sha256:
+            raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
+        rows.append(instance_row(instance, traffic, beside))
+        cells += [
+            Cell(
+                path=str(path),
+                name=instance.name,
+                traces=tuple(map(str, traces)) if recorded else (),
+                held_out=tuple(map(str, held_out)) if recorded else (),
+                instance_sha256=instance.sha256,
+                traffic_sha256=traffic.sha256,
+                held_out_sha256=beside.sha256 if beside else None,
+                solver=solver,
+                version=versions[solver],
+                seed=seed,
+                **asdict(settings),
+            )
+            for solver in solvers
+            for seed in seeds
+        ]
+    _refuse_repeats("instance", [row["name"] for row in rows])
+    if (traces or held_out) and not any(cell.traces or cell.held_out for cell in cells):
+        raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
+    config = {
+        "instances": [row["name"] for row in rows],
+        "solvers": list(solvers),
+        "seeds": list(seeds),
+        "parameters": asdict(settings),
+        "traces": [path.name for path in traces],
+        "held_out": [path.name for path in held_out],
+    }
+    return Matrix(config, tuple(rows), tuple(cells))
+
+
+def _refuse_repeats(what: str, names: Sequence[object]) -> None:
+    if not names:
+        raise UsageError(f"no {what} is given, expected at least one")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the {what} {name} is given twice")
+
+
+def instance_row(instance: Instance, traffic: Traffic, held_out: Traffic | None) -> dict[str, Any]:
+    """Return the row of an instance: what readers of its runs need, no paths."""
+    cluster, placement = instance.cluster, instance.placement
+    links = [
+        {"name": link_name(source, target), "source": source, "target": target, "bandwidth": float(data["bandwidth"])}
+        for source, target, data in build_fabric(instance).edges(data=True)
+    ]
+    return {
+        "schema": ROW,
+        "kind": "instance",
+        "name": instance.name,
+        "sha256": instance.sha256,
+        "traffic_sha256": traffic.sha256,
+        "held_out_sha256": held_out.sha256 if held_out else None,
+        "layers": len(instance.moe_layers),
+        "experts": instance.model.experts,
+        "replicas": instance.replicas_per_layer,
+        "nodes": cluster.nodes,
+        "gpus": instance.gpus,
+        "gpus_per_node": cluster.gpus_per_node,
+        "slots_per_gpu": placement.slots_per_gpu,
+        "fabric": cluster.fabric.model_dump(mode="json"),
+        "dispatch": placement.dispatch,
+        "replica_routing": placement.replica_routing,
+        "bytes_per_token": token_bytes(instance),
+        "node_bandwidth": cluster.fabric.node_gb_per_s,
+        "recordings": [recording.name for recording in traffic.recordings],
+        "held_out": [recording.name for recording in held_out.recordings] if held_out else [],
+        "layer_index": list(instance.moe_layers),
+        "gpu_node": [gpu // cluster.gpus_per_node for gpu in range(instance.gpus)],
+        "links": links,
+    }
