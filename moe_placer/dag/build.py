@@ -57,6 +57,7 @@ def build_dag(
         "nodes": instance.cluster.nodes,
         "gpus_per_node": instance.cluster.gpus_per_node,
         "dp": instance.parallelism.dp,
+        "tp": instance.parallelism.attention_tp,
         "links": {},
     }
     hidden = _begin(weaver, crews) if whole else _begin_inside(weaver, crews)

@@ -9,6 +9,7 @@ from moe_placer.dag.build import build_dag
 from moe_placer.dag.contract import Block, contract
 from moe_placer.dag.flows import read_flows
 from moe_placer.dag.operation import Dag, Operation
+from moe_placer.dag.pipeline import overlap
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -69,6 +70,22 @@ def _detailed(instance: Instance, placement: Placement, traffic: Traffic) -> Dag
     return build_dag(instance, placement, traffic, [layer], whole=False)
 
 
+def _complete(instance: Instance, placement: Placement, traffic: Traffic) -> Dag:
+    """DP replicas by their groups, experts by node, one all-to-all for all, in two micro-batches."""
+    per_node = instance.cluster.gpus_per_node
+
+    def block(op: Operation) -> Block:
+        kind = _ALL_TO_ALL.get(op.kind, op.kind)
+        layer = None if op.layer is None else f"L{op.layer}"
+        if kind in {"dispatch", "combine", "input", "split", "gather", "output"}:
+            return kind, (layer,)
+        if kind in {"expert", "expert_reduce"}:
+            return kind, (layer, f"n{op.gpus[0] // per_node}")
+        return kind, (layer, f"dp{op.group}")
+
+    return overlap(contract(build_dag(instance, placement, traffic), block))
+
+
 def _draw_simplified(dag: Dag) -> str:
     from moe_placer.dag.draw_simplified import draw_simplified
 
@@ -87,11 +104,18 @@ def _draw_comprehensive(dag: Dag) -> str:
     return draw_comprehensive(dag)
 
 
+def _draw_complete(dag: Dag) -> str:
+    from moe_placer.dag.draw_complete import draw_complete
+
+    return draw_complete(dag)
+
+
 VIEWS: dict[str, View] = {
     view.name: view
     for view in (
         View("simplified_moe_dag", _simplified, _draw_simplified, page=False),
         View("detailed_expert_dag", _detailed, _draw_detailed),
         View("comprehensive_moe_dag", build_dag, _draw_comprehensive),
+        View("complete_deployment_dag", _complete, _draw_complete),
     )
 }
