@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_placer.bounds import Bound
+from moe_placer.bounds import Bound, best_bound
 from moe_placer.problem import LayerProblem, Problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
 
 __all__ = ["solve_layers"]
@@ -38,7 +38,9 @@ def solve_layers(
     solver: LayerSolver, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
 ) -> list[LayerResult]:
     """Solve all layers, each as well as the limits allow."""
-    best = [_starting(problem.layer(i), start[i] if start is not None else None) for i in range(len(problem))]
+    layers = [problem.layer(index) for index in range(len(problem))]
+    nodes = start if start is not None and not solver.quick else [None] * len(layers)
+    best = [_starting(layer, node, limits.gap) for layer, node in zip(layers, nodes, strict=True)]
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
@@ -50,10 +52,15 @@ def solve_layers(
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
-def _starting(layer: LayerProblem, node: Any) -> LayerResult | None:
+def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | None:
+    """Say what a start is worth: a layer that a quick bound shows to be good enough needs no search."""
     if node is None:
         return None
-    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
+    bound, z = best_bound(layer), layer.z(node)
+    here = gap(z, bound.value)
+    if here <= OPTIMAL_GAP:
+        return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
+    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.TIME)
 
 
 def _nothing(limits: Limits) -> LayerResult:
@@ -114,7 +121,10 @@ class _Run:
     def in_rounds(self, run_round: Callable[[list[int], float, int], None]) -> None:
         """Repeat rounds of doubled effort until every layer is done, or the limits are reached."""
         spent, work, number = 0.0, FIRST_ROUND, 0
-        waiting = list(range(len(self.problem)))
+        for index, result in enumerate(self.best):
+            if result is not None and self._done(index):
+                self.report(index, result)
+        waiting = [index for index in range(len(self.problem)) if not self._done(index)]
         while waiting and not self.limits.deadline.over:
             left = self.limits.total_work - spent
             if left <= 0 and number > 0:

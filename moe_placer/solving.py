@@ -20,7 +20,7 @@ from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, So
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
-from moe_placer.result import FalseBoundError, LayerResult, Status, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
@@ -235,7 +235,8 @@ def _run(
         if result.node is None:
             hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
-        if result.bound.weights is None and result.z > 0 and not limits.deadline.over:
+        proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
+        if result.bound.weights is None and not proved and not limits.deadline.over:
             bound = relaxed_bound(problem.layer(index, result.copies), limits.deadline.left)
             if bound.weights is not None:
                 try:

@@ -221,3 +221,30 @@ def test_no_time_still_gives_a_placement(tmp_path: Path) -> None:
     done = run("solve", SEED_PLAN, "--time-limit", 0, "--no-dag", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     assert run("verify", SEED_PLAN, tmp_path / "placement.json").returncode == 0
+
+
+def test_verify_checks_the_dags_beside_a_placement(tmp_path: Path) -> None:
+    tiny = Path(__file__).parent.parent / "instances" / "tiny.yaml"
+    assert run("solve", tiny, "--solver", "greedy", "-q", "-o", tmp_path).returncode == 0
+    placement = tmp_path / "placement.json"
+    good = run("verify", tiny, placement)
+    assert good.returncode == 0
+    assert "simplified_moe_dag: good." in good.stdout
+    path = tmp_path / "simplified_moe_dag.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"flops":', '"flops":1', 1), encoding="utf-8")
+    bad = run("verify", tiny, placement)
+    assert bad.returncode == 5
+    assert "[dag-arithmetic] simplified_moe_dag" in bad.stdout
+    assert "[dag-twin] simplified_moe_dag" in bad.stdout
+    told = json.loads(run("verify", tiny, placement, "--json").stdout)
+    assert not told["ok"]
+    assert told["violations"] == []
+    assert {v["rule"] for dag in told["dags"] for v in dag["violations"]} == {"dag-arithmetic", "dag-twin"}
+    assert run("verify", tiny, placement, "--no-dag").returncode == 0
+
+
+def test_a_folder_named_without_dags_is_bad_input(tmp_path: Path) -> None:
+    tiny = Path(__file__).parent.parent / "instances" / "tiny.yaml"
+    assert run("solve", tiny, "--solver", "greedy", "-q", "--no-dag", "-o", tmp_path).returncode == 0
+    none = run("verify", tiny, tmp_path / "placement.json", "--dags", tmp_path)
+    assert none.returncode == 1

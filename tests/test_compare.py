@@ -19,7 +19,9 @@ from plug_ins import environment_with_plug_ins
 from moe_placer.cli import main
 from moe_placer.compare import Settings, build_matrix
 from moe_placer.compare.child import run
+from moe_placer.errors import UsageError
 from moe_placer.instance import load_instance
+from moe_placer.report.write import write_report
 
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"
@@ -42,6 +44,7 @@ METRICS = {
 
 class Done(NamedTuple):
     returncode: int
+    stdout: str
     stderr: str
 
 
@@ -49,14 +52,16 @@ Compare = Callable[..., Done]
 
 
 @pytest.fixture
-def compare(capsys: pytest.CaptureFixture[str]) -> Iterator[Compare]:
-    """Run the command in this process; its runs have processes of their own."""
+def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Compare]:
+    """Run the command in this process, without a page; its runs have processes of their own."""
+    monkeypatch.setattr("moe_placer.report.write_report", lambda folder: [folder / "page"])
     before = signal.getsignal(signal.SIGTERM)
 
     def run_it(*arguments: Any) -> Done:
         with pytest.raises(SystemExit) as ended:
             main(["compare", *map(str, arguments)])
-        return Done(int(ended.value.code or 0), capsys.readouterr().err)
+        said = capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
 
     yield run_it
     signal.signal(signal.SIGTERM, before)
@@ -128,10 +133,14 @@ def test_a_process_that_dies_or_hangs_is_a_row_and_the_rest_goes_on(
     }
     assert all(rows[name].keys() == RUN_KEYS for name in ("hang", "killed", "leaves"))
     assert rows["greedy"].keys() == OK_KEYS
+    assert done.stdout.split() == [str(tmp_path / "report" / name) for name in ("results.jsonl", "page")]
     text = "".join(file.read_text() for file in (tmp_path / "report").iterdir())
     assert str(tmp_path) not in text
     assert str(REPO) not in text
     assert not _processes_with(str(tmp_path / "site")) - {os.getpid()}
+    pytest.importorskip("vl_convert")
+    page = (write_report(tmp_path / "report")[0]).read_text()
+    assert all(row["reason"] in page for row in rows.values() if row["reason"])
 
 
 def _processes_with(text: str) -> set[int]:
@@ -302,3 +311,15 @@ def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert [row["solver"] for row in runs_of(tmp_path / "r")] == ["greedy"]
     assert not _processes_with(str(tmp_path / "site"))
+
+
+def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(
+    tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(_folder: Path) -> list[Path]:
+        raise UsageError("reports need jinja2")
+
+    monkeypatch.setattr("moe_placer.report.write_report", lacking)
+    done = compare(TINY, "--solvers", "greedy", "-o", tmp_path)
+    assert done.returncode == 0
+    assert f"no page was made: reports need jinja2; then: moe-placer report {tmp_path}" in done.stderr

@@ -1,0 +1,27 @@
+"""``moe-placer report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["report"]
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    r"""Make the page (index.html) and README.md of a comparison in DIR.
+
+    They are made from config.json, environment.json and results.jsonl in DIR alone, and the same rows give the same
+    bytes. The page is one file that needs no network. Needs the extra: pip install 'moe-placer[report]'.
+
+    \b
+    Example:
+      moe-placer report reports/2026-11-24-methods
+    """
+    from moe_placer.report import write_report
+
+    for path in write_report(folder):
+        click.echo(path)

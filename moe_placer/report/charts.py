@@ -1,0 +1,208 @@
+"""The charts, as Vega-Lite specifications; what they show is filled in by name, here or in the browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["CHARTS", "COLOURS", "config", "filled"]
+
+Spec = dict[str, Any]
+
+# Every one has a contrast of 3:1 or more with white and with the dark page (WCAG 2.2, 1.4.11); a test computes it.
+COLOURS = (
+    "#2f7ed8", "#d55e00", "#00946c", "#a855c8", "#d33f3f", "#0891a8", "#9a6b2f", "#d6518f", "#7d8c00", "#6a6fd8",
+    "#7a7f87", "#b07800", "#4d9221", "#c2593f",
+)  # fmt: skip
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+_SOLVER = {"field": "solver", "type": "nominal", "title": None}
+
+
+def config(ink: str, background: str | None) -> Spec:
+    """Return colours and fonts; `currentColor` lets a page's style decide."""
+    text = {"labelColor": ink, "titleColor": ink, "labelFont": "sans-serif", "titleFont": "sans-serif"}
+    return {
+        "background": background,
+        "font": "sans-serif",
+        "axis": {**text, "domainColor": ink, "tickColor": ink, "gridColor": ink, "gridOpacity": 0.15},
+        "legend": {**text, "labelLimit": 220},
+        "title": {"color": ink},
+        "text": {"color": ink},
+        "view": {"stroke": None},
+        "range": {"category": list(COLOURS), "heatmap": {"scheme": "viridis"}, "ramp": {"scheme": "viridis"}},
+    }
+
+
+def filled(name: str, values: list[dict[str, Any]], description: str, width: int) -> Spec:
+    """Return a chart with its data, for a picture that stands alone."""
+    chart = {**CHARTS[name], "data": {"values": values}, "description": description, "width": width}
+    if "usermeta" in chart:  # a heat map is as high as its rows
+        chart["height"] = chart["usermeta"]["rowHeight"] * len({value["row"] for value in values})
+    return {**chart, "config": config("#1a1a1a", "#ffffff")}
+
+
+def _chart(**parts: Any) -> Spec:
+    return {
+        "$schema": _SCHEMA,
+        "data": {"name": "shown"},
+        "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        **parts,
+    }
+
+
+def _number(field: str, title: str, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, **more}
+
+
+def _heat(row: str, value: str) -> Spec:
+    """Return a heat map of layers by rows; what is worst of its layer has a frame."""
+    x = {
+        "field": "layer",
+        "type": "ordinal",
+        "title": "layer of the model",
+        "axis": {"labelOverlap": True, "labelAngle": 0},
+    }
+    y = {"field": "row", "type": "ordinal", "title": None, "sort": None, "axis": {"labelOverlap": True}}
+    legend = {"orient": "top", "gradientLength": 180, "titleLimit": 300}
+    tooltip = [
+        {"field": "layer", "title": "layer"},
+        {"field": "row", "title": row},
+        {"field": "value", "title": value, "type": "quantitative", "format": ",.4~r"},
+    ]
+    return _chart(
+        usermeta={"rowHeight": 6},
+        encoding={"x": x, "y": y},
+        layer=[
+            {
+                "mark": {"type": "rect", "aria": False},
+                "encoding": {"color": _number("value", value, legend=legend), "tooltip": tooltip},
+            },
+            {
+                "transform": [{"filter": "datum.worst"}],
+                "mark": {"type": "rect", "filled": False, "stroke": "#ff3b1f", "strokeWidth": 2, "aria": False},
+            },
+        ],
+    )
+
+
+def _fabric() -> Spec:
+    hidden = {"axis": None, "scale": {"domain": [0, 1], "padding": 12}}
+    x, y = ({"field": field, "type": "quantitative", **hidden} for field in ("x", "y"))
+    legend = {"orient": "top", "gradientLength": 180, "titleLimit": 300}
+    line = {"x": x, "y": y, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
+    return _chart(
+        height=380,
+        layer=[
+            {
+                "transform": [{"filter": "datum.kind == 'link'"}],
+                "mark": {"type": "rule", "strokeWidth": 2.2, "aria": False},
+                "encoding": {
+                    **line,
+                    "color": _number("value", "tokens, summed over layers", legend=legend),
+                    "tooltip": [{"field": "name", "title": "link"}, _number("value", "tokens", format=",.4~r")],
+                },
+            },
+            {
+                "transform": [{"filter": "datum.worst"}],
+                "mark": {"type": "rule", "strokeWidth": 6, "color": "#ff3b1f", "aria": False},
+                "encoding": line,
+            },
+            {
+                "transform": [{"filter": "datum.kind == 'vertex'"}],
+                "mark": {"type": "circle", "size": 70, "opacity": 1, "color": "#7a7f87", "aria": False},
+                "encoding": {"x": x, "y": y, "tooltip": [{"field": "name", "title": "vertex"}]},
+            },
+            {
+                "transform": [{"filter": "datum.kind == 'vertex'"}],
+                "mark": {"type": "text", "dy": {"expr": "datum.below ? 16 : -12"}, "fontSize": 10},
+                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+            },
+        ],
+    )
+
+
+def _layers() -> Spec:
+    x = {
+        "field": "layer",
+        "type": "ordinal",
+        "title": "layer of the model",
+        "axis": {"labelOverlap": True, "labelAngle": 0},
+    }
+    y = _number("tokens", "tokens per step", scale={"zero": True})
+    series = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top"}}
+    tooltip = [
+        {"field": "layer", "title": "layer"},
+        {"field": "what", "title": "what"},
+        _number("tokens", "tokens", format=",.5~r"),
+    ]
+    mark = {"type": "point", "filled": True, "size": 45, "aria": False}
+    shape = {**series, "scale": {"range": ["circle", "triangle-up"]}}
+    return _chart(height=240, mark=mark, encoding={"x": x, "y": y, "color": series, "shape": shape, "tooltip": tooltip})
+
+
+def _time() -> Spec:
+    x = _number("seconds", "seconds since the run began (logarithmic)", scale={"type": "log"}, axis={"format": "~g"})
+    y = _number("tokens", "tokens, summed over layers", scale={"zero": False})
+    dash = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top"}}
+    encoding = {
+        "x": x,
+        "y": y,
+        "color": {**_SOLVER, "legend": {"orient": "top", "columns": 4}},
+        "tooltip": [_SOLVER, dash, x, y],
+    }
+    return _chart(
+        height=260,
+        encoding=encoding,
+        layer=[
+            {
+                "mark": {"type": "line", "interpolate": "step-after", "aria": False},
+                "encoding": {"strokeDash": {**dash, "scale": {"range": [[1, 0], [5, 4]]}}},
+            },
+            {"mark": {"type": "point", "filled": True, "size": 25, "aria": False}},
+        ],
+    )
+
+
+def _profile() -> Spec:
+    x = _number("factor", "factor above the best solver of that layer", scale={"zero": False, "nice": False})
+    y = _number("share", "share of layers within it", axis={"format": "%"}, scale={"domain": [0, 1]})
+    return _chart(
+        height=260,
+        mark={"type": "line", "interpolate": "step-after", "clip": True, "aria": False},
+        encoding={"x": x, "y": y, "color": {**_SOLVER, "legend": {"orient": "top", "columns": 4}}, "order": x},
+    )
+
+
+def _held_out() -> Spec:
+    x = _number(
+        "seen", "solved for: sum of worst links over contiguous'", scale={"zero": False}, axis={"format": ".2f"}
+    )
+    y = _number("unseen", "held out: the same", scale={"zero": False}, axis={"format": ".2f"})
+    tooltip = [
+        {"field": "instance", "title": "instance"},
+        {"field": "solver", "title": "solver"},
+        {**x, "title": "solved for", "format": ".4f"},
+        {**y, "title": "held out", "format": ".4f"},
+    ]
+    return _chart(
+        height=300,
+        mark={"type": "point", "filled": True, "size": 90, "opacity": 0.85, "aria": False},
+        encoding={
+            "x": x,
+            "y": y,
+            "color": {**_SOLVER, "legend": {"orient": "top", "columns": 4}},
+            "shape": _SOLVER,
+            "tooltip": tooltip,
+        },
+    )
+
+
+CHARTS: dict[str, Spec] = {
+    "layers": _layers(),
+    "links": _heat("link", "tokens per step"),
+    "fabric": _fabric(),
+    "gpus": _heat("GPU", "tokens computed per step"),
+    "time": _time(),
+    "profile": _profile(),
+    "held-out": _held_out(),
+}

@@ -1,0 +1,119 @@
+"""What instance, placement and traffic say of a deployment: tokens of every replica, flows, routes, GPUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+from moe_placer.verifier import rules
+from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, read_network
+from moe_placer.verifier.rules import Copy
+
+__all__ = ["Deployment", "MoeLayer"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class MoeLayer:
+    """One MoE layer as placed.
+
+    Attributes
+    ----------
+    gpus : dict
+        ``(expert, replica)`` to its GPUs.
+    tokens : dict
+        ``(expert, replica)`` to its tokens per step.
+    flow : float array [nodes, nodes]
+        Tokens per step from node s to the replicas on node d, what stays included.
+    cost : dict
+        Link to its cost: tokens per step at node-link speed.
+    """
+
+    gpus: dict[tuple[int, int], frozenset[int]]
+    tokens: dict[tuple[int, int], float]
+    flow: Floats
+    cost: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Deployment:
+    """Instance, placement and traffic that fit each other."""
+
+    instance: Instance
+    placement: Placement
+    traffic: Traffic
+
+    @cached_property
+    def network(self) -> Network:
+        """Links and routes."""
+        return read_network(self.instance)
+
+    @cached_property
+    def moe(self) -> dict[int, MoeLayer]:
+        """MoE layers by their index in the model."""
+        of_row: dict[int, list[Copy]] = {}
+        for copy in rules.read_copies(self.instance, self.placement):
+            of_row.setdefault(copy.row, []).append(copy)
+        choices = choices_per_token(self.instance, self.traffic)
+        rows = enumerate(self.instance.moe_layers)
+        return {layer: self._layer(of_row[row], choices[:, row]) for row, layer in rows}
+
+    def _layer(self, copies: list[Copy], choices: Floats) -> MoeLayer:
+        count = Counter(copy.expert for copy in copies)
+        counts = np.array([count[expert] for expert in range(self.instance.model.experts)])
+        demand = copy_demand(self.instance, self.traffic, choices, counts)
+        flow = np.zeros((self.instance.cluster.nodes,) * 2)
+        for item, copy in enumerate(copies):
+            flow[:, copy.gpus[0] // self.instance.cluster.gpus_per_node] += demand[:, item]
+        crossing = flow.copy()
+        np.fill_diagonal(crossing, 0.0)
+        cost = self.network.load(crossing) * self.network.scale
+        keys = [(copy.expert, copy.replica) for copy in copies]
+        return MoeLayer(
+            {key: frozenset(copy.gpus) for key, copy in zip(keys, copies, strict=True)},
+            dict(zip(keys, demand.sum(axis=0).tolist(), strict=True)),
+            flow,
+            dict(zip(self.network.links, cost.tolist(), strict=True)),
+        )
+
+    @cached_property
+    def routes(self) -> dict[str, dict[str, float]]:
+        """Links on the way from node s to node d, each with its share of the traffic, by ``s>d``."""
+        network = self.network
+        table: dict[str, dict[str, float]] = {}
+        columns = (network.link, network.source, network.target, network.share)
+        for link, source, target, share in zip(*(column.tolist() for column in columns), strict=True):
+            table.setdefault(f"{source}>{target}", {})[network.links[link]] = share
+        return table
+
+    @cached_property
+    def tensor_groups(self) -> list[frozenset[int]]:
+        """GPUs that do attention, dense layers, embedding and head together: neighbours that work."""
+        size = self.instance.parallelism.attention_tp
+        ends = range(0, self.instance.gpus, size)
+        return [self._working(range(first, min(first + size, self.instance.gpus))) for first in ends]
+
+    @cached_property
+    def users(self) -> frozenset[int]:
+        """GPUs that may do anything at all: those that work, and all of a group or node where none does."""
+        size = self.instance.cluster.gpus_per_node
+        nodes = [self._working(range(n * size, (n + 1) * size)) for n in range(self.instance.cluster.nodes)]
+        return frozenset().union(*self.tensor_groups, *nodes)
+
+    def _working(self, gpus: Iterable[int]) -> frozenset[int]:
+        """Those that work; all where none does, since the users of these GPUs are still there."""
+        every = frozenset(gpus)
+        return every - set(self.instance.placement.failed_gpus) or every
+
+    def node(self, gpu: int) -> int:
+        """Node of a GPU."""
+        return gpu // self.instance.cluster.gpus_per_node
