@@ -20,7 +20,7 @@ from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, So
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
@@ -239,7 +239,10 @@ def _run(
         if result.bound.weights is None and not proved and not limits.deadline.over:
             bound = relaxed_bound(problem.layer(index, result.copies), limits.deadline.left)
             if bound.weights is not None:
-                results[index] = replace(result, bound=bound)
+                try:
+                    results[index] = replace(result, bound=bound)
+                except FalseBoundError as error:
+                    raise VerificationError(f"{method.name}, layer {layer}: {error}", ["z"]) from None
                 report(index, results[index])
     return results
 
@@ -253,7 +256,7 @@ def _placement(
     limits: Limits,
     seed: int,
 ) -> Placement:
-    packed = pack(problem, results)
+    packed = _pack(problem, method, results)
     gpu = []
     for index, result in enumerate(results):
         expert, _ = problem.items(index, result.copies)
@@ -282,6 +285,22 @@ def _placement(
             "bound_covers_choice_of_copies": all(r.bound.any_copies for r in results) or not problem.copies_are_free,
         },
     )
+
+
+def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> list[list[tuple[int, ...]]]:
+    """Give every item GPUs; where that fails, say whether the method broke the nodes' limits."""
+    for result in results:
+        if result.gpu is not None and not ((result.gpu >= 0) & (result.gpu < len(problem.capacity.room))).all():
+            raise VerificationError(f"the placement of {method.name} names a GPU that does not exist", ["gpu-id"])
+    try:
+        return pack(problem, results)
+    except NothingFoundError:
+        for index, result in enumerate(results):
+            if result.node is not None and not problem.layer(index, result.copies).valid(result.node):
+                layer = problem.moe_layers[index]
+                message = f"the placement of {method.name} breaks slots, pins or distances of nodes in layer {layer}"
+                raise VerificationError(message, ["slots"]) from None
+        raise
 
 
 def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:

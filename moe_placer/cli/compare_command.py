@@ -17,7 +17,16 @@ from moe_placer.cli.options import trace_option
 __all__ = ["compare"]
 
 
-@click.command()
+EXAMPLES = """
+\b
+Examples:
+  moe-placer compare instances/h100-128.yaml -o reports/2026-11-24-seed-plan
+  moe-placer compare instances/dsv2-lite-128.yaml --solvers contiguous,eplb,auto \\
+    --trace a1.npz --trace b1.npz --held-out a2.npz --held-out b2.npz --seeds 0,1
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("instances", metavar="INSTANCE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--solvers", metavar="A,B,C", help="Names, see `moe-placer solvers`.  [all]")
 @trace_option
@@ -62,17 +71,11 @@ def compare(
     output: Path | None,
     quiet: bool,
 ) -> int:
-    r"""Compare solvers on each INSTANCE: every solver, every seed, each run verified and in a process of its own.
+    """Compare solvers on each INSTANCE: every solver, every seed, each run verified and in a process of its own.
 
-    Writes config.json, environment.json and results.jsonl, one row a run. The same command again continues what was
-    interrupted. Traces apply to instances with `traffic.kind: trace`. A solver that crashes, hangs or lies is a row
-    that says so.
-
-    \b
-    Examples:
-      moe-placer compare instances/h100-128.yaml -o reports/2026-11-24-seed-plan
-      moe-placer compare instances/dsv2-lite-128.yaml --solvers contiguous,eplb,auto --trace a1.npz --trace b1.npz \
-        --held-out a2.npz --held-out b2.npz --seeds 0,1
+    Writes config.json, environment.json and results.jsonl, one row a run, and the page made from these. The same
+    command again continues what was interrupted. Traces apply to instances with `traffic.kind: trace`. A solver that
+    crashes, hangs or lies is a row that says so.
     """
     from moe_placer.bench import describe_environment
     from moe_placer.compare import Folder, Settings, build_matrix
@@ -99,6 +102,7 @@ def compare(
         )
         return 130
     click.echo(folder.path / "results.jsonl")
+    _write_page(folder.path)
     return _exit_code(folder)
 
 
@@ -111,6 +115,18 @@ def _run(folder: Any, cells: tuple[Any, ...], jobs: int, patience: float, quiet:
         for row in rows:
             folder.add(row)
             tell(row)
+
+
+def _write_page(folder: Path) -> None:
+    """Make the page from the rows; without the libraries that it needs, say how to make it later."""
+    from moe_placer.errors import UsageError
+    from moe_placer.report import write_report
+
+    try:
+        for path in write_report(folder):
+            click.echo(path)
+    except UsageError as error:
+        click.echo(f"moe-placer: no page was made: {error}; then: moe-placer report {folder}", err=True)
 
 
 def _exit_code(folder: Any) -> int:

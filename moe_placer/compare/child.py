@@ -46,7 +46,11 @@ def run(cell: Cell) -> dict[str, Any]:
         status, reason = _explain(error, cell, instance, traffic)
         return cell.head() | {"status": status, "reason": _short(reason), "seconds": seconds}
     points = trajectory(recorder.events, solution.verification, recorder.now)
-    head = {"status": "ok", "reason": None, "seconds": find_seconds(recorder.events, points, recorder.now)}
+    head = {
+        "status": "ok",
+        "reason": None,
+        "seconds": find_seconds(recorder.events, points, solution.verification, recorder.now),
+    }
     return cell.head() | head | _facts(solution, instance, held_out) | {"trajectory": points}
 
 
@@ -88,10 +92,11 @@ def _explain(error: BaseException, cell: Cell, instance: Instance, traffic: Traf
     text = str(error)
     if isinstance(error, Refuted):
         status = "false bound" if error.rules and set(error.rules) <= _BOUND_RULES else "invalid"
-        if not error.rules:
+        _, *violations = text.splitlines()
+        if not violations:
             return status, text
-        first = text.splitlines()[1].strip()
-        return status, f"the verifier found {len(error.rules):,} violations, the first: {first}"
+        word = "violation" if len(error.rules) == 1 else "violations, the first"
+        return status, f"the verifier found {len(error.rules):,} {word}: {violations[0].strip()}"
     if isinstance(error, FalseBoundError):
         return "false bound", text
     if isinstance(error, InfeasibleError):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from moe_placer.bench.figures import Event, figures
+from moe_placer.result import gap
 from moe_placer.verifier import Verification
 
 __all__ = ["find_seconds", "trajectory"]
@@ -13,6 +14,7 @@ __all__ = ["find_seconds", "trajectory"]
 Point = list[float]  # seconds, sum of z, sum of re-checkable bounds
 
 _SAME = 1e-9  # relative
+_CLOSE = 0.01
 
 
 def trajectory(events: Sequence[Event], checked: Verification, total_s: float) -> list[Point]:
@@ -37,10 +39,14 @@ def trajectory(events: Sequence[Event], checked: Verification, total_s: float) -
     return [[round(seconds, 3), float(f"{z:.9g}"), float(f"{bound:.9g}")] for seconds, z, bound in points]
 
 
-def find_seconds(events: Sequence[Event], points: Sequence[Point], total_s: float) -> dict[str, float | None]:
+def find_seconds(
+    events: Sequence[Event], points: Sequence[Point], checked: Verification, total_s: float
+) -> dict[str, float | None]:
     """Return when there was a first placement, one within 1% of every layer's bound, the final one, and the verdict."""
-    layers = len({event[1] for event in events})
-    within = figures(events, layers, 0.0, 0.0)["within_1_percent_s"] if events else None
+    within = None
+    if max(gap(check.z, check.bound) for check in checked.layers) <= _CLOSE:  # whatever the solver told on its way
+        reached = figures(events, len(checked.layers), 0.0, 0.0)["within_1_percent_s"]
+        within = total_s if reached is None else reached
     final = next(point[0] for point in points if point[1] <= points[-1][1] * (1 + 1e-8))
     return {
         "total": round(total_s, 3),
