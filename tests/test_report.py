@@ -204,6 +204,16 @@ def test_the_summary_by_hand(rows: Rows, tmp_path: Path) -> None:
     )
 
 
+def test_equal_results_are_called_level(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    second["traffic"] = first["traffic"]
+    text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
+    assert text == (
+        "contiguous has the least sum of worst links in the one instance, level with eplb. "
+        "When not: on tiny eplb does as well, within 0.1%."
+    )
+
+
 def test_cells_mark_the_worst_of_each_layer() -> None:
     shown = cells({"rows": ["a", "b"], "of": 2, "layers": [3, 4], "values": [[1, 2], [5, 5]]})
     assert [(cell["layer"], cell["row"]) for cell in shown if cell["worst"]] == [(3, "b"), (4, "a")]

@@ -137,14 +137,19 @@ def _layers() -> Spec:
         {"field": "what", "title": "what"},
         _number("tokens", "tokens", format=",.5~r"),
     ]
-    mark = {"type": "point", "filled": False, "size": 60, "strokeWidth": 2, "aria": False}
+    mark = {"type": "point", "filled": False, "size": 60, "strokeWidth": 2, "opacity": 1, "aria": False}
     shape = {**series, "scale": {"domain": order, "range": ["circle", "stroke"]}}
     colour = {**series, "scale": {"domain": order}}
     return _chart(height=240, mark=mark, encoding={"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip})
 
 
 def _time() -> Spec:
-    x = _number("seconds", "seconds since the run began (logarithmic)", scale={"type": "log"}, axis={"format": "~g"})
+    x = _number(
+        "seconds",
+        "seconds since the run began (logarithmic)",
+        scale={"type": "log", "nice": False},
+        axis={"format": "~g"},
+    )
     y = _number("tokens", "tokens, summed over layers", scale={"zero": False})
     dash = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "bottom"}}
     dashes = {"domain": ["placement", "bound"], "range": [[1, 0], [5, 4]]}
@@ -162,7 +167,7 @@ def _time() -> Spec:
                 "mark": {"type": "line", "interpolate": "step-after", "aria": False},
                 "encoding": {"strokeDash": {**dash, "scale": dashes}},
             },
-            {"mark": {"type": "point", "filled": True, "size": 25, "aria": False}},
+            {"mark": {"type": "point", "filled": True, "size": 25, "opacity": 1, "aria": False}},
         ],
     )
 
@@ -190,7 +195,7 @@ def _held_out() -> Spec:
     ]
     return _chart(
         height=300,
-        mark={"type": "point", "filled": True, "size": 90, "opacity": 0.85, "aria": False},
+        mark={"type": "point", "filled": True, "size": 90, "opacity": 1, "aria": False},
         encoding={
             "x": x,
             "y": y,
