@@ -239,6 +239,11 @@ def test_colours_can_be_seen_on_light_and_dark(colour: str, paper: str) -> None:
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
+def test_the_help_shows_the_example_on_a_line_of_its_own() -> None:
+    lines = CliRunner().invoke(cli, ["report", "--help"]).output.splitlines()
+    assert "    moe-placer report reports/2026-11-24-methods" in lines
+
+
 def test_the_command_names_what_it_wrote(made: Path) -> None:
     said = CliRunner().invoke(cli, ["report", str(made)])
     assert said.exit_code == 0
