@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +41,23 @@ def new_tab(chromium: Any) -> Iterator[Callable[..., Any]]:
 def tab(new_tab: Callable[..., Any]) -> Any:
     """One tab of 1600 by 1000 pixels: ``tab.open(path)`` opens a file, ``tab.page`` is Playwright's page."""
     return new_tab(viewport={"width": 1600, "height": 1000})
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, Any]]:
+    """Rows of a comparison, solved once."""
+    from report_rows import drawn_rows
+
+    return drawn_rows()
+
+
+@pytest.fixture(scope="session")
+def made(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report folder of these rows, with page, Markdown and pictures."""
+    from report_rows import write_folder
+
+    from moe_placer.report import write_report
+
+    folder = write_folder(tmp_path_factory.mktemp("report") / "drawn", rows)
+    write_report(folder)
+    return folder

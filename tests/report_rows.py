@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from builders import DRAGONFLY, tiny_instance, tiny_traffic
 
 from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
@@ -17,6 +18,8 @@ from moe_placer.solving import Solution, solve
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import verify
 
+EVIL = "<script>alert(1)</script> [x](javascript:alert(1)) | `"
+Rows = list[dict[str, Any]]
 ENVIRONMENT = {
     "date": "2026-11-24",
     "commit": None,
@@ -191,3 +194,20 @@ def write_folder(folder: Path, rows: list[dict[str, Any]], question: str | None 
     lines = (json.dumps(row, sort_keys=True, allow_nan=False) for row in rows)
     (folder / "results.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
+
+
+def drawn_rows() -> Rows:
+    """Return rows of real solves of two tiny instances, one with held-out traffic, and of a run that hung."""
+    tree = tiny_instance(placement={"replica_routing": "even"})
+    dragonfly = tiny_instance(name="dragonfly", cluster={"nodes": 6, "fabric": DRAGONFLY})
+    traffic = tiny_traffic(tree)
+    found = solved_rows(tree, traffic, tiny_traffic(tree, seed=1), ("contiguous", "eplb", "greedy"))
+    found += solved_rows(dragonfly, tiny_traffic(dragonfly), None, ("contiguous", "random"))
+    return [*found, failed_row(tree, "flow", "hung", "did not end within 15 s")]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

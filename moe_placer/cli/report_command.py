@@ -12,7 +12,7 @@ __all__ = ["report"]
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    r"""Make the page (index.html) and README.md of a comparison in DIR.
+    """Make the page (index.html) and README.md of a comparison in DIR.
 
     They are made from config.json, environment.json and results.jsonl in DIR alone, and the same rows give the same
     bytes. The page is one file that needs no network. Needs the extra: pip install 'moe-placer[report]'.
@@ -20,7 +20,7 @@ def report(folder: Path) -> None:
     \b
     Example:
       moe-placer report reports/2026-11-24-methods
-    """
+    """  # noqa: D301 - click looks for the character \b, which a raw text would not hold
     from moe_placer.report import write_report
 
     for path in write_report(folder):

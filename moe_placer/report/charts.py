@@ -92,6 +92,7 @@ def _fabric() -> Spec:
     line = {"x": x, "y": y, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
     return _chart(
         height=380,
+        padding={"left": 28, "right": 5, "top": 5, "bottom": 5},
         layer=[
             {
                 "transform": [{"filter": "datum.kind == 'link'"}],
@@ -128,26 +129,34 @@ def _layers() -> Spec:
         "title": "layer of the model",
         "axis": {"labelOverlap": True, "labelAngle": 0},
     }
-    y = _number("tokens", "tokens per step", scale={"zero": True})
+    y = _number("tokens", "tokens per step", scale={"zero": False})
+    order = ["worst link z", "lower bound"]
     series = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top"}}
     tooltip = [
         {"field": "layer", "title": "layer"},
         {"field": "what", "title": "what"},
         _number("tokens", "tokens", format=",.5~r"),
     ]
-    mark = {"type": "point", "filled": True, "size": 45, "aria": False}
-    shape = {**series, "scale": {"range": ["circle", "triangle-up"]}}
-    return _chart(height=240, mark=mark, encoding={"x": x, "y": y, "color": series, "shape": shape, "tooltip": tooltip})
+    mark = {"type": "point", "filled": False, "size": 60, "strokeWidth": 2, "opacity": 1, "aria": False}
+    shape = {**series, "scale": {"domain": order, "range": ["circle", "stroke"]}}
+    colour = {**series, "scale": {"domain": order}}
+    return _chart(height=240, mark=mark, encoding={"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip})
 
 
 def _time() -> Spec:
-    x = _number("seconds", "seconds since the run began (logarithmic)", scale={"type": "log"}, axis={"format": "~g"})
+    x = _number(
+        "seconds",
+        "seconds since the run began (logarithmic)",
+        scale={"type": "log", "nice": False},
+        axis={"format": "~g"},
+    )
     y = _number("tokens", "tokens, summed over layers", scale={"zero": False})
-    dash = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top"}}
+    dash = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "bottom"}}
+    dashes = {"domain": ["placement", "bound"], "range": [[1, 0], [5, 4]]}
     encoding = {
         "x": x,
         "y": y,
-        "color": {**_SOLVER, "legend": {"orient": "top", "columns": 4}},
+        "color": {**_SOLVER, "legend": {"orient": "top", "columns": 3}},
         "tooltip": [_SOLVER, dash, x, y],
     }
     return _chart(
@@ -156,9 +165,9 @@ def _time() -> Spec:
         layer=[
             {
                 "mark": {"type": "line", "interpolate": "step-after", "aria": False},
-                "encoding": {"strokeDash": {**dash, "scale": {"range": [[1, 0], [5, 4]]}}},
+                "encoding": {"strokeDash": {**dash, "scale": dashes}},
             },
-            {"mark": {"type": "point", "filled": True, "size": 25, "aria": False}},
+            {"mark": {"type": "point", "filled": True, "size": 25, "opacity": 1, "aria": False}},
         ],
     )
 
@@ -169,7 +178,7 @@ def _profile() -> Spec:
     return _chart(
         height=260,
         mark={"type": "line", "interpolate": "step-after", "clip": True, "aria": False},
-        encoding={"x": x, "y": y, "color": {**_SOLVER, "legend": {"orient": "top", "columns": 4}}, "order": x},
+        encoding={"x": x, "y": y, "color": {**_SOLVER, "legend": {"orient": "top", "columns": 3}}, "order": x},
     )
 
 
@@ -186,11 +195,11 @@ def _held_out() -> Spec:
     ]
     return _chart(
         height=300,
-        mark={"type": "point", "filled": True, "size": 90, "opacity": 0.85, "aria": False},
+        mark={"type": "point", "filled": True, "size": 90, "opacity": 1, "aria": False},
         encoding={
             "x": x,
             "y": y,
-            "color": {**_SOLVER, "legend": {"orient": "top", "columns": 4}},
+            "color": {**_SOLVER, "legend": {"orient": "top", "columns": 3}},
             "shape": _SOLVER,
             "tooltip": tooltip,
         },

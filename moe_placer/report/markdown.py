@@ -51,7 +51,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
     def add(chart: str, title: str, values: list[dict[str, object]]) -> None:
         if values:
             svg = vl_convert.vegalite_to_svg(filled(chart, values, title, _WIDTH))
-            found[f"{chart}.svg"] = (title, svg)
+            found[f"{chart}.svg"] = (title, _renumbered(svg))
 
     named = labels(comparison)
     add("profile", "Share of layers within a factor of the best solver", records.profiles(comparison))
@@ -70,6 +70,12 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
         add("links", f"Load of every link in every layer, {name}", records.cells(records.link_table(row, run)))
         add("gpus", f"Load of every GPU in every layer, {name}", records.cells(records.gpu_table(row, run)))
     return found
+
+
+def _renumbered(svg: str) -> str:
+    """Return a picture whose clip paths and gradients count from 0; Vega counts on from one picture to the next."""
+    places = {name: f"part{place}" for place, name in enumerate(dict.fromkeys(re.findall(r'\bid="(\w+)"', svg)))}
+    return re.sub(r'(\bid="|url\(#)(\w+)', lambda found: found[1] + places.get(found[2], found[2]), svg)
 
 
 def _first_best(comparison: Comparison) -> tuple[InstanceRow, Standing] | None:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -34,13 +35,19 @@ def to_page(comparison: Comparison) -> str:
     style, own, template = (
         folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
     )
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    library = _library()
     scripts = f"{_sha256(library)} {_sha256(own)}"
     policy = f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         **context(comparison), style=style, library=library, own=own, policy=policy, data=_json(_data(comparison))
     )
+
+
+@cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one program."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:

@@ -111,6 +111,8 @@ def _margin(winner: str, other: str, table: list[Standing]) -> float | None:
 
 
 def _spread(margins: list[float]) -> str:
+    if max(map(abs, margins)) <= _TIE:
+        return "level with"
     low, high = f"{abs(min(margins)):.1%}", f"{abs(max(margins)):.1%}"
     if min(margins) >= 0:
         return f"{low if low == high else f'{low} to {high}'} below"

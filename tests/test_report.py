@@ -1,0 +1,250 @@
+"""Reports from rows: the same bytes every time, harmless text, and clear words on damaged rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from builders import tiny_instance
+from click.testing import CliRunner
+from report_rows import EVIL, Rows, failed_row, luminance, write_folder
+
+from moe_placer.cli.main import cli, main
+from moe_placer.errors import InputError, UsageError
+from moe_placer.report import write_report
+from moe_placer.report.charts import COLOURS
+from moe_placer.report.figures import profile, standings
+from moe_placer.report.layout import place_vertices
+from moe_placer.report.markdown import plain
+from moe_placer.report.page import to_page
+from moe_placer.report.records import cells
+from moe_placer.report.rows import read_comparison
+from moe_placer.report.sentences import summary
+
+
+def changed(rows: Rows, place: int, **changes: Any) -> Rows:
+    copy = json.loads(json.dumps(rows))
+    copy[place].update(changes)
+    return list(copy)
+
+
+def test_the_same_rows_give_the_same_bytes(made: Path, rows: Rows, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    again = write_report(write_folder(tmp_path, rows))
+    assert time.monotonic() - begun < 10
+    assert {path.name for path in again} >= {
+        "index.html",
+        "README.md",
+        "links.svg",
+        "gpus.svg",
+        "fabric.svg",
+        "time.svg",
+    }
+    for path in again:
+        assert path.read_bytes() == (made / path.name).read_bytes(), path.name
+        assert path.stat().st_size < 6_000_000
+
+
+def test_the_order_in_which_runs_ended_does_not_matter(made: Path, rows: Rows, tmp_path: Path) -> None:
+    instances = [row for row in rows if row["kind"] == "instance"]
+    runs = [row for row in rows if row["kind"] == "run"]
+    write_folder(tmp_path, [*instances, *reversed(runs)])
+    shutil.copy(made / "config.json", tmp_path)  # it names the solvers in the order that was asked for
+    write_report(tmp_path)
+    assert (tmp_path / "index.html").read_bytes() == (made / "index.html").read_bytes()
+
+
+def test_pictures_are_whole_and_linked(made: Path) -> None:
+    text = (made / "README.md").read_text()
+    pictures = sorted(path.name for path in made.glob("*.svg"))
+    assert len(pictures) == 7
+    for name in pictures:
+        assert f"]({name})" in text
+        assert ElementTree.parse(made / name).getroot().tag.endswith("svg")
+
+
+def test_markdown_has_every_solver_and_what_failed(made: Path, rows: Rows) -> None:
+    text = (made / "README.md").read_text()
+    for row in rows:
+        if row["kind"] == "run" and row["status"] == "ok":
+            assert f"| {row['solver']} | {row['traffic']['solved_for']['z_total']:,.0f} |" in text
+    assert "| tiny | flow | 0 | hung | did not end within 15 s |" in text
+    assert all(line.count("|") > 1 for line in text.splitlines() if line.startswith("|"))
+
+
+def test_text_of_rows_does_no_harm(rows: Rows, tmp_path: Path) -> None:
+    evil = json.loads(json.dumps(rows).replace('"tiny"', json.dumps(EVIL)).replace('"eplb"', json.dumps(EVIL)))
+    evil[-1]["reason"] = EVIL
+    write_report(write_folder(tmp_path, evil, question=EVIL))
+    assert "<script>alert" not in (tmp_path / "index.html").read_text()
+    markdown = (tmp_path / "README.md").read_text()
+    assert "<script" not in markdown
+    assert "[x](" not in markdown
+    for picture in tmp_path.glob("*.svg"):
+        assert b"<script" not in picture.read_bytes()
+
+
+def test_plain_text_stays_plain() -> None:
+    assert plain("a|b *c* `d` <e>\n# f_g") == r"a\|b \*c\* \`d\` &lt;e&gt; \# f\_g"
+
+
+@pytest.mark.parametrize(
+    ("damage", "line", "said"),
+    [
+        (lambda lines: [*lines[:-1], lines[-1][:50]], 8, "cut off"),
+        (lambda lines: [lines[0], "[1]", *lines[1:]], 2, "a list"),
+        (lambda lines: [lines[0], '{"z": NaN}'], 2, "the number NaN"),
+        (lambda lines: [lines[0], '{"schema": "other/1"}'], 2, "schema 'other/1'"),
+        (lambda lines: [lines[4], *lines[1:4]], 2, "an instance that has a row"),
+        (lambda lines: [], None, "no instance"),
+        (lambda lines: [lines[0], lines[1].replace('"z_total"', '"other"')], 2, "z_total"),
+        (lambda lines: [lines[0], "[" * 100_000], 2, "nested too deeply"),
+    ],
+    ids=["truncated", "list", "nan", "schema", "no instance row", "empty", "field", "deep"],
+)
+def test_damaged_rows_are_named_by_line(
+    damage: Any, line: int | None, said: str, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_folder(tmp_path, rows) / "results.jsonl"
+    file.write_text("\n".join(damage(file.read_text().splitlines())))
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said in error
+    assert line is None or f"results.jsonl:{line}: " in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"z": [1.0]}, "z: found 1 entries, expected 2"),
+        ({"gpu": [[[99]] * 4] * 2}, "GPU 99"),
+        ({"traffic": None}, "figures"),
+        ({"instance_sha256": "0"}, "an instance that has a row"),
+        ({"status": 3}, "status"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], said: str, rows: Rows, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        write_report(write_folder(tmp_path, changed(rows, 1, **changes)))
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "results.jsonl"])
+def test_a_missing_file_is_named(name: str, rows: Rows, tmp_path: Path) -> None:
+    (write_folder(tmp_path, rows) / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}: found no such file"):
+        write_report(tmp_path)
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, made: Path) -> None:
+    monkeypatch.setattr("moe_placer.report.write.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'moe-placer\[report\]'"):
+        write_report(made)
+
+
+def test_nothing_placed_is_a_report_too(rows: Rows, tmp_path: Path) -> None:
+    write_report(write_folder(tmp_path, [rows[0], rows[-1]]))
+    assert "No run gave a placement" in (tmp_path / "README.md").read_text()
+    assert not list(tmp_path.glob("*.svg"))
+
+
+def test_ratios_are_to_contiguous_and_to_the_best(made: Path, rows: Rows) -> None:
+    comparison = read_comparison(made)
+    table = standings(comparison, comparison.instances[0])
+    totals = {row["solver"]: row["traffic"]["solved_for"]["z_total"] for row in rows[1:4]}
+    assert [s.run.solver for s in table] == sorted(totals, key=lambda solver: totals[solver])
+    for standing in table:
+        total = totals[standing.run.solver]
+        assert standing.to_base == pytest.approx(total / totals["contiguous"])
+        assert standing.to_best == pytest.approx(total / min(totals.values()))
+
+
+def test_the_median_of_the_seeds_is_shown(rows: Rows, tmp_path: Path) -> None:
+    runs = []
+    for seed, factor in enumerate((3.0, 1.0, 2.0)):
+        (run,) = changed([rows[1]], 0, seed=seed, key=f"seed{seed}")
+        run["traffic"]["solved_for"]["z_total"] *= factor
+        runs.append(run)
+    comparison = read_comparison(write_folder(tmp_path, [rows[0], *runs]))
+    (standing,) = standings(comparison, comparison.instances[0])
+    assert (standing.run.seed, standing.seeds) == (2, 3)
+    assert standing.highest == pytest.approx(3 * standing.lowest)
+
+
+def test_of_one_key_the_last_row_counts(rows: Rows, tmp_path: Path) -> None:
+    again = failed_row(tiny_instance(), "eplb", "crashed", "exit code 1")
+    again.update(key=rows[2]["key"], instance_sha256=rows[0]["sha256"])
+    comparison = read_comparison(write_folder(tmp_path, [*rows[:4], again]))
+    assert [(run.solver, run.status) for run in comparison.failed] == [("eplb", "crashed")]
+
+
+def test_a_profile_by_hand(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    first["traffic"]["solved_for"]["z"], second["traffic"]["solved_for"]["z"] = [10.0, 30.0], [20.0, 15.0]
+    comparison = read_comparison(write_folder(tmp_path, [rows[0], first, second]))
+    assert profile(comparison) == {"contiguous": [1.0, 2.0], "eplb": [1.0, 2.0]}
+
+
+def test_the_summary_by_hand(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    first["traffic"]["solved_for"]["z_total"], second["traffic"]["solved_for"]["z_total"] = 100.0, 80.0
+    second["seconds"]["total"] = 10.0
+    text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
+    assert text == (
+        "eplb has the least sum of worst links in the one instance, 20.0% below contiguous. "
+        "When not: contiguous took less than half its time."
+    )
+
+
+def test_equal_results_are_called_level(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    second["traffic"] = first["traffic"]
+    text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
+    assert text == (
+        "contiguous has the least sum of worst links in the one instance, level with eplb. "
+        "When not: on tiny eplb does as well, within 0.1%."
+    )
+
+
+def test_cells_mark_the_worst_of_each_layer() -> None:
+    shown = cells({"rows": ["a", "b"], "of": 2, "layers": [3, 4], "values": [[1, 2], [5, 5]]})
+    assert [(cell["layer"], cell["row"]) for cell in shown if cell["worst"]] == [(3, "b"), (4, "a")]
+
+
+def test_every_vertex_has_a_place_of_its_own(made: Path) -> None:
+    for row in read_comparison(made).instances:
+        places = place_vertices(row)
+        assert places.keys() == {name for link in row.links for name in (link.source, link.target)}
+        assert len({(round(x, 3), round(y, 3)) for x, y in places.values()}) == len(places)
+        assert all(0 <= x <= 1 and 0 <= y <= 1 for x, y in places.values())
+
+
+def test_details_that_find_no_room_are_left_out(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_placer.report.page._ROOM", 0)
+    assert '"details":null' in to_page(read_comparison(made))
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#121212"])
+@pytest.mark.parametrize("colour", COLOURS)
+def test_colours_can_be_seen_on_light_and_dark(colour: str, paper: str) -> None:
+    low, high = sorted((luminance(colour), luminance(paper)))
+    assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_the_help_shows_the_example_on_a_line_of_its_own() -> None:
+    lines = CliRunner().invoke(cli, ["report", "--help"]).output.splitlines()
+    assert "    moe-placer report reports/2026-11-24-methods" in lines
+
+
+def test_the_command_names_what_it_wrote(made: Path) -> None:
+    said = CliRunner().invoke(cli, ["report", str(made)])
+    assert said.exit_code == 0
+    assert said.output.splitlines()[0] == str(made / "index.html")
