@@ -292,7 +292,7 @@ def test_a_killed_run_continues_and_another_configuration_is_refused(tmp_path: P
     ):
         other = compare(*given, *change)
         assert other.returncode == 2
-        assert f"another settings ({word} differ)" in other.stderr
+        assert f"with other settings ({word} differ)" in other.stderr
     assert file.read_bytes() == whole
 
 

@@ -41,8 +41,8 @@ class Folder:
     def __init__(self, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         self.path = path
         config = {"schema": CONFIG, "name": path.resolve().name, **config}
-        self._check("config.json", config, "settings")
-        self._check("environment.json", environment, "machine, version or commit")
+        self._check("config.json", config, "with other settings")
+        self._check("environment.json", environment, "of another machine, version or commit")
         for name, content in (("config.json", config), ("environment.json", environment)):
             if not (path / name).exists():
                 write_atomically(path / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -136,5 +136,5 @@ class Folder:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(Mistake(f"what cannot be read ({error})", "a comparison's folder", file=file)) from None
         if differs:
-            found = f"{self.path} holds a comparison with another {what} ({', '.join(differs)} differ)"
+            found = f"{self.path} holds a comparison {what} ({', '.join(differs)} differ)"
             raise UsageError(f"{found}; choose another folder")
