@@ -89,6 +89,8 @@ def _fabric() -> Spec:
     hidden = {"axis": None, "scale": {"domain": [0, 1], "padding": 12}}
     x, y = ({"field": field, "type": "quantitative", **hidden} for field in ("x", "y"))
     legend = {"orient": "top", "gradientLength": 180, "titleLimit": 300}
+    # Thin lines must be seen on light and dark, so no ramp starts from black.
+    scale = {"range": [COLOURS[0], COLOURS[11]], "interpolate": "lab"}
     line = {"x": x, "y": y, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
     return _chart(
         height=380,
@@ -99,7 +101,7 @@ def _fabric() -> Spec:
                 "mark": {"type": "rule", "strokeWidth": 2.2, "aria": False},
                 "encoding": {
                     **line,
-                    "color": _number("value", "tokens, summed over layers", legend=legend),
+                    "color": _number("value", "tokens, summed over layers", legend=legend, scale=scale),
                     "tooltip": [{"field": "name", "title": "link"}, _number("value", "tokens", format=",.4~r")],
                 },
             },
