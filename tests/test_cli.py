@@ -248,3 +248,12 @@ def test_a_folder_named_without_dags_is_bad_input(tmp_path: Path) -> None:
     assert run("solve", tiny, "--solver", "greedy", "-q", "--no-dag", "-o", tmp_path).returncode == 0
     none = run("verify", tiny, tmp_path / "placement.json", "--dags", tmp_path)
     assert none.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["solve", "schema", "bench", "compare", "report"])
+def test_help_shows_examples_line_by_line(command: str) -> None:
+    said = run(command, "--help").stdout
+    assert "\\b" not in said
+    after = [line.strip() for line in said.partition("Example")[2].partition("\n\n")[0].splitlines()[1:]]
+    assert after
+    assert all(line.startswith("moe-placer ") for line in after)

@@ -13,7 +13,15 @@ from moe_placer.cli.options import trace_option
 __all__ = ["bench"]
 
 
-@click.command()
+EXAMPLES = """
+\b
+Examples:
+  moe-placer bench instances/h100-128.yaml --time-limit 60 --workers 2
+  moe-placer bench instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --solver auto
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("instances", metavar="INSTANCE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @trace_option
 @click.option(
@@ -40,15 +48,10 @@ def bench(
     output: Path | None,
     best_known: Path | None,
 ) -> int:
-    r"""Measure solvers side by side on each INSTANCE: times to placements and proof, memory, growth.
+    """Measure solvers side by side on each INSTANCE: times to placements and proof, memory, growth.
 
     Every run has a process of its own. Writes rows.jsonl, environment.json and README.md; a folder of the same machine
     and commit is continued. Traces apply to instances with `traffic.kind: trace`.
-
-    \b
-    Examples:
-      moe-placer bench instances/h100-128.yaml --time-limit 60 --workers 2
-      moe-placer bench instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --solver auto
     """
     from moe_placer.bench import Report, describe_environment, measure, update_best_known
     from moe_placer.errors import NothingFoundError

@@ -7,15 +7,17 @@ import click
 __all__ = ["schema"]
 
 
-@click.command()
+EXAMPLES = """
+\b
+In an editor with YAML support, put this on the first line of an instance:
+  # yaml-language-server: $schema=instance.schema.json
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("which", type=click.Choice(["instance", "placement"]), default="instance")
 def schema(which: str) -> None:
-    r"""Print the JSON Schema of instance (or placement) files, for editors and pipelines.
-
-    \b
-    In an editor with YAML support, put this on the first line of an instance:
-      # yaml-language-server: $schema=instance.schema.json
-    """
+    """Print the JSON Schema of instance (or placement) files, for editors and pipelines."""
     from moe_placer.cli.options import as_json
     from moe_placer.instance import Instance
     from moe_placer.placement import Placement

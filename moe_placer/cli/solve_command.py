@@ -29,7 +29,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@click.command()
+EXAMPLES = """
+\b
+Examples:
+  moe-placer solve instances/h100-128.yaml
+  moe-placer solve instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --time-limit 30
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @instance_argument
 @trace_option
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
@@ -58,14 +66,9 @@ def solve(
     quiet: bool,
     json_: bool,
 ) -> None:
-    r"""Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
+    """Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
 
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
-
-    \b
-    Examples:
-      moe-placer solve instances/h100-128.yaml
-      moe-placer solve instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --time-limit 30
     """
     from moe_placer.cli.progress import show_progress
     from moe_placer.placement import load_placement
