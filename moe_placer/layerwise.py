@@ -7,6 +7,7 @@ which worker was first.
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import time
@@ -47,9 +48,14 @@ def solve_layers(
     elif limits.workers == 1:
         run.in_rounds(run.round_here)
     else:
-        with _pool(limits.workers) as pool, _stop_file() as stop_file:
+        with _pool(min(limits.workers, len(problem), _cores())) as pool, _stop_file() as stop_file:
             run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, stop_file, layers, work, number))
     return [result if result is not None else _nothing(limits) for result in run.best]
+
+
+def _cores() -> int:
+    """Count the cores that this process may use: more workers than these only take memory and time to start."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | None:
