@@ -248,3 +248,15 @@ def test_the_command_names_what_it_wrote(made: Path) -> None:
     said = CliRunner().invoke(cli, ["report", str(made)])
     assert said.exit_code == 0
     assert said.output.splitlines()[0] == str(made / "index.html")
+
+
+REPORTS = sorted(path.parent for path in (Path(__file__).parent.parent / "reports").glob("*/results.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
+def test_a_committed_report_is_what_its_rows_give(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    for path in write_report(copy):
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
