@@ -64,7 +64,8 @@ def bench(
     environment = describe_environment()
     report = Report(output or Path("reports") / f"{environment['date']}-bench", environment)
     new: list[dict[str, Any]] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run ends with the benchmark
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that a run ends with this command, even one in the background
+        signal.signal(number, signal.default_int_handler)
     try:
         for job in jobs:
             new.append(measure(job))

@@ -89,7 +89,8 @@ def compare(
         {"question": question, **matrix.config},
         environment,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that runs end with the comparison
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that a run ends with this command, even one in the background
+        signal.signal(number, signal.default_int_handler)
     try:
         with folder:
             for row in matrix.instances:
