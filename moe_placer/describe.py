@@ -10,7 +10,16 @@ import numpy as np
 from moe_placer.capacity import why_infeasible
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import BYTES_PER_VALUE, GB, expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
+from moe_placer.instance.sizes import (
+    BYTES_PER_VALUE,
+    GB,
+    expert_bytes,
+    expert_us,
+    gpu_memory_bytes,
+    memory_parts,
+    token_bytes,
+    token_us,
+)
 from moe_placer.problem import demand
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
@@ -97,8 +106,7 @@ class Description:
 def describe(instance: Instance, traffic: Traffic | None) -> Description:
     """Describe an instance; without traffic, nothing is said of the demand."""
     failed = len(instance.placement.failed_gpus)
-    fabric = instance.cluster.fabric
-    per_token = token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+    per_token = token_us(instance)
     memory = _memory(instance)
     tokens = None if traffic is None else _skew(instance, traffic)
     return Description(
@@ -116,10 +124,10 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_of_links(build_fabric(instance)),
-        us_per_1000_tokens=1e9 * per_token,
+        us_per_1000_tokens=1e3 * per_token,
         skew=tokens,
-        hottest_compute_us=None if tokens is None else _compute_us(instance, tokens.busiest_gpu_tokens),
-        wire_us=None if tokens is None else 1e6 * per_token * _tokens_leaving(instance),
+        hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
+        wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
         infeasible=why_infeasible(instance),
         unsupported=_unsupported(instance),
     )
@@ -166,13 +174,6 @@ def _skew(instance: Instance, traffic: Traffic) -> Skew:
         float(differ),
         float(load.max() / copies),
     )
-
-
-def _compute_us(instance: Instance, tokens: float) -> float:
-    """Time of one expert's matrices over so many tokens: 2 FLOPs per weight and token, at the GPU's MFU."""
-    model, gpu = instance.model, instance.cluster.gpu
-    flops = 2 * model.expert_matrices * model.hidden_size * model.expert_hidden_size * tokens
-    return 1e6 * flops / instance.parallelism.expert_tp / (gpu.peak_tflops * 1e12 * gpu.mfu)
 
 
 def _tokens_leaving(instance: Instance) -> float:

@@ -19,9 +19,10 @@ from moe_placer.capacity import Capacity, find_capacity
 from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
+from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.traffic import Traffic
 
-__all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand"]
+__all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -59,6 +60,8 @@ class LayerProblem:
         Tokens per step that choose item i, from all nodes.
     copies_are_free : bool
         Whether other numbers of copies would be allowed; bounds must then hold for these too.
+    gpu_price : float
+        Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     """
 
     layer: int
@@ -74,6 +77,7 @@ class LayerProblem:
     delta: Floats
     load: Floats
     copies_are_free: bool = False
+    gpu_price: float = 0.0
 
     @property
     def items(self) -> int:
@@ -149,6 +153,8 @@ class Problem:
         GPUs of a node; GPUs that share one expert.
     hops : int array [nodes, nodes]
         Links that a token from node s to node d crosses.
+    gpu_price : float
+        Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     """
 
     name: str
@@ -165,6 +171,7 @@ class Problem:
     gpus_per_node: int
     shards: int
     hops: Ints
+    gpu_price: float
     touched: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
     _change: Floats  # [N, M, N]: (node, touched link, source)
@@ -179,10 +186,7 @@ class Problem:
 
     def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
-        copies = self.copies[index] if copies is None else copies
-        pairs = [(r, e) for r in range(int(copies.max())) for e in np.flatnonzero(copies > r)]
-        replica, expert = np.array(pairs, dtype=np.int64).T
-        return expert, replica
+        return replica_order(self.copies[index] if copies is None else copies)
 
     def layer(self, index: int, copies: Ints | None = None) -> LayerProblem:
         """Compile the index-th MoE layer, with ``copies`` [experts] if given instead of the problem's own."""
@@ -208,6 +212,7 @@ class Problem:
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
             load=tokens.sum(axis=0),
             copies_are_free=self.copies_are_free,
+            gpu_price=self.gpu_price,
         )
 
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
@@ -268,6 +273,7 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
+        gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
         touched=touched,
         _reference=reference,
         _change=change,
@@ -279,6 +285,13 @@ def demand(instance: Instance, traffic: Traffic) -> Floats:
     per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
     return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
+
+
+def replica_order(copies: Ints) -> tuple[Ints, Ints]:
+    """Expert and replica of each item, ordered by replica, then expert, for ``copies`` [experts]."""
+    pairs = [(r, e) for r in range(int(copies.max())) for e in np.flatnonzero(copies > r)]
+    replica, expert = np.array(pairs, dtype=np.int64).T
+    return expert, replica
 
 
 def copies_by_load(load: Floats, replicas: int, most: int) -> Ints:

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.copies import count_copies, with_copies
 from moe_placer.descent import round_shares, search
 from moe_placer.neighbourhood import around_worst_link, cut_out
 from moe_placer.problem import LayerProblem
+from moe_placer.recopy import recopy
 from moe_placer.relaxation import relax
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
@@ -48,27 +50,38 @@ class Auto(LayerSolver):
         deadline: Deadline,
     ) -> LayerResult:
         """Place one layer; the first call solves the relaxation, later ones search on."""
-        result, spent = start, 0.0
         if start is not None and start.z == 0:
             return replace(start, bound=best_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
+        copies = start.copies if start is not None else None
+        if copies is not None:
+            layer = with_copies(layer, copies)
+        result, spent = start, 0.0
         if start is None or start.bound.weights is None:
             result, spent = _from_relaxation(layer, gap, rng, start, deadline)
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
-        assert result.node is not None
         settle = layer.items * layer.nodes <= _SMALL or work >= _EXACT_WORK
+        part = (work - spent) / (1 + settle + layer.copies_are_free)
+        target = result.bound.value * (1 + _AIM * gap)
         if _open(result, gap, deadline):
-            target = result.bound.value * (1 + _AIM * gap)
-            found = search(layer, result.node, target, (work - spent) / (2 if settle else 1), rng, deadline)
+            assert result.node is not None
+            found = search(layer, result.node, target, part, rng, deadline)
             spent += found.work
             if found.z < result.z:
                 result = replace(result, node=found.node, z=found.z)
+        if layer.copies_are_free and _open(result, gap, deadline):
+            assert result.node is not None
+            recopied = recopy(layer, result.node, target, part, rng, deadline)
+            spent += recopied.work
+            if recopied.z < result.z:
+                layer, copies = recopied.layer, count_copies(recopied.layer)
+                result = replace(result, node=recopied.node, z=recopied.z, solver_bound=None)
         if settle and _open(result, gap, deadline):
             whole = layer.items * layer.nodes <= _WHOLE
             exact = CpSat().solve_layer if whole else _by_neighbourhoods
             result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, result, deadline)
             spent += result.work
-        return _finished(result, gap, spent)
+        return _finished(replace(result, copies=copies), gap, spent)
 
 
 def _open(result: LayerResult, gap: float, deadline: Deadline) -> bool:
