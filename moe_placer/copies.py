@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from moe_placer.problem import LayerProblem, replica_order
 
-__all__ = ["count_copies", "fewest_copies", "layer_time", "nodes_by_expert", "placed", "with_copies"]
+__all__ = [
+    "count_copies",
+    "fewest_copies",
+    "hottest_that_pays",
+    "layer_time",
+    "nodes_by_expert",
+    "placed",
+    "with_copies",
+]
 
 Ints = npt.NDArray[np.int64]
 
@@ -63,6 +71,11 @@ def layer_time(layer: LayerProblem, z: float) -> float:
     Where GPUs take one copy each, that copy's is the busiest GPU.
     """
     return z + layer.gpu_price * float(layer.load.max(initial=0.0))
+
+
+def hottest_that_pays(layer: LayerProblem, z: float, lower: float) -> float:
+    """Return the most tokens of one copy that a better z can pay for, where none is below ``lower``."""
+    return np.inf if layer.gpu_price <= 0 else (layer_time(layer, z) - lower) / layer.gpu_price
 
 
 def fewest_copies(layer: LayerProblem, most: float) -> Ints:

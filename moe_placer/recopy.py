@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.copies import count_copies, fewest_copies, layer_time, nodes_by_expert, placed
+from moe_placer.copies import count_copies, fewest_copies, hottest_that_pays, layer_time, nodes_by_expert, placed
 from moe_placer.descent import EVALUATIONS_PER_WORK, HELPS, descend
 from moe_placer.moves import CALL, Moves, excess
 from moe_placer.problem import LayerProblem
@@ -171,8 +171,7 @@ def recopy(
     """
     best = home = State(layer, node)
     best_time = layer_time(layer, best.z)
-    hottest = np.inf if layer.gpu_price <= 0 else (best_time - target) / layer.gpu_price  # beyond, nothing can pay
-    fewest = fewest_copies(layer, hottest)
+    fewest = fewest_copies(layer, hottest_that_pays(layer, best.z, target))
     home_excess, spent = float(excess(home.cost, target)), 0
     while best.z > target and spent < work * EVALUATIONS_PER_WORK and not deadline.over:
         found = home.candidates(fewest, target)

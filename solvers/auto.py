@@ -79,7 +79,8 @@ class Auto(LayerSolver):
         if settle and _open(result, gap, deadline):
             whole = layer.items * layer.nodes <= _WHOLE
             exact = CpSat().solve_layer if whole else _by_neighbourhoods
-            result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, result, deadline)
+            result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, replace(result, copies=None), deadline)
+            copies = result.copies if result.copies is not None else copies
             spent += result.work
         return _finished(replace(result, copies=copies), gap, spent)
 
