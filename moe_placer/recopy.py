@@ -57,6 +57,10 @@ class Recopies:
     def __len__(self) -> int:
         return len(self.item)
 
+    def __getitem__(self, which: int) -> tuple[int, int, int]:
+        """Item, expert and node of one of them."""
+        return int(self.item[which]), int(self.expert[which]), int(self.node[which])
+
 
 @dataclass(frozen=True, eq=False)
 class Recopied:
@@ -113,7 +117,11 @@ class State:
             item, expert = np.tile(item, 2), np.tile(expert, 2)
         few = np.argpartition(slopes, min(_EXACT, len(slopes) - 1))[:_EXACT]
         few = few[np.isfinite(slopes[few])]
-        return self._exact(item[few], expert[few], node[few], target, CALL + len(slopes))
+        item, expert, node = item[few], expert[few], node[few]
+        change = excess(self.costs(item, expert, node), target) - excess(self.cost, target)
+        order = np.argsort(change, kind="stable")
+        evaluated = CALL + len(slopes) + len(few) * layer.links
+        return Recopies(item[order], expert[order], node[order], change[order], evaluated)
 
     def _drop_slope(self, prices: Floats, whole: Floats, fewest: Ints) -> Floats:
         """Slope [I] of the excess when an item goes; infinite where it must stay."""
@@ -129,35 +137,35 @@ class State:
         change = (copies * prices - whole[:, None]) / (copies + 1)
         return np.where(self.held >= self.layer.together, np.inf, change)
 
-    def _exact(self, item: Ints, expert: Ints, node: Ints, target: float, evaluated: int) -> Recopies:
-        """Compute the change of the excess of some changes, and sort them by it."""
-        layer, rows = self.layer, np.arange(len(item))
-        old = layer.expert[item]
-        dropped, added = self.share[old].copy(), -self.share[expert]
+    def costs(self, item: Ints, expert: Ints, node: Ints) -> Floats:
+        """Cost of every link [C, K] if ``item`` [C] goes, and ``expert`` [C] gets a copy on ``node`` [C]; -1: none."""
+        layer, change = self.layer, np.zeros((len(item), self.layer.links + 1))
+        going, coming = np.flatnonzero(item >= 0), np.flatnonzero(expert >= 0)
+        i, e = item[going], layer.expert[item[going]]
+        dropped = self.share[e]
         np.add.at(
             dropped,
-            (rows[:, None], layer.touched[self.node[item]]),
-            -self.copies[old][:, None] * layer.delta[item, self.node[item]],
+            (np.arange(len(i))[:, None], layer.touched[self.node[i]]),
+            -self.copies[e][:, None] * layer.delta[i, self.node[i]],
         )
+        change[going] += dropped / (self.copies[e] - 1)[:, None]
+        e, n = expert[coming], node[coming]
+        added = -self.share[e]
         np.add.at(
             added,
-            (rows[:, None], layer.touched[node]),
-            self.copies[expert][:, None] * layer.delta[self.one_of[expert], node],
+            (np.arange(len(e))[:, None], layer.touched[n]),
+            self.copies[e][:, None] * layer.delta[self.one_of[e], n],
         )
-        dropped /= (self.copies[old] - 1)[:, None]
-        added /= (self.copies[expert] + 1)[:, None]
-        cost = self.cost + (dropped + added)[:, :-1]
-        change = excess(cost, target) - excess(self.cost, target)
-        order = np.argsort(change, kind="stable")
-        evaluated += len(item) * layer.links
-        return Recopies(item[order], expert[order], node[order], change[order], evaluated)
+        change[coming] += added / (self.copies[e] + 1)[:, None]
+        return self.cost + change[:, :-1]
 
-    def changed(self, recopies: Recopies, which: int) -> tuple[LayerProblem, Ints]:
-        """Return layer and placement after one of the changes."""
+    def changed(self, item: int, expert: int, node: int) -> tuple[LayerProblem, Ints]:
+        """Return layer and placement once ``item`` has gone and ``expert`` has a copy on ``node``; -1: none."""
         of_expert = nodes_by_expert(self.layer, self.node)
-        item = int(recopies.item[which])
-        of_expert[int(self.layer.expert[item])].pop(int(self.layer.replica[item]))
-        of_expert[int(recopies.expert[which])].append(int(recopies.node[which]))
+        if item >= 0:
+            of_expert[int(self.layer.expert[item])].pop(int(self.layer.replica[item]))
+        if expert >= 0:
+            of_expert[expert].append(node)
         return placed(self.layer, of_expert)
 
 
@@ -179,7 +187,7 @@ def recopy(
         if not len(found):
             break
         if found.change[0] < -HELPS * home_excess:
-            changed, start = home.changed(found, 0)
+            changed, start = home.changed(*found[0])
         else:
             changed, start, looked = _kick(home, found, fewest, target, rng)
             spent += looked
@@ -197,11 +205,11 @@ def _kick(
     state: State, found: Recopies, fewest: Ints, target: float, rng: np.random.Generator
 ) -> tuple[LayerProblem, Ints, int]:
     """Make one or two of the less harmful changes; return layer, placement, and how many costs were looked at."""
-    layer, node = state.changed(found, int(rng.integers(min(_KICKS, len(found)))))
+    layer, node = state.changed(*found[int(rng.integers(min(_KICKS, len(found))))])
     if rng.random() < 0.5:
         return layer, node, 0
     again = State(layer, node)
     found = again.candidates(fewest, target)
     if len(found):
-        layer, node = again.changed(found, int(rng.integers(min(_KICKS, len(found)))))
+        layer, node = again.changed(*found[int(rng.integers(min(_KICKS, len(found))))])
     return layer, node, found.evaluated
