@@ -19,6 +19,7 @@ from moe_placer.capacity import Capacity, find_capacity
 from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.traffic import Traffic
 
@@ -145,6 +146,8 @@ class Problem:
         DP groups of ``group`` routing; 0 for ``even`` routing.
     copies_are_free : bool
         Whether another choice of copies would be allowed (a budget of redundant slots).
+    redundant_in_all : int or None
+        Copies beyond one of each expert that all layers may have together; None where the number is each layer's own.
     capacity : Capacity
     together : int array [nodes]
     pinned : dict
@@ -165,6 +168,7 @@ class Problem:
     copies: Ints
     groups: int
     copies_are_free: bool
+    redundant_in_all: int | None
     capacity: Capacity
     together: Ints
     pinned: dict[tuple[int, int, int], int]
@@ -228,13 +232,8 @@ class Problem:
         return np.asarray(self.item_demand(index, layer.expert, layer.replica).T @ self.hops)
 
 
-def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = None) -> Problem:
-    """Compile an instance and its traffic to arrays.
-
-    Parameters
-    ----------
-    copies : int array [MoE layers, experts], optional
-        Copies of each expert under a budget of redundant slots; absent: `copies_by_load`.
+def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
+    """Compile an instance and its traffic to arrays; a budget of redundant slots goes to experts by load.
 
     Raises
     ------
@@ -247,8 +246,6 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
-    if copies is None:
-        copies = _copies(instance, tokens)
     node_gb_per_s = instance.cluster.fabric.node_gb_per_s
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
     scale = node_gb_per_s / routes.bandwidth if instance.objective.metric == "time" else np.ones(len(routes.links))
@@ -264,9 +261,12 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
         links=tuple(routes.links[k] for k in keep),
         twins=tuple(twins),
         demand=tokens,
-        copies=copies,
+        copies=_copies(instance, tokens),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
         copies_are_free=placement.replicas != "dp",
+        redundant_in_all=(
+            placement.replicas.redundant_slots_in_all if isinstance(placement.replicas, SharedSlots) else None
+        ),
         capacity=capacity,
         together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
@@ -315,7 +315,8 @@ def _copies(instance: Instance, tokens: Floats) -> Ints:
     works[list(instance.placement.failed_gpus)] = False
     places = works.reshape(cluster.nodes, -1).sum(axis=1) // shards
     most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
-    return np.stack([copies_by_load(load, instance.replicas_per_layer, most) for load in tokens.sum(axis=1)])
+    loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
+    return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
 
 
 def _refuse_unsupported(instance: Instance) -> None:

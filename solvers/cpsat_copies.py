@@ -73,7 +73,7 @@ class CopiesModel(Model):
         self._let_copies_pay()
 
     def _let_copies_pay(self) -> None:
-        """Keep z + price * load[e] / m * u[e, m] within the time of the start, where a copy would be hotter than any."""
+        """Keep z + price * load[e] / m * u[e, m] within the time of the start, where that is a new hottest copy."""
         layer, now = self.layer, count_copies(self.layer)
         time = int(np.floor(layer_time(layer, self.start_z) * self.factor + self.slack))
         for j, (item, count) in enumerate(zip(self.kinds.item.tolist(), self.kinds.count.tolist(), strict=True)):

@@ -82,7 +82,7 @@ def expected(detail: ErrorDetails, path: Loc, data: Any, root: type[BaseModel]) 
         return _kinds(path, data, root, str(context.get("tag")))
     if kind == "literal_error":
         if path == ("placement", "replicas"):
-            return "dp or {redundant_slots: n}"
+            return "dp, {redundant_slots: n} or {redundant_slots_in_all: n}"
         return f"one of {str(context['expected']).replace(chr(39), '')}"
     if kind == "too_long":
         return f"at most {context['max_length']:,}"
