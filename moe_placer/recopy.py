@@ -137,6 +137,11 @@ class State:
         change = (copies * prices - whole[:, None]) / (copies + 1)
         return np.where(self.held >= self.layer.together, np.inf, change)
 
+    def slope_of_more(self, target: float) -> Floats:
+        """Slope [E, N] of the excess over ``target`` when an expert gets one more copy on a node."""
+        slope = 2 * np.maximum(0.0, self.cost - target)
+        return self._add_slope(price(self.layer, slope)[self.one_of], self.share[:, :-1] @ slope)
+
     def costs(self, item: Ints, expert: Ints, node: Ints) -> Floats:
         """Cost of every link [C, K] if ``item`` [C] goes, and ``expert`` [C] gets a copy on ``node`` [C]; -1: none."""
         layer, change = self.layer, np.zeros((len(item), self.layer.links + 1))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.budget import share_out
 from moe_placer.copies import count_copies, with_copies
 from moe_placer.descent import round_shares, search
+from moe_placer.layerwise import solve_layers
 from moe_placer.neighbourhood import around_worst_link, cut_out
-from moe_placer.problem import LayerProblem
+from moe_placer.problem import LayerProblem, Problem
 from moe_placer.recopy import recopy
 from moe_placer.relaxation import relax
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import Deadline, LayerSolver
+from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
 from moe_placer.solvers.cpsat import CpSat, Model
 
 __all__ = ["Auto"]
@@ -29,6 +32,7 @@ _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond
 _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
+_FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
@@ -39,6 +43,14 @@ class Auto(LayerSolver):
     summary = "linear relaxation, rounding, local search, then CP-SAT; re-checkable bounds (the default)"
     source = "moe_placer"
     exact = True
+
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers; where they share a budget of copies, decide who gets how many."""
+        if problem.redundant_in_all is None:
+            return super().solve(problem, limits, seed, start, report)
+        return _by_shares(self, problem, limits, seed, start, report)
 
     def solve_layer(
         self,
@@ -83,6 +95,39 @@ class Auto(LayerSolver):
             copies = result.copies if result.copies is not None else copies
             spent += result.work
         return _finished(replace(result, copies=copies), gap, spent)
+
+
+def _by_shares(
+    solver: Auto, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+) -> list[LayerResult]:
+    """Solve layers with equal shares of a budget, move copies to where they are worth more, and solve on."""
+    deadline = limits.deadline
+    half = replace(deadline, at=min(deadline.at, time.monotonic() + deadline.left / 2))
+    part = replace(limits, work=limits.total_work * _FIRST_PART, deadline=half)
+    results = solve_layers(solver, problem, part, seed, start, report)
+    if problem.redundant_in_all is None or deadline.over or any(result.node is None for result in results):
+        return results
+    layers = [problem.layer(index) for index in range(len(problem))]
+    aim, work = _AIM * limits.gap, limits.total_work * _SHARING
+    shared = share_out(layers, results, problem.redundant_in_all, aim, limits.gap, work, deadline)
+    changed = [i for i, (old, new) in enumerate(zip(results, shared, strict=True)) if old is not new]
+    # What shrinks is told of first, so that what has been told of is never more than the budget.
+    for index in sorted(changed, key=lambda i: _items(shared[i]) - _items(results[i])):
+        report(index, shared[index])
+    rest = replace(limits, work=limits.total_work * (1 - _FIRST_PART - _SHARING))
+    return [_of_its_share(result) for result in solve_layers(solver, problem, rest, seed, None, report, shared)]
+
+
+def _items(result: LayerResult) -> int:
+    return 0 if result.node is None else len(result.node)
+
+
+def _of_its_share(result: LayerResult) -> LayerResult:
+    """Drop what a search proved of a layer with its share of copies: it says nothing of other shares."""
+    if result.solver_bound is None:
+        return result
+    own = replace(result, solver_bound=None, status=Status.FEASIBLE, stop=Stop.FINISHED)
+    return own if result.stop in {Stop.PROVED, Stop.GAP} else replace(own, stop=result.stop)
 
 
 def _open(result: LayerResult, gap: float, deadline: Deadline) -> bool:
