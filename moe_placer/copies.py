@@ -14,6 +14,7 @@ import numpy.typing as npt
 from moe_placer.problem import LayerProblem, replica_order
 
 __all__ = [
+    "could_pay",
     "count_copies",
     "fewest_copies",
     "hottest_that_pays",
@@ -76,6 +77,12 @@ def layer_time(layer: LayerProblem, z: float) -> float:
 def hottest_that_pays(layer: LayerProblem, z: float, lower: float) -> float:
     """Return the most tokens of one copy that a better z can pay for, where none is below ``lower``."""
     return np.inf if layer.gpu_price <= 0 else (layer_time(layer, z) - lower) / layer.gpu_price
+
+
+def could_pay(layer: LayerProblem, z: float, lower: float) -> bool:
+    """Whether any copy could go without making another hotter than a better z can pay for."""
+    fewest = fewest_copies(layer, hottest_that_pays(layer, z, lower))
+    return bool((count_copies(layer) > fewest).any())
 
 
 def fewest_copies(layer: LayerProblem, most: float) -> Ints:

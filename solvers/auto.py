@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.budget import share_out
-from moe_placer.copies import count_copies, with_copies
+from moe_placer.copies import could_pay, count_copies, with_copies
 from moe_placer.descent import round_shares, search
 from moe_placer.layerwise import solve_layers
 from moe_placer.neighbourhood import around_worst_link, cut_out
@@ -33,6 +33,7 @@ _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
+_RECOPYING = 0.2  # of the effort of search: on other copies, where these could pay
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
@@ -73,17 +74,18 @@ class Auto(LayerSolver):
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
         settle = layer.items * layer.nodes <= _SMALL or work >= _EXACT_WORK
-        part = (work - spent) / (1 + settle + layer.copies_are_free)
         target = result.bound.value * (1 + _AIM * gap)
+        part = (work - spent) / (1 + settle)
+        recopying = _RECOPYING * part if layer.copies_are_free and could_pay(layer, result.z, target) else 0.0
         if _open(result, gap, deadline):
             assert result.node is not None
-            found = search(layer, result.node, target, part, rng, deadline)
+            found = search(layer, result.node, target, part - recopying, rng, deadline)
             spent += found.work
             if found.z < result.z:
                 result = replace(result, node=found.node, z=found.z)
-        if layer.copies_are_free and _open(result, gap, deadline):
+        if recopying and _open(result, gap, deadline):
             assert result.node is not None
-            recopied = recopy(layer, result.node, target, part, rng, deadline)
+            recopied = recopy(layer, result.node, target, recopying, rng, deadline)
             spent += recopied.work
             if recopied.z < result.z:
                 layer, copies = recopied.layer, count_copies(recopied.layer)

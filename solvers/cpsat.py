@@ -38,7 +38,7 @@ Floats = npt.NDArray[np.float64]
 
 SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
 _POLL_S = 0.05
-_MOST_CHOICES = 3_000  # expert, number of copies and node: up to so many, copies are chosen by the model
+_MOST_CHOICES = 5_000  # expert, number of copies and node: up to so many, copies are chosen by the model
 
 
 class CpSat(LayerSolver):

@@ -35,8 +35,9 @@ def choices(layer: LayerProblem, z: float, lower: float) -> Kinds:
     """Every number of copies that each expert may have in a placement better than z, as a kind of items of its own."""
     fewest = fewest_copies(layer, hottest_that_pays(layer, z, lower))
     first = np.flatnonzero(layer.replica == 0)
-    most = min(int(np.minimum(layer.together, layer.slots).sum()), layer.items - len(first) + 1)
-    pairs = [(first[e], m) for e in range(len(first)) for m in range(min(int(fewest[e]), most), most + 1)]
+    spare, places = layer.items - int(fewest.sum()), int(np.minimum(layer.together, layer.slots).sum())
+    pairs = [(i, m) for i, few in zip(first, fewest.tolist(), strict=True) for m in range(few, few + spare + 1)]
+    pairs = [(i, m) for i, m in pairs if m <= places]
     item, count = np.array(pairs, dtype=np.int64).T
     return Kinds(item, np.zeros(0, dtype=np.int64), count, np.zeros((len(item), layer.nodes), dtype=np.int64))
 
