@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import Bound
-from moe_placer.copies import count_copies, layer_time, with_copies
+from moe_placer.copies import could_pay, count_copies, layer_time, with_copies
 from moe_placer.descent import EVALUATIONS_PER_WORK, descend
 from moe_placer.moves import CALL, Moves
 from moe_placer.problem import LayerProblem
-from moe_placer.recopy import State
+from moe_placer.recopy import State, recopy
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.solver import Deadline
@@ -33,6 +33,7 @@ Ints = npt.NDArray[np.int64]
 _TRIED = 2  # changes of a layer that are followed by trades
 _LISTED = 32  # copies that could come whose effect is computed exactly
 _HELPS = 1e-9
+_REFINING = 0.003  # effort on other copies in a layer that is offered one
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +84,10 @@ def share_out(
     left = budget - sum(int((count_copies(now.layer) - 1).sum()) for now in trade.now)
     while trade.evaluated < work * EVALUATIONS_PER_WORK and not deadline.over:
         giver, taker = trade.best_deal(left > 0)
-        if taker < 0:
+        if giver < 0 and taker < 0:
             break
         trade.close(giver, taker)
-        left -= giver < 0
+        left += (taker < 0) - (giver < 0)
     return [_result(before, now, gap) for before, now in zip(results, trade.now, strict=True)]
 
 
@@ -109,17 +110,18 @@ class _Market:
             self._ask(index)
 
     def best_deal(self, spare: bool) -> tuple[int, int]:
-        """Return who gives a copy (-1: the budget has one to spare) and who takes it; -1 twice where nobody deals."""
+        """Return who gives a copy and who takes it; -1: the budget does, or -1 twice where nobody deals."""
         give, take = self._changes(self.fewer), self._changes(self.more)  # [layers, (z, time)]
-        if spare:
-            give = np.vstack([give, np.zeros(2)])
+        bank = len(self.now)
+        give = np.vstack([give, np.full(2, 0.0 if spare else np.inf)])
+        take = np.vstack([take, np.zeros(2)])
         both = give[:, None] + take[None, :]
         time = np.where(both[:, :, 0] <= _HELPS * max(now.z for now in self.now), both[:, :, 1], np.inf)
-        np.fill_diagonal(time[: len(take)], np.inf)
-        giver, taker = divmod(int(time.argmin()), len(take))
+        np.fill_diagonal(time, np.inf)
+        giver, taker = divmod(int(time.argmin()), bank + 1)
         if not time[giver, taker] < -_HELPS * max(now.time for now in self.now):
             return -1, -1
-        return (giver if giver < len(take) else -1), taker
+        return (giver if giver < bank else -1), (taker if taker < bank else -1)
 
     def close(self, giver: int, taker: int) -> None:
         """Let one layer have a copy fewer, and another one more."""
@@ -159,10 +161,18 @@ class _Market:
             moves = Moves(layer, start)
             descend(moves, target, self.deadline)
             self.evaluated += CALL + moves.evaluated
-            placed = _Placed.at(layer, moves.node, target)
+            placed = self._refined(layer, moves.node, target)
             if best is None or placed.time < best.time:
                 best = placed
         return best
+
+    def _refined(self, layer: LayerProblem, node: Ints, target: float) -> _Placed:
+        """Let other experts have the copies, where that could pay: what a copy is worth depends on the others."""
+        if could_pay(layer, max(layer.z(node), target), target):
+            found = recopy(layer, node, target, _REFINING, np.random.default_rng(0), self.deadline)
+            self.evaluated += int(found.work * EVALUATIONS_PER_WORK)
+            layer, node = found.layer, found.node
+        return _Placed.at(layer, node, target)
 
 
 def _could_go(state: State) -> tuple[Ints, Ints, Ints]:

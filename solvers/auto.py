@@ -19,7 +19,7 @@ from moe_placer.relaxation import relax
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
-from moe_placer.solvers.cpsat import CpSat, Model
+from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]
 
@@ -34,6 +34,7 @@ _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
 _RECOPYING = 0.2  # of the effort of search: on other copies, where these could pay
+_CHOICE_WORK = 0.5  # of CP-SAT on other copies than those that it has settled
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
@@ -92,7 +93,7 @@ class Auto(LayerSolver):
                 result = replace(result, node=recopied.node, z=recopied.z, solver_bound=None)
         if settle and _open(result, gap, deadline):
             whole = layer.items * layer.nodes <= _WHOLE
-            exact = CpSat().solve_layer if whole else _by_neighbourhoods
+            exact = _by_neighbourhoods if not whole else _with_choice if layer.copies_are_free else CpSat().solve_layer
             result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, replace(result, copies=None), deadline)
             copies = result.copies if result.copies is not None else copies
             spent += result.work
@@ -181,6 +182,22 @@ def _with_threshold(layer: LayerProblem, bound: Bound, z: float, deadline: Deadl
     return max(bound, threshold_bound(layer, weights, z), key=lambda b: b.value)
 
 
+def _with_choice(
+    layer: LayerProblem, gap: float, work: float, rng: np.random.Generator, start: LayerResult, deadline: Deadline
+) -> LayerResult:
+    """Let CP-SAT settle the layer with the copies it has, then look for others; finished where it finds none."""
+    assert start.node is not None
+    model = Model(layer, start.bound.value, start.node)
+    given = model.solve(start.bound, gap, work, int(rng.integers(2**31)), start, deadline)
+    chooser = None if given.stop is not Stop.FINISHED else choosing_model(layer, start.bound, given)
+    if chooser is None:
+        return given
+    seed = int(rng.integers(2**31))
+    chosen = chooser.solve(given.bound, gap, _CHOICE_WORK, seed, replace(given, stop=Stop.TIME), deadline)
+    stop = Stop.FINISHED if chosen.stop is Stop.TIME and chosen.z >= given.z else chosen.stop
+    return replace(chosen, stop=stop, work=given.work + chosen.work)
+
+
 def _by_neighbourhoods(
     layer: LayerProblem,
     gap: float,
@@ -211,4 +228,5 @@ def _finished(result: LayerResult, gap: float, work: float) -> LayerResult:
     here = relative_gap(result.z, result.best_bound)
     if here <= OPTIMAL_GAP:
         return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED, work=work)
-    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else Stop.TIME, work=work)
+    stop = Stop.FINISHED if result.stop is Stop.FINISHED else Stop.TIME
+    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else stop, work=work)

@@ -31,7 +31,7 @@ from moe_placer.solver import Deadline, LayerSolver
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-__all__ = ["CpSat"]
+__all__ = ["CpSat", "Model", "choosing_model"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -75,20 +75,19 @@ class CpSat(LayerSolver):
         if start is not None and relative_gap(start.z, bound.value) <= gap:
             stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
             return replace(start, bound=bound, stop=stop, status=_status(start.z, bound.value))
-        return _model(layer, bound, start).solve(bound, gap, work, int(rng.integers(2**31)), start, deadline)
+        model = choosing_model(layer, bound, start) or Model(layer, bound.value, start.node if start else None)
+        return model.solve(bound, gap, work, int(rng.integers(2**31)), start, deadline)
 
 
-def _model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model:
-    """Build the model: where copies are free and few enough, with the choice of copies."""
-    if start is None or start.node is None:
-        return Model(layer, bound.value, None)
-    if layer.copies_are_free:
-        from moe_placer.solvers.cpsat_copies import CopiesModel, choices  # it needs `Model`
+def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:
+    """Build the model that chooses copies too; None where copies are given, or choices too many."""
+    if not layer.copies_are_free or start is None or start.node is None:
+        return None
+    from moe_placer.solvers.cpsat_copies import CopiesModel, choices  # it needs `Model`
 
-        kinds = choices(layer, start.z, bound.value)
-        if len(kinds.item) * layer.nodes <= _MOST_CHOICES:
-            return CopiesModel(layer, kinds, bound.value, start.node)
-    return Model(layer, bound.value, start.node)
+    kinds = choices(layer, start.z, bound.value)
+    few = len(kinds.item) * layer.nodes <= _MOST_CHOICES
+    return CopiesModel(layer, kinds, bound.value, start.node) if few else None
 
 
 def _status(z: float, bound: float) -> Status:
