@@ -56,14 +56,14 @@ def least_by_share(problem: Problem, index: int, most: int) -> list[float]:
 
 @pytest.mark.parametrize("budget", [2, 4])
 def test_the_best_allocation_is_found_and_the_bound_holds(budget: int) -> None:
-    shared_unevenly = 0
+    gains = []
     for seed in range(4):
         instance = shared_instance(budget)
         traffic = tiny_traffic(instance, seed)
         problem = compile_problem(instance, traffic)
         one, other = (least_by_share(problem, index, min(3, budget)) for index in range(2))
         shares = [(a, b) for a in range(len(one)) for b in range(len(other)) if a + b <= budget]
-        least = min(one[a] + other[b] for a, b in shares)
+        least, equal = min(one[a] + other[b] for a, b in shares), one[budget // 2] + other[budget // 2]
         solution = solve(instance, traffic, limits=Limits(time_s=20, gap=0.0))
         assert solution.verification.total_z == pytest.approx(least, rel=1e-6)
         assert solution.verification.total_bound <= least * (1 + 1e-9)
@@ -71,8 +71,8 @@ def test_the_best_allocation_is_found_and_the_bound_holds(budget: int) -> None:
         assert replicas["bound_covers_choice_of_copies"] is True
         assert replicas["redundant_in_all"] <= replicas["redundant_slots_in_all"] == budget
         assert all(record.solver_bound is None for record in solution.placement.layers)
-        shared_unevenly += not isinstance(replicas["per_layer"], int)
-    assert shared_unevenly or budget == 2
+        gains.append(equal / least)
+    assert max(gains) > 1.01 or budget == 2  # else equal shares would have done
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -133,9 +133,8 @@ def test_layers_may_share_unevenly_and_leave_some_of_the_budget() -> None:
     gpu[0] = [[0], [1], [2]]
     gpu[1] = [[0, 3, 6], [1], [2, 5]]
     assert rules_of(instance, honest(instance, traffic, gpu=gpu), traffic) == []
-    gpu[1] = [[0], [], [2]]
-    data = honest(instance, traffic) | {"gpu": gpu}
-    assert rules_of(instance, data, traffic) == ["replicas"]
+    without = honest(instance, traffic, gpu=[gpu[0], [[0], [], [2]]])
+    assert rules_of(instance, without, traffic) == ["replicas"]
 
 
 def test_budgets_that_cannot_be() -> None:
@@ -197,11 +196,11 @@ def test_a_start_beyond_the_budget_is_refused() -> None:
         solve(small, traffic, start=start)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_same_effort_gives_the_same_placement(workers: int) -> None:
-    instance = shared_instance(6, model={"layers": 4, "experts": 6}, cluster={"gpus_per_node": 4})
+def test_workers_do_not_change_the_placement() -> None:
+    instance = shared_instance(3, model={"experts": 6}, cluster={"gpus_per_node": 4})
     traffic = tiny_traffic(instance, 2)
-    runs = [
-        solve(instance, traffic, limits=Limits(time_s=60, gap=0.0, work=1.0, workers=w)).placement for w in (1, workers)
-    ]
-    assert runs[0].gpu == runs[1].gpu
+    one, two = (
+        solve(instance, traffic, limits=Limits(time_s=60, gap=0.0, work=0.5, workers=workers)).placement
+        for workers in (1, 2)
+    )
+    assert one.gpu == two.gpu
