@@ -33,7 +33,7 @@ _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
-_RECOPYING = 0.2  # of the effort of search: on other copies, where these could pay
+_RECOPYING = 0.1  # of the effort of search: on other copies, where these could pay
 _CHOICE_WORK = 0.5  # of CP-SAT on other copies than those that it has settled
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
@@ -52,7 +52,7 @@ class Auto(LayerSolver):
         """Place all layers; where they share a budget of copies, decide who gets how many."""
         if problem.redundant_in_all is None:
             return super().solve(problem, limits, seed, start, report)
-        return _by_shares(self, problem, limits, seed, start, report)
+        return [_of_its_share(result) for result in _by_shares(self, problem, limits, seed, start, report)]
 
     def solve_layer(
         self,
@@ -118,7 +118,7 @@ def _by_shares(
     for index in sorted(changed, key=lambda i: _items(shared[i]) - _items(results[i])):
         report(index, shared[index])
     rest = replace(limits, work=limits.total_work * (1 - _FIRST_PART - _SHARING))
-    return [_of_its_share(result) for result in solve_layers(solver, problem, rest, seed, None, report, shared)]
+    return solve_layers(solver, problem, rest, seed, None, report, shared)
 
 
 def _items(result: LayerResult) -> int:

@@ -120,6 +120,8 @@ def _known_field(path: Loc, data: Any, root: type[BaseModel]) -> str:
     """Name the field that was meant, or those that there are."""
     name = str(path[-1]) if path else ""
     names = [field for section in _sections(path[:-1], data, root) for field in section.model_fields]
+    if name in names:  # known, but in another of the forms that the section can take
+        return f"only one of {', '.join(names)}"
     close = difflib.get_close_matches(name, names, 1, 0.7)
     if close:
         return f"a known one (did you mean {close[0]}?)"
