@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moe_placer.bounds import relaxed_bound
 from moe_placer.capacity import why_infeasible
+from moe_placer.cli.summary import print_summary
 from moe_placer.copies import fewest_copies, layer_time, with_copies
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
@@ -229,6 +230,18 @@ def test_the_placement_file_says_how_copies_were_chosen(rechosen: tuple[Instance
     assert replicas["hottest_copy_over_by_load"] == pytest.approx({"mean": growth, "most": growth})
     assert replicas["bound_covers_choice_of_copies"] is True
     assert replicas["per_layer"] == EXPERTS + 2
+
+
+def test_the_summary_says_what_other_copies_cost(
+    rechosen: tuple[Instance, Traffic, Solution], capsys: pytest.CaptureFixture[str]
+) -> None:
+    instance, _, solution = rechosen
+    print_summary(instance, solution, [])
+    growth = solution.placement.replicas["hottest_copy_over_by_load"]["most"] - 1
+    assert (
+        "Copies: chosen by auto, other than by load in 1 of 1 MoE layers. Against copies by load, a layer's hottest "
+        f"copy gets {growth:+.2%} tokens on average, {growth:+.2%} at most."
+    ) in capsys.readouterr().out
 
 
 def test_a_start_may_have_other_copies(rechosen: tuple[Instance, Traffic, Solution]) -> None:
