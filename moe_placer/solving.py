@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import Bound, best_bound, even_weights, relaxed_bound
-from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
+from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
@@ -20,8 +20,10 @@ from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, So
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
+from moe_placer.replica_facts import replica_facts
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
+from moe_placer.start import better_start
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 
@@ -130,11 +132,12 @@ def solve(
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
     baselines, first = _baselines(problem, seed)
+    by_load = problem.copies
     if start is not None:
-        first = _better_of(problem, first, _nodes_of(problem, start))
+        problem, first = better_start(problem, first, start)
 
     def build(results: Sequence[LayerResult]) -> Placement:
-        return _placement(instance, traffic, problem, method, results, limits, seed)
+        return _placement(instance, traffic, problem, by_load, method, results, limits, seed)
 
     report = Reporter(problem, limits, progress, baselines, build)
     if isinstance(method, LayerSolver) and not method.quick:
@@ -175,44 +178,6 @@ def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], lis
             if usable and (current is None or result.z < current.z):
                 best[index] = replace(result, gpu=None, repaired=0)
     return totals, best
-
-
-def _nodes_of(problem: Problem, start: Placement) -> list[npt.NDArray[np.int64]]:
-    """Node of every item of a given placement."""
-
-    def wrong(found: str, expected: str) -> InputError:
-        return InputError(Mistake(found, expected, "start"))
-
-    if len(start.gpu) != len(problem):
-        raise wrong(f"a start placement of {len(start.gpu)} MoE layers", f"{len(problem)}, as {problem.name} has")
-    nodes = []
-    for index in range(len(problem)):
-        expert, replica = problem.items(index)
-        copies = [len(row) for row in start.gpu[index]]
-        if copies != problem.copies[index].tolist():
-            layer = problem.moe_layers[index]
-            raise wrong(f"a start placement with other copies of experts in layer {layer}", f"those of {problem.name}")
-        first = [start.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
-        node = np.array(first) // problem.gpus_per_node
-        if node.max() >= problem.nodes or not problem.layer(index).valid(node):
-            raise wrong(
-                f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}",
-                "one that is valid",
-            )
-        nodes.append(node)
-    return nodes
-
-
-def _better_of(
-    problem: Problem, first: list[LayerResult | None], other: list[npt.NDArray[np.int64]]
-) -> list[LayerResult | None]:
-    """Take the better of two placements, layer by layer."""
-    best = list(first)
-    for index, node in enumerate(other):
-        layer, current = problem.layer(index), first[index]
-        if current is None or layer.z(node) < current.z:
-            best[index] = LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
-    return best
 
 
 def _run(
@@ -267,6 +232,7 @@ def _placement(
     instance: Instance,
     traffic: Traffic,
     problem: Problem,
+    by_load: npt.NDArray[np.int64],
     method: Solver,
     results: Sequence[LayerResult],
     limits: Limits,
@@ -295,11 +261,7 @@ def _placement(
         versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
-        replicas={
-            "per_layer": instance.replicas_per_layer,
-            "copies": "chosen by load" if problem.copies_are_free else "given by the instance",
-            "bound_covers_choice_of_copies": all(r.bound.any_copies for r in results) or not problem.copies_are_free,
-        },
+        replicas=replica_facts(problem, by_load, method.name, results),
     )
 
 
