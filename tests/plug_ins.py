@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["environment_with_plug_ins"]
 
 _CODE = """
-import os, signal, time
+import os, signal, subprocess, sys, time
 from dataclasses import replace
 import numpy as np
 from moe_placer.bounds import Bound
@@ -127,6 +127,61 @@ class Hang(Plug):
         time.sleep(600)
 
 
+class Eats(Plug):
+    name = "eats"
+
+    def place(self, layer, node):
+        held = []
+        while True:
+            held.append(np.ones(4_000_000))
+            time.sleep(0.005)
+
+
+class Detaches(Plug):
+    name = "detaches"
+
+    def place(self, layer, node):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print("this is no row")
+        os.system("echo nor is this")
+        return super().place(layer, node)
+
+
+class Short(Plug):
+    name = "short"
+
+    def place(self, layer, node):
+        return replace(super().place(layer, node), node=node[1:])
+
+
+class Nowhere(Plug):
+    name = "nowhere"
+
+    def place(self, layer, node):
+        return replace(super().place(layer, node), node=np.full_like(node, -1))
+
+
+class NoNumber(Plug):
+    name = "no-number"
+
+    def place(self, layer, node):
+        return super().place(layer, node, Bound(float("nan"), "solver"))
+
+
+class Word(Plug):
+    name = "word"
+
+    def place(self, layer, node):
+        return super().place(layer, node, Bound(layer.z(node), "solver"), Status.OPTIMAL)
+
+
+class Garbles(Plug):
+    name = "garbles"
+
+    def place(self, layer, node):
+        raise RuntimeError("no \\udcff text \\x1b[31m")
+
+
 class Refuses(Plug):
     name = "refuses"
 
@@ -160,6 +215,13 @@ _CLASSES = {
     "killed": "Killed",
     "memory": "Memory",
     "hang": "Hang",
+    "eats": "Eats",
+    "detaches": "Detaches",
+    "short": "Short",
+    "nowhere": "Nowhere",
+    "no-number": "NoNumber",
+    "word": "Word",
+    "garbles": "Garbles",
     "refuses": "Refuses",
     "lacking": "Lacking",
 }

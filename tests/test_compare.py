@@ -22,6 +22,7 @@ from moe_placer.compare.child import run
 from moe_placer.errors import UsageError
 from moe_placer.instance import load_instance
 from moe_placer.report.write import write_report
+from moe_placer.solving import solve
 
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"
@@ -96,6 +97,10 @@ FAULTS = {
     "nothing": ("nothing found", "found no placement of layer 1"),
     "raises": ("crashed", "RuntimeError: the engine in place.so is broken"),
     "memory": ("crashed", "out of memory"),
+    "short": ("invalid", "has not one node that exists for every replica"),
+    "nowhere": ("invalid", "has not one node that exists for every replica"),
+    "no-number": ("false bound", "a bound is no number"),
+    "garbles": ("crashed", "RuntimeError: no \N{REPLACEMENT CHARACTER} text \N{REPLACEMENT CHARACTER}[31m"),
     "refuses": ("unserved", "it is not in the mood"),
     "lacking": ("unserved", "a package is missing"),
 }
@@ -118,17 +123,27 @@ def test_a_solver_that_tells_nothing_on_its_way_has_its_end(plug_ins: dict[str, 
     assert row["trajectory"][-1][1] == pytest.approx(row["traffic"]["solved_for"]["z_total"])
 
 
+def test_optimal_by_a_solver_s_word_is_served_with_a_bound_that_can_be_checked(plug_ins: dict[str, str]) -> None:
+    (cell,) = build_matrix([TINY], ["word"], [0], Settings(time_limit_s=5)).cells
+    row = run(cell)
+    assert (row["status"], row["proof"], row["recheckable"]) == ("ok", ["dual", "dual"], [True, True])
+
+
 def test_a_process_that_dies_or_hangs_is_a_row_and_the_rest_goes_on(
     tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
 ) -> None:
-    given = ["--solvers", "hang,killed,leaves,greedy", "--time-limit", 2, "--patience", 3, "--jobs", 2]
+    given = ["--solvers", "hang,killed,leaves,eats,detaches,greedy", "--time-limit", 2, "--patience", 3, "--jobs", 2]
+    given += ["--memory", 0.3]
     done = compare(TINY, *given, "-o", tmp_path / "report")
     assert done.returncode == 0, done.stderr
     rows = {row["solver"]: row for row in runs_of(tmp_path / "report")}
+    eats = rows.pop("eats")
+    assert (eats["status"], eats["reason"].endswith("of 0.3 GB allowed")) == ("crashed", True), eats["reason"]
     assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
         "hang": ("hung", "ended after 5 s without an answer"),
         "killed": ("crashed", "killed by SIGSEGV"),
         "leaves": ("crashed", "ended without an answer"),
+        "detaches": ("ok", None),
         "greedy": ("ok", None),
     }
     assert all(rows[name].keys() == RUN_KEYS for name in ("hang", "killed", "leaves"))
@@ -169,6 +184,7 @@ def test_rows_hold_what_pages_need(tmp_path: Path, compare: Compare) -> None:
         "parameters": {"time_limit_s": 60.0, "gap": 0.001, "workers": 1},
         "traces": [],
         "held_out": [],
+        "current": [],
     }
     head, *runs = rows_of(tmp_path / "r")
     assert (head["kind"], head["name"], head["layer_index"], head["gpu_node"]) == (
@@ -250,6 +266,9 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
         (["--time-limit", "-1"], 2, "time limit is -1 s"),
         (["--workers", "0"], 2, "0 workers"),
         (["--jobs", "0"], 2, "--jobs"),
+        (["--patience", "nan"], 2, "patience is nan, expected a number above 0"),
+        (["--memory", "0"], 2, "memory is 0, expected a number above 0"),
+        (["--current", "missing.json"], 1, "no such file"),
         (["--held-out", "x.npz"], 2, "apply to instances with traffic.kind: trace"),
         ([TINY], 2, "the instance tiny is given twice"),
         (["missing.yaml"], 1, "no such file"),
@@ -311,6 +330,66 @@ def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert [row["solver"] for row in runs_of(tmp_path / "r")] == ["greedy"]
     assert not _processes_with(str(tmp_path / "site"))
+
+
+def test_kill_leaves_no_run_behind_and_the_same_command_continues(tmp_path: Path) -> None:
+    env = environment_with_plug_ins(tmp_path / "site")
+    given = ["--solvers", "greedy,hang,contiguous", "--jobs", "1", "--time-limit", "1", "--patience", "4"]
+    command = [*COMMAND, "compare", str(TINY), *given, "-o", str(tmp_path / "r")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+    file, give_up = tmp_path / "r" / "results.jsonl", time.monotonic() + 60
+    while time.monotonic() < give_up and not (file.exists() and file.read_bytes().count(b"\n") == 2):
+        time.sleep(0.05)
+    time.sleep(1)  # the hanging run is on its way
+    process.kill()
+    process.wait()
+    while time.monotonic() < give_up and _processes_with(str(tmp_path / "site")):
+        time.sleep(0.05)
+    assert not _processes_with(str(tmp_path / "site"))
+    before = file.read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "continuing: 1 of 3 runs are there" in again.stderr
+    assert file.read_bytes().startswith(before)
+    assert [(row["solver"], row["status"]) for row in runs_of(tmp_path / "r")] == [
+        ("greedy", "ok"),
+        ("hang", "hung"),
+        ("contiguous", "ok"),
+    ]
+
+
+def test_moves_are_counted_from_the_plan_that_runs_today(tmp_path: Path, compare: Compare) -> None:
+    plan = solve(load_instance(TINY), solver="greedy").placement
+    plan.write(tmp_path / "today.json")
+    given = [TINY, "--solvers", "contiguous,greedy", "--current", tmp_path / "today.json"]
+    assert compare(*given, "-o", tmp_path / "r").returncode == 0
+    moves = {row["solver"]: row["moves"] for row in runs_of(tmp_path / "r")}
+    without = compare(TINY, "--solvers", "contiguous,greedy", "-o", tmp_path / "s")
+    assert without.returncode == 0, without.stderr
+    to_contiguous = {row["solver"]: row["moves"] for row in runs_of(tmp_path / "s")}
+    # One copy of each expert on one GPU each: as many moves one way as the other.
+    assert moves == {"greedy": 0, "contiguous": to_contiguous["greedy"]}
+    assert moves["contiguous"] > 0
+    assert rows_of(tmp_path / "r")[0]["current"] == "today.json"
+    assert {row["key"] for row in runs_of(tmp_path / "r")}.isdisjoint(row["key"] for row in runs_of(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"instance": {"name": "other", "sha256": "", "traffic_sha256": ""}}, 2, "is for other, which is none of"),
+        ({"gpu": [[[0], [1], [2], [3]]]}, 1, "a current plan of 1 MoE layers, expected 2"),
+        ({"gpu": [[[0], [1], [2]]] * 2}, 1, "a current plan of 3 experts in layer 1, expected 4"),
+        ({"gpu": [[[0], [1], [2], [4]]] * 2}, 1, "a current plan on GPU 4, expected GPUs 0 to 3"),
+    ],
+)
+def test_a_plan_of_something_else_is_refused(
+    tmp_path: Path, compare: Compare, change: dict[str, Any], code: int, says: str
+) -> None:
+    plan = json.loads(solve(load_instance(TINY), solver="greedy").placement.to_json())
+    (tmp_path / "today.json").write_text(json.dumps(plan | change))
+    done = compare(TINY, "--solvers", "greedy", "--current", tmp_path / "today.json", "-o", tmp_path / "r")
+    assert (done.returncode, (tmp_path / "r").exists()) == (code, False)
+    assert says in done.stderr
 
 
 def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(

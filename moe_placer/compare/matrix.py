@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_placer.compare.cell import ROW, Cell, Settings, open_instance
+from moe_placer.compare.cell import ROW, Cell, Settings, open_instance, plan_sha256
+from moe_placer.compare.moves import check_plan
 from moe_placer.errors import UsageError
 from moe_placer.fabric import build_fabric
 from moe_placer.fabric.graph import link_name
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import token_bytes
+from moe_placer.placement import Placement, load_placement
 from moe_placer.registry import find_solver, solver_version
 from moe_placer.solver import Limits
 from moe_placer.traffic import Traffic, load_traffic
@@ -46,6 +48,7 @@ def build_matrix(
     settings: Settings,
     traces: Sequence[Path] = (),
     held_out: Sequence[Path] = (),
+    current: Sequence[Path] = (),
 ) -> Matrix:
     """Check and combine what is to be compared.
 
@@ -54,13 +57,15 @@ def build_matrix(
     traces, held_out : sequence of Path
         Recorded traces to solve for and to measure on beside, one per domain; for instances with ``traffic.kind:
         trace``, of which there must then be one.
+    current : sequence of Path
+        Placement files of what runs today, at most one for each instance, whose name each bears.
 
     Raises
     ------
     UsageError
-        A solver, seed or limit makes no sense, something is named twice, or traces apply to no instance.
+        A solver, seed or limit makes no sense, something is named twice, or traces or plans apply to no instance.
     InputError
-        An instance or its traffic is wrong.
+        An instance, its traffic or its current plan is wrong.
     """
     Limits(time_s=settings.time_limit_s, gap=settings.gap, workers=settings.workers)  # refuses what makes no sense
     _refuse_repeats("solver", solvers)
@@ -69,6 +74,7 @@ def build_matrix(
         if seed < 0:
             raise UsageError(f"seed is {seed}, expected 0 or more")
     versions = {name: (find_solver(name), solver_version(name))[1] for name in solvers}
+    plans = _current_plans(current)
     rows: list[dict[str, Any]] = []
     cells: list[Cell] = []
     for path in instances:
@@ -77,7 +83,10 @@ def build_matrix(
         beside = load_traffic(instance.with_traces(held_out)) if held_out and recorded else None
         if beside is not None and beside.sha256 == traffic.sha256:
             raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
-        rows.append(instance_row(instance, traffic, beside))
+        runs_today, plan = plans.get(instance.name, (None, None))
+        if plan is not None:
+            check_plan(instance, plan)
+        rows.append(instance_row(instance, traffic, beside, runs_today))
         cells += [
             Cell(
                 path=str(path),
@@ -87,6 +96,8 @@ def build_matrix(
                 instance_sha256=instance.sha256,
                 traffic_sha256=traffic.sha256,
                 held_out_sha256=beside.sha256 if beside else None,
+                current=str(runs_today) if runs_today else None,
+                current_sha256=plan_sha256(plan) if plan else None,
                 solver=solver,
                 version=versions[solver],
                 seed=seed,
@@ -98,6 +109,8 @@ def build_matrix(
     _refuse_repeats("instance", [row["name"] for row in rows])
     if (traces or held_out) and not any(cell.traces or cell.held_out for cell in cells):
         raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
+    for name in plans.keys() - {row["name"] for row in rows}:
+        raise UsageError(f"the current plan {plans[name][0].name} is for {name}, which is none of the instances")
     config = {
         "instances": [row["name"] for row in rows],
         "solvers": list(solvers),
@@ -105,8 +118,17 @@ def build_matrix(
         "parameters": asdict(settings),
         "traces": [path.name for path in traces],
         "held_out": [path.name for path in held_out],
+        "current": [path.name for path in current],
     }
     return Matrix(config, tuple(rows), tuple(cells))
+
+
+def _current_plans(files: Sequence[Path]) -> dict[str, tuple[Path, Placement]]:
+    """Read what runs today, by the name of its instance."""
+    plans = [(path, load_placement(path)) for path in files]
+    if plans:
+        _refuse_repeats("current plan of", [plan.instance.name for _, plan in plans])
+    return {plan.instance.name: (path, plan) for path, plan in plans}
 
 
 def _refuse_repeats(what: str, names: Sequence[object]) -> None:
@@ -117,7 +139,9 @@ def _refuse_repeats(what: str, names: Sequence[object]) -> None:
             raise UsageError(f"the {what} {name} is given twice")
 
 
-def instance_row(instance: Instance, traffic: Traffic, held_out: Traffic | None) -> dict[str, Any]:
+def instance_row(
+    instance: Instance, traffic: Traffic, held_out: Traffic | None, current: Path | None
+) -> dict[str, Any]:
     """Return the row of an instance: what readers of its runs need, no paths."""
     cluster, placement = instance.cluster, instance.placement
     links = [
@@ -145,6 +169,7 @@ def instance_row(instance: Instance, traffic: Traffic, held_out: Traffic | None)
         "node_bandwidth": cluster.fabric.node_gb_per_s,
         "recordings": [recording.name for recording in traffic.recordings],
         "held_out": [recording.name for recording in held_out.recordings] if held_out else [],
+        "current": current.name if current else None,
         "layer_index": list(instance.moe_layers),
         "gpu_node": [gpu // cluster.gpus_per_node for gpu in range(instance.gpus)],
         "links": links,
