@@ -184,6 +184,7 @@ def test_rows_hold_what_pages_need(tmp_path: Path, compare: Compare) -> None:
         "parameters": {"time_limit_s": 60.0, "gap": 0.001, "workers": 1},
         "traces": [],
         "held_out": [],
+        "next_window": False,
         "current": [],
     }
     head, *runs = rows_of(tmp_path / "r")
@@ -253,6 +254,17 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
     same = compare(*given, "--held-out", tmp_path / "now.npz", "-o", tmp_path / "s")
     assert (same.returncode, (tmp_path / "s").exists()) == (2, False)
     assert "held-out traffic is the traffic solved for" in same.stderr
+
+
+def test_the_next_window_is_other_tokens_of_the_same_domains(tmp_path: Path, compare: Compare) -> None:
+    done = compare(TINY, "--solvers", "contiguous,greedy", "--next-window", "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    head, *runs = rows_of(tmp_path / "r")
+    assert head["held_out"] == [f"synthetic-{domain}, window 1" for domain in range(4)]
+    for row in runs:
+        now, later = row["traffic"]["solved_for"], row["traffic"]["held_out"]
+        assert now["gpu_load"] != later["gpu_load"]
+        assert later["z_total"] == pytest.approx(now["z_total"], rel=0.1)  # the domains and their mix are the same
 
 
 @pytest.mark.parametrize(

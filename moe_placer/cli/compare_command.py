@@ -40,6 +40,11 @@ Examples:
     help="Recorded routing to measure on beside what is solved for, one per domain as --trace. Repeatable.",
 )
 @click.option(
+    "--next-window",
+    is_flag=True,
+    help="Measure placements of synthetic traffic also on the tokens that come next, of the same domains.",
+)
+@click.option(
     "--current",
     multiple=True,
     metavar="PLACEMENT",
@@ -75,6 +80,7 @@ def compare(
     solvers: str | None,
     traces: tuple[Path, ...],
     held_out: tuple[Path, ...],
+    next_window: bool,
     current: tuple[Path, ...],
     time_limit: float,
     gap: float,
@@ -101,7 +107,7 @@ def compare(
     _require_positive("memory", memory)
     names = _names(solvers) if solvers is not None else solver_names()
     settings = Settings(time_limit, gap, workers)
-    matrix = build_matrix(instances, names, _numbers(seeds), settings, traces, held_out, current)
+    matrix = build_matrix(instances, names, _numbers(seeds), settings, traces, held_out, current, next_window)
     environment, jobs = describe_environment(), jobs or max(1, _cores() // workers)
     most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
     folder = Folder(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_placer.compare.cell import ROW, Cell, Settings, open_instance, plan_sha256
+from moe_placer.compare.cell import ROW, Cell, Settings, load_held_out, open_instance, plan_sha256
 from moe_placer.compare.moves import check_plan
 from moe_placer.errors import UsageError
 from moe_placer.fabric import build_fabric
@@ -17,7 +17,7 @@ from moe_placer.instance.sizes import token_bytes
 from moe_placer.placement import Placement, load_placement
 from moe_placer.registry import find_solver, solver_version
 from moe_placer.solver import Limits
-from moe_placer.traffic import Traffic, load_traffic
+from moe_placer.traffic import Traffic
 
 __all__ = ["Matrix", "build_matrix"]
 
@@ -49,6 +49,7 @@ def build_matrix(
     traces: Sequence[Path] = (),
     held_out: Sequence[Path] = (),
     current: Sequence[Path] = (),
+    next_window: bool = False,
 ) -> Matrix:
     """Check and combine what is to be compared.
 
@@ -59,6 +60,9 @@ def build_matrix(
         trace``, of which there must then be one.
     current : sequence of Path
         Placement files of what runs today, at most one for each instance, whose name each bears.
+    next_window : bool
+        Whether to measure on the next tokens beside, for instances with ``traffic.kind: synthetic``, of which there
+        must then be one.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def build_matrix(
     for path in instances:
         instance, traffic = open_instance(path, traces)
         recorded = instance.traffic.kind == "trace"
-        beside = load_traffic(instance.with_traces(held_out)) if held_out and recorded else None
+        beside = load_held_out(instance, held_out if recorded else (), next_window)
         if beside is not None and beside.sha256 == traffic.sha256:
             raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
         runs_today, plan = plans.get(instance.name, (None, None))
@@ -93,6 +97,7 @@ def build_matrix(
                 name=instance.name,
                 traces=tuple(map(str, traces)) if recorded else (),
                 held_out=tuple(map(str, held_out)) if recorded else (),
+                next_window=next_window and instance.traffic.kind == "synthetic",
                 instance_sha256=instance.sha256,
                 traffic_sha256=traffic.sha256,
                 held_out_sha256=beside.sha256 if beside else None,
@@ -109,6 +114,8 @@ def build_matrix(
     _refuse_repeats("instance", [row["name"] for row in rows])
     if (traces or held_out) and not any(cell.traces or cell.held_out for cell in cells):
         raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
+    if next_window and not any(cell.next_window for cell in cells):
+        raise UsageError("--next-window applies to instances with traffic.kind: synthetic, and none is given")
     for name in plans.keys() - {row["name"] for row in rows}:
         raise UsageError(f"the current plan {plans[name][0].name} is for {name}, which is none of the instances")
     config = {
@@ -118,6 +125,7 @@ def build_matrix(
         "parameters": asdict(settings),
         "traces": [path.name for path in traces],
         "held_out": [path.name for path in held_out],
+        "next_window": next_window,
         "current": [path.name for path in current],
     }
     return Matrix(config, tuple(rows), tuple(cells))

@@ -36,6 +36,7 @@ class Config(_Record):
     parameters: dict[str, Any]
     traces: list[str] = []
     held_out: list[str] = []
+    next_window: bool = False
     current: list[str] = []
 
 
