@@ -45,7 +45,8 @@ def filled(name: str, values: list[dict[str, Any]], description: str, width: int
     """Return a chart with its data, for a picture that stands alone; the page's program fills it alike."""
     chart = copy.deepcopy({**CHARTS[name], "data": {"values": values}, "description": description, "width": width})
     if "usermeta" in chart:  # a heat map is as high as its rows
-        chart["height"] = chart["usermeta"]["rowHeight"] * len({value["row"] for value in values})
+        rows, heights = len({value["row"] for value in values}), chart["usermeta"]
+        chart["height"] = max(heights["row"] * rows, min(heights["few"], heights["label"] * rows))
     present = [solver for solver in solvers if any(value.get("solver") == solver for value in values)]
     places = [solvers.index(solver) for solver in present]
     for channel, palette in (("color", COLOURS), ("strokeDash", DASHES), ("shape", None)):
@@ -96,7 +97,7 @@ def _heat(row: str, value: str) -> Spec:
         {"field": "value", "title": value, "type": "quantitative", "format": ",.4~r"},
     ]
     return _chart(
-        usermeta={"rowHeight": 6},
+        usermeta={"row": 6, "label": 14, "few": 224},  # pixels: a row, one with a label, and up to where each has one
         encoding={"x": x, "y": y},
         layer=[
             {

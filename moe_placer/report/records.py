@@ -16,7 +16,7 @@ Records = list[dict[str, Any]]
 Table = dict[str, Any]
 _ROWS = {"links": 96, "gpus": 128}  # of a heat map; more cannot be told apart
 _LINKS = 2000  # in a picture of the fabric
-_NAMED = 40  # vertices beyond which the first node's name would run into its neighbour's
+_NAMED = 40  # vertices beyond which their names would run into each other
 _FAR = 1.6  # times the best sum of z; what is above would hide differences among those near the best
 
 
@@ -90,16 +90,15 @@ def fabric(row: InstanceRow, run: RunRow) -> Records:
 
 
 def _labels(names: Iterable[str]) -> dict[str, str]:
-    """Return short labels: of every kind of vertex the first by its name, the others by their numbers.
-
-    Many nodes stand side by side, and have their numbers alone.
-    """
+    """Return short labels: nodes have numbers, after the first; so have switches where there are many vertices."""
     names = list(names)
-    seen = {"node"} if len(names) > _NAMED else set[str]()
+    crowded = len(names) > _NAMED
+    seen = {"node"} if crowded else set[str]()
     labels = {}
     for name in names:
         kind = name.rstrip("0123456789")
-        labels[name] = (name.removeprefix(kind) or name) if kind in seen else name
+        shortened = kind in seen and (crowded or kind == "node")
+        labels[name] = (name.removeprefix(kind) or name) if shortened else name
         seen.add(kind)
     return labels
 

@@ -32,7 +32,10 @@ function specification(name, values, description) {
     if (encoding.legend && innerWidth < 480) encoding.legend.columns = 2;
   }
   for (const parameter of chart.params ?? []) if (parameter.name === "paper") parameter.value = "var(--paper)";
-  if (chart.usermeta) chart.height = chart.usermeta.rowHeight * new Set(values.map(value => value.row)).size;
+  if (chart.usermeta) {
+    const rows = new Set(values.map(value => value.row)).size, { row, label, few } = chart.usermeta;
+    chart.height = Math.max(row * rows, Math.min(few, label * rows));
+  }
   chart.data = { values };
   return chart;
 }
