@@ -88,7 +88,7 @@ def _heat(row: str, value: str) -> Spec:
         "type": "ordinal",
         "title": None,
         "sort": None,
-        "axis": {"labelOverlap": "parity", "labelFontSize": 10},
+        "axis": {"labelOverlap": "parity", "labelSeparation": 0, "labelFontSize": 10},
     }
     legend = {"orient": "top", "gradientLength": 180, "titleLimit": 300}
     tooltip = [
