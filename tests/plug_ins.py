@@ -131,10 +131,8 @@ class Eats(Plug):
     name = "eats"
 
     def place(self, layer, node):
-        held = []
-        while True:
-            held.append(np.ones(4_000_000))
-            time.sleep(0.005)
+        held = np.ones(60_000_000)
+        time.sleep(600 + held[0])
 
 
 class Detaches(Plug):

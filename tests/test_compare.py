@@ -22,7 +22,6 @@ from moe_placer.compare.child import run
 from moe_placer.errors import UsageError
 from moe_placer.instance import load_instance
 from moe_placer.report.write import write_report
-from moe_placer.solving import solve
 
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"
@@ -132,7 +131,7 @@ def test_optimal_by_a_solver_s_word_is_served_with_a_bound_that_can_be_checked(p
 def test_a_process_that_dies_or_hangs_is_a_row_and_the_rest_goes_on(
     tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
 ) -> None:
-    given = ["--solvers", "hang,killed,leaves,eats,detaches,greedy", "--time-limit", 2, "--patience", 3, "--jobs", 2]
+    given = ["--solvers", "hang,killed,leaves,eats,detaches,greedy", "--time-limit", 2, "--patience", 6, "--jobs", 2]
     given += ["--memory", 0.3]
     done = compare(TINY, *given, "-o", tmp_path / "report")
     assert done.returncode == 0, done.stderr
@@ -140,7 +139,7 @@ def test_a_process_that_dies_or_hangs_is_a_row_and_the_rest_goes_on(
     eats = rows.pop("eats")
     assert (eats["status"], eats["reason"].endswith("of 0.3 GB allowed")) == ("crashed", True), eats["reason"]
     assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
-        "hang": ("hung", "ended after 5 s without an answer"),
+        "hang": ("hung", "ended after 8 s without an answer"),
         "killed": ("crashed", "killed by SIGSEGV"),
         "leaves": ("crashed", "ended without an answer"),
         "detaches": ("ok", None),
@@ -367,41 +366,6 @@ def test_kill_leaves_no_run_behind_and_the_same_command_continues(tmp_path: Path
         ("hang", "hung"),
         ("contiguous", "ok"),
     ]
-
-
-def test_moves_are_counted_from_the_plan_that_runs_today(tmp_path: Path, compare: Compare) -> None:
-    plan = solve(load_instance(TINY), solver="greedy").placement
-    plan.write(tmp_path / "today.json")
-    given = [TINY, "--solvers", "contiguous,greedy", "--current", tmp_path / "today.json"]
-    assert compare(*given, "-o", tmp_path / "r").returncode == 0
-    moves = {row["solver"]: row["moves"] for row in runs_of(tmp_path / "r")}
-    without = compare(TINY, "--solvers", "contiguous,greedy", "-o", tmp_path / "s")
-    assert without.returncode == 0, without.stderr
-    to_contiguous = {row["solver"]: row["moves"] for row in runs_of(tmp_path / "s")}
-    # One copy of each expert on one GPU each: as many moves one way as the other.
-    assert moves == {"greedy": 0, "contiguous": to_contiguous["greedy"]}
-    assert moves["contiguous"] > 0
-    assert rows_of(tmp_path / "r")[0]["current"] == "today.json"
-    assert {row["key"] for row in runs_of(tmp_path / "r")}.isdisjoint(row["key"] for row in runs_of(tmp_path / "s"))
-
-
-@pytest.mark.parametrize(
-    ("change", "code", "says"),
-    [
-        ({"instance": {"name": "other", "sha256": "", "traffic_sha256": ""}}, 2, "is for other, which is none of"),
-        ({"gpu": [[[0], [1], [2], [3]]]}, 1, "a current plan of 1 MoE layers, expected 2"),
-        ({"gpu": [[[0], [1], [2]]] * 2}, 1, "a current plan of 3 experts in layer 1, expected 4"),
-        ({"gpu": [[[0], [1], [2], [4]]] * 2}, 1, "a current plan on GPU 4, expected GPUs 0 to 3"),
-    ],
-)
-def test_a_plan_of_something_else_is_refused(
-    tmp_path: Path, compare: Compare, change: dict[str, Any], code: int, says: str
-) -> None:
-    plan = json.loads(solve(load_instance(TINY), solver="greedy").placement.to_json())
-    (tmp_path / "today.json").write_text(json.dumps(plan | change))
-    done = compare(TINY, "--solvers", "greedy", "--current", tmp_path / "today.json", "-o", tmp_path / "r")
-    assert (done.returncode, (tmp_path / "r").exists()) == (code, False)
-    assert says in done.stderr
 
 
 def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(

@@ -100,14 +100,14 @@ def compare(
     crashes, hangs or lies is a row that says so.
     """
     from moe_placer.bench import describe_environment
-    from moe_placer.compare import Folder, Settings, build_matrix
+    from moe_placer.compare import Folder, Given, Settings, build_matrix
     from moe_placer.registry import solver_names
 
     _require_positive("patience", patience)
     _require_positive("memory", memory)
     names = _names(solvers) if solvers is not None else solver_names()
     settings = Settings(time_limit, gap, workers)
-    matrix = build_matrix(instances, names, _numbers(seeds), settings, traces, held_out, current, next_window)
+    matrix = build_matrix(instances, names, _numbers(seeds), settings, Given(traces, held_out, next_window, current))
     environment, jobs = describe_environment(), jobs or max(1, _cores() // workers)
     most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
     folder = Folder(

@@ -19,7 +19,9 @@ from moe_placer.registry import find_solver, solver_version
 from moe_placer.solver import Limits
 from moe_placer.traffic import Traffic
 
-__all__ = ["Matrix", "build_matrix"]
+__all__ = ["Given", "Matrix", "build_matrix"]
+
+_Plans = dict[str, tuple[Path, Placement]]  # by the name of an instance
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,36 @@ class Matrix:
     cells: tuple[Cell, ...]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is solved for, measured on and counted from, beside what instances name.
+
+    Attributes
+    ----------
+    traces, held_out : sequence of Path
+        Recorded traces to solve for and to measure on beside, one per domain; for instances with ``traffic.kind:
+        trace``, of which there must then be one.
+    next_window : bool
+        Whether to measure on the next tokens beside, for instances with ``traffic.kind: synthetic``, of which there
+        must then be one.
+    current : sequence of Path
+        Placement files of what runs today, at most one for each instance, whose name each bears.
+    """
+
+    traces: Sequence[Path] = ()
+    held_out: Sequence[Path] = ()
+    next_window: bool = False
+    current: Sequence[Path] = ()
+
+
 def build_matrix(
     instances: Sequence[Path],
     solvers: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
-    traces: Sequence[Path] = (),
-    held_out: Sequence[Path] = (),
-    current: Sequence[Path] = (),
-    next_window: bool = False,
+    given: Given | None = None,
 ) -> Matrix:
     """Check and combine what is to be compared.
-
-    Parameters
-    ----------
-    traces, held_out : sequence of Path
-        Recorded traces to solve for and to measure on beside, one per domain; for instances with ``traffic.kind:
-        trace``, of which there must then be one.
-    current : sequence of Path
-        Placement files of what runs today, at most one for each instance, whose name each bears.
-    next_window : bool
-        Whether to measure on the next tokens beside, for instances with ``traffic.kind: synthetic``, of which there
-        must then be one.
 
     Raises
     ------
@@ -71,6 +81,7 @@ def build_matrix(
     InputError
         An instance, its traffic or its current plan is wrong.
     """
+    given = given or Given()
     Limits(time_s=settings.time_limit_s, gap=settings.gap, workers=settings.workers)  # refuses what makes no sense
     _refuse_repeats("solver", solvers)
     _refuse_repeats("seed", seeds)
@@ -78,60 +89,68 @@ def build_matrix(
         if seed < 0:
             raise UsageError(f"seed is {seed}, expected 0 or more")
     versions = {name: (find_solver(name), solver_version(name))[1] for name in solvers}
-    plans = _current_plans(current)
+    plans = _current_plans(given.current)
     rows: list[dict[str, Any]] = []
     cells: list[Cell] = []
     for path in instances:
-        instance, traffic = open_instance(path, traces)
-        recorded = instance.traffic.kind == "trace"
-        beside = load_held_out(instance, held_out if recorded else (), next_window)
-        if beside is not None and beside.sha256 == traffic.sha256:
-            raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
-        runs_today, plan = plans.get(instance.name, (None, None))
-        if plan is not None:
-            check_plan(instance, plan)
-        rows.append(instance_row(instance, traffic, beside, runs_today))
+        row, fields = _opened(path, given, plans)
+        rows.append(row)
         cells += [
-            Cell(
-                path=str(path),
-                name=instance.name,
-                traces=tuple(map(str, traces)) if recorded else (),
-                held_out=tuple(map(str, held_out)) if recorded else (),
-                next_window=next_window and instance.traffic.kind == "synthetic",
-                instance_sha256=instance.sha256,
-                traffic_sha256=traffic.sha256,
-                held_out_sha256=beside.sha256 if beside else None,
-                current=str(runs_today) if runs_today else None,
-                current_sha256=plan_sha256(plan) if plan else None,
-                solver=solver,
-                version=versions[solver],
-                seed=seed,
-                **asdict(settings),
-            )
+            Cell(**fields, solver=solver, version=versions[solver], seed=seed, **asdict(settings))
             for solver in solvers
             for seed in seeds
         ]
     _refuse_repeats("instance", [row["name"] for row in rows])
-    if (traces or held_out) and not any(cell.traces or cell.held_out for cell in cells):
-        raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
-    if next_window and not any(cell.next_window for cell in cells):
-        raise UsageError("--next-window applies to instances with traffic.kind: synthetic, and none is given")
-    for name in plans.keys() - {row["name"] for row in rows}:
-        raise UsageError(f"the current plan {plans[name][0].name} is for {name}, which is none of the instances")
+    _refuse_idle(given, cells, plans)
     config = {
         "instances": [row["name"] for row in rows],
         "solvers": list(solvers),
         "seeds": list(seeds),
         "parameters": asdict(settings),
-        "traces": [path.name for path in traces],
-        "held_out": [path.name for path in held_out],
-        "next_window": next_window,
-        "current": [path.name for path in current],
+        "traces": [path.name for path in given.traces],
+        "held_out": [path.name for path in given.held_out],
+        "next_window": given.next_window,
+        "current": [path.name for path in given.current],
     }
     return Matrix(config, tuple(rows), tuple(cells))
 
 
-def _current_plans(files: Sequence[Path]) -> dict[str, tuple[Path, Placement]]:
+def _opened(path: Path, given: Given, plans: _Plans) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an instance's row, and what all of its cells have alike."""
+    instance, traffic = open_instance(path, given.traces)
+    recorded = instance.traffic.kind == "trace"
+    beside = load_held_out(instance, given.held_out if recorded else (), given.next_window)
+    if beside is not None and beside.sha256 == traffic.sha256:
+        raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
+    runs_today, plan = plans.get(instance.name, (None, None))
+    if plan is not None:
+        check_plan(instance, plan)
+    fields = {
+        "path": str(path),
+        "name": instance.name,
+        "traces": tuple(map(str, given.traces)) if recorded else (),
+        "held_out": tuple(map(str, given.held_out)) if recorded else (),
+        "next_window": given.next_window and instance.traffic.kind == "synthetic",
+        "instance_sha256": instance.sha256,
+        "traffic_sha256": traffic.sha256,
+        "held_out_sha256": beside.sha256 if beside else None,
+        "current": str(runs_today) if runs_today else None,
+        "current_sha256": plan_sha256(plan) if plan else None,
+    }
+    return instance_row(instance, traffic, beside, runs_today), fields
+
+
+def _refuse_idle(given: Given, cells: Sequence[Cell], plans: _Plans) -> None:
+    """Refuse what would be given for nothing."""
+    if (given.traces or given.held_out) and not any(cell.traces or cell.held_out for cell in cells):
+        raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
+    if given.next_window and not any(cell.next_window for cell in cells):
+        raise UsageError("--next-window applies to instances with traffic.kind: synthetic, and none is given")
+    for name in sorted(plans.keys() - {cell.name for cell in cells}):
+        raise UsageError(f"the current plan {plans[name][0].name} is for {name}, which is none of the instances")
+
+
+def _current_plans(files: Sequence[Path]) -> _Plans:
     """Read what runs today, by the name of its instance."""
     plans = [(path, load_placement(path)) for path in files]
     if plans:

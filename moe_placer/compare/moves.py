@@ -58,7 +58,10 @@ def check_plan(instance: Instance, placement: Placement) -> None:
         found = f"a current plan of {len(experts)} experts in layer {layer}"
         if len(experts) != instance.model.experts:
             raise InputError(Mistake(found, f"{instance.model.experts}", instance.name))
-    last = max(gpu for held in plan_of(placement) for _, gpu in held)
+    gpus = [gpu for held in plan_of(placement) for _, gpu in held]
+    if not gpus:
+        raise InputError(Mistake("a current plan without any replica", "what GPUs hold", instance.name))
+    last = max(gpus)
     if last >= instance.gpus:
         raise InputError(Mistake(f"a current plan on GPU {last}", f"GPUs 0 to {instance.gpus - 1}", instance.name))
 
