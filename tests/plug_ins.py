@@ -9,6 +9,7 @@ __all__ = ["environment_with_plug_ins"]
 
 _CODE = """
 import os, signal, subprocess, sys, time
+from pathlib import Path
 from dataclasses import replace
 import numpy as np
 from moe_placer.bounds import Bound
@@ -180,6 +181,17 @@ class Garbles(Plug):
         raise RuntimeError("no \\udcff text \\x1b[31m")
 
 
+class Once(Plug):
+    name = "once"
+
+    def place(self, layer, node):
+        mark = Path(__file__).with_name("hung-once")
+        if not mark.exists():
+            mark.touch()
+            time.sleep(600)
+        return super().place(layer, node)
+
+
 class Refuses(Plug):
     name = "refuses"
 
@@ -213,6 +225,7 @@ _CLASSES = {
     "killed": "Killed",
     "memory": "Memory",
     "hang": "Hang",
+    "once": "Once",
     "eats": "Eats",
     "detaches": "Detaches",
     "short": "Short",
