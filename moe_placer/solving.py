@@ -200,12 +200,15 @@ def _run(
         if result.node is None:
             hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
+        if not _fits(problem, index, result):
+            message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"
+            raise VerificationError(message, ["slots"])
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
         if result.bound.weights is None and not proved:
             bound = _missing_bound(problem, results, index, limits.deadline)
             if bound.weights is not None:
                 try:
-                    results[index] = replace(result, bound=bound)
+                    results[index] = replace(result, bound=bound, solver_bound=_word(result))
                 except FalseBoundError as error:
                     raise VerificationError(f"{method.name}, layer {layer}: {error}", ["z"]) from None
                 report(index, results[index])
@@ -226,6 +229,18 @@ def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int,
     nearest = sorted(lent, key=lambda other: abs(other - index))[:1]
     weights = [w for other in nearest if (w := results[other].bound.weights) is not None] or even_weights(layer)
     return max((best_bound(layer, w) for w in weights), key=lambda b: b.value, default=best_bound(layer))
+
+
+def _fits(problem: Problem, index: int, result: LayerResult) -> bool:
+    expert, _ = problem.items(index, result.copies)
+    node = np.asarray(result.node)
+    return node.shape == expert.shape and bool(((node >= 0) & (node < problem.nodes)).all())
+
+
+def _word(result: LayerResult) -> float | None:
+    """Return what only the solver says of its bound, where another takes its place."""
+    said = result.best_bound if result.bound.proof == "solver" else result.solver_bound
+    return said or None
 
 
 def _placement(

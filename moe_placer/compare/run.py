@@ -20,7 +20,9 @@ Row = dict[str, Any]
 CHILD = (sys.executable, "-P", "-m", "moe_placer.compare.child")
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, patience_s: float) -> Generator[Row, None, None]:
+def run_cells(
+    cells: Sequence[Cell], jobs: int, patience_s: float, most_bytes: float = float("inf")
+) -> Generator[Row, None, None]:
     """Yield each cell's row as it ends; closing the iterator ends what still runs, without rows.
 
     Parameters
@@ -29,10 +31,12 @@ def run_cells(cells: Sequence[Cell], jobs: int, patience_s: float) -> Generator[
         Runs at a time.
     patience_s : float
         Seconds beyond its time limit after which a run counts as hung.
+    most_bytes : float
+        Memory of a run, all its processes together, beyond which it is ended.
     """
     stop = Event()
     with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
-        futures = [pool.submit(_run_cell, cell, patience_s, stop) for cell in cells]
+        futures = [pool.submit(_run_cell, cell, patience_s, most_bytes, stop) for cell in cells]
         try:
             for future in as_completed(futures):
                 row = future.result()
@@ -43,11 +47,11 @@ def run_cells(cells: Sequence[Cell], jobs: int, patience_s: float) -> Generator[
             pool.shutdown(cancel_futures=True)
 
 
-def _run_cell(cell: Cell, patience_s: float, stop: Event) -> Row | None:
+def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> Row | None:
     """Run a cell and return its row; None where it was stopped."""
     if stop.is_set():
         return None
-    ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stop)
+    ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stop, most_bytes)
     if ended.output is not None:
         row: Row = json.loads(ended.output)
         return row | {"peak_bytes": max(row["peak_bytes"], ended.all_processes_bytes or 0)}
