@@ -65,9 +65,9 @@ def alone(net: Network, matrix: np.ndarray) -> float:
     return ends_of(net)[name]
 
 
-def rates_of(shares: list[list[float]], capacity: list[float], flows: list[int]) -> list[float]:
+def rates_of(shares: list[list[float]], capacity: list[float], paths: list[int], **more: Any) -> list[float]:
     crossings = Crossings.compile(sparse.csr_array(np.array(shares)), np.array(capacity))
-    return max_min_rates(crossings, np.array(flows)).tolist()
+    return max_min_rates(crossings, np.array(paths), **more).tolist()
 
 
 def test_one_flow_takes_its_bytes_over_the_links_bandwidth() -> None:
@@ -94,11 +94,17 @@ def test_a_spine_link_that_is_slow_holds_its_share_of_a_pair() -> None:
 
 
 def test_three_flows_on_two_links_share_as_in_the_textbook() -> None:
-    # Links of 1 and 2; flow 0 crosses both, flows 1 and 2 one each: 1/2, 1/2 and 3/2.
-    assert rates_of([[1, 1, 0], [1, 0, 1]], [1, 2], [1, 1, 1]) == pytest.approx([0.5, 0.5, 1.5])
-    # Two flows of the first kind: a third each, and what these leave.
-    assert rates_of([[1, 1, 0], [1, 0, 1]], [1, 2], [2, 1, 1]) == pytest.approx([1 / 3, 1 / 3, 4 / 3])
-    assert rates_of([[1, 1, 0], [1, 0, 1]], [1, 2], [0, 1, 0]) == pytest.approx([0.0, 1.0, 0.0])
+    # Links of 1 and 2; path 0 crosses both, paths 1 and 2 one each.
+    shares, capacity = [[1, 1, 0], [1, 0, 1]], [1, 2]
+    assert rates_of(shares, capacity, [0, 1, 2]) == pytest.approx([1 / 2, 1 / 2, 3 / 2])
+    assert rates_of(shares, capacity, [0, 0, 1, 2]) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 4 / 3])
+    assert rates_of(shares, capacity, [1]) == pytest.approx([1.0])
+
+
+def test_a_flow_that_wants_less_leaves_the_rest() -> None:
+    shares, capacity = [[1, 1, 0], [1, 0, 1]], [1, 2]
+    ceilings = np.array([0.2, np.inf, 1.5])
+    assert rates_of(shares, capacity, [0, 1, 2], ceilings=ceilings) == pytest.approx([0.2, 0.8, 1.5])
 
 
 def test_flows_that_end_leave_their_share_to_others() -> None:
@@ -196,21 +202,36 @@ def test_times_scale_with_bytes(fabric: str, seed: int, factor: float) -> None:
 
 
 @pytest.mark.parametrize("fabric", FABRICS)
-@given(seed=st.integers(0, 10**6), many=st.integers(0, 3))
+@given(seed=st.integers(0, 10**6), many=st.integers(1, 60), limited=st.booleans())
 @settings(max_examples=15, deadline=None)
-def test_rates_are_max_min_fair(fabric: str, seed: int, many: int) -> None:
-    # The definition: every flow crosses a full link on which no flow is faster.
-    net = network(fabric)
+def test_rates_are_max_min_fair(fabric: str, seed: int, many: int, limited: bool) -> None:
+    # The definition: every flow has all that it wants, or crosses a full link on which no flow is faster.
+    net, rng = network(fabric), np.random.default_rng(seed)
     shares = net.routes.shares.toarray()
-    flows = np.random.default_rng(seed).integers(0, many + 1, shares.shape[1])
-    flows[:: len(net.routes.hops) + 1] = 0
-    rates = max_min_rates(Crossings.compile(net.routes.shares, net.capacity), flows)
-    load = shares @ (rates * flows) / net.capacity
+    paths = rng.choice(np.flatnonzero(shares.any(axis=0)), many)
+    ceilings = rng.gamma(1.0, NODE_SPEED / 4, many) if limited else np.full(many, np.inf)
+    rates = max_min_rates(Crossings.compile(net.routes.shares, net.capacity), paths, ceilings)
+    use = shares[:, paths] / net.capacity[:, None]
+    load = use @ rates
     assert (load <= 1 + 1e-9).all()
-    assert not rates[flows == 0].any()
-    for path in np.flatnonzero(flows):
-        full = (shares[:, path] > 0) & (load >= 1 - 1e-9)
-        assert any(rates[path] >= rates[(shares[k] > 0) & (flows > 0)].max() * (1 - 1e-9) for k in np.flatnonzero(full))
+    assert (rates <= ceilings).all()
+    fastest = np.where(use > 0, rates, 0.0).max(axis=1)
+    for flow in np.flatnonzero(rates < ceilings):
+        full = (use[:, flow] > 0) & (load >= 1 - 1e-9)
+        assert (rates[flow] >= fastest[full] * (1 - 1e-9)).any()
+
+
+@pytest.mark.parametrize("fabric", ["fat tree", "dragonfly"])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_flows_that_end_together_change_little(fabric: str, seed: int) -> None:
+    nodes = {"nodes": 12, "fabric": FABRICS[fabric].get("cluster", {}).get("fabric", {})}
+    instance = tiny_instance(cluster=nodes)
+    exact, default = Network(instance, together=0.0), Network(instance)
+    for net in (exact, default):
+        net.start(0.0, drawn(net, seed))
+        net.start(300.0, drawn(net, seed + 1))
+    assert ends_of(default) == pytest.approx(ends_of(exact), rel=0.01)
 
 
 @given(seed=st.integers(0, 10**6))

@@ -53,42 +53,44 @@ class Crossings:
         return cls(links, padded, len(distinct))
 
 
-def max_min_rates(crossings: Crossings, flows: Ints) -> Floats:
-    """Share all links max-min fairly among flows: none can be faster but at the cost of one that is no faster.
+def max_min_rates(crossings: Crossings, paths: Ints, ceilings: Floats | None = None) -> Floats:
+    """Share all links max-min fairly: no flow could be faster but at the cost of one that is no faster.
 
     Progressive filling (Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): all rates rise together, and
-    stop where a link is full. A link that is full before every other link of its flows decides these whatever
-    happens elsewhere, so all such links are settled in one pass.
+    those of a link's flows stop where it is full. A link that is full before every other link of its flows decides
+    these whatever happens elsewhere, so all such links are settled in one pass.
 
     Parameters
     ----------
-    crossings : Crossings
-        Of P paths.
-    flows : int array [P]
-        Flows on each path; all flows of a path get the same rate.
+    paths : int array [F]
+        The path of each flow.
+    ceilings : float array [F], optional
+        Bytes/µs that a flow does not want more than.
 
     Returns
     -------
-    float array [P]
-        Bytes/µs of one flow of each path; 0 where there is none, infinite where it crosses no link.
+    float array [F]
+        Bytes/µs of each flow.
     """
-    rates = np.zeros(len(flows))
-    path = np.flatnonzero(flows)
-    links, use = crossings.links[path], crossings.use[path] * flows[path, None]
-    size = crossings.count + 1
+    rates = np.zeros(len(paths))
+    flows = np.arange(len(paths))
+    most = np.full(len(paths), np.inf) if ceilings is None else ceilings
+    links, use = crossings.links[paths], crossings.use[paths]
+    width, size = links.shape[1], crossings.count + 1
     free = np.ones(size)
-    while len(path):
+    while len(flows):
         load = np.bincount(links.ravel(), use.ravel(), size)
-        # The level at which each link is full.
-        full = np.divide(free, load, out=np.full(size, np.inf), where=load > 0)
-        level = full[links].min(axis=1, initial=np.inf)
+        full = np.full(size, np.inf)  # the level at which each link is full
+        np.divide(free, load, out=full, where=load > 0)
+        level = np.minimum(full[links].min(axis=1), most)
         lowest = np.full(size, np.inf)
-        np.minimum.at(lowest, links.ravel(), np.repeat(level, links.shape[1]))
+        np.minimum.at(lowest, links.ravel(), level.repeat(width))
         decides = lowest >= full * (1 - _SAME)
         decides[-1] = False
-        settled = decides[links].any(axis=1) | ~np.isfinite(level)
-        rates[path[settled]] = level[settled]
+        settled = decides[links].any(axis=1) | (level >= most)
+        rates[flows[settled]] = level[settled]
         free -= np.bincount(links[settled].ravel(), (use[settled] * level[settled, None]).ravel(), size)
         np.maximum(free, 0.0, out=free)
-        path, links, use = path[~settled], links[~settled], use[~settled]
+        going = ~settled
+        flows, links, use, most = flows[going], links[going], use[going], most[going]
     return rates
