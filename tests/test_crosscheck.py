@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from moe_placer.crosscheck import figures, simulate
 from moe_placer.crosscheck.__main__ import main
-from moe_placer.crosscheck.cases import Settings, open_instance, rows_of
+from moe_placer.crosscheck.cases import Settings, open_instance, rows_of, run_case
 from moe_placer.crosscheck.models import LINK_LATENCY_US, MODELS
 from moe_placer.crosscheck.page import build_page
 from moe_placer.crosscheck.paths import list_paths
@@ -117,30 +117,33 @@ def test_a_report_shows_what_must_be_reached(folder: Path) -> None:
 needs_simgrid = pytest.mark.skipif(find_spec("simgrid") is None, reason="SimGrid is not installed (see pyproject.toml)")
 
 
-def drawn(instance: Instance, size: float) -> list[np.ndarray]:
-    """Draw skewed bytes between all nodes."""
+Case = list[tuple[float, np.ndarray]]
+
+
+def drawn(instance: Instance, size: float) -> list[Case]:
+    """Draw skewed bytes between all nodes: of transfers alone, and of three that meet."""
     rng, nodes = np.random.default_rng(7), instance.cluster.nodes
-    return [rng.gamma(0.7, size, (nodes, nodes)) * (1 - np.eye(nodes)) for _ in range(4)]
+    sent = [rng.gamma(0.7, size, (nodes, nodes)) * (1 - np.eye(nodes)) for _ in range(6)]
+    return [[(0.0, sent[0])], [(0.0, sent[1])], [(0.0, sent[2])], [(0.0, sent[3]), (900.0, sent[4]), (1500.0, sent[5])]]
 
 
-def ours(instance: Instance, sent: np.ndarray) -> float:
-    network = Network(instance, together=0.0)
-    network.start(0.0, sent)
-    coming = network.next_end()
-    assert coming is not None
-    return coming[0]
+def lasted_of(instance: Instance, model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return how long transfers take in SimGrid, and in our network, µs."""
+    cases = drawn(instance, 1e8)
+    starts = np.array([start for case in cases for start, _ in case])
+    ends = simulate.simulate(instance, MODELS[model], cases)
+    ours = [run_case(Network(instance, together=0.0), case) for case in cases]
+    return np.concatenate(ends) - starts, np.concatenate(ours)
 
 
 @needs_simgrid
 @pytest.mark.simgrid
 @pytest.mark.parametrize("fabric", FABRICS)
 def test_simgrid_with_our_assumptions_takes_as_long(fabric: str) -> None:
-    instance = tiny_instance(**FABRICS[fabric])
-    transfers = drawn(instance, 1e8)
-    lasted = simulate.simulate(instance, MODELS["fair pairs"], transfers)
+    theirs, ours = lasted_of(tiny_instance(**FABRICS[fabric]), "fair pairs")
     # Ours keeps the halves of a pair's flow at one pace; where its paths are not alike, SimGrid's may end apart.
     tolerance = 0.01 if fabric == "dragonfly" else 1e-4
-    assert lasted == pytest.approx([ours(instance, sent) for sent in transfers], rel=tolerance)
+    assert theirs == pytest.approx(ours, rel=tolerance)
 
 
 @needs_simgrid
@@ -148,10 +151,9 @@ def test_simgrid_with_our_assumptions_takes_as_long(fabric: str) -> None:
 @pytest.mark.parametrize("model", ["fair paths", "CM02", "LV08, no ACKs"])
 @pytest.mark.parametrize("fabric", FABRICS)
 def test_simgrids_own_models_agree_where_messages_are_large(fabric: str, model: str) -> None:
-    instance = tiny_instance(**FABRICS[fabric])
-    transfers = drawn(instance, 1e8)
-    lasted = simulate.simulate(instance, MODELS[model], transfers)
-    assert lasted == pytest.approx([ours(instance, sent) for sent in transfers], rel=0.1)
+    theirs, ours = lasted_of(tiny_instance(**FABRICS[fabric]), model)
+    usable = float(MODELS[model].config["network/bandwidth-factor"])
+    assert theirs == pytest.approx(ours / usable, rel=0.1)
 
 
 @needs_simgrid
@@ -164,4 +166,5 @@ def test_rows_have_every_placement_layer_and_size() -> None:
     for one in rows:
         assert one["bottleneck_us"] * (1 - 1e-6) <= one["exact_us"]
         assert one["simgrid_us"]["fair pairs"] == pytest.approx(one["exact_us"], rel=1e-4, abs=0.01)
+        assert one["both_us"]["fair pairs"] == pytest.approx(one["both_us"]["network"], rel=0.01, abs=0.01)
     assert json.loads(json.dumps(rows)) == rows

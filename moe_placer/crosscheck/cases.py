@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from moe_placer.solver import Limits
 from moe_placer.solving import solve
 from moe_placer.traffic import load_traffic
 
-__all__ = ["Settings", "open_instance", "rows_of"]
+__all__ = ["Settings", "open_instance", "rows_of", "run_case"]
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
+Case = list[tuple[float, Floats]]
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,6 @@ class Settings:
     time_limit_s: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Case:
-    facts: Row
-    sent: Floats
-
-
 def open_instance(entry: dict[str, Any], folder: Path) -> Instance:
     """Load an instance, and give it the fabric and name that the settings ask for."""
     instance = load_instance(folder / entry["file"])
@@ -70,28 +65,41 @@ def open_instance(entry: dict[str, Any], folder: Path) -> Instance:
 
 
 def rows_of(instance: Instance, settings: Settings) -> Iterator[Row]:
-    """Yield a row for every placement, layer and size, with the µs of our network and of each of SimGrid's models."""
-    cases = list(_cases(instance, settings))
+    """Yield a row for every placement, layer and size, with the µs of our network and of each of SimGrid's models.
+
+    ``network_us`` and ``simgrid_us`` are of the dispatch alone. ``both_us`` are of a dispatch and, once its worst link
+    would be half through, a combine (the dispatch reversed) beside it: from the start of each to its end.
+    """
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
-    transfers = [case.sent for case in cases]
-    simulated = {name: simulate(instance, model, transfers) for name, model in MODELS.items()}
-    for number, case in enumerate(cases):
-        network = Network(instance, routes=routes)
-        bottleneck = float((routes.shares @ case.sent.ravel() / network.capacity).max())
-        crossed = case.sent > 0
+    network = Network(instance, routes=routes)
+    alone, both, heads = [], [], []
+    for facts, sent in _dispatches(instance, settings):
+        bottleneck = float((routes.shares @ sent.ravel() / network.capacity).max())
+        alone.append([(0.0, sent)])
+        both.append([(0.0, sent), (bottleneck / 2, sent.T)])
+        crossed = sent > 0
+        facts |= {"flows": int(crossed.sum()), "mean_flow_bytes": _short(sent[crossed].mean())}
+        heads.append(facts | {"hops": int(routes.hops[crossed].max()), "bottleneck_us": _short(bottleneck)})
+    cases = [*alone, *both]
+    ours = [run_case(Network(instance, routes=routes), case) for case in cases]
+    exact = [run_case(Network(instance, routes=routes, together=0.0), case) for case in alone]
+    theirs = {
+        name: [_lasted(*pair) for pair in zip(cases, simulate(instance, model, cases), strict=True)]
+        for name, model in MODELS.items()
+    }
+    for number, head in enumerate(heads):
+        beside = len(heads) + number
         yield {
-            **case.facts,
-            "flows": int(crossed.sum()),
-            "mean_flow_bytes": _short(case.sent[crossed].mean()),
-            "hops": int(routes.hops[crossed].max()),
-            "bottleneck_us": _short(bottleneck),
-            "network_us": _short(_end(network, case.sent)),
-            "exact_us": _short(_end(Network(instance, routes=routes, together=0.0), case.sent)),
-            "simgrid_us": {name: _short(lasted[number]) for name, lasted in simulated.items()},
+            **head,
+            "network_us": ours[number][0],
+            "exact_us": exact[number][0],
+            "simgrid_us": {name: lasted[number][0] for name, lasted in theirs.items()},
+            "both_us": {"network": ours[beside], **{name: lasted[beside] for name, lasted in theirs.items()}},
         }
 
 
-def _cases(instance: Instance, settings: Settings) -> Iterator[_Case]:
+def _dispatches(instance: Instance, settings: Settings) -> Iterator[tuple[Row, Floats]]:
+    """Yield the facts and the bytes [nodes, nodes] of every dispatch."""
     traffic = load_traffic(instance)
     rows = np.unique(np.linspace(0, len(instance.moe_layers) - 1, settings.layers).round().astype(int)).tolist()
     limits = Limits(time_s=settings.time_limit_s)
@@ -110,14 +118,26 @@ def _cases(instance: Instance, settings: Settings) -> Iterator[_Case]:
                         "tokens_per_gpu": tokens,
                     }
                     scale = tokens / instance.traffic.tokens_per_gpu * token_bytes(instance)
-                    yield _Case(facts, between[row] * scale)
+                    yield facts, between[row] * scale
 
 
-def _end(network: Network, sent: Floats) -> float:
-    network.start(0.0, sent)
-    coming = network.next_end()
-    assert coming is not None
-    return coming[0]
+def run_case(network: Network, case: Case) -> list[float]:
+    """Return how long each transfer of a case takes in our network, µs."""
+    ends: dict[int, float] = {}
+
+    def follow(until: float) -> None:
+        while (coming := network.next_end()) is not None and coming[0] <= until:
+            ends.update(dict.fromkeys(network.advance(coming[0]), coming[0]))
+
+    for start, sent in case:
+        follow(start)
+        network.start(start, sent)
+    follow(np.inf)
+    return _lasted(case, [ends[number] for number in range(len(case))])
+
+
+def _lasted(case: Case, ends: Sequence[float]) -> list[float]:
+    return [_short(end - start) for end, (start, _) in zip(ends, case, strict=True)]
 
 
 def _short(value: float) -> float:

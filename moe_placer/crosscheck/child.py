@@ -1,4 +1,4 @@
-"""Runs all-to-alls in SimGrid: reads a `Task` on standard input, writes their µs to the file named as argument.
+"""Runs all-to-alls in SimGrid: a task (see `simulate`) on standard input becomes a file, named as argument, of µs.
 
 A process of its own, since SimGrid has one engine a process, and speaks on standard error.
 """
@@ -21,29 +21,34 @@ _US = 1e6
 _WEIGHT_S = 1e-9  # latency per path that makes a flow weigh 1 / paths: SimGrid's shares are inverse to latency
 
 
-def run(task: dict[str, Any]) -> list[float]:
-    """Run every case of a task after the other in one simulation, and return how long each took, in µs."""
+def run(task: dict[str, Any]) -> list[list[float]]:
+    """Run the cases of a task one after the other; return when their transfers ended, in µs from the case's begin."""
     simgrid = _load()
     options = {"precision/timing": "1e-13", **task["config"]}
     engine = simgrid.Engine(
         ["crosscheck", *(f"--cfg={name}:{value}" for name, value in options.items()), "--log=root.thresh:warning"]
     )
     hosts = _build(simgrid, engine, task)
-    lasted: list[float] = []
+    ends: list[list[float]] = []
 
     def drive() -> None:
         for case in task["cases"]:
-            begun = simgrid.Engine.clock
-            flows = [
-                simgrid.Comm.sendto_async(hosts[source, path], hosts[target, path], size)
-                for source, target, path, size in case
-            ]
-            simgrid.ActivitySet(flows).wait_all()
-            lasted.append(_US * (simgrid.Engine.clock - begun))
+            begun, transfers = simgrid.Engine.clock, []
+            for start_us, flows in case:
+                simgrid.this_actor.sleep_until(begun + start_us / _US)
+                transfers.append(
+                    [
+                        simgrid.Comm.sendto_async(hosts[source, path], hosts[target, path], size)
+                        for source, target, path, size in flows
+                    ]
+                )
+            for flows in transfers:
+                simgrid.ActivitySet(flows).wait_all()
+            ends.append([_US * (max(flow.finish_time for flow in flows) - begun) for flows in transfers])
 
     next(iter(hosts.values())).add_actor("driver", drive)
     engine.run()
-    return lasted
+    return ends
 
 
 def _load() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -26,18 +26,21 @@ _CHILD = (sys.executable, "-P", "-m", "moe_placer.crosscheck.child")
 _PATIENCE_S = 3600.0
 
 
-def simulate(instance: Instance, model: NetworkModel, transfers: Sequence[Floats]) -> list[float]:
-    """Run transfers one after the other, each alone, in SimGrid.
+def simulate(
+    instance: Instance, model: NetworkModel, cases: Sequence[Sequence[tuple[float, Floats]]]
+) -> list[list[float]]:
+    """Run all-to-alls in SimGrid.
 
     Parameters
     ----------
-    transfers : sequence of float arrays [nodes, nodes]
-        Bytes from node s to node d; SimGrid takes whole ones.
+    cases : sequence of sequences of (µs, float array [nodes, nodes])
+        Transfers that share the fabric: when each starts, in order, and the bytes from node s to node d, of which
+        SimGrid takes whole ones. Cases do not meet.
 
     Returns
     -------
-    list of float
-        µs until the last flow of each has ended.
+    list of list of float
+        When the last flow of each transfer ended, in µs from the begin of its case.
 
     Raises
     ------
@@ -57,18 +60,20 @@ def simulate(instance: Instance, model: NetworkModel, transfers: Sequence[Floats
         "fair_pairs": model.fair_pairs,
         "bytes_per_s": [usable * float(data["bandwidth"]) for _, _, data in graph.edges(data=True)],
         "paths": [[source, target, between] for (source, target), between in paths.items()],
-        "cases": [
-            [
-                (source, target, number, max(1, round(sent[source, target] / len(between))))
-                for (source, target), between in paths.items()
-                if sent[source, target] > 0
-                for number in range(len(between))
-            ]
-            for sent in transfers
-        ],
+        "cases": [[(start, _flows(sent, paths)) for start, sent in case] for case in cases],
     }
     ended = run_child(_CHILD, json.dumps(task), _PATIENCE_S)
     if ended.output is None:
         raise UsageError(f"SimGrid failed: {ended.failed}")
-    lasted: list[float] = json.loads(ended.output)
-    return lasted
+    ends: list[list[float]] = json.loads(ended.output)
+    return ends
+
+
+def _flows(sent: Floats, paths: Mapping[tuple[int, int], list[list[int]]]) -> list[tuple[int, int, int, int]]:
+    """Return source, target, number of the path, and bytes."""
+    return [
+        (*ends, number, max(1, round(sent[ends] / len(between))))
+        for ends, between in paths.items()
+        if sent[ends] > 0
+        for number in range(len(between))
+    ]
