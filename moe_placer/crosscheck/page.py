@@ -1,0 +1,202 @@
+"""The page of a cross-check, made from its rows and its environment alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_placer.crosscheck.chart import draw
+from moe_placer.crosscheck.figures import Row, Rows, agreement, by, excess, ranking
+from moe_placer.crosscheck.models import MODELS
+
+__all__ = ["build_page"]
+
+_LARGE_BYTES = 1e6  # mean bytes per node pair from which messages count as large
+_PICTURE = "ratio.svg"
+_OPTIONS = ("bandwidth-factor", "latency-factor", "weight-S", "TCP-gamma", "crosstraffic")
+
+
+def build_page(rows: Rows, environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return file names and contents: README.md and its picture; the same rows and environment give the same bytes."""
+    parts = [
+        "# Our network model against SimGrid",
+        _answer(rows),
+        _machine(environment),
+        _what(rows),
+        _sizes(rows),
+        f"![Our time over SimGrid's by tokens per GPU, one panel per network model; the band is 10%]({_PICTURE})",
+        _instances(rows),
+        _ranks(rows),
+        _bottleneck(rows),
+        _shortcut(rows),
+        _WHY,
+        _AGAIN,
+    ]
+    return {"README.md": "\n\n".join(parts) + "\n", _PICTURE: draw(rows)}
+
+
+def is_large(rows: Rows) -> bool:
+    """Whether all rows send 1 MB and more from node to node, on average."""
+    return all(row["mean_flow_bytes"] >= _LARGE_BYTES for row in rows)
+
+
+def _answer(rows: Rows) -> str:
+    large = [row for group in by(rows, "tokens_per_gpu").values() if is_large(group) for row in group]
+    least = min(row["tokens_per_gpu"] for row in large)
+    lines = [
+        f"Where messages are large ({least:,g} tokens per GPU and more: 1 MB and more from node to node on average), "
+        f"our times of {len(large):,} all-to-alls are"
+    ]
+    for model in MODELS:
+        found = agreement(large, model)
+        lines.append(
+            f"- {found.lowest:+.1%} to {found.highest:+.1%} off SimGrid's under *{model}* (median {found.median:+.1%}; "
+            f"{found.within:.0%} of them within 10%);"
+        )
+    ranks = [
+        ranking(group, "network", model).steps
+        for group in by(large, "instance", "tokens_per_gpu").values()
+        for model in MODELS
+    ]
+    known = [rank for rank in ranks if not math.isnan(rank)]
+    lines.append(f"- and rank the placements of an instance alike: Spearman {min(known):.3f} or more in all cases.")
+    return "\n".join(lines)
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
+        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}, "
+        f"{environment['date']}. Simulated times do not depend on the machine."
+    )
+
+
+def _what(rows: Rows) -> str:
+    methods = {solver: len({row["seed"] for row in group}) for (solver,), group in by(rows, "solver").items()}
+    named = ", ".join(name if seeds == 1 else f"{name} ({seeds} seeds)" for name, seeds in methods.items())
+    columns = ("model", "assumes", *_OPTIONS, "latency of a link, µs")
+    lines = [
+        "## What was run",
+        "",
+        f"The dispatch of single layers, alone on the fabric, of the placements of {named}. Ours is "
+        "`moe_placer.schedule.network.Network`; SimGrid's platform is built from the same fabric graph, link by link, "
+        "with one flow per shortest path of a node pair. Its models, from our own assumptions to its defaults:",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---|---" + "|---:" * (len(columns) - 2) + "|",
+    ]
+    for name, model in MODELS.items():
+        options = " | ".join(model.config[f"network/{option}"] for option in _OPTIONS)
+        lines.append(f"| {name} | {model.summary} | {options} | {model.latency_us:g} |")
+    lines += [
+        "",
+        "Our time has the links' latency on the longest path added, as the schedule adds it; nothing else is fitted.",
+    ]
+    return "\n".join(lines)
+
+
+def _sizes(rows: Rows) -> str:
+    lines = [
+        "## By size of messages",
+        "",
+        "Our time over SimGrid's, minus 1: the median over all instances, placements and layers, and the range.",
+        "",
+        f"| tokens per GPU | bytes from node to node, mean | our time, ms | {' | '.join(MODELS)} |",
+        "|---:|---:|---:" + "|---:" * len(MODELS) + "|",
+    ]
+    for (tokens,), group in by(rows, "tokens_per_gpu").items():
+        sizes, times = ([row[field] for row in group] for field in ("mean_flow_bytes", "network_us"))
+        cells = [f"{tokens:,g}", _span(sizes), f"{min(times) / 1e3:.3g} to {max(times) / 1e3:.3g}"]
+        lines.append(f"| {' | '.join([*cells, *(_off(group, model) for model in MODELS)])} |")
+    return "\n".join(lines)
+
+
+def _instances(rows: Rows) -> str:
+    largest = max(row["tokens_per_gpu"] for row in rows)
+    lines = [
+        "## By instance",
+        "",
+        f"The same, of the largest messages ({largest:,g} tokens per GPU).",
+        "",
+        f"| instance | all-to-alls | flows | {' | '.join(MODELS)} |",
+        "|---|---:|---:" + "|---:" * len(MODELS) + "|",
+    ]
+    for (name,), group in by([row for row in rows if row["tokens_per_gpu"] == largest], "instance").items():
+        flows = f"{min(row['flows'] for row in group)} to {max(row['flows'] for row in group)}"
+        cells = [name, str(len(group)), flows, *(_off(group, model) for model in MODELS)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ranks(rows: Rows) -> str:
+    lines = [
+        "## Ranks of placements",
+        "",
+        "Spearman's rank correlation between our times of an instance's placements and SimGrid's: of the sums over the "
+        "layers, and in brackets of single layers, the median and the lowest. The last column ranks by the worst link "
+        "alone, which placements are optimised for, against *fair pairs*.",
+        "",
+        f"| instance | tokens per GPU | placements | {' | '.join(MODELS)} | worst link |",
+        "|---|---:|---:" + "|---:" * (len(MODELS) + 1) + "|",
+    ]
+    for (name, tokens), group in by(rows, "instance", "tokens_per_gpu").items():
+        found = [ranking(group, "network", model) for model in MODELS]
+        found.append(ranking(group, "bottleneck", next(iter(MODELS))))
+        cells = [f"{_rank(rank.steps)} ({_rank(rank.median_layer)}, {_rank(rank.worst_layer)})" for rank in found]
+        lines.append(f"| {name} | {tokens:,g} | {found[0].placements} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _bottleneck(rows: Rows) -> str:
+    largest = max(row["tokens_per_gpu"] for row in rows)
+    columns = ("median", "largest", "by more than 1%", "by more than 5%")
+    lines = [
+        "## Is the worst link the right objective?",
+        "",
+        "A placement is judged by z, the time that its worst link needs. Fair sharing can take longer: a link idles "
+        "while flows that it could take are held up elsewhere. How much longer it takes (our network; the same at "
+        "every size):",
+        "",
+        f"| instance | solver | all-to-alls | {' | '.join(columns)} |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (name, solver), group in by(
+        [row for row in rows if row["tokens_per_gpu"] == largest], "instance", "solver"
+    ).items():
+        more = excess(group)
+        cells = [name, solver, str(len(group)), f"{np.median(more):.2%}", f"{more.max():.2%}"]
+        cells += [f"{(more > limit).mean():.0%}" for limit in (0.01, 0.05)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shortcut(rows: Rows) -> str:
+    off = np.array([row["network_us"] / row["exact_us"] - 1 for row in rows])
+    return (
+        "## What ending flows together costs\n\n"
+        f"`Network` lets a tenth of the flows end together. Against exact max-min sharing, event by event, its times "
+        f"are {off.min():+.3%} to {off.max():+.3%} off, {np.median(np.abs(off)):.4%} in the median."
+    )
+
+
+_WHY = ""
+_AGAIN = ""
+
+
+def _off(rows: list[Row], model: str) -> str:
+    found = agreement(rows, model)
+    return f"{found.median:+.1%} ({found.lowest:+.1%} to {found.highest:+.1%})"
+
+
+def _span(sizes: list[float]) -> str:
+    low, high = min(sizes), max(sizes)
+    unit, name = next((unit, name) for unit, name in ((1e6, "MB"), (1e3, "kB"), (1.0, "B")) if high >= unit)
+    return f"{low / unit:.3g} to {high / unit:.3g} {name}"
+
+
+def _rank(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
