@@ -166,5 +166,7 @@ def test_rows_have_every_placement_layer_and_size() -> None:
     for one in rows:
         assert one["bottleneck_us"] * (1 - 1e-6) <= one["exact_us"]
         assert one["simgrid_us"]["fair pairs"] == pytest.approx(one["exact_us"], rel=1e-4, abs=0.01)
+        assert ("both_us" in one) == (one["tokens_per_gpu"] == 1024)
+    for one in (row for row in rows if "both_us" in row):
         assert one["both_us"]["fair pairs"] == pytest.approx(one["both_us"]["network"], rel=0.01, abs=0.01)
     assert json.loads(json.dumps(rows)) == rows
