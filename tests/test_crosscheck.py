@@ -88,11 +88,15 @@ def test_without_simgrid_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> Non
         simulate.simulate(tiny_instance(), MODELS["CM02"], [])
 
 
-def test_a_folder_without_settings_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"layers": 3}'])
+def test_a_folder_without_settings_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
     result = CliRunner().invoke(main, [str(tmp_path)])
     assert result.exit_code == 1
     assert "config.json" in result.output
-    assert not list(tmp_path.iterdir())
+    assert isinstance(result.exception, SystemExit)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"] * (content is not None)
 
 
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda folder: folder.name)
