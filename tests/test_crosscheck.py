@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from moe_placer.crosscheck import figures, simulate
 from moe_placer.crosscheck.__main__ import main
-from moe_placer.crosscheck.cases import Settings, open_instance, rows_of, run_case
+from moe_placer.crosscheck.cases import Choice, Settings, open_instance, rows_of, run_case
 from moe_placer.crosscheck.models import LINK_LATENCY_US, MODELS
 from moe_placer.crosscheck.page import build_page, is_large
 from moe_placer.crosscheck.paths import list_paths
@@ -75,17 +75,22 @@ def test_ranks_by_hand() -> None:
 
 
 def test_a_fabric_of_its_own() -> None:
-    entry = {"file": "h100-128.yaml", "name": "meshed", "fabric": {"kind": "full-mesh"}}
-    given, changed = (open_instance(one, REPO / "instances") for one in ({"file": "h100-128.yaml"}, entry))
+    mesh = Choice(file="h100-128.yaml", name="meshed", fabric={"kind": "full-mesh"})
+    given, changed = (open_instance(choice, REPO / "instances") for choice in (Choice(file="h100-128.yaml"), mesh))
     assert changed.name == "meshed"
     assert changed.cluster.fabric.kind == "full-mesh"
     assert changed.model == given.model
 
 
-def test_without_simgrid_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_simgrid_there_is_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(simulate, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"moe-placer\[simgrid\]"):
         simulate.simulate(tiny_instance(), MODELS["CM02"], [])
+    (tmp_path / "config.json").write_text((REPORTS[0] / "config.json").read_text())
+    result = CliRunner().invoke(main, [str(tmp_path)])
+    assert result.exit_code == 1
+    assert "moe-placer[simgrid]" in result.output
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"layers": 3}'])
@@ -163,8 +168,9 @@ def test_simgrids_own_models_agree_where_messages_are_large(fabric: str, model: 
 @needs_simgrid
 @pytest.mark.simgrid
 def test_rows_have_every_placement_layer_and_size() -> None:
-    settings = Settings([], [["greedy", 1], ["random", 2]], 2, [16, 1024], 20.0)
-    instance = open_instance({"file": "tiny.yaml"}, REPO / "instances")
+    methods = (("greedy", 1), ("random", 2))
+    settings = Settings(instances=(), methods=methods, layers=2, tokens_per_gpu=(16, 1024), time_limit_s=20)
+    instance = open_instance(Choice(file="tiny.yaml"), REPO / "instances")
     rows = list(rows_of(instance, settings))
     assert len(rows) == 3 * min(2, len(instance.moe_layers)) * 2
     for one in rows:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from moe_placer.bench import describe_environment
 from moe_placer.crosscheck.cases import Settings, open_instance, rows_of
 from moe_placer.crosscheck.page import build_page
+from moe_placer.crosscheck.simulate import require_simgrid
 from moe_placer.errors import InputError, Mistake, MoePlacerError
 from moe_placer.files import read_bounded, write_atomically
 
@@ -35,6 +37,7 @@ def main(folder: Path, page_only: bool) -> None:
 
 def _measure(folder: Path) -> None:
     settings = _settings(folder / "config.json")
+    require_simgrid()
     environment = describe_environment()
     environment["versions"]["simgrid"] = version("simgrid")
     rows: list[dict[str, Any]] = []
@@ -49,8 +52,8 @@ def _measure(folder: Path) -> None:
 def _settings(file: Path) -> Settings:
     expected = "settings (see reports/*-simgrid/config.json)"
     try:
-        return Settings(**json.loads(_read(file, expected)))
-    except (ValueError, TypeError) as error:
+        return Settings.model_validate_json(_read(file, expected))
+    except ValidationError as error:
         raise InputError(Mistake(f"what cannot be read ({error})", expected, file=file)) from None
 
 

@@ -4,64 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat, PositiveInt
 
 from moe_placer.compare.metrics import find_flows
 from moe_placer.crosscheck.models import MODELS
 from moe_placer.crosscheck.simulate import simulate
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance, load_instance
+from moe_placer.instance.schema import Section
 from moe_placer.instance.sizes import token_bytes
 from moe_placer.schedule.network import Network
 from moe_placer.solver import Limits
 from moe_placer.solving import solve
 from moe_placer.traffic import load_traffic
 
-__all__ = ["Settings", "open_instance", "rows_of", "run_case"]
+__all__ = ["Choice", "Settings", "open_instance", "rows_of", "run_case"]
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Case = list[tuple[float, Floats]]
 
 
-@dataclass(frozen=True)
-class Settings:
+class Choice(Section):
+    """An instance file, relative to the settings; where another fabric is wanted, that section and a name for it."""
+
+    file: str
+    name: str | None = None
+    fabric: dict[str, Any] | None = None
+
+
+class Settings(Section):
     """What to compare.
 
     Attributes
     ----------
-    instances : sequence of mappings
-        ``file``, and, where another fabric is wanted, a new ``name`` and the ``fabric``'s section.
-    methods : sequence of (solver, seeds)
+    instances : tuple of Choice
+    methods : tuple of (solver, seeds)
         Placements: each solver's, with seeds 0 to seeds - 1.
     layers : int
         MoE layers of each placement, evenly over the model.
-    tokens_per_gpu : sequence of float
+    tokens_per_gpu : tuple of float
         Sizes of messages.
     time_limit_s : float
         For each placement.
     """
 
-    instances: list[dict[str, Any]]
-    methods: list[tuple[str, int]]
-    layers: int
-    tokens_per_gpu: list[float]
-    time_limit_s: float
+    instances: tuple[Choice, ...]
+    methods: tuple[tuple[str, PositiveInt], ...]
+    layers: PositiveInt
+    tokens_per_gpu: tuple[PositiveFloat, ...]
+    time_limit_s: PositiveFloat
 
 
-def open_instance(entry: dict[str, Any], folder: Path) -> Instance:
+def open_instance(choice: Choice, folder: Path) -> Instance:
     """Load an instance, and give it the fabric and name that the settings ask for."""
-    instance = load_instance(folder / entry["file"])
-    if "fabric" not in entry:
+    instance = load_instance(folder / choice.file)
+    if choice.fabric is None:
         return instance
     content = instance.model_dump()
-    content["name"] = entry["name"]
-    content["cluster"]["fabric"] = entry["fabric"]
+    content["name"] = choice.name or instance.name
+    content["cluster"]["fabric"] = choice.fabric
     return Instance.model_validate(content)
 
 
