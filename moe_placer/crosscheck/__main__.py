@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from moe_placer.bench import describe_environment
 from moe_placer.crosscheck.cases import Settings, open_instance, rows_of
 from moe_placer.crosscheck.page import build_page
-from moe_placer.errors import MoePlacerError
+from moe_placer.crosscheck.simulate import require_simgrid
+from moe_placer.errors import InputError, Mistake, MoePlacerError
 from moe_placer.files import read_bounded, write_atomically
 
 __all__ = ["main"]
@@ -34,16 +36,25 @@ def main(folder: Path, page_only: bool) -> None:
 
 
 def _measure(folder: Path) -> None:
-    settings = Settings(**json.loads(_read(folder / "config.json", "settings (see reports/*-simgrid/config.json)")))
+    settings = _settings(folder / "config.json")
+    require_simgrid()
+    environment = describe_environment()
+    environment["versions"]["simgrid"] = version("simgrid")
     rows: list[dict[str, Any]] = []
     for entry in settings.instances:
         instance = open_instance(entry, folder)
         rows += rows_of(instance, settings)
         click.echo(f"{instance.name}: {sum(row['instance'] == instance.name for row in rows)} rows", err=True)
-    environment = describe_environment()
-    environment["versions"]["simgrid"] = version("simgrid")
     write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def _settings(file: Path) -> Settings:
+    expected = "settings (see reports/*-simgrid/config.json)"
+    try:
+        return Settings.model_validate_json(_read(file, expected))
+    except ValidationError as error:
+        raise InputError(Mistake(f"what cannot be read ({error})", expected, file=file)) from None
 
 
 def _write_page(folder: Path) -> None:

@@ -3,99 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat, PositiveInt
 
 from moe_placer.compare.metrics import find_flows
 from moe_placer.crosscheck.models import MODELS
 from moe_placer.crosscheck.simulate import simulate
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance, load_instance
+from moe_placer.instance.schema import Section
 from moe_placer.instance.sizes import token_bytes
 from moe_placer.schedule.network import Network
 from moe_placer.solver import Limits
 from moe_placer.solving import solve
 from moe_placer.traffic import load_traffic
 
-__all__ = ["Settings", "open_instance", "rows_of", "run_case"]
+__all__ = ["Choice", "Settings", "open_instance", "rows_of", "run_case"]
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Case = list[tuple[float, Floats]]
 
 
-@dataclass(frozen=True)
-class Settings:
+class Choice(Section):
+    """An instance file, relative to the settings; where another fabric is wanted, that section and a name for it."""
+
+    file: str
+    name: str | None = None
+    fabric: dict[str, Any] | None = None
+
+
+class Settings(Section):
     """What to compare.
 
     Attributes
     ----------
-    instances : sequence of mappings
-        ``file``, and, where another fabric is wanted, a new ``name`` and the ``fabric``'s section.
-    methods : sequence of (solver, seeds)
+    instances : tuple of Choice
+    methods : tuple of (solver, seeds)
         Placements: each solver's, with seeds 0 to seeds - 1.
     layers : int
         MoE layers of each placement, evenly over the model.
-    tokens_per_gpu : sequence of float
+    tokens_per_gpu : tuple of float
         Sizes of messages.
     time_limit_s : float
         For each placement.
     """
 
-    instances: list[dict[str, Any]]
-    methods: list[tuple[str, int]]
-    layers: int
-    tokens_per_gpu: list[float]
-    time_limit_s: float
+    instances: tuple[Choice, ...]
+    methods: tuple[tuple[str, PositiveInt], ...]
+    layers: PositiveInt
+    tokens_per_gpu: tuple[PositiveFloat, ...]
+    time_limit_s: PositiveFloat
 
 
-def open_instance(entry: dict[str, Any], folder: Path) -> Instance:
+def open_instance(choice: Choice, folder: Path) -> Instance:
     """Load an instance, and give it the fabric and name that the settings ask for."""
-    instance = load_instance(folder / entry["file"])
-    if "fabric" not in entry:
+    instance = load_instance(folder / choice.file)
+    if choice.fabric is None:
         return instance
     content = instance.model_dump()
-    content["name"] = entry["name"]
-    content["cluster"]["fabric"] = entry["fabric"]
+    content["name"] = choice.name or instance.name
+    content["cluster"]["fabric"] = choice.fabric
     return Instance.model_validate(content)
 
 
 def rows_of(instance: Instance, settings: Settings) -> Iterator[Row]:
     """Yield a row for every placement, layer and size, with the µs of our network and of each of SimGrid's models.
 
-    ``network_us`` and ``simgrid_us`` are of the dispatch alone. ``both_us`` are of a dispatch and, once its worst link
-    would be half through, a combine (the dispatch reversed) beside it: from the start of each to its end.
+    ``network_us`` and ``simgrid_us`` are of the dispatch alone. ``both_us``, of the largest messages, are of a dispatch
+    and, once its worst link would be half through, a combine (the dispatch reversed) beside it: each from its start.
     """
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
     network = Network(instance, routes=routes)
-    alone, both, heads = [], [], []
-    for facts, sent in _dispatches(instance, settings):
+    rows: list[Row] = []
+    cases: list[tuple[Row, str, Case]] = []
+    for row, sent in _dispatches(instance, settings):
         bottleneck = float((routes.shares @ sent.ravel() / network.capacity).max())
-        alone.append([(0.0, sent)])
-        both.append([(0.0, sent), (bottleneck / 2, sent.T)])
         crossed = sent > 0
-        facts |= {"flows": int(crossed.sum()), "mean_flow_bytes": _short(sent[crossed].mean())}
-        heads.append(facts | {"hops": int(routes.hops[crossed].max()), "bottleneck_us": _short(bottleneck)})
-    cases = [*alone, *both]
-    ours = [run_case(Network(instance, routes=routes), case) for case in cases]
-    exact = [run_case(Network(instance, routes=routes, together=0.0), case) for case in alone]
-    theirs = {
-        name: [_lasted(*pair) for pair in zip(cases, simulate(instance, model, cases), strict=True)]
-        for name, model in MODELS.items()
-    }
-    for number, head in enumerate(heads):
-        beside = len(heads) + number
-        yield {
-            **head,
-            "network_us": ours[number][0],
-            "exact_us": exact[number][0],
-            "simgrid_us": {name: lasted[number][0] for name, lasted in theirs.items()},
-            "both_us": {"network": ours[beside], **{name: lasted[beside] for name, lasted in theirs.items()}},
-        }
+        row |= {"flows": int(crossed.sum()), "mean_flow_bytes": _short(sent[crossed].mean())}
+        rows.append(row | {"hops": int(routes.hops[crossed].max()), "bottleneck_us": _short(bottleneck)})
+        cases.append((rows[-1], "alone", [(0.0, sent)]))
+        if row["tokens_per_gpu"] == max(settings.tokens_per_gpu):
+            cases.append((rows[-1], "both", [(0.0, sent), (bottleneck / 2, sent.T)]))
+    transfers = [case for _, _, case in cases]
+    with ThreadPoolExecutor() as pool:  # each model in a process of its own
+        simulated = pool.map(lambda model: simulate(instance, model, transfers), MODELS.values())
+        theirs = dict(zip(MODELS, simulated, strict=True))
+    for number, (row, kind, case) in enumerate(cases):
+        ours = run_case(Network(instance, routes=routes), case)
+        lasted = {name: _lasted(case, ends[number]) for name, ends in theirs.items()}
+        if kind == "both":
+            row["both_us"] = {"network": ours, **lasted}
+        else:
+            exact = run_case(Network(instance, routes=routes, together=0.0), case)
+            row |= {"network_us": ours[0], "exact_us": exact[0]}
+            row["simgrid_us"] = {name: values[0] for name, values in lasted.items()}
+    yield from rows
 
 
 def _dispatches(instance: Instance, settings: Settings) -> Iterator[tuple[Row, Floats]]:

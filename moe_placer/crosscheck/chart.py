@@ -12,7 +12,7 @@ from moe_placer.report.charts import config
 
 __all__ = ["draw"]
 
-_WIDTH, _HEIGHT = 340, 200
+_WIDTH, _HEIGHT = 240, 180  # pixels of a panel
 
 
 def draw(rows: Rows) -> str:
@@ -39,7 +39,8 @@ def _chart(values: list[dict[str, Any]]) -> dict[str, Any]:
     }
     y = {"type": "quantitative", "title": "our time / SimGrid's", "scale": {"zero": False}, "axis": {"format": ".2f"}}
     within = {
-        "mark": {"type": "rect", "color": "#00946c", "opacity": 0.12},
+        "data": {"values": [{}]},
+        "mark": {"type": "rect", "color": "#00946c", "opacity": 0.15},
         "encoding": {"y": {"datum": 0.9}, "y2": {"datum": 1.1}},
     }
     spread = {
@@ -50,13 +51,14 @@ def _chart(values: list[dict[str, Any]]) -> dict[str, Any]:
         "mark": {"type": "line", "point": True},
         "encoding": {"x": x, "y": {"field": "median", **y}},
     }
+    panel = {"field": "model", "type": "nominal", "title": None}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": "Our time over SimGrid's by tokens per GPU, one panel per network model",
         "data": {"values": values},
-        "facet": {"field": "model", "type": "nominal", "title": None, "sort": list(MODELS)},
-        "columns": 2,
-        "resolve": {"scale": {"y": "shared"}},
+        "facet": {**panel, "sort": list(MODELS), "header": {"labelFontSize": 13, "labelFontWeight": "bold"}},
+        "columns": 3,
+        "resolve": {"axis": {"x": "independent"}},
         "spec": {"width": _WIDTH, "height": _HEIGHT, "layer": [within, spread, middle]},
         "config": config("#1a1a1a", "#ffffff"),
     }

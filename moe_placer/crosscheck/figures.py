@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from moe_placer.crosscheck.models import MODELS
 
-__all__ = ["Agreement", "Ranking", "agreement", "excess", "predicted_us", "ranking", "ratio"]
+__all__ = ["Agreement", "Ranking", "agreement", "beside", "by", "excess", "predicted_us", "ranking", "ratio"]
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -63,6 +63,12 @@ def predicted_us(row: Row, model: str) -> float:
 def ratio(row: Row, model: str) -> float:
     """Our time over SimGrid's."""
     return predicted_us(row, model) / float(row["simgrid_us"][model])
+
+
+def beside(row: Row, model: str) -> list[float]:
+    """Our times of a dispatch and of a combine beside it, over SimGrid's."""
+    latency, both = row["hops"] * MODELS[model].latency_us, row["both_us"]
+    return [(ours + latency) / theirs for ours, theirs in zip(both["network"], both[model], strict=True)]
 
 
 def agreement(rows: Rows, model: str) -> Agreement:

@@ -18,12 +18,26 @@ from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
 
-__all__ = ["simulate"]
+__all__ = ["require_simgrid", "simulate"]
 
 Floats = npt.NDArray[np.float64]
 
 _CHILD = (sys.executable, "-P", "-m", "moe_placer.crosscheck.child")
 _PATIENCE_S = 3600.0
+
+
+def require_simgrid() -> None:
+    """Refuse to go on where SimGrid is not installed.
+
+    Raises
+    ------
+    UsageError
+        It is not.
+    """
+    if find_spec("simgrid") is None:
+        raise UsageError(
+            "this needs SimGrid: pip install 'moe-placer[simgrid]' (compiles for minutes; see pyproject.toml)"
+        )
 
 
 def simulate(
@@ -47,10 +61,7 @@ def simulate(
     UsageError
         SimGrid is not installed, or failed.
     """
-    if find_spec("simgrid") is None:
-        raise UsageError(
-            "this needs SimGrid: pip install 'moe-placer[simgrid]' (compiles for minutes; see pyproject.toml)"
-        )
+    require_simgrid()
     graph = build_fabric(instance)
     usable = GB * instance.cluster.fabric.link_utilization
     paths = list_paths(graph, instance.cluster.nodes)
