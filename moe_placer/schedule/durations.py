@@ -51,9 +51,9 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     """Return how long each operation takes.
 
     An operation that computes takes the longer of its FLOPs at ``peak_tflops * mfu`` and its bytes at
-    ``memory_bandwidth_tb_per_s * memory_utilization`` (the roofline model: Williams et al., Communications of the ACM 52,
-    2009), on its slowest GPU. A reduction of S bytes over p GPUs is a ring: 2 (p - 1) / p * S over each GPU's link, in
-    2 (p - 1) steps (Patarasuk and Yuan, Journal of Parallel and Distributed Computing 69, 2009).
+    ``memory_bandwidth_tb_per_s * memory_utilization``, on its slowest GPU (the roofline model: Williams et al.,
+    Communications of the ACM 52, 2009). A reduction of S bytes over p GPUs is a ring: 2 (p - 1) / p * S over each GPU's
+    link, in 2 (p - 1) steps (Patarasuk and Yuan, Journal of Parallel and Distributed Computing 69, 2009).
 
     Raises
     ------
@@ -99,7 +99,7 @@ def kv_bytes_per_token(instance: Instance) -> float:
 
 
 def _kv_bytes_read(instance: Instance, workload: Workload, tokens: Floats) -> Floats:
-    """Bytes of keys and values that attention reads: of the whole context in decode, once of its own tokens in prefill."""
+    """Bytes of keys and values that attention reads: of the whole context in decode, of its own tokens in prefill."""
     return tokens * kv_bytes_per_token(instance) * (workload.context if workload.phase == "decode" else 1.0)
 
 

@@ -75,7 +75,7 @@ class Timeline:
         return np.asarray(order[: int(np.isfinite(self.start).sum())])
 
     def critical_path(self) -> list[int]:
-        """Tasks from the first to the last, each started by the end of the one before: without gaps, as long as the step."""
+        """Tasks from first to last, each started by the end of the one before: without gaps, as long as the step."""
         task = int(np.nanargmax(self.end))
         path = [task]
         while (task := int(self.cause[task])) >= 0:
@@ -142,7 +142,7 @@ class _Run:
         return range(1 if self.once[operation] else self.durations.batches)
 
     def _after(self, operation: int, batch: int) -> list[int]:
-        """Tasks that wait for one: those of its micro-batch; of what is done once, those of all, and it waits for all."""
+        """Tasks that wait for one: those of its micro-batch; what is done once waits for all, and all wait for it."""
         size, tasks = len(self.program), []
         for p in self.program.after[operation]:
             if self.once[p]:
@@ -167,7 +167,7 @@ class _Run:
                 self._finish(task, now, ready)
 
     def _order(self, task: int) -> tuple[int, int]:
-        """What is earlier in the step goes first; the first micro-batch before the second."""
+        """Put first what is earlier in the step, the first micro-batch before the second."""
         batch, operation = divmod(task, len(self.program))
         return operation * self.durations.batches + batch, task
 

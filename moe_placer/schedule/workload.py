@@ -19,7 +19,7 @@ class Workload:
     Attributes
     ----------
     phase : str
-        ``prefill``: tokens are of sequences that start in this step; ``decode``: every token continues another sequence.
+        ``prefill``: tokens are of sequences that start in this step; ``decode``: each continues another sequence.
     tokens_per_gpu : float or None
         Tokens that start on each GPU in one step (in decode: its sequences); None: what the instance states.
     context : float
