@@ -25,7 +25,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("placement", "verifier"),
     ("result",),
     ("solving", "progress"),
-    ("export", "dag", "report", "bench", "compare", "cli"),
+    ("export", "dag", "report", "bench", "compare", "schedule", "crosscheck", "cli"),
 )
 TIER = {f"moe_placer.{name}": tier for tier, names in enumerate(TIERS) for name in names}
 HEAVY = ("ortools", "scipy.optimize")
