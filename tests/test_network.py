@@ -143,6 +143,21 @@ def test_a_start_loses_no_end() -> None:
     assert net.advance(13.0) == []
 
 
+def test_one_node_has_nothing_to_send() -> None:
+    alone_here = {"nodes": 1, "gpus_per_node": 8, "fabric": MESH}
+    net = Network(tiny_instance(cluster=alone_here, parallelism={"dp": 1}))
+    name = net.start(3.0, np.ones((1, 1)))
+    assert net.next_end() == (3.0, name)
+    assert net.advance(3.0) == [name]
+    assert net.carried.shape == (0,)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6, float("nan")])
+def test_the_share_that_ends_together_has_limits(share: float) -> None:
+    with pytest.raises(ValueError, match="together"):
+        network(together=share)
+
+
 @pytest.mark.parametrize(
     "bytes_sent", [np.full((4, 4), -1.0), np.full((4, 4), np.nan), np.full((4, 4), np.inf), np.zeros((3, 3))]
 )

@@ -76,13 +76,13 @@ class Network:
         routes: Routes | None = None,
         together: float = 0.1,
     ) -> None:
+        if not 0 <= together <= 0.5:
+            raise ValueError(f"together: {together} is not from 0 to 0.5")
         nodes = instance.cluster.nodes
         self.routes = compile_routes(build_fabric(instance), nodes) if routes is None else routes
         usable = instance.cluster.fabric.link_utilization * _factors(self.routes.links, link_factor or {})
         self.capacity: Floats = self.routes.bandwidth * usable * GB / _US
         self._shape = (nodes, nodes)
-        if not 0 <= together <= 0.5:
-            raise ValueError(f"together: {together} is not from 0 to 0.5")
         self._together = together
         self._paths = np.flatnonzero(~np.eye(nodes, dtype=bool))
         self._shares = sparse.csr_array(self.routes.shares[:, self._paths])
@@ -227,7 +227,8 @@ class Network:
 
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:
     index = {name: k for k, name in enumerate(links)}
-    mistakes = [Mistake(name, f"a link of the fabric, like {links[0]}", "link_factor") for name in given.keys() - index]
+    expected = f"a link of the fabric, like {links[0]}" if links else "nothing: this fabric has no links"
+    mistakes = [Mistake(name, expected, "link_factor") for name in given if name not in index]
     mistakes += [
         Mistake(str(factor), "a number above 0", f"link_factor[{name}]")
         for name, factor in given.items()
