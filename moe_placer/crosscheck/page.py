@@ -160,8 +160,27 @@ def _bottleneck(rows: Rows) -> str:
         "A placement is judged by z, the time that its worst link needs. Fair sharing can take longer: a link idles "
         "while flows that it could take are held up elsewhere. How much longer it takes (our network; the shares are "
         "the same at every size; ms are of the largest messages, layers added up, seeds averaged):\n\n"
-        f"{_table(head, cells, texts=2)}"
+        f"{_table(head, cells, texts=2)}\n\n{_first(rows)}"
     )
+
+
+def _first(rows: Rows) -> str:
+    """Say whether the placement with the least worst links is also the fastest."""
+    lines = ["The best placement by either measure:", ""]
+    for (name,), group in by(_largest(rows), "instance").items():
+        placements = by(group, "solver", "seed")
+        sums = {
+            what: {placement: sum(row[f"{what}_us"] for row in own) / 1e3 for placement, own in placements.items()}
+            for what in ("bottleneck", "network")
+        }
+        cool, fast = (min(sums[what], key=sums[what].__getitem__) for what in ("bottleneck", "network"))
+        times = sums["network"]
+        if times[cool] <= times[fast]:
+            lines.append(f"- {name}: {cool[0]} by both.")
+        else:
+            lost = times[cool] / times[fast] - 1
+            lines.append(f"- {name}: {cool[0]} by worst links, {fast[0]} by time ({cool[0]} takes {lost:.1%} longer).")
+    return "\n".join(lines)
 
 
 def _shortcut(rows: Rows) -> str:
