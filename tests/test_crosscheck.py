@@ -141,7 +141,7 @@ def lasted_of(instance: Instance, model: str) -> tuple[np.ndarray, np.ndarray]:
     cases = drawn(instance, 1e8)
     starts = np.array([start for case in cases for start, _ in case])
     ends = simulate.simulate(instance, MODELS[model], cases)
-    ours = [run_case(Network(instance, together=0.0), case) for case in cases]
+    ours = [run_case(Network(instance, tolerance=0.0), case) for case in cases]
     return np.concatenate(ends) - starts, np.concatenate(ours)
 
 

@@ -143,6 +143,21 @@ def test_a_start_loses_no_end() -> None:
     assert net.advance(13.0) == []
 
 
+def test_one_node_has_nothing_to_send() -> None:
+    alone_here = {"nodes": 1, "gpus_per_node": 8, "fabric": MESH}
+    net = Network(tiny_instance(cluster=alone_here, parallelism={"dp": 1}))
+    name = net.start(3.0, np.ones((1, 1)))
+    assert net.next_end() == (3.0, name)
+    assert net.advance(3.0) == [name]
+    assert net.carried.shape == (0,)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 0.6, float("nan")])
+def test_the_tolerance_has_limits(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance"):
+        network(tolerance=tolerance)
+
+
 @pytest.mark.parametrize(
     "bytes_sent", [np.full((4, 4), -1.0), np.full((4, 4), np.nan), np.full((4, 4), np.inf), np.zeros((3, 3))]
 )
@@ -224,10 +239,10 @@ def test_rates_are_max_min_fair(fabric: str, seed: int, many: int, limited: bool
 @pytest.mark.parametrize("fabric", ["fat tree", "dragonfly"])
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=10, deadline=None)
-def test_flows_that_end_together_change_little(fabric: str, seed: int) -> None:
+def test_spans_change_little(fabric: str, seed: int) -> None:
     nodes = {"nodes": 12, "fabric": FABRICS[fabric].get("cluster", {}).get("fabric", {})}
     instance = tiny_instance(cluster=nodes)
-    exact, default = Network(instance, together=0.0), Network(instance)
+    exact, default = Network(instance, tolerance=0.0), Network(instance)
     for net in (exact, default):
         net.start(0.0, drawn(net, seed))
         net.start(300.0, drawn(net, seed + 1))
