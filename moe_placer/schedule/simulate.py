@@ -26,7 +26,7 @@ __all__ = ["Timeline", "simulate", "simulate_placement"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_TOGETHER = 0.3  # of the flows in flight may end together: a third of the time, and steps as long to within 0.2%
+_TOLERANCE = 0.3  # of the network: a third less time, and steps as long to within 0.05%
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def simulate(
     """
     timing, condition = timing or Timing(), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
-    network = Network(program.instance, condition.slow_links, together=_TOGETHER)
+    network = Network(program.instance, condition.slow_links, tolerance=_TOLERANCE)
     run = _Run(program, durations, network)
     run.whole_step()
     start, end = np.array(run.start), np.array(run.end)
