@@ -7,6 +7,7 @@ which worker was first.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -234,11 +235,16 @@ def _pool(workers: int) -> Iterator[Callable[[], Any]]:
     def pool() -> Any:
         return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=_leave_interrupts_to_parent)
 
+    # What breaks the pool comes back as an exception, which `round_in_pool` handles; users need no traceback beside it.
+    log = logging.getLogger("concurrent.futures")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
     try:
         yield pool
     finally:
         with suppress(Exception):
             pool().shutdown(wait=False, kill_workers=True)
+        log.setLevel(level)
 
 
 @contextmanager

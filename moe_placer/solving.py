@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import Bound, relaxed_bound
+from moe_placer.bounds import Bound, best_bound, even_weights, relaxed_bound
 from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
@@ -236,8 +236,8 @@ def _run(
             hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
-        if result.bound.weights is None and not proved and not limits.deadline.over:
-            bound = relaxed_bound(problem.layer(index, result.copies), limits.deadline.left)
+        if result.bound.weights is None and not proved:
+            bound = _missing_bound(problem, results, index, limits.deadline)
             if bound.weights is not None:
                 try:
                     results[index] = replace(result, bound=bound)
@@ -245,6 +245,22 @@ def _run(
                     raise VerificationError(f"{method.name}, layer {layer}: {error}", ["z"]) from None
                 report(index, results[index])
     return results
+
+
+def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int, deadline: Deadline) -> Bound:
+    """Bound a layer that the method did not: by its relaxation, or, when time is over, by weights that cost nothing.
+
+    Those of the nearest layer that has some are within 0.1% of its own where layers are alike.
+    """
+    layer = problem.layer(index, results[index].copies)
+    if not deadline.over:
+        bound = relaxed_bound(layer, deadline.left)
+        if bound.weights is not None:
+            return bound
+    lent = [other for other in range(len(results)) if results[other].bound.weights is not None]
+    nearest = sorted(lent, key=lambda other: abs(other - index))[:1]
+    weights = [w for other in nearest if (w := results[other].bound.weights) is not None] or even_weights(layer)
+    return max((best_bound(layer, w) for w in weights), key=lambda b: b.value, default=best_bound(layer))
 
 
 def _placement(

@@ -10,7 +10,7 @@ from builders import proof_claims, recomputed, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.bounds import beyond, dual_bound, hot_expert_bound, threshold_bound
+from moe_placer.bounds import beyond, dual_bound, even_weights, hot_expert_bound, threshold_bound
 from moe_placer.problem import LayerProblem, compile_problem
 from moe_placer.relaxation import relax
 from moe_placer.transport import transport
@@ -42,10 +42,17 @@ def test_no_placement_is_below_a_bound(name: str, seed: int) -> None:
     relaxation = relax(layer)
     assert relaxation is not None
     assert hot_expert_bound(layer).value <= least
-    for weights in (relaxation.weights, rng.dirichlet(np.ones(layer.links))):
+    for weights in (relaxation.weights, rng.dirichlet(np.ones(layer.links)), *even_weights(layer)):
         assert dual_bound(layer, weights).value <= least
         for threshold in (least * 0.9, least, least * 1.2):
             assert threshold_bound(layer, weights, threshold).value <= least
+
+
+def test_even_weights_cover_each_link_once() -> None:
+    layer = case("plain", 0)
+    weights = np.stack(even_weights(layer))
+    assert weights.sum(axis=1) == pytest.approx(np.ones(len(weights)))
+    assert ((weights > 0).sum(axis=0) == 1).all()
 
 
 @pytest.mark.parametrize("name", CASES)

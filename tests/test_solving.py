@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from builders import tiny_instance, tiny_traffic
 
 from moe_placer.errors import InfeasibleError, InputError, UsageError
+from moe_placer.instance import load_instance
 from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
 from moe_placer.result import LayerResult, Status, Stop, gap
 from moe_placer.solver import Limits
 from moe_placer.solving import solve
+
+INSTANCES = Path(__file__).parent.parent / "instances"
 
 
 def room_for(copies: int, layers: int = 6) -> float:
@@ -65,6 +69,13 @@ def test_contiguous_is_the_seed_plan() -> None:
     instance = tiny_instance()
     solution = solve(instance, tiny_traffic(instance), solver="contiguous")
     assert solution.placement.gpu[0] == ((0, 4), (1, 5), (2, 6), (3, 7))
+
+
+def test_without_time_layers_get_bounds_that_cost_nothing() -> None:
+    instance = load_instance(INSTANCES / "h100-128.yaml")
+    solution = solve(instance, limits=Limits(time_s=0))
+    assert {str(stop) for stop in solution.stop} == {"time"}
+    assert solution.gaps.max() < 0.25  # the start's own distance from optimal, not the bound's
 
 
 def test_a_start_is_kept_if_it_is_the_best() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moe_placer.cli.options import instance_argument, open_instance, placement_argument, trace_option
+from moe_placer.cli.options import instance_argument, open_verified, placement_argument, trace_option
 
 __all__ = ["dag"]
 
@@ -24,15 +24,7 @@ def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path)
     The large ones are also written as .html: one file with search, zoom and details, which needs no network.
     """
     from moe_placer.dag import write_dags
-    from moe_placer.errors import VerificationError
-    from moe_placer.placement import load_placement
-    from moe_placer.traffic import load_traffic
-    from moe_placer.verifier import verify
 
-    opened, placed = open_instance(instance, traces), load_placement(placement)
-    traffic = load_traffic(opened)
-    verification = verify(opened, placed, traffic)
-    if not verification.ok:
-        raise VerificationError(f"{placement} is not drawn, since it breaks a rule: {verification.violations[0]}")
+    opened, placed, traffic = open_verified(instance, placement, traces)
     for path in write_dags(opened, placed, traffic, output):
         click.echo(path)

@@ -14,6 +14,7 @@ from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
+from moe_placer.cli.schedule_command import schedule
 from moe_placer.cli.schema_command import schema
 from moe_placer.cli.solve_command import solve
 from moe_placer.cli.solvers_command import solvers
@@ -40,7 +41,7 @@ def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
-for _command in (solve, verify, inspect, schema, solvers, dag, bench, compare, report):
+for _command in (solve, verify, inspect, schema, solvers, dag, schedule, bench, compare, report):
     cli.add_command(_command)
 
 

@@ -11,8 +11,18 @@ import click
 
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
+    from moe_placer.placement import Placement
+    from moe_placer.traffic import Traffic
 
-__all__ = ["as_json", "instance_argument", "json_option", "open_instance", "placement_argument", "trace_option"]
+__all__ = [
+    "as_json",
+    "instance_argument",
+    "json_option",
+    "open_instance",
+    "open_verified",
+    "placement_argument",
+    "trace_option",
+]
 
 # Paths are not checked by click: the readers say more about what is wrong, with the documented exit code.
 instance_argument = click.argument("instance", type=click.Path(path_type=Path))
@@ -36,6 +46,21 @@ def open_instance(path: Path, traces: tuple[Path, ...]) -> Instance:
 
     instance = load_instance(path)
     return instance.with_traces(traces) if traces else instance
+
+
+def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tuple[Instance, Placement, Traffic]:
+    """Read an instance, a placement of it and its traffic; what breaks a rule is refused."""
+    from moe_placer.errors import VerificationError
+    from moe_placer.placement import load_placement
+    from moe_placer.traffic import load_traffic
+    from moe_placer.verifier import verify
+
+    instance, placed = open_instance(path, traces), load_placement(placement)
+    traffic = load_traffic(instance)
+    verification = verify(instance, placed, traffic)
+    if not verification.ok:
+        raise VerificationError(f"{placement} is not used, since it breaks a rule: {verification.violations[0]}")
+    return instance, placed, traffic
 
 
 def as_json(content: Any) -> str:

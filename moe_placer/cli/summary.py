@@ -26,7 +26,7 @@ def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> 
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
     console.print(f"[bold]{instance.name}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
     console.print(_table(instance, solution))
-    for line in _findings(solution):
+    for line in _findings(instance, solution):
         console.print(line)
     console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
 
@@ -60,13 +60,17 @@ def milliseconds(instance: Instance, cost: float) -> float:
     return 1e3 * cost * token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
 
 
-def _findings(solution: Solution) -> list[str]:
+def _findings(instance: Instance, solution: Solution) -> list[str]:
+    from moe_placer.explain import why_above_bound
+
     gaps, own = solution.gaps, solution.solver_gaps
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
     lines = [f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."]
     if any(record.solver_bound is not None for record in solution.placement.layers):
         both = f"{_share(np.median(own))} median, {_share(own.max())} worst"
         lines.append(f"By the solver's word, which cannot be re-checked: {both}.")
+    if why := why_above_bound(instance, solution):
+        lines.append(why)
     if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of copies of each expert; other choices may beat it.")
     if solution.repaired:

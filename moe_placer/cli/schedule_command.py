@@ -1,0 +1,129 @@
+"""``moe-placer schedule``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moe_placer.cli.options import (
+    as_json,
+    instance_argument,
+    json_option,
+    open_verified,
+    placement_argument,
+    trace_option,
+)
+
+if TYPE_CHECKING:
+    from moe_placer.schedule.figures import Figures
+    from moe_placer.schedule.simulate import Timeline
+
+__all__ = ["schedule"]
+
+
+@click.command()
+@instance_argument
+@placement_argument
+@trace_option
+@click.option(
+    "--phase",
+    type=click.Choice(["prefill", "decode"]),
+    default="prefill",
+    show_default=True,
+    help="Sequences that start, or sequences that each go on by one token.",
+)
+@click.option("--tokens-per-gpu", type=float, metavar="N", help="Tokens that start on each GPU.  [the instance's]")
+@click.option(
+    "--context",
+    type=float,
+    metavar="N",
+    default=4096,
+    show_default=True,
+    help="Tokens of a sequence (prefill), or that each token attends to (decode).",
+)
+@click.option(
+    "--micro-batches",
+    type=int,
+    metavar="1|2",
+    default=2,
+    show_default=True,
+    help="2: one half of the tokens communicates while the other computes.",
+)
+@json_option
+def schedule(
+    instance: Path,
+    placement: Path,
+    traces: tuple[Path, ...],
+    phase: str,
+    tokens_per_gpu: float | None,
+    context: float,
+    micro_batches: int,
+    json_: bool,
+) -> None:
+    """Simulate one step of PLACEMENT: latency, throughput, utilization, memory, and where the time goes.
+
+    Every operation of the deployment DAG runs on its GPUs' streams, NVLink and the inter-node links as soon as its
+    tensors are there (docs/schedule.md). Figures are of the model's own hardware parameters in INSTANCE.
+    """
+    from moe_placer.schedule.figures import find_figures
+    from moe_placer.schedule.program import compile_program
+    from moe_placer.schedule.simulate import simulate
+    from moe_placer.schedule.words import print_figures
+    from moe_placer.schedule.workload import Workload
+
+    workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
+    opened, placed, traffic = open_verified(instance, placement, traces)
+    timeline = simulate(compile_program(opened, placed, traffic), workload)
+    figures = find_figures(timeline)
+    if json_:
+        click.echo(as_json(_content(timeline, figures, placed.solver.name)))
+    else:
+        print_figures(timeline, figures, placed.solver.name)
+
+
+def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
+    from moe_placer.schedule.figures import PLANNED, plan_holds
+
+    program, memory = timeline.program, figures.memory
+    path = [(timeline.operation(task), task) for task in timeline.critical_path()]
+    return {
+        "schema": "moe-placer/schedule/1",
+        "instance": {"name": program.instance.name, "sha256": program.instance.sha256},
+        "placed_by": name,
+        "workload": {
+            **vars(timeline.workload),
+            "tokens_per_gpu": timeline.workload.tokens_per_gpu or program.instance.traffic.tokens_per_gpu,
+        },
+        "timing": vars(timeline.timing),
+        "latency_us": figures.latency_us,
+        "layer_us": figures.layer_us.tolist(),
+        "tokens": figures.tokens,
+        "tokens_per_s": figures.tokens_per_s,
+        "tokens_per_s_per_gpu": figures.tokens_per_s_per_gpu,
+        "mfu": figures.mfu,
+        "communication_us": figures.communication_us,
+        "shares": dict(figures.shares),
+        "planned_shares": dict(PLANNED),
+        "plan_holds": plan_holds(figures.shares),
+        "links": dict(zip(figures.links, figures.link_utilization.tolist(), strict=True)),
+        "busiest_link": figures.busiest_link,
+        "memory_bytes": {
+            "weights": memory.weights.tolist(),
+            "kv_cache": memory.kv_cache.tolist(),
+            "activations": memory.activations.tolist(),
+            "size": memory.size.tolist(),
+            "fits": memory.fits,
+        },
+        "critical_path": [
+            {
+                "operation": program.names[operation],
+                "kind": program.kinds[operation],
+                "micro_batch": timeline.batch(task),
+                "start_us": float(timeline.start[task]),
+                "end_us": float(timeline.end[task]),
+            }
+            for operation, task in path
+        ],
+    }

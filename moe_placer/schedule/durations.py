@@ -1,0 +1,131 @@
+"""How long every operation of a program takes: FLOPs, bytes, NVLink, and what starting it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import UsageError
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import BYTES_PER_VALUE, GB
+from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, REDUCES, SENDS, Program
+from moe_placer.schedule.workload import Condition, Timing, Workload
+
+__all__ = ["Durations", "context_flops", "find_durations", "kv_bytes_per_token"]
+
+Floats = npt.NDArray[np.float64]
+
+_US = 1e6  # µs in a second
+
+
+@dataclass(frozen=True, eq=False)
+class Durations:
+    """What each of the P operations takes, in one micro-batch.
+
+    Attributes
+    ----------
+    busy : float array [P]
+        µs of computing or moving bytes; of a send, what it moves inside its node.
+    overhead : float array [P]
+        µs that starting it costs, before.
+    latency : float array [P]
+        µs of a send's last message on its way, after.
+    flops : float array [P]
+        On each of its GPUs, what attention does with the context included.
+    scale : float
+        Tokens of a micro-batch over the instance's own tokens of a step.
+    batches : int
+    """
+
+    busy: Floats
+    overhead: Floats
+    latency: Floats
+    flops: Floats
+    scale: float
+    batches: int
+
+
+def find_durations(program: Program, workload: Workload, timing: Timing, condition: Condition) -> Durations:
+    """Return how long each operation takes.
+
+    An operation that computes takes the longer of its FLOPs at ``peak_tflops * mfu`` and its bytes at
+    ``memory_bandwidth_tb_per_s * memory_utilization``, on its slowest GPU (the roofline model: Williams et al.,
+    Communications of the ACM 52, 2009). A reduction of S bytes over p GPUs is a ring: 2 (p - 1) / p * S over each GPU's
+    link, in 2 (p - 1) steps (Patarasuk and Yuan, Journal of Parallel and Distributed Computing 69, 2009).
+
+    Raises
+    ------
+    UsageError
+        A GPU that is to be slow does not exist.
+    """
+    instance, gpu = program.instance, program.instance.cluster.gpu
+    asked = workload.tokens_per_gpu or instance.traffic.tokens_per_gpu
+    scale = asked / instance.traffic.tokens_per_gpu / workload.micro_batches
+    size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
+    computes, reduces = program.of_kinds(COMPUTATION), program.of_kinds(REDUCES)
+    collective, sends = program.of_kinds(COLLECTIVES), program.of_kinds(SENDS)
+    attending = program.attending * scale
+    flops = program.flops * scale + context_flops(instance, workload, attending) / size
+    read = program.weights + program.fed * scale + _kv_bytes_read(instance, workload, attending) / size
+    calculating = flops / (gpu.peak_tflops * 1e12 * gpu.mfu)
+    reading = read / (gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization)
+    busy = _US * np.where(computes, np.maximum(calculating, reading), 0.0) * _slowness(program, condition)
+    busy += _US * scale * _moving(program, timing, reduces, size)
+    steps = np.where(reduces, 2 * (size - 1), np.where(collective, 1, 0))
+    step_us = np.where(program.network > 0, timing.network_step_us, timing.nvlink_step_us)
+    overhead = np.where(computes, timing.kernel_us, np.where(collective | sends, timing.collective_us, 0.0))
+    latency = np.zeros(len(program))
+    for p, sent in program.sent.items():
+        latency[p] = timing.network_step_us if sent.any() else timing.nvlink_step_us
+    return Durations(busy, overhead + steps * step_us, latency, flops, scale, workload.micro_batches)
+
+
+def context_flops(instance: Instance, workload: Workload, tokens: Floats) -> Floats:
+    """FLOPs of scores and values: 4 * heads * head_dim for each token and each that it attends to.
+
+    In prefill these are its predecessors in a sequence of ``context`` tokens, half of them on average (causal mask).
+    """
+    model = instance.model
+    seen = workload.context if workload.phase == "decode" else (workload.context + 1) / 2
+    return 4.0 * tokens * seen * model.attention_heads * model.head_dim
+
+
+def kv_bytes_per_token(instance: Instance) -> float:
+    """Bytes of keys and values of one token in one layer: 2 * heads * head_dim values, over all GPUs of its group."""
+    model = instance.model
+    return 2 * model.attention_heads * model.head_dim * BYTES_PER_VALUE[model.dtype]
+
+
+def _kv_bytes_read(instance: Instance, workload: Workload, tokens: Floats) -> Floats:
+    """Bytes of keys and values that attention reads: of the whole context in decode, of its own tokens in prefill."""
+    return tokens * kv_bytes_per_token(instance) * (workload.context if workload.phase == "decode" else 1.0)
+
+
+def _slowness(program: Program, condition: Condition) -> Floats:
+    if not condition.slow_gpus:
+        return np.ones(len(program))
+    factor = np.ones(program.instance.gpus)
+    for gpu, times in condition.slow_gpus.items():
+        if not 0 <= gpu < len(factor):
+            raise UsageError(f"there is no GPU {gpu}: {program.instance.name} has 0 to {len(factor) - 1}")
+        factor[gpu] = times
+    return np.array([factor[list(gpus)].max() for gpus in program.gpus])
+
+
+def _moving(program: Program, timing: Timing, reduces: npt.NDArray[np.bool_], size: Floats) -> Floats:
+    """Seconds of moving bytes between an operation's GPUs, for the instance's own tokens.
+
+    Each GPU sends its part at once. Between nodes it has its share of the node's links, which it is not made to share
+    with dispatch and combine: only tensor-parallel groups over several nodes send anything there.
+    """
+    cluster = program.instance.cluster
+    inside = cluster.nvlink_gb_per_s * GB * timing.nvlink_utilization
+    between = cluster.fabric.node_gb_per_s * GB * cluster.fabric.link_utilization / cluster.gpus_per_node
+    ring = np.where(reduces, 2 * (size - 1) / size, 1.0)
+    over_nvlink = np.array(program.nvlink)
+    for p in program.sent:
+        # Of what stays in a node, all but the part for the same GPU moves, from every GPU at once.
+        over_nvlink[p] *= (size[p] - 1) / size[p] ** 2
+    return ring * (over_nvlink / inside + program.network / between)

@@ -1,0 +1,225 @@
+"""What a simulated step comes to: latency, throughput, utilization, memory, and where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
+from moe_placer.schedule.durations import kv_bytes_per_token
+from moe_placer.schedule.program import COMPUTATION, STREAMS
+from moe_placer.schedule.simulate import Timeline
+
+__all__ = ["PLANNED", "SHARES", "Figures", "Memory", "find_figures", "plan_holds"]
+
+Floats = npt.NDArray[np.float64]
+
+_US = 1e6  # µs in a second
+SHARES = ("computation", "communication", "synchronization", "overhead")
+PLANNED: Mapping[str, float] = dict(
+    zip(SHARES, (0.40, 0.35, 0.15, 0.10), strict=True)
+)  # the deployment plan's estimate
+_TOLERANCE = 0.05  # of a share, for the plan's estimate to hold
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Bytes on each GPU [GPUs] at the height of a step.
+
+    Attributes
+    ----------
+    weights : float array
+        Attention, dense layers, embeddings, and the experts placed there.
+    kv_cache : float array
+        Keys and values of every token that the step attends to, in all layers.
+    activations : float array
+        Hidden states, and the tokens and results of the layer whose experts receive most.
+    size : float array
+        Of the GPU's memory.
+    """
+
+    weights: Floats
+    kv_cache: Floats
+    activations: Floats
+    size: Floats
+
+    @property
+    def high_water(self) -> Floats:
+        """All of it together."""
+        return self.weights + self.kv_cache + self.activations
+
+    @property
+    def fits(self) -> bool:
+        """Whether every GPU's memory holds it."""
+        return bool((self.high_water <= self.size).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """The figures of one step.
+
+    Attributes
+    ----------
+    latency_us : float
+        Of the step.
+    layer_us : float array [layers]
+        From the end of one layer to the end of the next.
+    tokens : float
+        Of all GPUs in one step.
+    tokens_per_s, tokens_per_s_per_gpu : float
+    mfu : float
+        FLOPs of the step over what all GPUs could do meanwhile, at their peak.
+    link_utilization : float array [K]
+        Bytes that each link carried over what it can carry in the time of the step, at ``link_utilization``.
+    links : tuple of str
+    communication_us : float
+        Sum over layers and micro-batches of the time in which some dispatch or combine was on its way.
+    shares : mapping
+        Of the time of a mean GPU: ``computation``, then ``communication`` that no computation hides, then ``overhead``
+        of starting what runs, and ``synchronization``, waiting for others; they sum to 1.
+    path_us : mapping
+        Kind of operation to its time on the critical path; sums to ``latency_us``.
+    memory : Memory
+    """
+
+    latency_us: float
+    layer_us: Floats
+    tokens: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    mfu: float
+    link_utilization: Floats
+    links: tuple[str, ...]
+    communication_us: float
+    shares: Mapping[str, float]
+    path_us: Mapping[str, float]
+    memory: Memory
+
+    @property
+    def busiest_link(self) -> str:
+        """The link that carries most of what it can; empty where there is none."""
+        return self.links[int(self.link_utilization.argmax())] if self.link_utilization.any() else ""
+
+
+def find_figures(timeline: Timeline) -> Figures:
+    """Compute the figures of a simulated step."""
+    program, durations, latency = timeline.program, timeline.durations, timeline.makespan
+    instance, gpu = program.instance, program.instance.cluster.gpu
+    gpus = instance.gpus
+    tokens = gpus * (timeline.workload.tokens_per_gpu or instance.traffic.tokens_per_gpu)
+    flops = durations.batches * float((durations.flops * [len(on) for on in program.gpus]).sum())
+    capacity = timeline.network.capacity
+    return Figures(
+        latency_us=latency,
+        layer_us=_layer_us(timeline),
+        tokens=tokens,
+        tokens_per_s=tokens / latency * _US,
+        tokens_per_s_per_gpu=tokens / latency * _US / gpus,
+        mfu=flops / (gpus * gpu.peak_tflops * 1e12 * latency / _US),
+        link_utilization=timeline.network.carried / (capacity * latency),
+        links=timeline.network.routes.links,
+        communication_us=_communication_us(timeline),
+        shares=_shares(timeline),
+        path_us=_path_us(timeline),
+        memory=_memory(timeline),
+    )
+
+
+def plan_holds(shares: Mapping[str, float]) -> bool:
+    """Whether every share is within 5 percentage points of the deployment plan's estimate."""
+    return all(abs(shares[name] - share) <= _TOLERANCE for name, share in PLANNED.items())
+
+
+def _layer_us(timeline: Timeline) -> Floats:
+    layers = timeline.program.instance.model.layers
+    layer = np.tile(timeline.program.layer, timeline.durations.batches)
+    ends = np.zeros(layers + 1)
+    inside = (layer >= 0) & np.isfinite(timeline.end)
+    np.maximum.at(ends, layer[inside] + 1, timeline.end[inside])
+    before = np.isfinite(timeline.end) & (layer < 0)
+    # What comes before the first layer: embedding, and what leads to it.
+    first = float(timeline.start[inside].min()) if inside.any() else 0.0
+    ends[0] = max((end for end in timeline.end[before].tolist() if end <= first), default=0.0)
+    return np.diff(np.maximum.accumulate(ends))
+
+
+def _communication_us(timeline: Timeline) -> float:
+    """Time during which dispatch or combine is on its way, layer by layer and micro-batch by micro-batch."""
+    spans: dict[tuple[int, int, str], list[float]] = {}
+    size = len(timeline.program)
+    for p in timeline.program.sent:
+        for b in range(timeline.durations.batches):
+            begin, end = float(timeline.start[b * size + p]), float(timeline.end[b * size + p])
+            key = (b, int(timeline.program.layer[p]), timeline.program.kinds[p])
+            span = spans.setdefault(key, [begin, end])
+            span[0], span[1] = min(span[0], begin), max(span[1], end)
+    return sum(end - begin for begin, end in spans.values())
+
+
+def _shares(timeline: Timeline) -> dict[str, float]:
+    """Divide the time of every GPU: what hides something else counts first."""
+    program, latency = timeline.program, timeline.makespan
+    busy: list[list[tuple[float, float, int]]] = [[] for _ in range(program.instance.gpus)]
+    overhead = timeline.durations.overhead
+    for task in timeline.tasks().tolist():
+        p = timeline.operation(task)
+        streams = program.streams(p)
+        begin, end = float(timeline.start[task]), float(timeline.end[task])
+        begun = begin + float(overhead[p])
+        kind = 0 if program.kinds[p] in COMPUTATION else 1
+        for stream in streams:
+            busy[stream // len(STREAMS)] += [(begun, end, kind), (begin, begun, 2)]
+    total = np.zeros(3)
+    for spans in busy:
+        if spans:
+            table = np.array(spans)
+            total += [_covered(table[table[:, 2] <= kind]) for kind in range(3)]
+    computing, moving, starting = total / (len(busy) * latency)
+    parts = (computing, moving - computing, 1 - starting, starting - moving)
+    return {name: max(0.0, float(part)) for name, part in zip(SHARES, parts, strict=True)}
+
+
+def _covered(spans: Floats) -> float:
+    """Length of the union of spans [begin, end, ...]."""
+    if not len(spans):
+        return 0.0
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(spans[:, 1])
+    before = np.append(-np.inf, reach[:-1])
+    return float(np.maximum(0.0, reach - np.maximum(spans[:, 0], before)).sum())
+
+
+def _path_us(timeline: Timeline) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for task in timeline.critical_path():
+        kind = timeline.program.kinds[timeline.operation(task)]
+        found[kind] = found.get(kind, 0.0) + float(timeline.end[task] - timeline.start[task])
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _memory(timeline: Timeline) -> Memory:
+    program, workload = timeline.program, timeline.workload
+    instance = program.instance
+    asked = (workload.tokens_per_gpu or instance.traffic.tokens_per_gpu) / instance.traffic.tokens_per_gpu
+    held, group, size = np.zeros(instance.gpus), np.zeros(instance.gpus), np.ones(instance.gpus)
+    for p, kind in enumerate(program.kinds):
+        on = list(program.gpus[p])
+        if kind == "expert":
+            held[on] += 1
+        elif kind == "attention":
+            group[on], size[on] = program.attending[p] * asked, len(on)
+    parts = memory_parts(instance)
+    resident = group * (workload.context if workload.phase == "decode" else 1.0)
+    received = program.expert_tokens.max(axis=0, initial=0.0) * asked
+    token = token_bytes(instance)
+    sent = group / size * instance.model.top_k  # copies that leave
+    return Memory(
+        weights=parts.total - parts.kv_cache + held * expert_bytes(instance),
+        kv_cache=resident * kv_bytes_per_token(instance) * instance.model.layers / size,
+        # Twice: before and after attention; as tokens come and as results leave.
+        activations=token * (2 * group + 2 * received + sent),
+        size=np.array([gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus)]),
+    )

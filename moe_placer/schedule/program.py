@@ -1,0 +1,166 @@
+"""The deployment DAG as arrays: what every operation costs, on which streams it runs, and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.dag.build import build_dag
+from moe_placer.dag.operation import Dag, Kind, Operation
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["COLLECTIVES", "COMPUTATION", "ONCE", "SENDS", "STREAMS", "Program", "compile_program"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+STREAMS = ("compute", "nvlink", "network")  # of every GPU; stream id = GPU * 3 + index
+COMPUTATION = frozenset({"embedding", "attention", "mlp", "gate", "expert", "aggregate", "norm", "head", "sample"})
+REDUCES = frozenset({"embedding_reduce", "attention_reduce", "mlp_reduce", "expert_reduce", "sample_reduce"})
+COLLECTIVES = REDUCES | {"gate_scatter", "split", "gather"}
+SENDS = frozenset({"dispatch_send", "combine_send"})
+ONCE = frozenset({"input", "split", "gather", "output"})  # in a step, however many micro-batches it has
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The P operations of one step, in the order of the DAG; amounts are for the instance's own tokens per GPU.
+
+    Attributes
+    ----------
+    instance : Instance
+    names, kinds : tuple of str
+        Id and kind of each operation.
+    gpus : tuple of tuple of int
+        Global GPU ids of each.
+    layer : int array [P]
+        Index in the model; -1 outside the layers.
+    flops : float array [P]
+        On each of its GPUs; without what attention does with the context.
+    weights : float array [P]
+        Bytes of weights that each of its GPUs reads, however many tokens there are.
+    fed : float array [P]
+        Bytes of tensors that each of its GPUs reads.
+    attending : float array [P]
+        Tokens of an attention's tensor-parallel group; 0 elsewhere.
+    nvlink, network : float array [P]
+        Bytes that come to an operation over NVLink and over the network (all its GPUs together), dispatch and combine
+        excepted; what a send moves within its node.
+    sent : dict
+        Index of a dispatch or combine send to the bytes that leave its node for each node [N].
+    home : int array [P]
+        Node of a send; -1 elsewhere.
+    after : tuple of tuple of int
+        Operations that wait for each.
+    expert_tokens : float array [layers, GPUs]
+        Tokens that the experts of each GPU receive in each layer.
+    """
+
+    instance: Instance
+    names: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    gpus: tuple[tuple[int, ...], ...]
+    layer: Ints
+    flops: Floats
+    weights: Floats
+    fed: Floats
+    attending: Floats
+    nvlink: Floats
+    network: Floats
+    sent: dict[int, Floats]
+    home: Ints
+    after: tuple[tuple[int, ...], ...]
+    expert_tokens: Floats
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def of_kinds(self, kinds: frozenset[str]) -> npt.NDArray[np.bool_]:
+        """Mask [P] of the operations of some kinds."""
+        return np.array([kind in kinds for kind in self.kinds])
+
+    def streams(self, operation: int) -> tuple[int, ...]:
+        """Return the streams that an operation occupies: one of each of its GPUs, or none."""
+        kind = self.kinds[operation]
+        if kind in COMPUTATION:
+            stream = 0
+        elif kind in REDUCES or kind == "gate_scatter":
+            stream = 1
+        elif kind in SENDS or kind in COLLECTIVES:
+            stream = 2
+        else:
+            return ()  # inputs, outputs, and receivers, which only wait
+        return tuple(len(STREAMS) * gpu + stream for gpu in self.gpus[operation])
+
+
+def compile_program(instance: Instance, placement: Placement, traffic: Traffic) -> Program:
+    """Build the deployment DAG of a placement and turn it into arrays.
+
+    Raises
+    ------
+    InputError
+        Placement or traffic do not fit the instance.
+    """
+    dag = build_dag(instance, placement, traffic)
+    operations = list(dag.operations())
+    index = {op.id: p for p, op in enumerate(operations)}
+    moved = _moved(dag, index, instance.cluster.nodes)
+    size = np.array([len(op.gpus) for op in operations], dtype=np.float64)
+    fed = np.array([sum(edge.bytes for edge in dag.incoming(op.id)) for op in operations])
+    read = np.array([op.bytes_read for op in operations])
+    looked_up = np.array([op.kind == "embedding" for op in operations])  # rows, one for every token
+    per_node = instance.cluster.gpus_per_node
+    return Program(
+        instance=instance,
+        names=tuple(index),
+        kinds=tuple(op.kind for op in operations),
+        gpus=tuple(op.gpus for op in operations),
+        layer=np.array([-1 if op.layer is None else op.layer for op in operations]),
+        flops=np.array([op.flops for op in operations]) / size,
+        weights=np.where(looked_up, 0.0, np.maximum(0.0, read - fed)) / size,
+        fed=np.where(looked_up, read, fed) / size,
+        attending=np.array([next(iter(op.inputs.values()))[0] if op.kind == "attention" else 0.0 for op in operations]),
+        nvlink=moved.nvlink,
+        network=moved.network,
+        sent=moved.sent,
+        home=np.array([op.gpus[0] // per_node if op.kind in SENDS else -1 for op in operations]),
+        after=tuple(tuple(index[name] for name in dict.fromkeys(dag.graph.successors(op.id))) for op in operations),
+        expert_tokens=_expert_tokens(instance, operations),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Moved:
+    nvlink: Floats
+    network: Floats
+    sent: dict[int, Floats]
+
+
+def _moved(dag: Dag, index: dict[str, int], nodes: int) -> _Moved:
+    """Sum what moves: from each send to each node, and to every other operation by NVLink and network."""
+    nvlink, network = np.zeros(len(index)), np.zeros(len(index))
+    sent = {p: np.zeros(nodes) for name, p in index.items() if dag.operation(name).kind in SENDS}
+    for edge in dag.edges():
+        source, target = index[edge.source], index[edge.target]
+        if source in sent:
+            if edge.travel == "network":
+                sent[source][edge.routes[0][1]] += edge.bytes
+            else:
+                nvlink[source] += edge.bytes
+        elif edge.travel == "nvlink":
+            nvlink[target] += edge.bytes
+        elif edge.travel == "network":
+            network[target] += edge.bytes
+    return _Moved(nvlink, network, sent)
+
+
+def _expert_tokens(instance: Instance, operations: list[Operation]) -> Floats:
+    tokens = np.zeros((instance.model.layers, instance.gpus))
+    for op in operations:
+        if op.kind == "expert" and op.layer is not None:
+            tokens[op.layer, list(op.gpus)] += next(iter(op.inputs.values()))[0]
+    return tokens

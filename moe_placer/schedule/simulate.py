@@ -1,0 +1,237 @@
+"""Runs a step: operations start when their tensors are there and their streams are free, transfers share the links.
+
+List scheduling (Graham, Bounds on multiprocessing timing anomalies, SIAM Journal on Applied Mathematics 17, 1969): no
+stream is idle while something could run on it; what is earlier in the step goes first. Such a schedule can end later
+although one operation got shorter; Graham's bound limits by how much, and measured steps move by well below 1%.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.schedule.durations import Durations, find_durations
+from moe_placer.schedule.network import Network
+from moe_placer.schedule.program import ONCE, Program, compile_program
+from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["Timeline", "simulate", "simulate_placement"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_TOGETHER = 0.3  # of the flows in flight may end together: a third of the time, and steps as long to within 0.2%
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """When every task ran; task ``b * P + p`` is operation p in micro-batch b.
+
+    Attributes
+    ----------
+    program : Program
+    durations : Durations
+    workload : Workload
+    timing : Timing
+    start, end : float array [T]
+        µs; nan for tasks that are not there (what a step does once).
+    cause : int array [T]
+        The task whose end let each start: the last that it needed, or that left its streams; -1 for the first.
+    network : Network
+        After the step: ``carried`` has the bytes that each link carried.
+    """
+
+    program: Program
+    durations: Durations
+    workload: Workload
+    timing: Timing
+    start: Floats
+    end: Floats
+    cause: Ints
+    network: Network
+
+    @property
+    def makespan(self) -> float:
+        """Latency of the step, µs."""
+        return float(np.nanmax(self.end))
+
+    def operation(self, task: int) -> int:
+        """Return the operation of a task."""
+        return task % len(self.program)
+
+    def batch(self, task: int) -> int:
+        """Return the micro-batch of a task."""
+        return task // len(self.program)
+
+    def tasks(self) -> Ints:
+        """Return the tasks that ran, in order of their starts."""
+        order = np.argsort(self.start, kind="stable")
+        return np.asarray(order[: int(np.isfinite(self.start).sum())])
+
+    def critical_path(self) -> list[int]:
+        """Tasks from first to last, each started by the end of the one before: without gaps, as long as the step."""
+        task = int(np.nanargmax(self.end))
+        path = [task]
+        while (task := int(self.cause[task])) >= 0:
+            path.append(task)
+        return path[::-1]
+
+
+def simulate_placement(
+    instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None
+) -> Timeline:
+    """Simulate one step of a placement as its instance describes the hardware."""
+    return simulate(compile_program(instance, placement, traffic), workload or Workload())
+
+
+def simulate(
+    program: Program, workload: Workload, timing: Timing | None = None, condition: Condition | None = None
+) -> Timeline:
+    """Simulate one step of a program.
+
+    Raises
+    ------
+    UsageError, InputError
+        ``condition`` names a GPU or a link that is not there.
+    """
+    timing, condition = timing or Timing(), condition or Condition()
+    durations = find_durations(program, workload, timing, condition)
+    network = Network(program.instance, condition.slow_links, together=_TOGETHER)
+    run = _Run(program, durations, network)
+    run.whole_step()
+    start, end = np.array(run.start), np.array(run.end)
+    return Timeline(program, durations, workload, timing, start, end, np.array(run.cause), network)
+
+
+class _Run:
+    """The state of one simulation; lists, since single numbers are what is looked at."""
+
+    def __init__(self, program: Program, durations: Durations, network: Network) -> None:
+        self.program, self.network, self.durations = program, network, durations
+        size, count = len(program), len(program) * durations.batches
+        self.once = program.of_kinds(ONCE).tolist()
+        self.overhead, self.busy, self.latency = (
+            array.tolist() for array in (durations.overhead, durations.busy, durations.latency)
+        )
+        for p in np.flatnonzero(self.once).tolist():  # all tokens at once
+            self.busy[p] *= durations.batches
+        self.streams = [program.streams(p) for p in range(size)]
+        self.start, self.end, self.cause = [np.nan] * count, [np.nan] * count, [-1] * count
+        self.needs = self._count_needs(count)
+        self.taken: dict[int, int] = {}  # stream to its task
+        self.waiting: dict[int, list[tuple[int, int]]] = {}  # stream to a heap of tasks that found it taken
+        self.events: list[tuple[float, int, bool]] = []  # time, task, whether it ends (else its transfer starts)
+        self.transfers: dict[int, int] = {}  # of the network to task
+        self.local_end: dict[int, float] = {}  # of a send, inside its node
+
+    def _count_needs(self, count: int) -> list[int]:
+        needs = [0] * count
+        for p in range(len(self.program)):
+            for batch in self._batches(p):
+                for after in self._after(p, batch):
+                    needs[after] += 1
+        return needs
+
+    def _batches(self, operation: int) -> range:
+        return range(1 if self.once[operation] else self.durations.batches)
+
+    def _after(self, operation: int, batch: int) -> list[int]:
+        """Tasks that wait for one: those of its micro-batch; what is done once waits for all, and all wait for it."""
+        size, tasks = len(self.program), []
+        for p in self.program.after[operation]:
+            if self.once[p]:
+                tasks.append(p)
+            elif self.once[operation]:
+                tasks += [b * size + p for b in range(self.durations.batches)]
+            else:
+                tasks.append(batch * size + p)
+        return tasks
+
+    def whole_step(self) -> None:
+        size = len(self.program)
+        ready = [b * size + p for p in range(size) for b in self._batches(p) if not self.needs[b * size + p]]
+        now = 0.0
+        while True:
+            self._start_all(ready, now)
+            moment = self._next_moment()
+            if moment is None:
+                return
+            now, ready = moment, []
+            for task in self._ended_by(now):
+                self._finish(task, now, ready)
+
+    def _order(self, task: int) -> tuple[int, int]:
+        """Put first what is earlier in the step, the first micro-batch before the second."""
+        batch, operation = divmod(task, len(self.program))
+        return operation * self.durations.batches + batch, task
+
+    def _start_all(self, ready: list[int], now: float) -> None:
+        for _, task in sorted(map(self._order, ready)):
+            streams = self.streams[task % len(self.program)]
+            taken = next((stream for stream in streams if stream in self.taken), None)
+            if taken is not None:
+                heapq.heappush(self.waiting.setdefault(taken, []), self._order(task))
+                continue
+            for stream in streams:
+                self.taken[stream] = task
+            self._begin(task, now)
+
+    def _begin(self, task: int, now: float) -> None:
+        operation = task % len(self.program)
+        self.start[task] = now
+        begun = now + self.overhead[operation]
+        if operation in self.program.sent:
+            self.local_end[task] = begun + self.busy[operation]
+            heapq.heappush(self.events, (begun, task, False))
+        else:
+            heapq.heappush(self.events, (begun + self.busy[operation], task, True))
+
+    def _next_moment(self) -> float | None:
+        moments = [self.events[0][0]] if self.events else []
+        if (transfer := self.network.next_end()) is not None:
+            moments.append(transfer[0])
+        return min(moments, default=None)
+
+    def _ended_by(self, now: float) -> list[int]:
+        """Tasks that end now; transfers that begin or end now are begun, and their ends planned."""
+        ended = []
+        for transfer in self.network.advance(now):
+            task = self.transfers.pop(transfer)
+            end = max(now, self.local_end.pop(task)) + self.latency[task % len(self.program)]
+            heapq.heappush(self.events, (end, task, True))
+        while self.events and self.events[0][0] <= now:
+            _, task, ends = heapq.heappop(self.events)
+            if ends:
+                ended.append(task)
+            else:
+                self._send(task, now)
+        return ended
+
+    def _send(self, task: int, now: float) -> None:
+        operation = task % len(self.program)
+        nodes = self.program.instance.cluster.nodes
+        sent = np.zeros((nodes, nodes))
+        sent[self.program.home[operation]] = self.program.sent[operation] * self.durations.scale
+        self.transfers[self.network.start(now, sent)] = task
+
+    def _finish(self, task: int, now: float, ready: list[int]) -> None:
+        """End a task: what needs it, and what waits for its streams, may start."""
+        self.end[task] = now
+        batch, operation = divmod(task, len(self.program))
+        for stream in self.streams[operation]:
+            del self.taken[stream]
+        for stream in self.streams[operation]:
+            for _, waiting in self.waiting.pop(stream, []):
+                self.cause[waiting] = task
+                ready.append(waiting)
+        for after in self._after(operation, batch):
+            self.needs[after] -= 1
+            if not self.needs[after]:
+                self.cause[after] = task
+                ready.append(after)

@@ -1,0 +1,118 @@
+"""What a step is asked to do, and what hardware charges beside FLOPs and bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from moe_placer.errors import UsageError
+
+__all__ = ["Condition", "Phase", "Timing", "Workload"]
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The tokens of one step.
+
+    Attributes
+    ----------
+    phase : str
+        ``prefill``: tokens are of sequences that start in this step; ``decode``: each continues another sequence.
+    tokens_per_gpu : float or None
+        Tokens that start on each GPU in one step (in decode: its sequences); None: what the instance states.
+    context : float
+        Tokens: the length of a sequence in prefill, what each token attends to in decode.
+    micro_batches : int
+        1, or 2: one half of the tokens communicates while the other computes.
+
+    Raises
+    ------
+    UsageError
+        A value makes no sense.
+    """
+
+    phase: Phase = "prefill"
+    tokens_per_gpu: float | None = None
+    context: float = 4096.0
+    micro_batches: int = 2
+
+    def __post_init__(self) -> None:
+        if self.phase not in {"prefill", "decode"}:
+            raise UsageError(f"phase is {self.phase}, expected prefill or decode")
+        if self.tokens_per_gpu is not None and not 0 < self.tokens_per_gpu <= 1e9:
+            raise UsageError(f"{self.tokens_per_gpu:g} tokens per GPU, expected more than 0, at most 1e9")
+        if not 1 <= self.context <= 1e9:
+            raise UsageError(f"context is {self.context:g} tokens, expected 1 to 1e9")
+        if self.micro_batches not in {1, 2}:
+            raise UsageError(f"{self.micro_batches} micro-batches, expected 1 or 2")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What hardware charges beside FLOPs and bytes; times in µs.
+
+    Attributes
+    ----------
+    kernel_us : float
+        Start of an operation that computes: what is left between kernels of a CUDA graph, about 2 µs; without a graph
+        a launch costs about 5 µs (NVIDIA, Constant Time Launch for Straight-Line CUDA Graphs, 2024).
+    collective_us : float
+        Start of a collective operation: NCCL's base latency of a ring with protocol LL (``baseLat`` in its
+        src/graph/tuning.cc).
+    nvlink_step_us, network_step_us : float
+        One step of a ring over NVLink, one message between nodes: NCCL's ``hwLat`` of ring and LL for NVLINK and NET.
+    nvlink_utilization : float
+        Share of NVLink's bandwidth that is reached: about 360 of 450 GB/s in NCCL's all-reduce on 8 H100s.
+
+    Raises
+    ------
+    UsageError
+        A time below 0, or a utilization that is not above 0 and at most 1.
+    """
+
+    kernel_us: float = 2.0
+    collective_us: float = 6.6
+    nvlink_step_us: float = 0.6
+    network_step_us: float = 2.7
+    nvlink_utilization: float = 0.8
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name.endswith("_us") and not 0 <= value <= 1e6:
+                raise UsageError(f"{one.name} is {value:g}, expected 0 to 1e6 µs")
+        if not 0 < self.nvlink_utilization <= 1:
+            raise UsageError(f"nvlink_utilization is {self.nvlink_utilization:g}, expected more than 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Hardware that is not as the instance says.
+
+    Attributes
+    ----------
+    slow_gpus : mapping
+        Global GPU id to how many times longer it takes to compute.
+    slow_links : mapping
+        Link name to what its bandwidth is multiplied with: 0.5 is half.
+
+    Raises
+    ------
+    UsageError
+        A factor that makes no sense.
+    """
+
+    slow_gpus: dict[int, float] = field(default_factory=dict)
+    slow_links: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for gpu, factor in self.slow_gpus.items():
+            if not 0 < factor <= 1e6:
+                raise UsageError(f"GPU {gpu} is to take {factor:g} times as long, expected more than 0, at most 1e6")
+        for link, share in self.slow_links.items():
+            if not 0 < share <= 1e6:
+                raise UsageError(
+                    f"link {link} is to have {share:g} of its bandwidth, expected more than 0, at most 1e6"
+                )
