@@ -34,7 +34,7 @@ def program_of(name: str = "small") -> Program:
 
 
 def two_nodes(**changes: Any) -> Program:
-    """One MoE layer, an expert on each of two nodes of one GPU; half of all tokens choose the expert of the other node."""
+    """One MoE layer, an expert on each of two nodes of one GPU; half of all tokens choose that of the other node."""
     model = {"layers": 1, "dense_layers": [], "experts": 2, "top_k": 1, "vocab_size": 1000}
     cluster = {"nodes": 2, "gpus_per_node": 1, "fabric": {"kind": "full-mesh", "node_gb_per_s": 100.0}}
     instance = tiny_instance(model=model, cluster=cluster, parallelism={"dp": 1}, **changes)
