@@ -19,7 +19,7 @@ from moe_placer.verifier.loads import read_network
 
 ANY = pytest.mark.parametrize("name", VARIANTS)
 WORKLOADS = {
-    "prefill": Workload(context=100.0),
+    "prefill": Workload(context=2000.0),
     "whole": Workload(tokens_per_gpu=3e5, context=10.0, micro_batches=1),
     "decode": Workload("decode", 5e4, 3.0),
 }
