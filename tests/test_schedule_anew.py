@@ -8,12 +8,13 @@ import pytest
 from dag_examples import VARIANTS, drawn_traffic, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_step import SlowStep
+from slow_step import SEND, SlowStep
 
 from moe_placer.compare.metrics import find_flows
 from moe_placer.instance.sizes import token_bytes
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
+from moe_placer.schedule.step import step_time
 from moe_placer.schedule.workload import Condition, Timing, Workload
 from moe_placer.verifier.loads import read_network
 
@@ -87,3 +88,26 @@ def longest_chain(timeline: Timeline) -> float:
         takes = float(durations.overhead[p]) + alone + float(durations.latency[p])
         graph.add_edges_from(((p, then) for then in after), takes=takes)
     return float(nx.dag_longest_path_length(graph, weight="takes"))
+
+
+def test_the_time_of_a_step_is_that_of_its_operations() -> None:
+    parts = example("small")
+    workload = WORKLOADS["whole"]
+    spans: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    slow = SlowStep(*parts, workload, Timing(), Condition())
+    ended = slow.run()
+    for (name, batch), span in ended.items():
+        if slow.ops[name].kind in SEND:
+            spans.setdefault((name.partition(".")[0], slow.ops[name].kind, batch), []).append(span)
+    moving = sum(max(end for _, end in group) - min(start for start, _ in group) for group in spans.values())
+    found = step_time(*parts, workload)
+    assert len(spans) == 2 * 3  # MoE layers
+    assert found.communication_us == pytest.approx(moving, rel=0.01)  # flows may end together
+    assert found.step_us == pytest.approx(max(end for _, end in ended.values()), rel=0.01)
+
+
+def test_a_step_is_by_default_a_prefill_of_the_instances_own_tokens() -> None:
+    parts = example("redundant")
+    asked = Workload("prefill", parts[0].traffic.tokens_per_gpu, micro_batches=2)
+    assert step_time(*parts) == step_time(*parts, asked)
+    assert step_time(*parts).step_us != step_time(*parts, WORKLOADS["decode"]).step_us
