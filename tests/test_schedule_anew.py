@@ -5,13 +5,15 @@ from __future__ import annotations
 import networkx as nx
 import numpy as np
 import pytest
-from dag_examples import VARIANTS, drawn_traffic, example
+from builders import level_traffic, tiny_instance
+from dag_examples import VARIANTS, drawn_traffic, example, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_step import SEND, SlowStep
 
 from moe_placer.compare.metrics import find_flows
 from moe_placer.instance.sizes import token_bytes
+from moe_placer.schedule.figures import find_figures
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.step import step_time
@@ -111,3 +113,25 @@ def test_a_step_is_by_default_a_prefill_of_the_instances_own_tokens() -> None:
     asked = Workload("prefill", parts[0].traffic.tokens_per_gpu, micro_batches=2)
     assert step_time(*parts) == step_time(*parts, asked)
     assert step_time(*parts).step_us != step_time(*parts, WORKLOADS["decode"]).step_us
+
+
+@pytest.mark.parametrize(
+    ("model", "largest"),
+    [
+        ({"vocab_size": 1000}, 100 * 1000),  # logits
+        # 100 tokens come to the expert and 100 results leave, 100 copies are on their way, and 100 rows inside.
+        ({"vocab_size": 1, "attention_heads": 2}, 100 * (2 * 64 + 64 + 32)),
+        ({"vocab_size": 1, "attention_heads": 2, "expert_matrices": 3}, 100 * (2 * 64 + 64 + 2 * 32)),
+        ({"vocab_size": 1, "attention_heads": 8}, 4 * 100 * 8 * 16),  # queries, keys, values, result
+        ({"vocab_size": 1, "layers": 2, "dense_layers": [0], "dense_hidden_size": 700}, 100 * 700),
+    ],
+)
+def test_activations_by_hand(model: dict[str, object], largest: int) -> None:
+    shape = {"layers": 1, "dense_layers": [], "experts": 2, "top_k": 1, "expert_hidden_size": 32} | model
+    cluster = {"nodes": 2, "gpus_per_node": 1, "fabric": {"kind": "full-mesh"}}
+    instance = tiny_instance(model=shape, cluster=cluster, parallelism={"dp": 1})
+    traffic = level_traffic(instance, [[1.0, 1.0]], 2.0)
+    program = compile_program(instance, placement_of(instance, [[[0], [1]]]), traffic)
+    memory = find_figures(simulate(program, Workload())).memory
+    assert memory.activations == pytest.approx([2 * (2 * 100 * 64 + largest)] * 2)  # bf16
+    assert memory.high_water == pytest.approx(memory.weights + memory.kv_cache + memory.activations)
