@@ -111,6 +111,20 @@ def test_traffic_and_fabric_do_not_know_each_other(pair: tuple[str, str]) -> Non
     assert other not in reached
 
 
+SCHEDULED = {"errors", "files", "instance", "traffic", "fabric", "placement", "dag", "schedule"}
+SCHEDULING = {"schedule", "crosscheck", "compare", "cli"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_schedule_knows_the_dag_and_what_is_below_it(name: str) -> None:
+    own = part_of(name).removeprefix("moe_placer.")
+    reached = {part_of(target).removeprefix("moe_placer.") for target in reachable(name)}
+    if own == "schedule":
+        assert reached <= SCHEDULED
+    elif own not in SCHEDULING:
+        assert "schedule" not in reached
+
+
 MAY_BE_VERIFIED_WITH = {
     "moe_placer.errors",
     "moe_placer.files",  # bytes of a file, which is not what is verified

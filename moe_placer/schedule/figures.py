@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.instance import Instance
 from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
 from moe_placer.schedule.durations import kv_bytes_per_token
 from moe_placer.schedule.program import COMPUTATION, STREAMS
@@ -36,7 +37,7 @@ class Memory:
     kv_cache : float array
         Keys and values of every token that the step attends to, in all layers.
     activations : float array
-        Hidden states, and the tokens and results of the layer whose experts receive most.
+        Hidden states, and the most that a part of the model has beside them, with all micro-batches at once.
     size : float array
         Of the GPU's memory.
     """
@@ -214,12 +215,34 @@ def _memory(timeline: Timeline) -> Memory:
     parts = memory_parts(instance)
     resident = group * (workload.context if workload.phase == "decode" else 1.0)
     received = program.expert_tokens.max(axis=0, initial=0.0) * asked
-    token = token_bytes(instance)
-    sent = group / size * instance.model.top_k  # copies that leave
     return Memory(
         weights=parts.total - parts.kv_cache + held * expert_bytes(instance),
         kv_cache=resident * kv_bytes_per_token(instance) * instance.model.layers / size,
-        # Twice: before and after attention; as tokens come and as results leave.
-        activations=token * (2 * group + 2 * received + sent),
+        activations=_activations(instance, group, size, received),
         size=np.array([gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus)]),
     )
+
+
+def _activations(instance: Instance, group: Floats, size: Floats, received: Floats) -> Floats:
+    """Bytes of hidden states, before and after a part of the model, and of the largest of these parts.
+
+    Parameters
+    ----------
+    group, size : float array [GPUs]
+        Tokens and GPUs of each GPU's tensor-parallel group.
+    received : float array [GPUs]
+        Tokens for its experts, in the layer with most.
+    """
+    model, token = instance.model, token_bytes(instance)
+    value, inner = token / model.hidden_size, model.expert_matrices - 1  # up, and gate where there is one
+    dense = model.dense_hidden_size or model.top_k * model.expert_hidden_size
+    copies = group / size * model.top_k  # as they are sent
+    parts = (
+        4 * group * model.attention_heads * model.head_dim * value / size,  # queries, keys, values, result
+        inner * group * (dense if model.dense_layers else 0) * value / size,
+        token * (2 * received + copies)
+        + inner * received * model.expert_hidden_size * value / instance.parallelism.expert_tp,
+        group * model.vocab_size * value / size,  # logits
+    )
+    most: Floats = np.max(parts, axis=0)
+    return 2 * token * group + most

@@ -1,0 +1,45 @@
+"""How long one step of a placement takes, as two figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.schedule.figures import find_figures
+from moe_placer.schedule.simulate import simulate_placement
+from moe_placer.schedule.workload import Workload
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["StepTime", "step_time"]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Predicted times of one step.
+
+    Attributes
+    ----------
+    step_us : float
+        From the first operation to the last.
+    communication_us : float
+        Sum over layers and micro-batches of the time from the first send of a dispatch or combine to its last byte,
+        computed over or not: with two micro-batches it can be longer than the step.
+    """
+
+    step_us: float
+    communication_us: float
+
+
+def step_time(instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None) -> StepTime:
+    """Predict one step of a placement; absent, the workload is a prefill of the instance's own tokens.
+
+    Takes about 3 s of CPU time for 61 layers on 128 GPUs; the same arguments always give the same figures.
+
+    Raises
+    ------
+    InputError
+        Placement or traffic do not fit the instance.
+    """
+    figures = find_figures(simulate_placement(instance, placement, traffic, workload))
+    return StepTime(figures.latency_us, figures.communication_us)

@@ -1,0 +1,208 @@
+"""A step simulated the slow and obvious way, straight from the DAG and docs/schedule.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.dag.build import build_dag
+from moe_placer.dag.operation import Dag, Operation
+from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.traffic.recording import Traffic
+
+Name = tuple[str, int]  # operation and micro-batch
+Flow = tuple[Name, int, int]  # whose it is, source and destination nodes
+
+ONCE = {"input", "split", "gather", "output"}
+COLLECTIVE = {"split", "gather", "gate_scatter"}
+SEND = {"dispatch_send", "combine_send"}
+WAITS_ONLY = {"input", "output", "dispatch_receive", "combine_receive"}
+
+
+@dataclass
+class Cost:
+    """µs before, while and after an operation runs, and its bytes between nodes."""
+
+    overhead: float = 0.0
+    busy: float = 0.0
+    latency: float = 0.0
+    sent: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def stream_of(op: Operation) -> str:
+    """Name the stream that an operation takes on each of its GPUs; empty where it only waits."""
+    if op.kind in WAITS_ONLY:
+        return ""
+    if op.kind in SEND | {"split", "gather"}:
+        return "network"
+    return "nvlink" if op.kind == "gate_scatter" or op.kind.endswith("_reduce") else "compute"
+
+
+def cost_of(
+    dag: Dag, op: Operation, instance: Instance, workload: Workload, timing: Timing, condition: Condition
+) -> Cost:
+    """Return what one micro-batch of an operation costs."""
+    if op.kind in WAITS_ONLY:
+        return Cost()
+    asked = (workload.tokens_per_gpu or instance.traffic.tokens_per_gpu) / instance.traffic.tokens_per_gpu
+    share = asked if op.kind in ONCE else asked / workload.micro_batches
+    cluster, gpus = instance.cluster, len(op.gpus)
+    inside = cluster.nvlink_gb_per_s * 1e3 * timing.nvlink_utilization  # bytes/µs
+    between = cluster.fabric.node_gb_per_s * 1e3 * cluster.fabric.link_utilization / cluster.gpus_per_node
+    if op.kind in SEND:
+        cost, stays = Cost(timing.collective_us), 0.0
+        for edge in dag.outgoing(op.id):
+            if edge.travel == "network":
+                (pair,) = edge.routes
+                cost.sent[pair] = cost.sent.get(pair, 0.0) + edge.bytes * share
+            else:
+                stays += edge.bytes * share
+        # Every GPU sends 1/gpus of it, of which 1/gpus is for itself.
+        cost.busy = stays / gpus * (gpus - 1) / gpus / inside
+        cost.latency = timing.network_step_us if any(cost.sent.values()) else timing.nvlink_step_us
+        return cost
+    came = [edge for edge in dag.incoming(op.id) if not dag.operation(edge.source).kind.endswith("_send")]
+    nvlink = sum(edge.bytes for edge in came if edge.travel == "nvlink") * share
+    network = sum(edge.bytes for edge in came if edge.travel == "network") * share
+    if op.kind.endswith("_reduce"):
+        factor = 2 * (gpus - 1) / gpus
+        step = timing.network_step_us if network else timing.nvlink_step_us
+        return Cost(timing.collective_us + 2 * (gpus - 1) * step, factor * (nvlink / inside + network / between))
+    if op.kind in COLLECTIVE:
+        step = timing.network_step_us if network else timing.nvlink_step_us
+        return Cost(timing.collective_us + step, nvlink / inside + network / between)
+    slow = max(condition.slow_gpus.get(gpu, 1.0) for gpu in op.gpus)
+    return Cost(
+        timing.kernel_us, roofline(dag, op, instance, workload, share) * slow + nvlink / inside + network / between
+    )
+
+
+def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, share: float) -> float:
+    """µs of computing, on each of the operation's GPUs."""
+    gpu, model = instance.cluster.gpu, instance.model
+    fed = sum(edge.bytes for edge in dag.incoming(op.id))
+    weights = op.bytes_read - fed
+    flops, size = op.flops * share, (op.bytes_read * share if op.kind == "embedding" else weights + fed * share)
+    if op.kind == "attention":
+        (shape,) = (edge.shape for edge in dag.incoming(op.id))
+        tokens, width = shape[0] * share, model.attention_heads * model.head_dim
+        value = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}[model.dtype]
+        if workload.phase == "decode":
+            flops += tokens * workload.context * 4 * width
+            size += tokens * workload.context * 2 * width * value
+        else:  # the first token of a sequence sees itself, the last one all
+            flops += tokens * (workload.context + 1) / 2 * 4 * width
+            size += tokens * 2 * width * value
+    calculating = flops / len(op.gpus) / (gpu.peak_tflops * 1e6 * gpu.mfu)
+    reading = size / len(op.gpus) / (gpu.memory_bandwidth_tb_per_s * 1e6 * gpu.memory_utilization)
+    return max(calculating, reading)
+
+
+def fair_rates(crossed: npt.NDArray[np.float64], capacity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Raise all rates together; where a link is full, its flows stop. ``crossed``: shares [links, flows]."""
+    rates, rising = np.zeros(crossed.shape[1]), np.full(crossed.shape[1], True)
+    while rising.any():
+        free, taken = capacity - crossed @ rates, crossed @ rising
+        loaded = taken > 1e-12
+        step = (free[loaded] / taken[loaded]).min()
+        rates[rising] += step
+        full = loaded & (free - step * taken <= 1e-9 * capacity)
+        rising &= ~(crossed[full] > 0).any(axis=0)
+    return rates
+
+
+class SlowStep:
+    """A step of a placement; `run` gives start and end, in µs, of every operation of every micro-batch."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        placement: Placement,
+        traffic: Traffic,
+        workload: Workload,
+        timing: Timing,
+        condition: Condition,
+    ) -> None:
+        dag, batches = build_dag(instance, placement, traffic), range(workload.micro_batches)
+        self.ops = {op.id: op for op in dag.operations()}
+        self.order = [
+            (op.id, batch) for op in dag.operations() for batch in batches if batch == 0 or op.kind not in ONCE
+        ]
+        self.cost = {
+            name: cost_of(dag, self.ops[name[0]], instance, workload, timing, condition) for name in self.order
+        }
+        # Of its own micro-batch; what is done once waits for all, and all wait for it.
+        self.needs = {
+            (name, batch): [
+                (before, other)
+                for before in dag.graph.predecessors(name)
+                for other in batches
+                if (before, other) in self.cost
+                and (other == batch or ONCE & {self.ops[before].kind, self.ops[name].kind})
+            ]
+            for name, batch in self.order
+        }
+        routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
+        self.nodes, self.shares = instance.cluster.nodes, routes.shares.toarray()
+        slow = np.array([condition.slow_links.get(link, 1.0) for link in routes.links])
+        self.capacity = routes.bandwidth * 1e3 * instance.cluster.fabric.link_utilization * slow
+        self.start: dict[Name, float] = {}
+        self.end: dict[Name, float] = {}
+        self.plan: dict[Name, float] = {}  # ends that are known
+        self.launch: dict[Name, float] = {}  # when sends start their flows
+        self.left: dict[Flow, float] = {}  # bytes
+        self.now = 0.0
+
+    def run(self) -> dict[Name, tuple[float, float]]:
+        while len(self.end) < len(self.order):
+            self.start_what_can()
+            self.move_on()
+            for name in [name for name, at in self.launch.items() if at <= self.now]:
+                self.send(name)
+            for name in [name for name, at in self.plan.items() if at <= self.now]:
+                self.end[name] = self.plan.pop(name)
+        return {name: (self.start[name], self.end[name]) for name in self.order}
+
+    def streams(self, name: Name) -> set[tuple[int, str]]:
+        op = self.ops[name[0]]
+        return {(gpu, stream) for gpu in op.gpus if (stream := stream_of(op))}
+
+    def start_what_can(self) -> None:
+        taken = {stream for name in self.start if name not in self.end for stream in self.streams(name)}
+        for name in self.order:
+            if name in self.start or not all(one in self.end for one in self.needs[name]) or self.streams(name) & taken:
+                continue
+            taken |= self.streams(name)
+            self.start[name], begun = self.now, self.now + self.cost[name].overhead
+            if self.ops[name[0]].kind in SEND:
+                self.launch[name] = begun
+            else:
+                self.plan[name] = begun + self.cost[name].busy
+
+    def move_on(self) -> None:
+        """Move bytes until something is planned, or a flow ends."""
+        flows = list(self.left)
+        rates = fair_rates(self.shares[:, [s * self.nodes + d for _, s, d in flows]], self.capacity)
+        ends = [self.now + self.left[flow] / rate for flow, rate in zip(flows, rates, strict=True)]
+        moment = min([*self.plan.values(), *self.launch.values(), *ends])
+        for flow, rate, over in zip(flows, rates, ends, strict=True):
+            self.left[flow] -= rate * (moment - self.now)
+            if over <= moment * (1 + 1e-12):
+                del self.left[flow]
+        self.now = moment
+        for name in {flow[0] for flow in flows} - {flow[0] for flow in self.left}:
+            cost = self.cost[name]
+            self.plan[name] = max(moment, self.start[name] + cost.overhead + cost.busy) + cost.latency
+
+    def send(self, name: Name) -> None:
+        del self.launch[name]
+        cost = self.cost[name]
+        sent = {(name, s, d): size for (s, d), size in cost.sent.items() if size > 0}
+        self.left |= sent
+        if not sent:
+            self.plan[name] = self.now + cost.busy + cost.latency
