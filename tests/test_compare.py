@@ -201,6 +201,7 @@ def test_rows_hold_what_pages_need(tmp_path: Path, compare: Compare) -> None:
     for row in runs:
         found = row["traffic"]["solved_for"]
         assert found.keys() == METRICS
+        assert found["step_us"] > 0
         assert row["traffic"]["held_out"] is None
         assert found["z"] == pytest.approx(row["z"])
         assert found["z_total"] == pytest.approx(sum(row["z"]))
@@ -232,6 +233,7 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
     assert (head_row["recordings"], head_row["held_out"]) == (["now.npz"], ["later.npz"])
     now, later = run["traffic"]["solved_for"], run["traffic"]["held_out"]
     assert later.keys() == METRICS
+    assert later["step_us"] > 0
     assert later["link_cost"] != now["link_cost"]
     # The verifier recomputes the same for a placement on other traffic.
     from moe_placer.placement import Placement

@@ -18,6 +18,7 @@ __all__ = ["run_cells"]
 Row = dict[str, Any]
 
 CHILD = (sys.executable, "-P", "-m", "moe_placer.compare.child")
+STEP = (sys.executable, "-P", "-m", "moe_placer.compare.step")
 
 
 def run_cells(
@@ -54,7 +55,10 @@ def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> 
     ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stop, most_bytes)
     if ended.output is not None:
         row: Row = json.loads(ended.output)
-        return row | {"peak_bytes": max(row["peak_bytes"], ended.all_processes_bytes or 0)}
+        row["peak_bytes"] = max(row["peak_bytes"], ended.all_processes_bytes or 0)
+        if row["status"] == "ok":
+            _predict_step(cell, row, patience_s, stop, most_bytes)
+        return None if stop.is_set() else row
     if stop.is_set():
         return None
     seconds = {"total": round(ended.seconds, 3), "first": None, "within_1_percent": None, "final": None}
@@ -64,3 +68,13 @@ def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> 
         "seconds": seconds,
         "peak_bytes": ended.all_processes_bytes,
     }
+
+
+def _predict_step(cell: Cell, row: Row, patience_s: float, stop: Event, most_bytes: float) -> None:
+    """Fill in each traffic's ``step_us``; it stays None where the simulation outlasts patience or memory."""
+    ended = run_child(STEP, json.dumps({"cell": asdict(cell), "gpu": row["gpu"]}), patience_s, stop, most_bytes)
+    if ended.output is None:
+        return
+    for name, step_us in json.loads(ended.output).items():
+        if row["traffic"][name] is not None:
+            row["traffic"][name]["step_us"] = step_us

@@ -166,7 +166,7 @@ _COSTS: tuple[AnyColumn, ...] = (
     ),
     Column(
         "step, ms",
-        "Predicted time of a step, where the instance tells enough.",
+        "Simulated time of one step: prefill of the instance's tokens per GPU in two micro-batches that overlap.",
         _on("solved_for", "step_us"),
         ",.2f",
         1e-3,
