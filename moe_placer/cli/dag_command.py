@@ -34,5 +34,4 @@ def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path)
     verification = verify(opened, placed, traffic)
     if not verification.ok:
         raise VerificationError(f"{placement} is not drawn, since it breaks a rule: {verification.violations[0]}")
-    for path in write_dags(opened, placed, traffic, output):
-        click.echo(path)
+    write_dags(opened, placed, traffic, output, wrote=click.echo)

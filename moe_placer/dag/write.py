@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from moe_placer.dag.page import to_page
@@ -23,6 +23,8 @@ def write_dags(
     traffic: Traffic,
     directory: Path,
     only: Collection[str] | None = None,
+    *,
+    wrote: Callable[[Path], None] | None = None,
 ) -> tuple[Path, ...]:
     """Write ``<view>.dot``, ``.json`` and ``.svg`` for every view, or for some; the same input gives the same bytes.
 
@@ -34,6 +36,8 @@ def write_dags(
         Made where it does not exist; files of these names are replaced, each whole.
     only : collection of str, optional
         Names of views, of ``moe_placer.dag.VIEWS``.
+    wrote : callable, optional
+        Told of every file as soon as it is there.
 
     Returns
     -------
@@ -62,4 +66,6 @@ def write_dags(
             path = Path(directory) / f"{view.name}.{suffix}"
             write_atomically(path, text)
             written.append(path)
+            if wrote is not None:
+                wrote(path)
     return tuple(written)
