@@ -161,7 +161,9 @@ def test_a_gap_without_a_bound_is_not_known() -> None:
 def test_an_interrupt_after_the_work_is_done_changes_nothing(tmp_path: Path, delay_s: float) -> None:
     """The interpreter takes a while to shut down; the default action of a signal then would hide the exit code."""
     arguments = ["solve", TINY, "-o", tmp_path, "--solver", "greedy", "--no-dag", "--json", "--workers", "1"]
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
     assert process.stdout is not None
     first = process.stdout.read(1)
     time.sleep(delay_s)

@@ -21,7 +21,8 @@ __all__ = ["dag"]
 def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
     """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json).
 
-    The large ones are also written as .html: one file with search, zoom and details, which needs no network.
+    The large ones are also written as .html: one file with search, zoom and details, which needs no network. What a
+    very large deployment has too much of is left out, and said on standard error.
     """
     from moe_placer.dag import write_dags
     from moe_placer.errors import VerificationError
@@ -34,4 +35,6 @@ def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path)
     verification = verify(opened, placed, traffic)
     if not verification.ok:
         raise VerificationError(f"{placement} is not drawn, since it breaks a rule: {verification.violations[0]}")
-    write_dags(opened, placed, traffic, output, wrote=click.echo)
+    write_dags(
+        opened, placed, traffic, output, wrote=click.echo, note=lambda text: click.echo(f"moe-placer: {text}", err=True)
+    )

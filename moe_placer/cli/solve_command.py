@@ -82,7 +82,7 @@ def solve(
         solution = place(
             opened, solver=solver, limits=limits, seed=seed, start=before, progress=progress, interrupted=interrupted
         )
-    # From here on all is there that was asked for: a late Ctrl-C may cost drawings, but not the placement or its summary.
+    # Now all is there that was asked for: a late Ctrl-C may cost drawings, but not the placement or its summary.
     with _on_signals(signal.SIG_IGN):
         files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
         if json_:
@@ -114,7 +114,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM do something else for a while."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

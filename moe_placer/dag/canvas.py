@@ -48,10 +48,12 @@ class Canvas:
     width, height : float
     title : str
         Also what screen readers say.
+    tips : bool
+        Whether operations and edges get tooltips; they are a third of a large drawing.
     """
 
-    def __init__(self, width: float, height: float, title: str) -> None:
-        self.width, self.height = width, height
+    def __init__(self, width: float, height: float, title: str, *, tips: bool = True) -> None:
+        self.width, self.height, self.tips = width, height, tips
         self._drawing = drawsvg.Drawing(_r(width), _r(height), font_family=FONT, fill=INK, role="img")
         self._drawing.append_title(_plain(title))
         self._drawing.append(drawsvg.Rectangle(0, 0, _r(width), _r(height), fill="#FFFFFF", id="paper"))
@@ -102,7 +104,7 @@ class Canvas:
         if name:
             style["id"] = _safe(name)
         use = drawsvg.Use(self._shape(role, width, height), _r(x), _r(y), **style)
-        if tip:
+        if tip and self.tips:
             use.append_title(_plain(tip))
         self.parent.append(use)
         self.lines(lines, (x, y, width, height), role=role, size=size)
@@ -165,7 +167,7 @@ class Canvas:
         if arrow:
             look["marker_end"] = self._arrow(colour)
         path = drawsvg.Path(d=" ".join(points), **{**look, **style})
-        if tip:
+        if tip and self.tips:
             path.append_title(_plain(tip))
         self.parent.append(path)
 

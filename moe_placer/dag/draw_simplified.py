@@ -18,9 +18,9 @@ MARGIN = 40.0
 TEXT = 10.0
 
 
-def draw_simplified(dag: Dag) -> str:
+def draw_simplified(dag: Dag, *, lean: bool = False) -> str:
     """Return the SVG of a graph whose operations are merged by kind, layer and DP lane."""
-    return _Page(dag).draw()
+    return _Page(dag).draw(lean=lean)
 
 
 class _Page:
@@ -88,11 +88,11 @@ class _Page:
                     lane = self.lanes.index(op.group)
                     self.place[op.id] = (x, top + self._lane_top(lane, channels), BOX, LANE)
 
-    def draw(self) -> str:
+    def draw(self, *, lean: bool = False) -> str:
         """Draw bands, edges under operations, then legend and facts."""
         nodes = self.dag.facts["nodes"]
         low = self.bottom + 30 + legend_height(nodes, self.width - 2 * MARGIN)
-        canvas = Canvas(self.width, low + 20, f"{self.dag.name}: the deployment on one page")
+        canvas = Canvas(self.width, low + 20, f"{self.dag.name}: the deployment on one page", tips=not lean)
         room = self.width - 2 * MARGIN
         title = f"{self.dag.name}: the deployment on one page"
         canvas.text(title, MARGIN, 46, min(24.0, room / text_width(title, 1.0)), font_weight="bold")

@@ -71,7 +71,7 @@ def _home(deployment: Deployment) -> int:
 
 
 def check_hot(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
-    """Rule ``dag-traffic``: how near the costliest link of a way is to the layer's worst; and bytes inside all-to-alls."""
+    """Rule ``dag-traffic``: how hot the costliest link of a way is, and bytes inside all-to-alls."""
     for row in dag.edges:
         source, target = dag.operations[row["source"]], dag.operations[row["target"]]
         if not _known([*source["gpus"], *target["gpus"]], deployment) or not source["gpus"] or not target["gpus"]:
