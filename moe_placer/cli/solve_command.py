@@ -114,7 +114,9 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM do something else for a while."""
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:

@@ -80,7 +80,7 @@ class _Wall:
         self.slot: dict[str, int] = {}
         count: Counter[tuple[int, int, str]] = Counter()
         # Experts of a GPU below each other, everything else in the order of the step.
-        for op in sorted(dag.operations(), key=lambda op: op.gpus if op.kind.startswith("expert") else ()):
+        for op in sorted(dag.operations(), key=_by_place):
             stage = op.layer if op.layer is not None else -1 if op.kind in STAGES[0] else last + 1
             name = op.id.rpartition(".")[2]
             home = int(name[1:]) if name[0] == "n" and name[1:].isdigit() else op.gpus[0] // self.per_node
@@ -244,8 +244,16 @@ class _Wall:
             wirings[wiring] = f"w{len(wirings)}"
             canvas.define(f'<g id="{wirings[wiring]}">{wiring}</g>')
         used = f'<use xlink:href="#{wirings[wiring]}"/>' if wiring else ""
-        texts = [self._name(op, *self.spot(op.id)) for op in ops]
-        symbols = self._symbols(canvas, _by_gpu(ops)) if lean else [self._symbol(canvas, op) for op in ops]
+        if lean:
+            runs = _by_gpu(ops)
+            symbols, named = self._symbols(canvas, runs), [text for run in runs for text in self._names(run)]
+        else:
+            symbols = [self._symbol(canvas, op) for op in ops]
+            named = [self._name(op, *self.spot(op.id)) for op in ops]
+        sizes: dict[float, list[str]] = {}
+        for size, text in named:
+            sizes.setdefault(size, []).append(text)
+        texts = [f'<g font-size="{size:g}">{"".join(some)}</g>' for size, some in sizes.items()]
         place = f'transform="translate({left:g},{top + self.row_top[cell[1]]:g})"'
         fill, ink = canvas.fill_of(cell[1]), ' fill="#1A1A1A" stroke="none"'
         parts = [f"<g {place}>{used}", f'<g fill="{fill}">', *symbols, "</g>", f"<g{ink}>", *texts, *labels, "</g></g>"]
@@ -266,12 +274,27 @@ class _Wall:
             drawn.append(f'<use xlink:href="#{reference}" x="{x:g}" y="{y:g}"/>')
         return drawn
 
-    def _name(self, op: Operation, x: float, y: float) -> str:
+    def _names(self, run: list[Operation]) -> list[tuple[float, str]]:
+        """Write a run into its symbol: several experts as replica and GPU, then their numbers, four in a line."""
+        x, y = self.spot(run[0].id)
+        if len(run) == 1:
+            return [self._name(run[0], x, y)]
+        numbers = [f"e{op.experts[0][0]}" for op in run]
+        head = f"r{run[0].experts[0][1]} G{gpu_list(run[0].gpus, 15)[4:]}"
+        words = [head, *(" ".join(numbers[at : at + 4]) for at in range(0, len(numbers), 4))]
+        size = round(text_size("computation", WIDE, HIGH, [max(words, key=len)], FONT) - 0.05, 1)
+        step = (HIGH + (len(run) - 1) * ROW) / len(words)
+        return [
+            (size, f'<text x="{x + WIDE / 2:g}" y="{y + (row + 0.5) * step + 1.7:.4g}">{text}</text>')
+            for row, text in enumerate(words)
+        ]
+
+    def _name(self, op: Operation, x: float, y: float) -> tuple[float, str]:
+        """Return the size and the text of what stands in a symbol."""
         words = op.id.partition(".expert.")[2] if op.kind == "expert" else SHORT[op.kind]
         text = f"{words.replace('.', ' ')} G{gpu_list(op.gpus, 15)[4:]}"
         size = round(text_size(op.role, WIDE, HIGH, [text], FONT) - 0.05, 1)
-        style = "" if size >= FONT - 0.1 else f' font-size="{size:g}"'
-        return f'<text x="{x + WIDE / 2:g}" y="{y + HIGH / 2 + 1.7:g}"{style}>{text}</text>'
+        return size, f'<text x="{x + WIDE / 2:g}" y="{y + HIGH / 2 + 1.7:g}">{text}</text>'
 
     def _wire(
         self, cell: tuple[int, int], ops: list[Operation], edges: list[Edge], *, lean: bool
@@ -313,7 +336,8 @@ class _Wall:
                 words = f"{len(arriving)}: {shape_text((sum(e.shape[0] for e in arriving), *arriving[0].shape[1:]))}"
                 own.append(self._label(words, x - GAP / 2, y + HIGH / 2 - 1.2))
         dashes = {False: "", True: ' stroke-dasharray="3 2"'}
-        drawn = [f'<path fill="none"{dashes[dashed]} d="{"".join(d)}"/>' for dashed, d in lines.items() if d]
+        # Sorted, so that cells are wired alike whichever experts they hold.
+        drawn = [f'<path fill="none"{dashes[dashed]} d="{"".join(sorted(d))}"/>' for dashed, d in lines.items() if d]
         texts = f'<g fill="#1A1A1A" stroke="none">{"".join(shared)}</g>' if shared else ""
         return "".join(drawn) + texts, own
 
@@ -322,11 +346,20 @@ class _Wall:
         return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}">{text}</text>'
 
 
+def _by_place(op: Operation) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Order experts by their GPUs and replica; everything else stays in the order of the step, before them."""
+    if not op.kind.startswith("expert"):
+        return (), ()
+    return op.gpus, tuple((replica, expert) for expert, replica in op.experts)
+
+
 def _by_gpu(ops: list[Operation]) -> list[list[Operation]]:
-    """Put experts of the same GPUs together, which are below each other; everything else stays alone."""
+    """Put experts of the same GPUs and replica together, which are below each other; all else stays alone."""
     runs: list[list[Operation]] = []
     for op in ops:
-        if runs and op.kind == "expert" == runs[-1][0].kind and op.gpus == runs[-1][0].gpus:
+        last = runs[-1][0] if runs else op
+        alike = runs and op.kind == last.kind == "expert" and op.gpus == last.gpus
+        if alike and op.experts[0][1] == last.experts[0][1]:
             runs[-1].append(op)
         else:
             runs.append([op])

@@ -47,7 +47,9 @@ def count_tensors(instance: Instance, placement: Placement, traffic: Traffic) ->
     flow, per_node = read_flows(instance, placement, traffic).layer(0), instance.cluster.gpus_per_node
     home = np.array([gpus[0] // per_node for _, _, gpus in flow.copies])
     pairs = sum(int(flow.uses[:, home == node].any(axis=1).sum()) for node in np.unique(home))
-    return 2 * (pairs + len(flow.copies)) * len(instance.moe_layers)
+    crews = -(-instance.gpus // instance.parallelism.attention_tp)
+    # There and back between nodes and at every replica; about eight in and around attention and gating of a crew.
+    return (2 * (pairs + len(flow.copies)) + 8 * crews) * len(instance.moe_layers)
 
 
 _ALL_TO_ALL = {
