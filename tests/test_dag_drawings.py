@@ -12,7 +12,7 @@ from dag_examples import VARIANTS, example, reference
 from svg_geometry import Area, Picture, escaping_texts, measure, overlapping_texts
 
 from moe_placer.dag import VIEWS, write_dags
-from moe_placer.dag.palette import COLOURS, WARNING
+from moe_placer.dag.palette import COLOURS, WARNING, node_colour, node_hatch, node_stripe
 from moe_placer.dag.views import count_tensors
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -128,6 +128,14 @@ def test_colours_stay_apart_for_colour_blind_people() -> None:
             for b in seen[index + 1 :]:
                 near = sum((max(x, 0) ** (1 / 2.2) - max(y, 0) ** (1 / 2.2)) ** 2 for x, y in zip(a, b, strict=True))
                 assert near**0.5 > 0.06, f"{name}: {a} and {b}"
+
+
+def test_hatches_can_be_seen_and_forty_nodes_told_apart() -> None:
+    looks = {(node_colour(node), node_hatch(node)) for node in range(40)}
+    assert len(looks) == 40
+    for node in range(len(COLOURS)):  # of the hatch, six tenths opaque, on the colour: some channel differs clearly
+        colour, stripe = node_colour(node), node_stripe(node)
+        assert max(0.6 * abs(int(stripe[i : i + 2], 16) - int(colour[i : i + 2], 16)) for i in (1, 3, 5)) > 50
 
 
 def test_sizes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import drawsvg
 
 from moe_placer.dag.operation import Role
-from moe_placer.dag.palette import COLOURS, HATCHES, INK, LINE, MIXED, WARNING, node_colour, node_hatch
+from moe_placer.dag.palette import COLOURS, HATCHES, INK, LINE, MIXED, WARNING, node_colour, node_hatch, node_stripe
 
 __all__ = ["ADVANCE", "FONT", "SKEW", "Canvas", "text_size", "text_width"]
 
@@ -81,8 +81,15 @@ class Canvas:
             self._fills[kind] = f"url(#node{kind})"
             pattern = drawsvg.Pattern(9, 9, patternUnits="userSpaceOnUse", id=f"node{kind}")
             pattern.append(drawsvg.Rectangle(0, 0, 9, 9, fill=node_colour(node)))
-            strokes = {"rising": "M-1 10 L10 -1", "upright": "M4.5 0 V9", "level": "M0 4.5 H9"}
-            pattern.append(drawsvg.Path(d=strokes[node_hatch(node)], stroke="#FFFFFF", stroke_width=2, opacity=0.6))
+            strokes = {
+                "rising": "M-1 10 L10 -1",
+                "upright": "M4.5 0 V9",
+                "level": "M0 4.5 H9",
+                "falling": "M-1 -1 L10 10",
+            }
+            pattern.append(
+                drawsvg.Path(d=strokes[node_hatch(node)], stroke=node_stripe(node), stroke_width=2, opacity=0.6)
+            )
             self._drawing.append_def(pattern)
         return self._fills[kind]
 

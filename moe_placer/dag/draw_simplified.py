@@ -145,7 +145,8 @@ class _Page:
         work = amount(op.flops, "FLOP") if op.flops else ""
         title = TITLES[op.kind]
         if op.kind == "expert":
-            title = f"{len(op.experts)} experts"
+            experts, copies = len({expert for expert, _ in op.experts}), len(op.experts)
+            title = f"{experts} experts" + (f", {copies} copies" if copies > experts else "")
         if op.moved:
             far = op.moved.get("network", 0.0)
             work = f"{amount(far, 'B')} over links" if far else f"{amount(sum(op.moved.values()), 'B')} moved"
