@@ -206,9 +206,8 @@ _WHY = """\
   cross it. A flow is held back by what goes the other way, the more so where a combine runs beside a dispatch.
   NICs with RDMA acknowledge by far fewer bytes, and are not held back by these.
 - **Who gets which share.** Ours gives a node pair one share of a link. With *fair paths* a pair over four
-  spines has four shares of its node's link, and a pair under one leaf has one; *CM02* weighs by 1 / latency, so
-  that near pairs get more. Where links between switches are the bottleneck this changes little; where nodes'
-  own links are, as much as the tables show.
+  spines has four shares of its node's link, and a pair under one leaf has one; *CM02* weighs flows by 1 / latency
+  besides, so that near pairs get more. How much that changes depends on the placement: the ranges show it.
 - **Paths of a pair.** Ours keeps the parts of a pair's flow at one pace, as spraying packets does. SimGrid's
   flows of each path end when they do: on a dragonfly, where a pair's paths are not alike, some end sooner.
 - **Neither knows** packets: collisions of ECMP's hashes, incast, pauses, retransmissions."""
