@@ -210,9 +210,9 @@ def _beyond(rows: Rows) -> list[str]:
         "## Where SimGrid is faster than possible\n\n"
         f"Of its {len(rows):,} times under each model some are below what the worst link needs at full bandwidth: "
         f"{'; '.join(names.values())}. There its sharing exceeded a link's capacity, and ours is right. This comes "
-        "from its default `network/optim:Lazy`; with `Full`, which later runs of this comparison use, the largest of these "
-        "differences is gone: 6,260.1 µs by both, instead of 5,617.4 µs (*CM02*, h100-128-oversubscribed, contiguous, "
-        "layer 60, 1,024 tokens per GPU)."
+        "from its default `network/optim:Lazy`; with `Full`, which later runs of this comparison use, the largest of "
+        "these differences is gone: 6,260.1 µs by both, instead of 5,617.4 µs (*CM02*, h100-128-oversubscribed, "
+        "contiguous, layer 60, 1,024 tokens per GPU)."
     ]
 
 
