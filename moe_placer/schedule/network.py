@@ -126,7 +126,8 @@ class Network:
         flows = np.asarray(sent, dtype=np.float64).ravel()[self._paths]
         if not (np.isfinite(flows) & (flows >= 0)).all():
             raise ValueError("bytes must be finite and not negative")
-        self._move(now)
+        if now != self._now:  # what starts together is shared out once
+            self._move(now)
         some = np.flatnonzero(flows)
         self._owner = np.append(self._owner, np.full(len(some), self._started))
         self._path = np.append(self._path, some)
