@@ -92,14 +92,15 @@ class Network:
         # Their flows: id, path, bytes in all and left.
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
-        self._carried = np.zeros(len(self.capacity))
+        self._carried = np.zeros(len(self._paths))  # by every path
         self._ahead: list[_Span] = []  # from now to the next end
         self._ended: list[int] = []  # not yet reported
 
     @property
     def carried(self) -> Floats:
         """Bytes that each link has carried so far [K]."""
-        return self._carried.copy()
+        self._settle()
+        return np.asarray(self._shares @ self._carried)
 
     def start(self, now: float, sent: Floats) -> int:
         """Start a transfer; what has ended by then, the next `advance` reports.
@@ -128,6 +129,7 @@ class Network:
             raise ValueError("bytes must be finite and not negative")
         if now != self._now:  # what starts together is shared out once
             self._move(now)
+        self._settle()
         some = np.flatnonzero(flows)
         self._owner = np.append(self._owner, np.full(len(some), self._started))
         self._path = np.append(self._path, some)
@@ -137,14 +139,18 @@ class Network:
         self._started += 1
         return self._ids[-1]
 
-    def next_end(self) -> tuple[float, int] | None:
-        """Return when (µs) and which transfer ends next if no other starts; None where nothing is in flight."""
+    def next_end(self, before: float = np.inf) -> tuple[float, int] | None:
+        """Return when (µs) and which transfer ends next if no other starts.
+
+        None where nothing is in flight, or nothing ends by ``before`` (which need not be looked beyond).
+        """
         if self._ended:
             return self._now, self._ended[0]
         if not self._ids:
             return None
-        last = self._look_ahead()[-1]
-        return last.end, self._over(last.after)[0]
+        last = self._look_ahead(before)[-1]
+        over = self._over(last.after)
+        return (last.end, over[0]) if over else None
 
     def advance(self, now: float) -> list[int]:
         """Move time on to ``now`` (µs) and return the ids of transfers that have ended, in the order of their ends."""
@@ -156,9 +162,8 @@ class Network:
         if not now >= self._now:
             raise ValueError(f"time runs forwards: {now} µs is before {self._now} µs")
         while self._ids:
-            span = self._look_ahead()[0]
+            span = self._look_ahead(now)[0]
             if span.end > now:
-                self._ahead[0] = self._cut(span, now)
                 break
             self._deliver(self._left - span.after)
             self._now, self._left = span.end, span.after
@@ -166,21 +171,24 @@ class Network:
             self._drop_what_ended()
         self._now = now
 
-    def _cut(self, span: _Span, now: float) -> _Span:
-        """Follow a span until ``now``, and return its rest."""
-        rest = (span.end - now) / (span.end - span.start)
-        left = span.after + rest * (span.before - span.after)
-        self._deliver(self._left - left)
-        self._left = left
-        return _Span(now, span.end, left, span.after)
+    def _settle(self) -> None:
+        """Cut the span that time is in: what it has delivered by now, and its rest."""
+        if self._ahead and self._ahead[0].start < self._now:
+            span, now = self._ahead[0], self._now
+            rest = (span.end - now) / (span.end - span.start)
+            left = span.after + rest * (span.before - span.after)
+            self._deliver(self._left - left)
+            self._left = left
+            self._ahead[0] = _Span(now, span.end, left, span.after)
 
     def _deliver(self, sent: Floats) -> None:
-        self._carried += self._shares @ np.bincount(self._path, sent, len(self._paths))
+        self._carried += np.bincount(self._path, sent, len(self._paths))
 
     def _over(self, left: Floats) -> list[int]:
         """Return the transfers of which nothing is left."""
-        going = set(self._owner[left > 0].tolist())
-        return [name for name in self._ids if name not in going]
+        first, last = self._ids[0], self._ids[-1]
+        going = np.bincount(self._owner[left > 0] - first, minlength=last - first + 1)
+        return [name for name in self._ids if not going[name - first]]
 
     def _drop_what_ended(self) -> None:
         over = self._over(self._left)
@@ -191,15 +199,14 @@ class Network:
             self._owner, self._path = self._owner[going], self._path[going]
             self._sent, self._left = self._sent[going], self._left[going]
 
-    def _look_ahead(self) -> list[_Span]:
-        """Return the spans from now to the next end of a transfer."""
+    def _look_ahead(self, until: float) -> list[_Span]:
+        """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
         if not self._ahead:
             now, left = self._now, self._left
-            if self._over(left):
-                self._ahead.append(_Span(now, now, left, left))  # a transfer without bytes ends at once
-            while not self._ahead or not self._over(left):
-                self._ahead.append(self._next_span(now, left))
-                now, left = self._ahead[-1].end, self._ahead[-1].after
+            # A transfer without bytes ends at once.
+            self._ahead.append(_Span(now, now, left, left) if self._over(left) else self._next_span(now, left))
+        while self._ahead[-1].end <= until and not self._over(self._ahead[-1].after):
+            self._ahead.append(self._next_span(self._ahead[-1].end, self._ahead[-1].after))
         return self._ahead
 
     def _next_span(self, now: float, left: Floats) -> _Span:
@@ -221,8 +228,8 @@ class Network:
         """Return how long rates may stay: until a share of the flows, but no transfer, has ended."""
         together = max(1, int(self._together * len(lasts)))
         length = float(np.partition(lasts, together - 1)[together - 1])
-        slowest = np.zeros(self._started)
-        np.maximum.at(slowest, owner, lasts)
+        slowest = np.zeros(self._ids[-1] - self._ids[0] + 1)
+        np.maximum.at(slowest, owner - self._ids[0], lasts)
         return min(length, float(slowest[slowest > 0].min()))
 
 

@@ -193,10 +193,10 @@ class _Run:
             heapq.heappush(self.events, (begun + self.busy[operation], task, True))
 
     def _next_moment(self) -> float | None:
-        moments = [self.events[0][0]] if self.events else []
-        if (transfer := self.network.next_end()) is not None:
-            moments.append(transfer[0])
-        return min(moments, default=None)
+        event = self.events[0][0] if self.events else np.inf
+        transfer = self.network.next_end(before=event)
+        moment = event if transfer is None else min(event, transfer[0])
+        return moment if moment < np.inf else None
 
     def _ended_by(self, now: float) -> list[int]:
         """Tasks that end now; transfers that begin or end now are begun, and their ends planned."""
