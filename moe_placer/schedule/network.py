@@ -26,12 +26,13 @@ _ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes i
 
 @dataclass(frozen=True, eq=False)
 class _Span:
-    """A time, in µs, of constant rates, and the bytes of each flow [flows] left before and after it."""
+    """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it."""
 
     start: float
     end: float
     before: Floats
     after: Floats
+    over: list[int]
 
 
 class Network:
@@ -149,8 +150,7 @@ class Network:
         if not self._ids:
             return None
         last = self._look_ahead(before)[-1]
-        over = self._over(last.after)
-        return (last.end, over[0]) if over else None
+        return (last.end, last.over[0]) if last.over else None
 
     def advance(self, now: float) -> list[int]:
         """Move time on to ``now`` (µs) and return the ids of transfers that have ended, in the order of their ends."""
@@ -168,7 +168,7 @@ class Network:
             self._deliver(self._left - span.after)
             self._now, self._left = span.end, span.after
             del self._ahead[0]
-            self._drop_what_ended()
+            self._drop(span.over)
         self._now = now
 
     def _settle(self) -> None:
@@ -179,7 +179,7 @@ class Network:
             left = span.after + rest * (span.before - span.after)
             self._deliver(self._left - left)
             self._left = left
-            self._ahead[0] = _Span(now, span.end, left, span.after)
+            self._ahead[0] = _Span(now, span.end, left, span.after, span.over)
 
     def _deliver(self, sent: Floats) -> None:
         self._carried += np.bincount(self._path, sent, len(self._paths))
@@ -190,8 +190,7 @@ class Network:
         going = np.bincount(self._owner[left > 0] - first, minlength=last - first + 1)
         return [name for name in self._ids if not going[name - first]]
 
-    def _drop_what_ended(self) -> None:
-        over = self._over(self._left)
+    def _drop(self, over: list[int]) -> None:
         if over:
             self._ended += over
             self._ids = [name for name in self._ids if name not in over]
@@ -203,9 +202,9 @@ class Network:
         """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
         if not self._ahead:
             now, left = self._now, self._left
-            # A transfer without bytes ends at once.
-            self._ahead.append(_Span(now, now, left, left) if self._over(left) else self._next_span(now, left))
-        while self._ahead[-1].end <= until and not self._over(self._ahead[-1].after):
+            empty = self._over(left)  # transfers without bytes end at once
+            self._ahead.append(_Span(now, now, left, left, empty) if empty else self._next_span(now, left))
+        while self._ahead[-1].end <= until and not self._ahead[-1].over:
             self._ahead.append(self._next_span(self._ahead[-1].end, self._ahead[-1].after))
         return self._ahead
 
@@ -222,7 +221,7 @@ class Network:
         rest[rest <= _ROUNDING * self._sent[going]] = 0.0
         after = np.zeros_like(left)
         after[going] = rest
-        return _Span(now, now + length, left, after)
+        return _Span(now, now + length, left, after, self._over(after))
 
     def _span_length(self, lasts: Floats, owner: Ints) -> float:
         """Return how long rates may stay: until a share of the flows, but no transfer, has ended."""
