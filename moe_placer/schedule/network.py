@@ -26,12 +26,17 @@ _ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes i
 
 @dataclass(frozen=True, eq=False)
 class _Span:
-    """A time, in µs, of constant rates, and the bytes of each flow [flows] left before and after it."""
+    """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it.
+
+    ``ahead`` is how long after it the next transfer ends, as it seems.
+    """
 
     start: float
     end: float
     before: Floats
     after: Floats
+    over: list[int]
+    ahead: float
 
 
 class Network:
@@ -92,14 +97,15 @@ class Network:
         # Their flows: id, path, bytes in all and left.
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
-        self._carried = np.zeros(len(self.capacity))
+        self._carried = np.zeros(len(self._paths))  # by every path
         self._ahead: list[_Span] = []  # from now to the next end
         self._ended: list[int] = []  # not yet reported
 
     @property
     def carried(self) -> Floats:
         """Bytes that each link has carried so far [K]."""
-        return self._carried.copy()
+        self._settle()
+        return np.asarray(self._shares @ self._carried)
 
     def start(self, now: float, sent: Floats) -> int:
         """Start a transfer; what has ended by then, the next `advance` reports.
@@ -126,7 +132,9 @@ class Network:
         flows = np.asarray(sent, dtype=np.float64).ravel()[self._paths]
         if not (np.isfinite(flows) & (flows >= 0)).all():
             raise ValueError("bytes must be finite and not negative")
-        self._move(now)
+        if now != self._now:  # what starts together is shared out once
+            self._move(now)
+        self._settle()
         some = np.flatnonzero(flows)
         self._owner = np.append(self._owner, np.full(len(some), self._started))
         self._path = np.append(self._path, some)
@@ -136,14 +144,17 @@ class Network:
         self._started += 1
         return self._ids[-1]
 
-    def next_end(self) -> tuple[float, int] | None:
-        """Return when (µs) and which transfer ends next if no other starts; None where nothing is in flight."""
+    def next_end(self, before: float = np.inf) -> tuple[float, int] | None:
+        """Return when (µs) and which transfer ends next if no other starts.
+
+        None where nothing is in flight, or nothing ends by ``before`` (which need not be looked beyond).
+        """
         if self._ended:
             return self._now, self._ended[0]
         if not self._ids:
             return None
-        last = self._look_ahead()[-1]
-        return last.end, self._over(last.after)[0]
+        last = self._look_ahead(before)[-1]
+        return (last.end, last.over[0]) if last.over else None
 
     def advance(self, now: float) -> list[int]:
         """Move time on to ``now`` (µs) and return the ids of transfers that have ended, in the order of their ends."""
@@ -155,34 +166,35 @@ class Network:
         if not now >= self._now:
             raise ValueError(f"time runs forwards: {now} µs is before {self._now} µs")
         while self._ids:
-            span = self._look_ahead()[0]
+            span = self._look_ahead(now)[0]
             if span.end > now:
-                self._ahead[0] = self._cut(span, now)
                 break
             self._deliver(self._left - span.after)
             self._now, self._left = span.end, span.after
             del self._ahead[0]
-            self._drop_what_ended()
+            self._drop(span.over)
         self._now = now
 
-    def _cut(self, span: _Span, now: float) -> _Span:
-        """Follow a span until ``now``, and return its rest."""
-        rest = (span.end - now) / (span.end - span.start)
-        left = span.after + rest * (span.before - span.after)
-        self._deliver(self._left - left)
-        self._left = left
-        return _Span(now, span.end, left, span.after)
+    def _settle(self) -> None:
+        """Cut the span that time is in: what it has delivered by now, and its rest."""
+        if self._ahead and self._ahead[0].start < self._now:
+            span, now = self._ahead[0], self._now
+            rest = (span.end - now) / (span.end - span.start)
+            left = span.after + rest * (span.before - span.after)
+            self._deliver(self._left - left)
+            self._left = left
+            self._ahead[0] = _Span(now, span.end, left, span.after, span.over, span.ahead)
 
     def _deliver(self, sent: Floats) -> None:
-        self._carried += self._shares @ np.bincount(self._path, sent, len(self._paths))
+        self._carried += np.bincount(self._path, sent, len(self._paths))
 
     def _over(self, left: Floats) -> list[int]:
         """Return the transfers of which nothing is left."""
-        going = set(self._owner[left > 0].tolist())
-        return [name for name in self._ids if name not in going]
+        first, last = self._ids[0], self._ids[-1]
+        going = np.bincount(self._owner[left > 0] - first, minlength=last - first + 1)
+        return [name for name in self._ids if not going[name - first]]
 
-    def _drop_what_ended(self) -> None:
-        over = self._over(self._left)
+    def _drop(self, over: list[int]) -> None:
         if over:
             self._ended += over
             self._ids = [name for name in self._ids if name not in over]
@@ -190,21 +202,18 @@ class Network:
             self._owner, self._path = self._owner[going], self._path[going]
             self._sent, self._left = self._sent[going], self._left[going]
 
-    def _look_ahead(self) -> list[_Span]:
-        """Return the spans from now to the next end of a transfer."""
+    def _look_ahead(self, until: float) -> list[_Span]:
+        """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
         if not self._ahead:
             now, left = self._now, self._left
-            if self._over(left):
-                self._ahead.append(_Span(now, now, left, left))  # a transfer without bytes ends at once
-            ahead = 0.0
-            while not self._ahead or not self._over(left):
-                span, ahead = self._next_span(now, left, self._tolerance * ahead)
-                self._ahead.append(span)
-                now, left = span.end, span.after
+            empty = self._over(left)  # transfers without bytes end at once
+            self._ahead.append(_Span(now, now, left, left, empty, 0.0) if empty else self._next_span(now, left, 0.0))
+        while (last := self._ahead[-1]).end <= until and not last.over:
+            self._ahead.append(self._next_span(last.end, last.after, self._tolerance * last.ahead))
         return self._ahead
 
-    def _next_span(self, now: float, left: Floats, length: float) -> tuple[_Span, float]:
-        """Return the span that begins now, and how long after it the next transfer ends, as it seems.
+    def _next_span(self, now: float, left: Floats, length: float) -> _Span:
+        """Return the span that begins now.
 
         Where no flow ends within ``length``, the span is over with the first that does; 0 is for a length not known.
         """
@@ -223,12 +232,12 @@ class Network:
         rest[rest <= _ROUNDING * self._sent[going]] = 0.0
         after = np.zeros_like(left)
         after[going] = rest
-        return _Span(now, now + length, left, after), next_end - length
+        return _Span(now, now + length, left, after, self._over(after), next_end - length)
 
     def _ends(self, lasts: Floats, owner: Ints) -> tuple[float, float]:
         """Return when the first flow and when the first transfer ends, given how long each flow lasts."""
-        slowest = np.zeros(self._started)
-        np.maximum.at(slowest, owner, lasts)
+        slowest = np.zeros(self._ids[-1] - self._ids[0] + 1)
+        np.maximum.at(slowest, owner - self._ids[0], lasts)
         return float(lasts.min()), float(slowest[slowest > 0].min())
 
 

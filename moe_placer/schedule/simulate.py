@@ -26,8 +26,6 @@ __all__ = ["Timeline", "simulate", "simulate_placement"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_TOLERANCE = 0.3  # of the network: a third less time, and steps as long to within 0.05%
-
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
@@ -102,7 +100,7 @@ def simulate(
     """
     timing, condition = timing or Timing(), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
-    network = Network(program.instance, condition.slow_links, tolerance=_TOLERANCE)
+    network = Network(program.instance, condition.slow_links)
     run = _Run(program, durations, network)
     run.whole_step()
     start, end = np.array(run.start), np.array(run.end)
@@ -193,10 +191,10 @@ class _Run:
             heapq.heappush(self.events, (begun + self.busy[operation], task, True))
 
     def _next_moment(self) -> float | None:
-        moments = [self.events[0][0]] if self.events else []
-        if (transfer := self.network.next_end()) is not None:
-            moments.append(transfer[0])
-        return min(moments, default=None)
+        event = self.events[0][0] if self.events else np.inf
+        transfer = self.network.next_end(before=event)
+        moment = event if transfer is None else min(event, transfer[0])
+        return moment if moment < np.inf else None
 
     def _ended_by(self, now: float) -> list[int]:
         """Tasks that end now; transfers that begin or end now are begun, and their ends planned."""
