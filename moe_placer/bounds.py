@@ -10,12 +10,13 @@ import numpy.typing as npt
 from moe_placer.placement import Proof
 from moe_placer.problem import LayerProblem
 from moe_placer.relaxation import relax
-from moe_placer.transport import price, transport
+from moe_placer.transport import assign, price, transport
 
 __all__ = [
     "Bound",
     "any_copies_bound",
     "best_bound",
+    "cheapest",
     "dual_bound",
     "hot_expert_bound",
     "relaxed_bound",
@@ -89,8 +90,15 @@ def any_copies_bound(problem: LayerProblem, weights: Floats) -> Bound:
 
 def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:
     """Bound z by a weighted mean of the link costs: an exact transportation problem."""
-    value = float(weights @ problem.base) + transport(problem, price(problem, weights))[0]
-    return Bound(_safe(value), "dual", weights)
+    return cheapest(problem, weights)[0]
+
+
+def cheapest(problem: LayerProblem, weights: Floats) -> tuple[Bound, Ints | None]:
+    """Return the `dual_bound` and the assignment [I] whose weighted cost it is, if there is any."""
+    prices = price(problem, weights)
+    node = assign(problem, prices)
+    cost = np.inf if node is None else float(prices[np.arange(problem.items), node].sum())
+    return Bound(_safe(float(weights @ problem.base) + cost), "dual", weights), node
 
 
 def hot_expert_bound(problem: LayerProblem) -> Bound:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +142,8 @@ class Problem:
         DP groups of ``group`` routing; 0 for ``even`` routing.
     copies_are_free : bool
         Whether another choice of copies would be allowed (a budget of redundant slots).
+    minimise : str
+        ``layers``: the sum over layers of z; ``aggregate``: the largest cost of any link over all layers.
     capacity : Capacity
     together : int array [nodes]
     pinned : dict
@@ -159,6 +162,7 @@ class Problem:
     copies: Ints
     groups: int
     copies_are_free: bool
+    minimise: Literal["layers", "aggregate"]
     capacity: Capacity
     together: Ints
     pinned: dict[tuple[int, int, int], int]
@@ -262,6 +266,7 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
         copies=copies,
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
         copies_are_free=placement.replicas != "dp",
+        minimise=instance.objective.minimise,
         capacity=capacity,
         together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},

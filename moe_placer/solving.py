@@ -5,29 +5,31 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import Bound, relaxed_bound
-from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
+from moe_placer.coupling.aggregate import aggregate_bound, bound_jointly, link_totals
+from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
-from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, SolverRecord
+from moe_placer.placement import SCHEMA, AggregateRecord, InstanceKey, LayerRecord, Placement, SolverRecord
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
+from moe_placer.starting import better_of, read_start, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 
 __all__ = ["Progress", "Solution", "solve"]
 
-BASELINES = ("contiguous", "eplb", "greedy")
 _SHOWN = 10  # violations printed in an error
 
 
@@ -42,7 +44,7 @@ class Solution:
     verification : Verification
         What the independent verifier recomputed; it found no violation.
     baselines : mapping
-        Name of a heuristic to the sum over layers of its z (tokens at node-link speed), or to why it cannot serve.
+        Name of a heuristic to what it gives of the `objective` (tokens at node-link speed), or to why it cannot serve.
     status : tuple of Status
         What we have, per MoE layer.
     stop : tuple of Stop
@@ -52,6 +54,8 @@ class Solution:
     repaired : int
         Copies that the method had put too close together, and that were moved apart.
     traffic : Traffic
+    minimise : str
+        Which objective: ``layers`` or ``aggregate``.
     """
 
     placement: Placement
@@ -62,6 +66,22 @@ class Solution:
     seconds: float
     repaired: int
     traffic: Traffic
+    minimise: Literal["layers", "aggregate"]
+
+    @property
+    def objective(self) -> float:
+        """What was minimised, as recomputed: the sum over layers of z, or the aggregate."""
+        return self.verification.total_z if self.minimise == "layers" else self.verification.aggregate
+
+    @property
+    def bound(self) -> float:
+        """What no placement's `objective` is below, as derived anew."""
+        return self.verification.total_bound if self.minimise == "layers" else self.verification.aggregate_bound
+
+    @property
+    def gap(self) -> float:
+        """How far the objective is above its re-checkable bound; infinite where only the bound is 0."""
+        return gap(self.objective, self.bound)
 
     @property
     def gaps(self) -> npt.NDArray[np.float64]:
@@ -129,9 +149,9 @@ def solve(
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
-    baselines, first = _baselines(problem, seed)
+    baselines, first = run_baselines(problem, seed)
     if start is not None:
-        first = _better_of(problem, first, _nodes_of(problem, start))
+        first = better_of(problem, first, read_start(problem, start))
 
     def build(results: Sequence[LayerResult]) -> Placement:
         return _placement(instance, traffic, problem, method, results, limits, seed)
@@ -152,67 +172,8 @@ def solve(
         time.monotonic() - begun,
         sum(result.repaired for result in results),
         traffic,
+        problem.minimise,
     )
-
-
-def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[LayerResult | None]]:
-    """Run the quick heuristics: what users have today, and where the search starts from."""
-    totals: dict[str, float | str] = {}
-    best: list[LayerResult | None] = [None] * len(problem)
-    for name in BASELINES:
-        method = find_solver(name)
-        if reason := method.unavailable() or method.refuses(problem):
-            totals[name] = reason
-            continue
-        results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
-        if any(result.node is None for result in results):
-            totals[name] = "it finds no valid placement"
-        else:
-            totals[name] = float(sum(result.z for result in results))
-        for index, result in enumerate(results):
-            current = best[index]
-            usable = result.node is not None and result.copies is None
-            if usable and (current is None or result.z < current.z):
-                best[index] = replace(result, gpu=None, repaired=0)
-    return totals, best
-
-
-def _nodes_of(problem: Problem, start: Placement) -> list[npt.NDArray[np.int64]]:
-    """Node of every item of a given placement."""
-
-    def wrong(found: str, expected: str) -> InputError:
-        return InputError(Mistake(found, expected, "start"))
-
-    if len(start.gpu) != len(problem):
-        raise wrong(f"a start placement of {len(start.gpu)} MoE layers", f"{len(problem)}, as {problem.name} has")
-    nodes = []
-    for index in range(len(problem)):
-        expert, replica = problem.items(index)
-        copies = [len(row) for row in start.gpu[index]]
-        if copies != problem.copies[index].tolist():
-            layer = problem.moe_layers[index]
-            raise wrong(f"a start placement with other copies of experts in layer {layer}", f"those of {problem.name}")
-        first = [start.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
-        node = np.array(first) // problem.gpus_per_node
-        if node.max() >= problem.nodes or not problem.layer(index).valid(node):
-            raise wrong(
-                f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}",
-                "one that is valid",
-            )
-        nodes.append(node)
-    return nodes
-
-
-def _better_of(
-    problem: Problem, first: list[LayerResult | None], other: list[npt.NDArray[np.int64]]
-) -> list[LayerResult | None]:
-    """Take the better of two placements, layer by layer."""
-    best = list(first)
-    for index, node in enumerate(other):
-        layer, current = problem.layer(index), first[index]
-        if current is None or layer.z(node) < current.z:
-            best[index] = LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
-    return best
 
 
 def _run(
@@ -235,16 +196,28 @@ def _run(
         if result.node is None:
             hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
+    for index, bound in _missing_bounds(problem, results, limits):
+        try:
+            results[index] = replace(results[index], bound=bound)
+        except FalseBoundError as error:
+            raise VerificationError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
+        report(index, results[index])
+    return results
+
+
+def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Limits) -> Iterator[tuple[int, Bound]]:
+    """Bound what the method left unbounded, as far as time allows."""
+    if problem.minimise == "aggregate":
+        if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
+            layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
+            yield from enumerate(bound_jointly(layers, limits))
+        return
+    for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
         if result.bound.weights is None and not proved and not limits.deadline.over:
             bound = relaxed_bound(problem.layer(index, result.copies), limits.deadline.left)
             if bound.weights is not None:
-                try:
-                    results[index] = replace(result, bound=bound)
-                except FalseBoundError as error:
-                    raise VerificationError(f"{method.name}, layer {layer}: {error}", ["z"]) from None
-                report(index, results[index])
-    return results
+                yield index, bound
 
 
 def _placement(
@@ -276,6 +249,7 @@ def _placement(
         solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
         gpu=tuple(gpu),
         layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        aggregate=_aggregate_record(problem, results),
         versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
@@ -307,15 +281,12 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
-    weights = None
-    if bound.proof in {"dual", "threshold"} and bound.weights is not None:
-        weights = {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
     return LayerRecord(
         layer=problem.moe_layers[index],
         z=result.z,
         bound=min(bound.value, result.z),
         proof=bound.proof,
-        weights=weights,
+        weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         any_copies=bound.any_copies or None,
@@ -323,6 +294,29 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
         # A search with these copies proves nothing of others.
         solver_bound=None if problem.copies_are_free else result.solver_bound,
     )
+
+
+def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+    """Say what the layers come to together, and what bounds that if their bounds add up."""
+    totals, bounds = link_totals(problem, results), [result.bound for result in results]
+    value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
+    record = AggregateRecord(value=value, worst_link=problem.links[int(totals.argmax())] if value > 0 else "")
+    if not bound:
+        return record
+    return record.model_copy(
+        update={
+            "bound": min(bound, value),
+            "proof": "dual",
+            "weights": _named_weights(problem, bounds[0]),
+            "any_copies": bounds[0].any_copies or None,
+        }
+    )
+
+
+def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
+    if bound.weights is None:
+        return None
+    return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
 
 
 def _version(package: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.coupling.aggregate import solve_aggregate
 from moe_placer.descent import round_shares, search
 from moe_placer.neighbourhood import around_worst_link, cut_out
-from moe_placer.problem import LayerProblem
+from moe_placer.problem import LayerProblem, Problem
 from moe_placer.relaxation import relax
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import Deadline, LayerSolver
+from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
 from moe_placer.solvers.cpsat import CpSat, Model
 
 __all__ = ["Auto"]
@@ -27,6 +29,7 @@ _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond
 _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
+_APART = 0.25  # share of the limits for the layers apart, where the aggregate counts
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
@@ -37,6 +40,22 @@ class Auto(LayerSolver):
     summary = "linear relaxation, rounding, local search, then CP-SAT; re-checkable bounds (the default)"
     source = "moe_placer"
     exact = True
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse nothing."""
+        del problem
+        return None
+
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers, each apart; where the aggregate counts, that is where a joint search starts from."""
+        if problem.minimise == "layers":
+            return super().solve(problem, limits, seed, start, report)
+        work, left = limits.total_work, limits.deadline.left
+        deadline = replace(limits.deadline, at=time.monotonic() + _APART * left)
+        apart = super().solve(problem, replace(limits, work=_APART * work, deadline=deadline), seed, start, report)
+        return solve_aggregate(problem, replace(limits, work=(1 - _APART) * work), seed, apart, report)
 
     def solve_layer(
         self,

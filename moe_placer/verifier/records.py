@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.placement import LayerRecord
+from moe_placer.placement import AggregateRecord, LayerRecord
 from moe_placer.verifier.rules import shown
 from moe_placer.verifier.verification import LayerCheck, Violation
 
-__all__ = ["check_figures", "check_order", "check_proof"]
+__all__ = ["check_aggregate", "check_aggregate_proof", "check_figures", "check_order", "check_proof"]
 
 Z_TOLERANCE = 1e-6  # relative
 WEIGHT_TOLERANCE = 1e-6
@@ -51,7 +51,42 @@ def check_proof(
             yield Violation("proof", f"{found}, required is a replica of this layer", layer)
 
 
-def _check_weights(record: LayerRecord, layer: int, links: tuple[str, ...]) -> Iterator[Violation]:
+def check_aggregate_proof(
+    record: AggregateRecord, links: tuple[str, ...], copies_are_free: bool
+) -> Iterator[Violation]:
+    """Rules ``weights`` and ``proof`` for what is stated of all layers together."""
+    yield from _check_weights(record, None, links)
+    if (record.bound is None) != (record.proof is None):
+        yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
+    if record.any_copies and not (copies_are_free and record.proof == "dual"):
+        required = "required is proof: dual, a budget of redundant slots, and even routing"
+        yield Violation("proof", f"a bound on the aggregate for any copies, {required}")
+
+
+def check_aggregate(
+    record: AggregateRecord, links: tuple[str, ...], totals: npt.NDArray[np.float64], derived: float | None
+) -> Iterator[Violation]:
+    """Rules ``aggregate``, ``worst-link`` and ``bound`` for what is stated of all layers together.
+
+    ``totals`` are the costs of links over all layers; ``derived`` is what the proof gives, if it can be derived.
+    """
+    value = float(totals.max(initial=0.0))
+    if not math.isclose(record.value, value, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
+        found = f"states an aggregate of {record.value:.9g} tokens"
+        yield Violation("aggregate", f"{found}, required is {value:.9g} tokens, as recomputed")
+    yield from _check_worst_link(record, value, None, dict(zip(links, map(float, totals), strict=True)))
+    bound = record.bound or 0.0
+    if derived is not None and bound > derived * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {derived:.12g} tokens that its weights give"
+        yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
+    if bound > value * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {value:.12g} tokens of its hottest link"
+        yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
+
+
+def _check_weights(
+    record: LayerRecord | AggregateRecord, layer: int | None, links: tuple[str, ...]
+) -> Iterator[Violation]:
     needed = record.proof in WEIGHTED
     if record.weights is None:
         if needed:
@@ -101,7 +136,9 @@ def check_figures(
         yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
 
 
-def _check_worst_link(record: LayerRecord, z: float, layer: int, cost: dict[str, float]) -> Iterator[Violation]:
+def _check_worst_link(
+    record: LayerRecord | AggregateRecord, z: float, layer: int | None, cost: dict[str, float]
+) -> Iterator[Violation]:
     name = record.worst_link
     if not name:
         if z > ROUNDING:

@@ -1,0 +1,1 @@
+"""What couples layers: one objective over all of them."""
