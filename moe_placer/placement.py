@@ -19,6 +19,7 @@ __all__ = [
     "AggregateRecord",
     "InstanceKey",
     "LayerRecord",
+    "MemoryRecord",
     "Placement",
     "Proof",
     "SolverRecord",
@@ -123,6 +124,21 @@ class AggregateRecord(_Record):
     any_copies: bool | None = None
 
 
+class MemoryRecord(_Record):
+    """A bound on the sum over layers of z that counts memory; docs/bounds.md defines the proof.
+
+    Attributes
+    ----------
+    bound : float
+        No placement has a smaller sum (tokens at node-link speed).
+    room_prices : tuple of float
+        Per node, what a replica there pays; with the layers' link weights they prove the bound.
+    """
+
+    bound: NonNegativeFloat
+    room_prices: tuple[NonNegativeFloat, ...]
+
+
 class Placement(_Record):
     """A placement of every expert of every MoE layer, as in the file.
 
@@ -135,6 +151,8 @@ class Placement(_Record):
         One per MoE layer, in order.
     aggregate : AggregateRecord or None
         Of all layers together; absent in files of older versions.
+    memory : MemoryRecord or None
+        There where memory binds over layers, and room was divided among them with a proof.
     versions, traffic, fabric, replicas : mapping
         Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the copies.
     """
@@ -145,6 +163,7 @@ class Placement(_Record):
     gpu: tuple[tuple[Copies, ...], ...]
     layers: tuple[LayerRecord, ...]
     aggregate: AggregateRecord | None = None
+    memory: MemoryRecord | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
     traffic: Mapping[str, Any] = Field(default_factory=dict)
     fabric: Mapping[str, Any] = Field(default_factory=dict)

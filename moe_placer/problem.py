@@ -8,7 +8,7 @@ that node n touches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -145,6 +145,8 @@ class Problem:
     minimise : str
         ``layers``: the sum over layers of z; ``aggregate``: the largest cost of any link over all layers.
     capacity : Capacity
+    room_is_given : bool
+        Whether layers' bounds may take it that no layer has more room than ``capacity.node_slots`` gives it.
     together : int array [nodes]
     pinned : dict
         (MoE layer, expert, replica) to global GPU id.
@@ -164,6 +166,7 @@ class Problem:
     copies_are_free: bool
     minimise: Literal["layers", "aggregate"]
     capacity: Capacity
+    room_is_given: bool
     together: Ints
     pinned: dict[tuple[int, int, int], int]
     gpus_per_node: int
@@ -204,7 +207,7 @@ class Problem:
             replica=replica,
             kind=np.arange(len(expert)) if self.groups else expert,
             slots=self.capacity.node_slots[index],
-            widest=self.capacity.widest,
+            widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
             together=self.together,
             pinned=pinned,
             base=self._reference @ tokens.sum(axis=1),
@@ -213,6 +216,10 @@ class Problem:
             load=tokens.sum(axis=0),
             copies_are_free=self.copies_are_free,
         )
+
+    def with_room(self, node_slots: Ints, slots: Ints) -> Problem:
+        """Return the problem with other slots of nodes and GPUs in each layer, which its bounds take as given."""
+        return replace(self, capacity=replace(self.capacity, node_slots=node_slots, slots=slots), room_is_given=True)
 
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
@@ -268,6 +275,7 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
         copies_are_free=placement.replicas != "dp",
         minimise=instance.objective.minimise,
         capacity=capacity,
+        room_is_given=False,
         together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
         gpus_per_node=gpus_per_node,

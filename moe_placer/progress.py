@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from moe_placer.coupling.aggregate import aggregate_bound
+from moe_placer.coupling.room import Room
 from moe_placer.placement import Placement
 from moe_placer.problem import Problem
 from moe_placer.result import LayerResult, gap
@@ -36,7 +37,8 @@ class Progress:
     objective_bound : float
         What bounds it: the sum of bounds; of the aggregate 0 until all layers' bounds have the same weights.
     worst_gap : float
-        Largest gap of any placed layer, or of the aggregate where that is minimised; may be infinite.
+        Largest gap of any placed layer; of the objective where the aggregate is minimised, or memory binds over
+        layers; may be infinite.
     worst_layer : int
         Index in the model of the layer with the largest z; its z is ``max_z``.
     max_z : float
@@ -79,9 +81,10 @@ class Reporter:
         tell: Callable[[Progress], None] | None,
         baselines: Mapping[str, float | str],
         build: Build,
+        room: Room | None = None,
     ) -> None:
         self.problem, self.limits, self.tell = problem, limits, tell
-        self.baselines, self.build = baselines, build
+        self.baselines, self.build, self.room = baselines, build, room
         self.best: list[LayerResult | None] = [None] * len(problem)
         self.done: set[int] = set()
         self.cost = np.zeros((len(problem), len(problem.links)))  # kept only where the aggregate counts
@@ -99,7 +102,7 @@ class Reporter:
         self._tell()
 
     def _note(self, index: int, result: LayerResult | None) -> None:
-        self.best[index] = result
+        self.best[index] = result if result is None or self.room is None else self.room.restated(index, result)
         if self.tell is not None and self.problem.minimise == "aggregate":
             self.cost[index] = 0.0
             if result is not None and result.node is not None:
@@ -116,6 +119,9 @@ class Reporter:
         if self.problem.minimise == "aggregate":
             objective = float(self.cost.sum(axis=0).max(initial=0.0))
             bound = aggregate_bound([r.bound for r in placed.values()]) if len(placed) == len(now) else 0.0
+            worst_gap = gap(objective, bound)
+        elif self.room is not None and len(placed) == len(now):
+            bound = max(bound, self.room.total)
             worst_gap = gap(objective, bound)
         self.tell(
             Progress(

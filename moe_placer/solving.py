@@ -14,17 +14,27 @@ import numpy.typing as npt
 
 from moe_placer.bounds import Bound, relaxed_bound
 from moe_placer.coupling.aggregate import aggregate_bound, bound_jointly, link_totals
+from moe_placer.coupling.room import Room, share_room
+from moe_placer.coupling.rounding import fit_room
 from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
-from moe_placer.placement import SCHEMA, AggregateRecord, InstanceKey, LayerRecord, Placement, SolverRecord
+from moe_placer.placement import (
+    SCHEMA,
+    AggregateRecord,
+    InstanceKey,
+    LayerRecord,
+    MemoryRecord,
+    Placement,
+    SolverRecord,
+)
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
-from moe_placer.starting import better_of, read_start, run_baselines
+from moe_placer.starting import better_of, find_counts, read_start, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 
@@ -149,17 +159,23 @@ def solve(
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
+    kept = find_counts(problem, start) if start is not None and problem.capacity.binds else None
+    room = share_room(problem, limits, kept) if _can_share_room(problem, method) else None
+    if room is not None:
+        problem = room.problem
+    elif kept is not None and (fitted := fit_room(problem, kept)) is not None:
+        problem = replace(fitted, room_is_given=False)
     baselines, first = run_baselines(problem, seed)
     if start is not None:
         first = better_of(problem, first, read_start(problem, start))
 
     def build(results: Sequence[LayerResult]) -> Placement:
-        return _placement(instance, traffic, problem, method, results, limits, seed)
+        return _placement(instance, traffic, problem, method, results, limits, seed, room)
 
-    report = Reporter(problem, limits, progress, baselines, build)
+    report = Reporter(problem, limits, progress, baselines, build, room)
     if isinstance(method, LayerSolver) and not method.quick:
         report.start(first)  # quick methods ignore it; others may
-    results = _run(method, problem, limits, seed, first, report)
+    results = _run(method, problem, limits, seed, first, report, room)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
@@ -176,6 +192,12 @@ def solve(
     )
 
 
+def _can_share_room(problem: Problem, method: Solver) -> bool:
+    """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
+    slow = isinstance(method, LayerSolver) and not method.quick
+    return slow and problem.capacity.binds and problem.shards == 1 and problem.minimise == "layers"
+
+
 def _run(
     method: Solver,
     problem: Problem,
@@ -183,12 +205,15 @@ def _run(
     seed: int,
     start: list[LayerResult | None],
     report: Callable[[int, LayerResult], None],
+    room: Room | None,
 ) -> list[LayerResult]:
     """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
     nodes = [result.node if result is not None else None for result in start]
     results = method.solve(problem, limits, seed, nodes, report)
     if len(results) != len(problem):
         raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
+    if room is not None:
+        results = [room.restated(index, result) for index, result in enumerate(results)]
     for index, result in enumerate(results):
         layer = problem.moe_layers[index]
         if result.status is Status.INFEASIBLE:
@@ -228,6 +253,7 @@ def _placement(
     results: Sequence[LayerResult],
     limits: Limits,
     seed: int,
+    room: Room | None,
 ) -> Placement:
     packed = _pack(problem, method, results)
     gpu = []
@@ -249,6 +275,7 @@ def _placement(
         solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
         gpu=tuple(gpu),
         layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        memory=_memory_record(room, results),
         aggregate=_aggregate_record(problem, results),
         versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
         traffic=_traffic_facts(instance, traffic),
@@ -311,6 +338,14 @@ def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> Aggre
             "any_copies": bounds[0].any_copies or None,
         }
     )
+
+
+def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+    """Say what bounds the sum of z where memory binds over layers, if its room was divided with a proof."""
+    prices = None if room is None else room.bounds[0].room_prices
+    if room is None or prices is None:
+        return None
+    return MemoryRecord(bound=min(room.total, sum(result.z for result in results)), room_prices=tuple(prices.tolist()))
 
 
 def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.bounds import Bound
 from moe_placer.coupling.aggregate import link_totals
@@ -16,7 +17,7 @@ from moe_placer.registry import find_solver
 from moe_placer.result import LayerResult, Status, Stop
 from moe_placer.solver import Limits
 
-__all__ = ["BASELINES", "better_of", "read_start", "run_baselines"]
+__all__ = ["BASELINES", "better_of", "find_counts", "read_start", "run_baselines"]
 
 BASELINES = ("contiguous", "eplb", "greedy")
 
@@ -81,6 +82,20 @@ def read_start(problem: Problem, start: Placement) -> list[LayerResult]:
         z = problem.layer(index).z(node)
         results.append(LayerResult(node, z, Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME))
     return results
+
+
+def find_counts(problem: Problem, start: Placement) -> npt.NDArray[np.int64] | None:
+    """Count the copies that a placement has on each node [layers, nodes]; None where `read_start` will refuse it."""
+    counts = np.zeros((len(problem), problem.nodes), dtype=np.int64)
+    if len(start.gpu) != len(problem):
+        return None
+    for layer, experts in enumerate(start.gpu):
+        first = [copy[0] for e in range(len(experts)) for copy in start.shards(layer, e)]
+        node = np.array(first, dtype=np.int64) // problem.gpus_per_node
+        if len(node) != problem.copies[layer].sum() or node.max() >= problem.nodes:
+            return None
+        counts[layer] = np.bincount(node, minlength=problem.nodes)
+    return counts
 
 
 def better_of(

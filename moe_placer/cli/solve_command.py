@@ -143,6 +143,7 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
         "minimise": solution.minimise,
         "aggregate": verification.aggregate,
         "aggregate_bound": verification.aggregate_bound or None,
+        "memory_bound": verification.memory_bound or None,
         "objective_gap": solution.gap,
         "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},

@@ -66,6 +66,8 @@ def _findings(solution: Solution) -> list[str]:
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
     if solution.minimise == "aggregate":
         both = f"{_share(solution.gap)} for the hottest link over all layers"
+    elif solution.placement.memory is not None:
+        both = f"{_share(solution.gap)} for the sum, memory over layers counted; not counted, {both}"
     lines = [f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."]
     if any(record.solver_bound is not None for record in solution.placement.layers):
         both = f"{_share(np.median(own))} median, {_share(own.max())} worst"

@@ -70,6 +70,7 @@ def verify(
             "aggregate": found.aggregate,
             "aggregate_link": found.aggregate_link,
             "aggregate_bound": found.aggregate_bound or None,
+            "memory_bound": found.memory_bound or None,
             "max_gap": max(gaps, default=0.0),
             "layers": [vars(layer) | {"gap": g} for layer, g in zip(found.layers, gaps, strict=True)],
             "dags": [

@@ -15,7 +15,14 @@ from moe_placer.placement import AggregateRecord, LayerRecord, Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import records, rules
-from moe_placer.verifier.bounds_anew import any_copies_bound, dual_bound, hot_expert_bound, node_slots, threshold_bound
+from moe_placer.verifier.bounds_anew import (
+    any_copies_bound,
+    dual_bound,
+    hot_expert_bound,
+    node_slots,
+    priced_cost,
+    threshold_bound,
+)
 from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
 from moe_placer.verifier.rules import Copy
 from moe_placer.verifier.verification import LayerCheck, Verification, Violation
@@ -82,8 +89,10 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     cost = load * network.scale
     aggregate_bound, wrong = _check_aggregate(instance, network, layers, cost.sum(axis=0), placement.aggregate)
     violations += wrong
+    memory_bound, wrong = _check_memory(instance, network, layers, placement)
+    violations += wrong
     return Verification(
-        tuple(violations), tuple(checks), cost, load, network.links, worst_pair, memory, aggregate_bound
+        tuple(violations), tuple(checks), cost, load, network.links, worst_pair, memory, aggregate_bound, memory_bound
     )
 
 
@@ -203,6 +212,28 @@ def _check_aggregate(
         slots, weights = node_slots(instance), record.weights or {}
         derived = sum(_weighted_bound(network, layer, slots, weights, record.any_copies) for layer in layers)
     return derived or 0.0, [*lacking, *records.check_aggregate(record, network.links, totals, derived)]
+
+
+def _check_memory(
+    instance: Instance, network: Network, layers: list[_Layer], placement: Placement
+) -> tuple[float, list[Violation]]:
+    """Derive the bound on the sum of z that counts memory over layers; compare what is stated of it."""
+    record = placement.memory
+    if record is None:
+        return 0.0, []
+    weights = [layer.weights for layer in placement.layers]
+    lacking = [*records.check_memory_proof(record, instance.cluster.nodes, weights, _copies_are_free(instance))]
+    if lacking or len(weights) != len(layers):
+        return 0.0, lacking
+    slots, prices = node_slots(instance), np.array(record.room_prices)
+    derived, total_z = -float(prices @ rules.node_room(instance)), 0.0
+    for layer, own in zip(layers, weights, strict=True):
+        if layer.demand is None:
+            return 0.0, []
+        derived += priced_cost(network, layer.demand, slots, own or {}, prices)
+        total_z += float((layer.load * network.scale).max(initial=0.0))
+    derived = max(0.0, derived) if np.isfinite(derived) else 0.0
+    return derived, [*records.check_memory_bound(record, derived, total_z)]
 
 
 def _copies_are_free(instance: Instance) -> bool:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.placement import AggregateRecord, LayerRecord
+from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
 from moe_placer.verifier.rules import shown
 from moe_placer.verifier.verification import LayerCheck, Violation
 
-__all__ = ["check_aggregate", "check_aggregate_proof", "check_figures", "check_order", "check_proof"]
+__all__ = [
+    "check_aggregate",
+    "check_aggregate_proof",
+    "check_figures",
+    "check_memory_bound",
+    "check_memory_proof",
+    "check_order",
+    "check_proof",
+]
 
 Z_TOLERANCE = 1e-6  # relative
 WEIGHT_TOLERANCE = 1e-6
@@ -106,6 +114,30 @@ def _check_weights(
     total = sum(record.weights.values())
     if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
         yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)
+
+
+def check_memory_proof(
+    record: MemoryRecord, nodes: int, proofs: Sequence[Mapping[str, float] | None], copies_are_free: bool
+) -> Iterator[Violation]:
+    """Rule ``proof`` for a bound on the sum of z that counts memory; ``proofs`` are the layers' link weights."""
+    if len(record.room_prices) != nodes:
+        found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
+        yield Violation("proof", f"{found}, required is one per node ({nodes})")
+    if any(weights is None for weights in proofs):
+        yield Violation("proof", "the bound that counts memory needs link weights of every layer")
+    if copies_are_free:
+        yield Violation("proof", "a bound that counts memory, required is a fixed number of copies of each expert")
+
+
+def check_memory_bound(record: MemoryRecord, derived: float, total_z: float) -> Iterator[Violation]:
+    """Rule ``bound`` for a bound on the sum of z that counts memory."""
+    slack = ROUNDING * max(derived, total_z) + ROUNDING
+    if record.bound > derived + slack:
+        required = f"required are at most the {derived:.12g} tokens that weights and prices of room give"
+        yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
+    if record.bound > total_z + slack:
+        required = f"required are at most the {total_z:.12g} tokens of the sum of worst links"
+        yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
 
 
 def check_figures(
