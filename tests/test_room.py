@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MESH, merged, rules_of, tiny_instance, tiny_traffic
+from builders import MESH, level_traffic, merged, rules_of, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,6 +128,30 @@ def test_the_bound_that_counts_memory_is_below_every_placement_that_fits(name: s
     assert 0 < stated.bound <= least * (1 + 1e-9)
     assert least * (1 - 1e-9) <= solution.verification.total_z
     assert solution.bound == pytest.approx(max(stated.bound, sum(record.bound for record in solution.placement.layers)))
+
+
+def test_a_bound_that_is_known_by_hand() -> None:
+    # Of a node's 100 tokens 75 choose expert 0; node 0 has room for 1 expert over both layers. So one layer has both
+    # experts on node 1, z = 100, and one has an expert on each node, z = 75. With half of expert 0 on node 0 in each
+    # layer, 62.5 tokens go to node 1: in fractions, 125 is the least, proved by that link's weight 1 and a price of 75.
+    instance = tight(
+        {0: 1},
+        3,
+        model={"layers": 2, "experts": 2, "top_k": 1},
+        cluster={"nodes": 2, "gpus_per_node": 1, "fabric": MESH},
+        placement={"slots_per_gpu": 2},
+    )
+    traffic = level_traffic(instance, [[3, 1], [3, 1]], 4)
+    solution = solved(instance, traffic)
+    assert solution.verification.total_z == pytest.approx(175)
+    assert solution.verification.memory_bound == pytest.approx(125, rel=1e-4)
+    data = solution.placement.model_dump(mode="json", by_alias=True)
+    into = next(link for link in solution.verification.links if link.endswith("node1"))
+    data["layers"] = [{**record, "bound": 0.0, "proof": "dual", "weights": {into: 1.0}} for record in data["layers"]]
+    data["memory"] = {"bound": 125.0, "room_prices": [75.0, 0.0]}
+    found = verify(instance, Placement.model_validate(data), traffic)
+    assert found.ok
+    assert found.memory_bound == pytest.approx(125)
 
 
 def test_counting_memory_raises_the_bound() -> None:
