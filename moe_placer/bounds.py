@@ -10,12 +10,14 @@ import numpy.typing as npt
 from moe_placer.placement import Proof
 from moe_placer.problem import LayerProblem
 from moe_placer.relaxation import relax
-from moe_placer.transport import price, transport
+from moe_placer.transport import assign, price, transport
 
 __all__ = [
+    "SAFETY",
     "Bound",
     "any_copies_bound",
     "best_bound",
+    "cheapest",
     "dual_bound",
     "even_weights",
     "hot_expert_bound",
@@ -48,6 +50,8 @@ class Bound:
         Item for ``hot-experts``.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
+    room_prices : float array [N] or None
+        The same for all layers: what an item pays for its node's memory in a bound on the sum over layers of z.
     """
 
     value: float
@@ -56,6 +60,7 @@ class Bound:
     threshold: float | None = None
     hot: int | None = None
     any_copies: bool = False
+    room_prices: Floats | None = None
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
@@ -101,8 +106,15 @@ def any_copies_bound(problem: LayerProblem, weights: Floats) -> Bound:
 
 def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:
     """Bound z by a weighted mean of the link costs: an exact transportation problem."""
-    value = float(weights @ problem.base) + transport(problem, price(problem, weights))[0]
-    return Bound(_safe(value), "dual", weights)
+    return cheapest(problem, weights)[0]
+
+
+def cheapest(problem: LayerProblem, weights: Floats) -> tuple[Bound, Ints | None]:
+    """Return the `dual_bound` and the assignment [I] whose weighted cost it is, if there is any."""
+    prices = price(problem, weights)
+    node = assign(problem, prices)
+    cost = np.inf if node is None else float(prices[np.arange(problem.items), node].sum())
+    return Bound(_safe(float(weights @ problem.base) + cost), "dual", weights), node
 
 
 def hot_expert_bound(problem: LayerProblem) -> Bound:

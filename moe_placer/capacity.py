@@ -26,9 +26,17 @@ class Capacity:
     ----------
     room : int array [GPUs]
         Expert copies (or shards) that a GPU's memory can take over all layers.
+    usable : int array [GPUs]
+        The same, as far as slots let it be used; 0 for a GPU that failed.
+    node_room : int array [nodes]
+        Replicas that a node can take over all layers, from ``usable``.
+    per_gpu : int
+        Slots of a GPU in one layer.
+    binds : bool
+        Whether some working GPU has less room than slots.
     slots : int array [MoE layers, GPUs]
         Copies that a GPU may take in one layer. Where memory binds, a GPU is closed in some layers, so that layers can
-        be solved apart from each other and still fit together.
+        be solved apart from each other and still fit together: blindly here, by prices in `moe_placer.coupling.room`.
     node_slots : int array [MoE layers, nodes]
         Replicas that a node may take in one layer, from ``slots``.
     widest : int array [nodes]
@@ -36,6 +44,10 @@ class Capacity:
     """
 
     room: Ints
+    usable: Ints
+    node_room: Ints
+    per_gpu: int
+    binds: bool
     slots: Ints
     node_slots: Ints
     widest: Ints
@@ -56,12 +68,11 @@ def find_capacity(instance: Instance) -> Capacity:
     room = _room(instance)
     works = _works(instance)
     wanted = np.where(works, np.minimum(room, per_gpu * layers), 0)
-    if (wanted[works] == per_gpu * layers).all():
-        slots = np.tile(np.where(works, per_gpu, 0), (layers, 1))
-    else:
-        slots = _spread(wanted, layers, per_gpu)
+    binds = bool((wanted[works] < per_gpu * layers).any())
+    slots = _spread(wanted, layers, per_gpu) if binds else np.tile(np.where(works, per_gpu, 0), (layers, 1))
     widest = _node_slots(instance, np.where(works, per_gpu, 0)[None, :])[0]
-    return Capacity(room, slots, _node_slots(instance, slots), widest)
+    node_room = wanted.reshape(instance.cluster.nodes, -1).sum(axis=1) // instance.parallelism.expert_tp
+    return Capacity(room, wanted, node_room, per_gpu, binds, slots, _node_slots(instance, slots), widest)
 
 
 def why_infeasible(instance: Instance) -> str | None:
@@ -126,10 +137,10 @@ def _works(instance: Instance) -> npt.NDArray[np.bool_]:
 
 
 def _room(instance: Instance) -> Ints:
-    """Count the copies that fit each GPU's memory; a hair of slack keeps an exact fit from being lost to rounding."""
+    """Count the copies that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit."""
     resident, size = memory_parts(instance).total, expert_bytes(instance)
-    free = (gpu_memory_bytes(instance, gpu) - resident for gpu in range(instance.gpus))
-    return np.array([max(0, math.floor(left / size * (1 + 1e-12))) for left in free], dtype=np.int64)
+    free = (gpu_memory_bytes(instance, gpu) * (1 + 1e-9) - resident for gpu in range(instance.gpus))
+    return np.array([max(0, math.floor(left / size)) for left in free], dtype=np.int64)
 
 
 def _spread(wanted: Ints, layers: int, per_gpu: int) -> Ints:

@@ -27,6 +27,11 @@ from moe_placer.traffic.statistics import log_spread, skew
 
 __all__ = ["Description", "Skew", "describe"]
 
+OBJECTIVES = {
+    "layers": "the sum over layers of each one's worst link, as layers run one after the other",
+    "aggregate": "the largest total of any link over all layers, whichever layer is worst",
+}
+
 
 @dataclass(frozen=True)
 class Skew:
@@ -68,6 +73,8 @@ class Description:
         Expert replicas of one layer, with equal shares of ``redundant_slots_in_all`` where layers share a budget.
     links : dict
         Kind of link to number of links and GB/s of each.
+    minimise : str
+        ``objective.minimise``.
     us_per_1000_tokens : float
         Microseconds that 1,000 tokens at node-link speed take on the wire.
     hottest_compute_us, wire_us : float or None
@@ -91,6 +98,7 @@ class Description:
     memory_gb: dict[str, float]
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
+    minimise: str
     us_per_1000_tokens: float
     skew: Skew | None
     hottest_compute_us: float | None
@@ -129,6 +137,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_of_links(build_fabric(instance)),
+        minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
         skew=tokens,
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
@@ -237,6 +246,7 @@ def _network_lines(d: Description) -> list[str]:
     kinds = ", ".join(f"{int(kind['links'])} {name} of {kind['gb_per_s']:g} GB/s" for name, kind in d.links.items())
     return [
         f"Inter-node links, one direction each: {kinds}.",
+        f"Minimised: {OBJECTIVES[d.minimise]}.",
         f"Costs: 1,000 tokens at node-link speed take {d.us_per_1000_tokens:,.1f} us on the wire.",
     ]
 

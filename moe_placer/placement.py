@@ -14,7 +14,17 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded, write_atomically
 from moe_placer.instance.yaml_reader import dotted
 
-__all__ = ["SCHEMA", "InstanceKey", "LayerRecord", "Placement", "Proof", "SolverRecord", "load_placement"]
+__all__ = [
+    "SCHEMA",
+    "AggregateRecord",
+    "InstanceKey",
+    "LayerRecord",
+    "MemoryRecord",
+    "Placement",
+    "Proof",
+    "SolverRecord",
+    "load_placement",
+]
 
 SCHEMA = "moe-placer/placement/1"
 MAX_BYTES = 512_000_000
@@ -87,6 +97,48 @@ class LayerRecord(_Record):
     solver_bound: NonNegativeFloat | None = None
 
 
+class AggregateRecord(_Record):
+    """What is claimed of the largest cost of any link summed over the layers; docs/bounds.md defines the proof.
+
+    Attributes
+    ----------
+    value : float
+        Cost of that link over all layers (tokens per step at node-link speed).
+    worst_link : str
+        Its name; empty where no link carries anything.
+    bound : float or None
+        No placement has a smaller value; absent where nothing is known.
+    proof : "dual" or None
+        There with a bound.
+    weights : mapping or None
+        Link name to weight, the same for all layers; they sum to 1.
+    any_copies : bool or None
+        As in `LayerRecord`.
+    """
+
+    value: NonNegativeFloat
+    worst_link: str = ""
+    bound: NonNegativeFloat | None = None
+    proof: Literal["dual"] | None = None
+    weights: Mapping[str, NonNegativeFloat] | None = None
+    any_copies: bool | None = None
+
+
+class MemoryRecord(_Record):
+    """A bound on the sum over layers of z that counts memory; docs/bounds.md defines the proof.
+
+    Attributes
+    ----------
+    bound : float
+        No placement has a smaller sum (tokens at node-link speed).
+    room_prices : tuple of float
+        Per node, what a replica there pays; with the layers' link weights they prove the bound.
+    """
+
+    bound: NonNegativeFloat
+    room_prices: tuple[NonNegativeFloat, ...]
+
+
 class Placement(_Record):
     """A placement of every expert of every MoE layer, as in the file.
 
@@ -97,6 +149,10 @@ class Placement(_Record):
         with ``expert_tp`` above 1, each replica is itself a tuple of the GPUs that hold its shards.
     layers : tuple of LayerRecord
         One per MoE layer, in order.
+    aggregate : AggregateRecord or None
+        Of all layers together; absent in files of older versions.
+    memory : MemoryRecord or None
+        There where memory binds over layers, and room was divided among them with a proof.
     versions, traffic, fabric, replicas : mapping
         Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the copies.
     """
@@ -106,6 +162,8 @@ class Placement(_Record):
     solver: SolverRecord
     gpu: tuple[tuple[Copies, ...], ...]
     layers: tuple[LayerRecord, ...]
+    aggregate: AggregateRecord | None = None
+    memory: MemoryRecord | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
     traffic: Mapping[str, Any] = Field(default_factory=dict)
     fabric: Mapping[str, Any] = Field(default_factory=dict)

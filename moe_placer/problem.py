@@ -8,8 +8,9 @@ that node n touches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -148,7 +149,11 @@ class Problem:
         Whether another choice of copies would be allowed (a budget of redundant slots).
     redundant_in_all : int or None
         Copies beyond one of each expert that all layers may have together; None where the number is each layer's own.
+    minimise : str
+        ``layers``: the sum over layers of z; ``aggregate``: the largest cost of any link over all layers.
     capacity : Capacity
+    room_is_given : bool
+        Whether layers' bounds may take it that no layer has more room than ``capacity.node_slots`` gives it.
     together : int array [nodes]
     pinned : dict
         (MoE layer, expert, replica) to global GPU id.
@@ -169,7 +174,9 @@ class Problem:
     groups: int
     copies_are_free: bool
     redundant_in_all: int | None
+    minimise: Literal["layers", "aggregate"]
     capacity: Capacity
+    room_is_given: bool
     together: Ints
     pinned: dict[tuple[int, int, int], int]
     gpus_per_node: int
@@ -208,7 +215,7 @@ class Problem:
             replica=replica,
             kind=np.arange(len(expert)) if self.groups else expert,
             slots=self.capacity.node_slots[index],
-            widest=self.capacity.widest,
+            widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
             together=self.together,
             pinned=pinned,
             base=self._reference @ tokens.sum(axis=1),
@@ -218,6 +225,10 @@ class Problem:
             copies_are_free=self.copies_are_free,
             gpu_price=self.gpu_price,
         )
+
+    def with_room(self, node_slots: Ints, slots: Ints) -> Problem:
+        """Return the problem with other slots of nodes and GPUs in each layer, which its bounds take as given."""
+        return replace(self, capacity=replace(self.capacity, node_slots=node_slots, slots=slots), room_is_given=True)
 
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
@@ -267,7 +278,9 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         redundant_in_all=(
             placement.replicas.redundant_slots_in_all if isinstance(placement.replicas, SharedSlots) else None
         ),
+        minimise=instance.objective.minimise,
         capacity=capacity,
+        room_is_given=False,
         together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
         gpus_per_node=gpus_per_node,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from moe_placer.coupling.aggregate import aggregate_bound
+from moe_placer.coupling.room import Room
 from moe_placer.placement import Placement
 from moe_placer.problem import Problem
-from moe_placer.result import LayerResult
+from moe_placer.result import LayerResult, gap
 from moe_placer.solver import Limits
 
 __all__ = ["Progress", "Reporter"]
@@ -27,8 +30,15 @@ class Progress:
         MoE layers in all, those with a placement, and those with one from the chosen solver.
     total_z, total_bound : float
         Sums over the placed layers of the best z so far and of its bound (tokens at node-link speed).
+    minimise : str
+        ``layers`` or ``aggregate``.
+    objective : float
+        What is minimised: the same sum of z, or the aggregate of the placed layers.
+    objective_bound : float
+        What bounds it: the sum of bounds; of the aggregate 0 until all layers' bounds have the same weights.
     worst_gap : float
-        Largest gap of any placed layer, or infinite.
+        Largest gap of any placed layer; of the objective where the aggregate is minimised, or memory binds over
+        layers; may be infinite.
     worst_layer : int
         Index in the model of the layer with the largest z; its z is ``max_z``.
     max_z : float
@@ -47,6 +57,9 @@ class Progress:
     done: int
     total_z: float
     total_bound: float
+    minimise: Literal["layers", "aggregate"]
+    objective: float
+    objective_bound: float
     worst_gap: float
     worst_layer: int
     max_z: float
@@ -68,22 +81,32 @@ class Reporter:
         tell: Callable[[Progress], None] | None,
         baselines: Mapping[str, float | str],
         build: Build,
+        room: Room | None = None,
     ) -> None:
         self.problem, self.limits, self.tell = problem, limits, tell
-        self.baselines, self.build = baselines, build
+        self.baselines, self.build, self.room = baselines, build, room
         self.best: list[LayerResult | None] = [None] * len(problem)
         self.done: set[int] = set()
+        self.cost = np.zeros((len(problem), len(problem.links)))  # kept only where the aggregate counts
 
     def start(self, first: Sequence[LayerResult | None]) -> None:
         """Tell of the placement that the search starts from."""
-        self.best = list(first)
+        for index, result in enumerate(first):
+            self._note(index, result)
         self._tell()
 
     def __call__(self, index: int, result: LayerResult) -> None:
         """Tell of a better result for the index-th MoE layer."""
-        self.best[index] = result
+        self._note(index, result)
         self.done.add(index)
         self._tell()
+
+    def _note(self, index: int, result: LayerResult | None) -> None:
+        self.best[index] = result if result is None or self.room is None else self.room.restated(index, result)
+        if self.tell is not None and self.problem.minimise == "aggregate":
+            self.cost[index] = 0.0
+            if result is not None and result.node is not None:
+                self.cost[index] = self.problem.layer(index, result.copies).cost(result.node)
 
     def _tell(self) -> None:
         placed = {i: r for i, r in enumerate(self.best) if r is not None and r.node is not None}
@@ -91,14 +114,26 @@ class Reporter:
             return
         worst = max(placed, key=lambda i: placed[i].z)
         now = tuple(self.best)
+        total_z, total_bound = float(sum(r.z for r in placed.values())), float(sum(map(_bound, placed.values())))
+        objective, bound, worst_gap = total_z, total_bound, max(r.gap for r in placed.values())
+        if self.problem.minimise == "aggregate":
+            objective = float(self.cost.sum(axis=0).max(initial=0.0))
+            bound = aggregate_bound([r.bound for r in placed.values()]) if len(placed) == len(now) else 0.0
+            worst_gap = gap(objective, bound)
+        elif self.room is not None and len(placed) == len(now):
+            bound = max(bound, self.room.total)
+            worst_gap = gap(objective, bound)
         self.tell(
             Progress(
                 layers=len(now),
                 placed=len(placed),
                 done=len(self.done),
-                total_z=float(sum(r.z for r in placed.values())),
-                total_bound=float(sum(_bound(r) for r in placed.values())),
-                worst_gap=max(r.gap for r in placed.values()),
+                total_z=total_z,
+                total_bound=total_bound,
+                minimise=self.problem.minimise,
+                objective=objective,
+                objective_bound=bound,
+                worst_gap=worst_gap,
                 worst_layer=self.problem.moe_layers[worst],
                 max_z=placed[worst].z,
                 seconds_left=self.limits.deadline.left,

@@ -39,10 +39,13 @@ class Relaxation:
         Fraction of each item on each node; rows sum to 1.
     weights : float array [K]
         Duals of the link constraints, scaled to sum to 1.
+    slot_prices : float array [N]
+        Duals of the nodes' slots: what one more would save.
     """
 
     share: Floats
     weights: Floats
+    slot_prices: Floats
 
 
 def relax(
@@ -50,17 +53,21 @@ def relax(
     time_limit_s: float | None = None,
     forbidden: Mask | None = None,
     any_copies: bool = False,
+    room_prices: Floats | None = None,
+    slots: Floats | None = None,
 ) -> Relaxation | None:
     """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if none or out of time.
 
     ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
-    x is 0 where ``forbidden`` [I, N]. With ``any_copies``, slots do not count, which leaves room for other copies.
+    x is 0 where ``forbidden`` [I, N]. With ``any_copies``, slots do not count, which leaves room for other copies. With
+    ``room_prices`` [N], an item on node n adds that much to what is minimised; ``slots`` [N], in fractions too, replace
+    ``widest``.
 
     Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
     Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
     left to gain.
     """
-    model = _Model(problem, forbidden, any_copies)
+    model = _Model(problem, forbidden, any_copies, room_prices, slots)
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     offered, best, weights = model.first_offer(), -np.inf, None
     while True:
@@ -76,22 +83,31 @@ def relax(
             best, weights = lower, found
         better = model.better(reduced)
         if not better.any() or solved.fun - best <= _TOLERANCE * solved.fun:
-            return Relaxation(model.share(solved, offered), weights)
+            return Relaxation(model.share(solved, offered), weights, model.slot_prices(solved))
         offered = offered | better
 
 
 class _Model:
     """The relaxation over kinds of items, [J] of them, instead of single items."""
 
-    def __init__(self, problem: LayerProblem, forbidden: Mask | None, any_copies: bool) -> None:
+    def __init__(
+        self,
+        problem: LayerProblem,
+        forbidden: Mask | None,
+        any_copies: bool,
+        room_prices: Floats | None,
+        slots: Floats | None,
+    ) -> None:
         self.problem, self.kinds = problem, Kinds.of_layer(problem)
         nodes, item = problem.nodes, self.kinds.item
         self.allowed: Mask = np.ones((len(item), nodes), dtype=bool) if forbidden is None else ~forbidden[item]
         self.slots_count = not any_copies
-        self.most = np.where((problem.widest > 0) & any_copies, problem.items, problem.widest)
+        widest = problem.widest if slots is None else slots
+        self.most = np.where((widest > 0) & any_copies, problem.items, widest)
         # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
         self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
         self.cost = sparse.csc_array(self.scale * _link_matrix(problem, item))
+        self.room_prices = np.zeros(nodes) if room_prices is None else room_prices
 
     def first_offer(self) -> Mask:
         """Mask [J, N] of what the first linear program has: everything, or for each kind nodes that are far apart."""
@@ -118,6 +134,7 @@ class _Model:
         link_rows = sparse.hstack([self.cost[:, kind * nodes + node], -np.ones((links, 1))])
         slot_rows = sparse.csr_array((ones, (node, at)), shape=(nodes, count + 1))
         objective = np.zeros(count + 1)
+        objective[:-1] = self.scale * self.room_prices[node]
         objective[-1] = 1.0
         return linprog(
             objective,
@@ -135,7 +152,7 @@ class _Model:
         links = self.problem.links
         link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
         reduced = self.scale * price(self.problem, link_dual)[self.kinds.item]
-        reduced += slot_dual[None, :] - solved.eqlin.marginals[:, None]
+        reduced += (self.scale * self.room_prices + slot_dual)[None, :] - solved.eqlin.marginals[:, None]
         reduced[offered | ~self.allowed | (reduced >= -_ROUNDING)] = 0.0
         return reduced
 
@@ -152,10 +169,14 @@ class _Model:
         total = weights.sum()
         weights = weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
         if self.slots_count and reduced.any():
-            prices = np.where(self.allowed[self.kinds.of], price(self.problem, weights), np.inf)
+            prices = np.where(self.allowed[self.kinds.of], price(self.problem, weights) + self.room_prices, np.inf)
             value = float(weights @ self.problem.base) + transport(self.problem, prices)[0]
             return self.scale * value, weights
         return solved.fun + float(self.kinds.count @ reduced.min(axis=1)), weights
+
+    def slot_prices(self, solved: Any) -> Floats:
+        """Return the duals of the slots [N], in tokens at node-link speed."""
+        return np.asarray(np.maximum(0.0, -solved.ineqlin.marginals[self.problem.links :]) / self.scale)
 
     def share(self, solved: Any, offered: Mask) -> Floats:
         """Return the fraction [I, N] of each item on each node in the solution of a linear program."""

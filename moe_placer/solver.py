@@ -150,6 +150,12 @@ class LayerSolver(Solver):
 
     quick: bool = False
 
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse to minimise the aggregate, since layers are taken apart; one-pass methods minimise nothing anyway."""
+        if problem.minimise == "layers" or self.quick:
+            return None
+        return "it minimises every layer's worst link apart, and objective.minimise: aggregate needs all layers jointly"
+
     @abstractmethod
     def solve_layer(
         self,

@@ -5,31 +5,42 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import Bound, best_bound, even_weights, relaxed_bound
+from moe_placer.coupling.aggregate import aggregate_bound, bound_jointly, link_totals
+from moe_placer.coupling.room import Room, share_room
+from moe_placer.coupling.rounding import fit_room
 from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
-from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, SolverRecord
+from moe_placer.placement import (
+    SCHEMA,
+    AggregateRecord,
+    InstanceKey,
+    LayerRecord,
+    MemoryRecord,
+    Placement,
+    SolverRecord,
+)
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
 from moe_placer.replica_facts import replica_facts
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
-from moe_placer.start import better_start
+from moe_placer.starting import better_start, find_counts, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 
 __all__ = ["Progress", "Solution", "solve"]
 
-BASELINES = ("contiguous", "eplb", "greedy")
 _SHOWN = 10  # violations printed in an error
 
 
@@ -44,7 +55,7 @@ class Solution:
     verification : Verification
         What the independent verifier recomputed; it found no violation.
     baselines : mapping
-        Name of a heuristic to the sum over layers of its z (tokens at node-link speed), or to why it cannot serve.
+        Name of a heuristic to what it gives of the `objective` (tokens at node-link speed), or to why it cannot serve.
     status : tuple of Status
         What we have, per MoE layer.
     stop : tuple of Stop
@@ -54,6 +65,8 @@ class Solution:
     repaired : int
         Copies that the method had put too close together, and that were moved apart.
     traffic : Traffic
+    minimise : str
+        Which objective: ``layers`` or ``aggregate``.
     """
 
     placement: Placement
@@ -64,6 +77,22 @@ class Solution:
     seconds: float
     repaired: int
     traffic: Traffic
+    minimise: Literal["layers", "aggregate"]
+
+    @property
+    def objective(self) -> float:
+        """What was minimised, as recomputed: the sum over layers of z, or the aggregate."""
+        return self.verification.total_z if self.minimise == "layers" else self.verification.aggregate
+
+    @property
+    def bound(self) -> float:
+        """What no placement's `objective` is below, as derived anew."""
+        return self.verification.total_bound if self.minimise == "layers" else self.verification.aggregate_bound
+
+    @property
+    def gap(self) -> float:
+        """How far the objective is above its re-checkable bound; infinite where only the bound is 0."""
+        return gap(self.objective, self.bound)
 
     @property
     def gaps(self) -> npt.NDArray[np.float64]:
@@ -131,18 +160,24 @@ def solve(
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
-    baselines, first = _baselines(problem, seed)
+    kept = find_counts(problem, start) if start is not None and problem.capacity.binds else None
+    room = share_room(problem, limits, kept) if _can_share_room(problem, method) else None
+    if room is not None:
+        problem = room.problem
+    elif kept is not None and (fitted := fit_room(problem, kept)) is not None:
+        problem = replace(fitted, room_is_given=False)
+    baselines, first = run_baselines(problem, seed)
     by_load = problem.copies
     if start is not None:
         problem, first = better_start(problem, first, start)
 
     def build(results: Sequence[LayerResult]) -> Placement:
-        return _placement(instance, traffic, problem, by_load, method, results, limits, seed)
+        return _placement(instance, traffic, problem, by_load, method, results, limits, seed, room)
 
-    report = Reporter(problem, limits, progress, baselines, build)
+    report = Reporter(problem, limits, progress, baselines, build, room)
     if isinstance(method, LayerSolver) and not method.quick:
         report.start(first)  # quick methods ignore it; others may
-    results = _run(method, problem, limits, seed, first, report)
+    results = _run(method, problem, limits, seed, first, report, room)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
@@ -155,29 +190,15 @@ def solve(
         time.monotonic() - begun,
         sum(result.repaired for result in results),
         traffic,
+        problem.minimise,
     )
 
 
-def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[LayerResult | None]]:
-    """Run the quick heuristics: what users have today, and where the search starts from."""
-    totals: dict[str, float | str] = {}
-    best: list[LayerResult | None] = [None] * len(problem)
-    for name in BASELINES:
-        method = find_solver(name)
-        if reason := method.unavailable() or method.refuses(problem):
-            totals[name] = reason
-            continue
-        results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
-        if any(result.node is None for result in results):
-            totals[name] = "it finds no valid placement"
-        else:
-            totals[name] = float(sum(result.z for result in results))
-        for index, result in enumerate(results):
-            current = best[index]
-            usable = result.node is not None and result.copies is None
-            if usable and (current is None or result.z < current.z):
-                best[index] = replace(result, gpu=None, repaired=0)
-    return totals, best
+def _can_share_room(problem: Problem, method: Solver) -> bool:
+    """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
+    slow = isinstance(method, LayerSolver) and not method.quick
+    apart = problem.minimise == "layers" and problem.redundant_in_all is None
+    return slow and apart and problem.capacity.binds and problem.shards == 1
 
 
 def _run(
@@ -187,12 +208,15 @@ def _run(
     seed: int,
     start: list[LayerResult | None],
     report: Callable[[int, LayerResult], None],
+    room: Room | None,
 ) -> list[LayerResult]:
     """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
     nodes = [result.node if result is not None else None for result in start]
     results = method.solve(problem, limits, seed, nodes, report)
     if len(results) != len(problem):
         raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
+    if room is not None:
+        results = [room.restated(index, result) for index, result in enumerate(results)]
     for index, result in enumerate(results):
         layer = problem.moe_layers[index]
         if result.status is Status.INFEASIBLE:
@@ -203,16 +227,28 @@ def _run(
         if not _fits(problem, index, result):
             message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"
             raise VerificationError(message, ["slots"])
+    for index, bound in _missing_bounds(problem, results, limits):
+        try:
+            results[index] = replace(results[index], bound=bound, solver_bound=_word(results[index]))
+        except FalseBoundError as error:
+            raise VerificationError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
+        report(index, results[index])
+    return results
+
+
+def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Limits) -> Iterator[tuple[int, Bound]]:
+    """Bound what the method left unbounded."""
+    if problem.minimise == "aggregate":
+        if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
+            layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
+            yield from enumerate(bound_jointly(layers, limits))
+        return
+    for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
         if result.bound.weights is None and not proved:
             bound = _missing_bound(problem, results, index, limits.deadline)
             if bound.weights is not None:
-                try:
-                    results[index] = replace(result, bound=bound, solver_bound=_word(result))
-                except FalseBoundError as error:
-                    raise VerificationError(f"{method.name}, layer {layer}: {error}", ["z"]) from None
-                report(index, results[index])
-    return results
+                yield index, bound
 
 
 def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int, deadline: Deadline) -> Bound:
@@ -252,6 +288,7 @@ def _placement(
     results: Sequence[LayerResult],
     limits: Limits,
     seed: int,
+    room: Room | None,
 ) -> Placement:
     packed = _pack(problem, method, results)
     gpu = []
@@ -273,6 +310,8 @@ def _placement(
         solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
         gpu=tuple(gpu),
         layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        memory=_memory_record(room, results),
+        aggregate=_aggregate_record(problem, results),
         versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
@@ -300,15 +339,12 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
-    weights = None
-    if bound.proof in {"dual", "threshold"} and bound.weights is not None:
-        weights = {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
     return LayerRecord(
         layer=problem.moe_layers[index],
         z=result.z,
         bound=min(bound.value, result.z),
         proof=bound.proof,
-        weights=weights,
+        weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         any_copies=bound.any_copies or None,
@@ -316,6 +352,37 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
         # A search with these copies proves nothing of others.
         solver_bound=None if problem.copies_are_free else result.solver_bound,
     )
+
+
+def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+    """Say what the layers come to together, and what bounds that if their bounds add up."""
+    totals, bounds = link_totals(problem, results), [result.bound for result in results]
+    value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
+    record = AggregateRecord(value=value, worst_link=problem.links[int(totals.argmax())] if value > 0 else "")
+    if not bound:
+        return record
+    return record.model_copy(
+        update={
+            "bound": min(bound, value),
+            "proof": "dual",
+            "weights": _named_weights(problem, bounds[0]),
+            "any_copies": bounds[0].any_copies or None,
+        }
+    )
+
+
+def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+    """Say what bounds the sum of z where memory binds over layers, if its room was divided with a proof."""
+    prices = None if room is None else room.bounds[0].room_prices
+    if room is None or prices is None:
+        return None
+    return MemoryRecord(bound=min(room.total, sum(result.z for result in results)), room_prices=tuple(prices.tolist()))
+
+
+def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
+    if bound.weights is None:
+        return None
+    return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
 
 
 def _version(package: str) -> str:

@@ -8,9 +8,10 @@ from scipy.optimize import linear_sum_assignment
 
 from moe_placer.problem import LayerProblem
 
-__all__ = ["price", "transport"]
+__all__ = ["assign", "price", "transport"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 def price(problem: LayerProblem, weights: Floats) -> Floats:
@@ -19,14 +20,20 @@ def price(problem: LayerProblem, weights: Floats) -> Floats:
 
 
 def transport(problem: LayerProblem, prices: Floats) -> tuple[float, bool]:
-    """Cheapest assignment of items to nodes with at most ``widest`` items a node, and whether there is one.
+    """Cheapest assignment of items to nodes with at most ``widest`` items a node, and whether there is one."""
+    node = assign(problem, prices)
+    return (np.inf, False) if node is None else (float(prices[np.arange(len(node)), node].sum()), True)
+
+
+def assign(problem: LayerProblem, prices: Floats) -> Ints | None:
+    """Return the node of each item [I] in the cheapest assignment with at most ``widest`` items a node, or None.
 
     Infinite prices forbid a pair. Solved exactly by the shortest-augmenting-path method (scipy).
     """
     slots = np.minimum(problem.widest, problem.items)
     try:
-        rows, columns = linear_sum_assignment(np.repeat(prices, slots, axis=1))
+        _, columns = linear_sum_assignment(np.repeat(prices, slots, axis=1))
     except ValueError:  # "cost matrix is infeasible"
-        return np.inf, False
-    node = np.repeat(np.arange(problem.nodes), slots)[columns]
-    return float(prices[rows, node].sum()), True
+        return None
+    node = np.repeat(np.arange(problem.nodes), slots)
+    return np.asarray(node[columns])

@@ -10,6 +10,7 @@ import numpy as np
 from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.budget import share_out
 from moe_placer.copies import could_pay, count_copies, with_copies
+from moe_placer.coupling.aggregate import solve_aggregate
 from moe_placer.descent import round_shares, search
 from moe_placer.layerwise import solve_layers
 from moe_placer.neighbourhood import around_worst_link, cut_out
@@ -35,6 +36,7 @@ _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
 _RECOPYING = 0.1  # of the effort of search: on other copies, where these could pay
 _CHOICE_WORK = 0.5  # of CP-SAT on other copies than those that it has settled
+_APART = 0.25  # share of the limits for the layers apart, where the aggregate counts
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
@@ -49,10 +51,26 @@ class Auto(LayerSolver):
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
-        """Place all layers; where they share a budget of copies, decide who gets how many."""
+        """Place all layers, each apart, and then what they share: the aggregate, or a budget of copies."""
+        if problem.minimise == "aggregate":
+            return self._jointly(problem, limits, seed, start, report)
         if problem.redundant_in_all is None:
             return super().solve(problem, limits, seed, start, report)
         return [_of_its_share(result) for result in _by_shares(self, problem, limits, seed, start, report)]
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse nothing."""
+        del problem
+        return None
+
+    def _jointly(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place layers apart, and start a joint search from there."""
+        work, left = limits.total_work, limits.deadline.left
+        deadline = replace(limits.deadline, at=time.monotonic() + _APART * left)
+        apart = super().solve(problem, replace(limits, work=_APART * work, deadline=deadline), seed, start, report)
+        return solve_aggregate(problem, replace(limits, work=(1 - _APART) * work), seed, apart, report)
 
     def solve_layer(
         self,

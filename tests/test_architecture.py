@@ -24,7 +24,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("placement", "verifier"),
     ("result",),
-    ("solving", "progress"),
+    ("starting", "solving", "progress"),
     ("export", "dag", "report", "bench", "compare", "schedule", "crosscheck", "cli"),
 )
 TIER = {f"moe_placer.{name}": tier for tier, names in enumerate(TIERS) for name in names}

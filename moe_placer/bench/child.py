@@ -46,7 +46,7 @@ class RivalRecorder(Recorder):
 
 def _beats(progress: Progress) -> bool:
     totals = [progress.baselines.get(name) for name in RIVALS]
-    return all(progress.total_z < total for total in totals if isinstance(total, float))
+    return all(progress.objective < total for total in totals if isinstance(total, float))
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
     verification, records = solution.verification, solution.placement.layers
     gaps, own = solution.gaps.tolist(), solution.solver_gaps.tolist()
     contiguous = solution.baselines.get("contiguous")
-    better = 1 - verification.total_z / contiguous if isinstance(contiguous, float) and contiguous > 0 else None
+    better = 1 - solution.objective / contiguous if isinstance(contiguous, float) and contiguous > 0 else None
     return {
         "schema": "moe-placer/solve/1",
         "instance": {"name": instance.name, "sha256": instance.sha256},
@@ -154,7 +154,11 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
         "total_z": verification.total_z,
         "total_bound": verification.total_bound,
         "max_z": verification.max_z,
+        "minimise": solution.minimise,
         "aggregate": verification.aggregate,
+        "aggregate_bound": verification.aggregate_bound or None,
+        "memory_bound": verification.memory_bound or None,
+        "objective_gap": solution.gap,
         "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},
         "baselines": dict(solution.baselines),

@@ -68,6 +68,9 @@ def verify(
             "total_bound": found.total_bound,
             "max_z": found.max_z,
             "aggregate": found.aggregate,
+            "aggregate_link": found.aggregate_link,
+            "aggregate_bound": found.aggregate_bound or None,
+            "memory_bound": found.memory_bound or None,
             "max_gap": max(gaps, default=0.0),
             "layers": [vars(layer) | {"gap": g} for layer, g in zip(found.layers, gaps, strict=True)],
             "dags": [
@@ -81,6 +84,12 @@ def verify(
         click.echo(f"  sum of worst links  {found.total_z:,.1f} tokens per step at node-link speed")
         click.echo(f"  re-derived bound    {found.total_bound:,.1f}: no placement has less")
         click.echo(f"  gap                 {max(gaps, default=0.0):.3%} in the worst layer (re-checked here)")
+        click.echo(
+            f"  hottest link total  {found.aggregate:,.1f} over all layers ({found.aggregate_link or 'no link'})"
+        )
+        if found.aggregate_bound:
+            click.echo(f"  re-derived bound    {found.aggregate_bound:,.1f}: no placement has less over all layers")
+            click.echo(f"  gap                 {gap(found.aggregate, found.aggregate_bound):.3%} (re-checked here)")
     else:
         _list(str(placement), list(map(str, found.violations)))
     for dag in dags:

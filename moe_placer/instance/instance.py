@@ -77,6 +77,8 @@ class Instance(schema.Section):
         """SHA-256 of the canonical content: comments, order and trace paths do not change it, defaults count."""
         content = self.model_dump(mode="json")
         content["traffic"].pop("files", None)
+        if self.objective.minimise == "layers":
+            del content["objective"]["minimise"]  # the field is younger than the first placement files
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -219,10 +219,15 @@ class LoadTraffic(_RecordedTraffic):
 
 
 class Objective(Section):
-    """What makes a link hot."""
+    """What makes a link hot, and which heat counts."""
 
     metric: Literal["time", "tokens"] = Field(
         "time", description="time: tokens over bandwidth; tokens: every inter-node link counts alike."
+    )
+    minimise: Literal["layers", "aggregate"] = Field(
+        "layers",
+        description="layers: the sum over layers of each one's worst link, for layers that run one after the other; "
+        "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
     )
 
 

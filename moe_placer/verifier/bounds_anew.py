@@ -11,7 +11,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.verifier.loads import Network
 
-__all__ = ["any_copies_bound", "dual_bound", "hot_expert_bound", "node_slots", "threshold_bound"]
+__all__ = ["any_copies_bound", "dual_bound", "hot_expert_bound", "node_slots", "priced_cost", "threshold_bound"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -41,8 +41,15 @@ def dual_bound(network: Network, demand: Floats, slots: Ints, weights: Mapping[s
     weights : mapping
         Link name to weight, of existing links; divided by their sum, which may be off 1 by rounding.
     """
-    value = _cheapest_assignment(_prices(network, demand, weights), slots)
+    value = priced_cost(network, demand, slots, weights, np.zeros(len(slots)))
     return value if math.isfinite(value) else 0.0  # no placement at all: rule "slots" will say so
+
+
+def priced_cost(
+    network: Network, demand: Floats, slots: Ints, weights: Mapping[str, float], room_prices: Floats
+) -> float:
+    """Cheapest assignment at the weighted prices, where every item pays ``room_prices`` [nodes] too; inf if none."""
+    return _cheapest_assignment(_prices(network, demand, weights) + room_prices, slots)
 
 
 def any_copies_bound(network: Network, single: Floats, slots: Ints, weights: Mapping[str, float]) -> float:

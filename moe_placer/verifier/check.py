@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,18 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
-from moe_placer.placement import LayerRecord, Placement
+from moe_placer.placement import AggregateRecord, LayerRecord, Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import records, rules
-from moe_placer.verifier.bounds_anew import any_copies_bound, dual_bound, hot_expert_bound, node_slots, threshold_bound
+from moe_placer.verifier.bounds_anew import (
+    any_copies_bound,
+    dual_bound,
+    hot_expert_bound,
+    node_slots,
+    priced_cost,
+    threshold_bound,
+)
 from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
 from moe_placer.verifier.rules import Copy
 from moe_placer.verifier.verification import LayerCheck, Verification, Violation
@@ -23,6 +30,7 @@ from moe_placer.verifier.verification import LayerCheck, Verification, Violation
 __all__ = ["verify"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 def verify(instance: Instance, placement: Placement, traffic: Traffic | None = None) -> Verification:
@@ -78,7 +86,14 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         violations += wrong
     load = np.stack([layer.load for layer in layers])
     worst_pair = np.array([layer.worst_pair for layer in layers])
-    return Verification(tuple(violations), tuple(checks), load * network.scale, load, network.links, worst_pair, memory)
+    cost = load * network.scale
+    aggregate_bound, wrong = _check_aggregate(instance, network, layers, cost.sum(axis=0), placement.aggregate)
+    violations += wrong
+    memory_bound, wrong = _check_memory(instance, network, layers, placement)
+    violations += wrong
+    return Verification(
+        tuple(violations), tuple(checks), cost, load, network.links, worst_pair, memory, aggregate_bound, memory_bound
+    )
 
 
 def _refuse_unsupported(instance: Instance) -> None:
@@ -103,7 +118,7 @@ class _Layer:
     """
 
     layer: int
-    copies: npt.NDArray[np.int64] | None
+    copies: Ints | None
     demand: Floats | None
     load: Floats
     worst_pair: float
@@ -148,8 +163,7 @@ def _check_layer(
     if record is None:
         return LayerCheck(layer.layer, z, worst, 0.0, ""), []
     copies = None if layer.copies is None else layer.copies.tolist()
-    free = instance.placement.replicas != "dp" and instance.placement.replica_routing == "even"
-    lacking = [*records.check_proof(record, layer.layer, network.links, copies, free)]
+    lacking = [*records.check_proof(record, layer.layer, network.links, copies, _copies_are_free(instance))]
     derivable = not lacking and record.proof != "solver"
     bound = _derive_bound(instance, network, layer, record) if derivable else 0.0
     check = LayerCheck(layer.layer, z, worst, bound, record.proof)
@@ -169,8 +183,58 @@ def _derive_bound(instance: Instance, network: Network, layer: _Layer, record: L
     weights = record.weights or {}
     if record.proof == "threshold" and record.threshold is not None:
         return threshold_bound(network, layer.demand, slots, weights, record.threshold)
-    if record.any_copies:
-        first_copy = np.cumsum(layer.copies) - layer.copies
-        single = np.add.reduceat(layer.demand, first_copy, axis=1)
-        return any_copies_bound(network, single, slots, weights)
-    return dual_bound(network, layer.demand, slots, weights)
+    return _weighted_bound(network, layer, slots, weights, record.any_copies)
+
+
+def _weighted_bound(
+    network: Network, layer: _Layer, slots: Ints, weights: Mapping[str, float], any_copies: bool | None
+) -> float:
+    if layer.demand is None or layer.copies is None:
+        return 0.0
+    if not any_copies:
+        return dual_bound(network, layer.demand, slots, weights)
+    first_copy = np.cumsum(layer.copies) - layer.copies
+    single = np.add.reduceat(layer.demand, first_copy, axis=1)
+    return any_copies_bound(network, single, slots, weights)
+
+
+def _check_aggregate(
+    instance: Instance, network: Network, layers: list[_Layer], totals: Floats, record: AggregateRecord | None
+) -> tuple[float, list[Violation]]:
+    """Derive the bound on the largest link total anew; compare what is stated of it, if every layer is whole."""
+    if record is None:
+        return 0.0, []
+    lacking = [*records.check_aggregate_proof(record, network.links, _copies_are_free(instance))]
+    if any(layer.demand is None for layer in layers):
+        return 0.0, lacking
+    derived = None
+    if record.proof is not None and not lacking:
+        slots, weights = node_slots(instance), record.weights or {}
+        derived = sum(_weighted_bound(network, layer, slots, weights, record.any_copies) for layer in layers)
+    return derived or 0.0, [*lacking, *records.check_aggregate(record, network.links, totals, derived)]
+
+
+def _check_memory(
+    instance: Instance, network: Network, layers: list[_Layer], placement: Placement
+) -> tuple[float, list[Violation]]:
+    """Derive the bound on the sum of z that counts memory over layers; compare what is stated of it."""
+    record = placement.memory
+    if record is None:
+        return 0.0, []
+    weights = [layer.weights for layer in placement.layers]
+    lacking = [*records.check_memory_proof(record, instance.cluster.nodes, weights, _copies_are_free(instance))]
+    if lacking or len(weights) != len(layers):
+        return 0.0, lacking
+    slots, prices = node_slots(instance), np.array(record.room_prices)
+    derived, total_z = -float(prices @ rules.node_room(instance)), 0.0
+    for layer, own in zip(layers, weights, strict=True):
+        if layer.demand is None:
+            return 0.0, []
+        derived += priced_cost(network, layer.demand, slots, own or {}, prices)
+        total_z += float((layer.load * network.scale).max(initial=0.0))
+    derived = max(0.0, derived) if np.isfinite(derived) else 0.0
+    return derived, [*records.check_memory_bound(record, derived, total_z)]
+
+
+def _copies_are_free(instance: Instance) -> bool:
+    return instance.placement.replicas != "dp" and instance.placement.replica_routing == "even"

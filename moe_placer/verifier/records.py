@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.placement import LayerRecord
+from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
 from moe_placer.verifier.rules import shown
 from moe_placer.verifier.verification import LayerCheck, Violation
 
-__all__ = ["check_figures", "check_order", "check_proof"]
+__all__ = [
+    "check_aggregate",
+    "check_aggregate_proof",
+    "check_figures",
+    "check_memory_bound",
+    "check_memory_proof",
+    "check_order",
+    "check_proof",
+]
 
 Z_TOLERANCE = 1e-6  # relative
 WEIGHT_TOLERANCE = 1e-6
@@ -51,7 +59,42 @@ def check_proof(
             yield Violation("proof", f"{found}, required is a replica of this layer", layer)
 
 
-def _check_weights(record: LayerRecord, layer: int, links: tuple[str, ...]) -> Iterator[Violation]:
+def check_aggregate_proof(
+    record: AggregateRecord, links: tuple[str, ...], copies_are_free: bool
+) -> Iterator[Violation]:
+    """Rules ``weights`` and ``proof`` for what is stated of all layers together."""
+    yield from _check_weights(record, None, links)
+    if (record.bound is None) != (record.proof is None):
+        yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
+    if record.any_copies and not (copies_are_free and record.proof == "dual"):
+        required = "required is proof: dual, a budget of redundant slots, and even routing"
+        yield Violation("proof", f"a bound on the aggregate for any copies, {required}")
+
+
+def check_aggregate(
+    record: AggregateRecord, links: tuple[str, ...], totals: npt.NDArray[np.float64], derived: float | None
+) -> Iterator[Violation]:
+    """Rules ``aggregate``, ``worst-link`` and ``bound`` for what is stated of all layers together.
+
+    ``totals`` are the costs of links over all layers; ``derived`` is what the proof gives, if it can be derived.
+    """
+    value = float(totals.max(initial=0.0))
+    if not math.isclose(record.value, value, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
+        found = f"states an aggregate of {record.value:.9g} tokens"
+        yield Violation("aggregate", f"{found}, required is {value:.9g} tokens, as recomputed")
+    yield from _check_worst_link(record, value, None, dict(zip(links, map(float, totals), strict=True)))
+    bound = record.bound or 0.0
+    if derived is not None and bound > derived * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {derived:.12g} tokens that its weights give"
+        yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
+    if bound > value * (1 + ROUNDING) + ROUNDING:
+        required = f"required are at most the {value:.12g} tokens of its hottest link"
+        yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
+
+
+def _check_weights(
+    record: LayerRecord | AggregateRecord, layer: int | None, links: tuple[str, ...]
+) -> Iterator[Violation]:
     needed = record.proof in WEIGHTED
     if record.weights is None:
         if needed:
@@ -71,6 +114,30 @@ def _check_weights(record: LayerRecord, layer: int, links: tuple[str, ...]) -> I
     total = sum(record.weights.values())
     if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
         yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)
+
+
+def check_memory_proof(
+    record: MemoryRecord, nodes: int, proofs: Sequence[Mapping[str, float] | None], copies_are_free: bool
+) -> Iterator[Violation]:
+    """Rule ``proof`` for a bound on the sum of z that counts memory; ``proofs`` are the layers' link weights."""
+    if len(record.room_prices) != nodes:
+        found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
+        yield Violation("proof", f"{found}, required is one per node ({nodes})")
+    if any(weights is None for weights in proofs):
+        yield Violation("proof", "the bound that counts memory needs link weights of every layer")
+    if copies_are_free:
+        yield Violation("proof", "a bound that counts memory, required is a fixed number of copies of each expert")
+
+
+def check_memory_bound(record: MemoryRecord, derived: float, total_z: float) -> Iterator[Violation]:
+    """Rule ``bound`` for a bound on the sum of z that counts memory."""
+    slack = ROUNDING * max(derived, total_z) + ROUNDING
+    if record.bound > derived + slack:
+        required = f"required are at most the {derived:.12g} tokens that weights and prices of room give"
+        yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
+    if record.bound > total_z + slack:
+        required = f"required are at most the {total_z:.12g} tokens of the sum of worst links"
+        yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
 
 
 def check_figures(
@@ -101,7 +168,9 @@ def check_figures(
         yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
 
 
-def _check_worst_link(record: LayerRecord, z: float, layer: int, cost: dict[str, float]) -> Iterator[Violation]:
+def _check_worst_link(
+    record: LayerRecord | AggregateRecord, z: float, layer: int | None, cost: dict[str, float]
+) -> Iterator[Violation]:
     name = record.worst_link
     if not name:
         if z > ROUNDING:

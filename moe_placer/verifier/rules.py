@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "check_places",
     "check_slots",
     "gpu_memory",
+    "node_room",
     "read_copies",
     "shown",
 ]
@@ -161,6 +163,16 @@ def check_slots(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violatio
 
 def gpu_memory(instance: Instance, copies: Sequence[Copy]) -> npt.NDArray[np.float64]:
     """Bytes used on each GPU; what is resident is on working GPUs only."""
+    resident, expert = _sizes(instance)
+    used = np.full(instance.gpus, resident)
+    used[list(instance.placement.failed_gpus)] = 0.0
+    for gpu, shards in Counter(gpu for _, gpu in _existing(instance, copies)).items():
+        used[gpu] += shards * expert
+    return used
+
+
+def _sizes(instance: Instance) -> tuple[float, float]:
+    """Bytes of what is resident on a working GPU, and of one expert (or its shard)."""
     model, tp = instance.model, instance.parallelism.attention_tp
     dense_width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
     attention = model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim
@@ -168,15 +180,20 @@ def gpu_memory(instance: Instance, copies: Sequence[Copy]) -> npt.NDArray[np.flo
     embeddings = 2 * model.vocab_size * model.hidden_size
     size = BYTES_PER_VALUE[model.dtype]
     resident = (attention + dense + embeddings) * size / tp + instance.placement.kv_cache_gb * GB
-    expert = (
-        model.expert_matrices * model.hidden_size * model.expert_hidden_size * size / instance.parallelism.expert_tp
-    )
+    expert = model.expert_matrices * model.hidden_size * model.expert_hidden_size * size
+    return resident, expert / instance.parallelism.expert_tp
 
-    used = np.full(instance.gpus, resident)
-    used[list(instance.placement.failed_gpus)] = 0.0
-    for gpu, shards in Counter(gpu for _, gpu in _existing(instance, copies)).items():
-        used[gpu] += shards * expert
-    return used
+
+def node_room(instance: Instance) -> npt.NDArray[np.int64]:
+    """Replicas that each node can hold over all MoE layers: what rules ``memory``, ``slots`` and ``failed`` leave."""
+    cluster, failed = instance.cluster, set(instance.placement.failed_gpus)
+    resident, expert = _sizes(instance)
+    most = instance.placement.slots_per_gpu * len(instance.moe_layers)
+    room = np.zeros(cluster.nodes, dtype=np.int64)
+    for gpu in set(range(instance.gpus)) - failed:
+        memory = cluster.gpu_memory_gb.get(gpu, cluster.gpu.memory_gb) * GB * (1 + ROUNDING)
+        room[gpu // cluster.gpus_per_node] += min(most, max(0, math.floor((memory - resident) / expert)))
+    return room // instance.parallelism.expert_tp
 
 
 def check_memory(instance: Instance, used: npt.NDArray[np.float64]) -> Iterator[Violation]:

@@ -28,6 +28,7 @@ RULES: tuple[str, ...] = (
     "weights",  # link weights are there where the proof needs them, and are weights
     "proof",  # the threshold or the hot replica that the proof needs is there and exists
     "bound",  # the proof gives at least the stated bound, which is at most z
+    "aggregate",  # the stated aggregate is the largest cost of a link summed over all layers
     "solver-bound",  # the solver's own bound lies between the bound and z
 )
 
@@ -107,6 +108,10 @@ class Verification:
     memory : float array [GPUs]
         Bytes used on each GPU: experts of all layers, what is resident, and the KV cache; on a failed GPU only what
         the placement puts there.
+    aggregate_bound : float
+        What no placement's `aggregate` is below, as derived anew from the placement file; 0 where it proves nothing.
+    memory_bound : float
+        What no placement's `total_z` is below, memory over layers counted, as derived anew; 0 likewise.
     """
 
     violations: tuple[Violation, ...]
@@ -116,6 +121,8 @@ class Verification:
     links: tuple[str, ...]
     worst_pair: Floats
     memory: Floats
+    aggregate_bound: float = 0.0
+    memory_bound: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -129,8 +136,8 @@ class Verification:
 
     @property
     def total_bound(self) -> float:
-        """Sum of the re-derived bounds over the layers: no placement has a smaller `total_z`."""
-        return float(sum(check.bound for check in self.layers))
+        """No placement has a smaller `total_z`: the sum of re-derived bounds over the layers, or `memory_bound`."""
+        return max(self.memory_bound, float(sum(check.bound for check in self.layers)))
 
     @property
     def max_z(self) -> float:
@@ -139,5 +146,10 @@ class Verification:
 
     @property
     def aggregate(self) -> float:
-        """The largest cost of any link summed over the layers."""
+        """The largest cost of any link summed over the layers; at most `total_z`."""
         return float(self.cost.sum(axis=0).max(initial=0.0))
+
+    @property
+    def aggregate_link(self) -> str:
+        """The first link of that cost; empty where no link carries anything."""
+        return self.links[int(self.cost.sum(axis=0).argmax())] if self.aggregate > 0 else ""

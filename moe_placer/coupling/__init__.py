@@ -1,0 +1,1 @@
+"""What couples layers: one objective over all of them, and memory that they share."""
