@@ -29,7 +29,7 @@ _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond
 _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
-_APART = 0.25  # share of the limits for the layers apart, where the aggregate counts
+_APART = 0.5  # share of the limits for the layers apart, where the aggregate counts
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
