@@ -36,7 +36,7 @@ _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
 _RECOPYING = 0.1  # of the effort of search: on other copies, where these could pay
 _CHOICE_WORK = 0.5  # of CP-SAT on other copies than those that it has settled
-_APART = 0.25  # share of the limits for the layers apart, where the aggregate counts
+_APART = 0.5  # share of the limits for the layers apart, where the aggregate counts
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 

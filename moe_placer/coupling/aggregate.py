@@ -244,7 +244,7 @@ class _Search:
         """Descend from the plan, then from kicked copies of it, until the gap is reached or that comes to nothing."""
         self._descend(home := home.copy(), self._target)
         failed = 0
-        while failed < _PATIENCE and not self._within(_AIM) and not self.spent:
+        while failed < _PATIENCE and not self._within(1.0) and not self.spent:
             before, plan = self._value, home.copy()
             # What is coolest at its hottest need not exceed the bound the least: aim in between, too.
             target = self._target + float(self.rng.random()) * (self._value - self._target)
