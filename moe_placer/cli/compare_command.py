@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from moe_placer.cli.options import trace_option
+from moe_placer.workers import usable_cores
 
 __all__ = ["compare"]
 
@@ -95,7 +95,7 @@ def compare(
         with folder:
             for row in matrix.instances:
                 folder.add_instance(row)
-            _run(folder, matrix.cells, jobs or max(1, _cores() // workers), patience, quiet)
+            _run(folder, matrix.cells, jobs or max(1, usable_cores() // workers), patience, quiet)
     except KeyboardInterrupt:
         click.echo(
             f"moe-placer: interrupted; {folder.path} has the runs that ended before; the same command continues",
@@ -149,10 +149,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in _names(text))
     except ValueError:
         raise UsageError(f"seeds are {text!r}, expected whole numbers such as 0,1,2") from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _text(row: dict[str, Any]) -> str:

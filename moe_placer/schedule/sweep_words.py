@@ -1,0 +1,133 @@
+"""What a sweep shows, in sentences: who has the shorter step where, which batches fit, what is best of those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moe_placer.schedule.crossing import find_crossings
+
+__all__ = ["AXES", "answers", "by", "said", "varied"]
+
+Row = Mapping[str, Any]
+
+AXES = ("tokens_per_gpu", "context", "oversubscription")
+_STATE = ("phase", "context", "oversubscription")  # what is the same in one curve over batches
+_SAME = 0.001  # steps this close, as a share, are called equally long
+
+
+def by(rows: Sequence[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Group rows by the values of some fields, in order of appearance."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[field] for field in fields), []).append(row)
+    return found
+
+
+def varied(rows: Sequence[Row], fields: Sequence[str] = ("phase", *AXES)) -> list[str]:
+    """Name the fields that have more than one value."""
+    return [field for field in fields if len(by(rows, field)) > 1]
+
+
+def said(field: str, value: Any) -> str:
+    """Say one value of a field, with its unit."""
+    if field == "phase":
+        return str(value)
+    if field == "tokens_per_gpu":
+        return f"{value:,.4g} tokens per GPU" if value < 1000 else f"{value:,.0f} tokens per GPU"
+    if field == "context":
+        return f"context {value:,.0f} tokens"
+    return "no fat tree" if value is None else f"oversubscription {value:g}:1"
+
+
+def answers(rows: Sequence[Row]) -> list[str]:
+    """Compare the first plan with every other one, state by state: over batches where these are swept.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of `moe_placer.schedule.sweep.simulate_point`.
+    """
+    lines: list[str] = []
+    states = by(rows, *_STATE)
+    changes = varied(rows, _STATE)
+    for key, group in states.items():
+        state = dict(zip(_STATE, key, strict=True))
+        where = ", ".join(said(field, state[field]) for field in changes)
+        lines += [f"{where}: {line}" if where else line for line in _of_one_state(group)]
+    return lines
+
+
+def _of_one_state(rows: Sequence[Row]) -> Iterator[str]:
+    plans = {name: sorted(group, key=lambda row: row["tokens_per_gpu"]) for (name,), group in by(rows, "plan").items()}
+    (first, mine), *others = plans.items()
+    for second, its in others:
+        yield _against(first, mine, second, its)
+    yield _fitting(plans)
+    if len(mine) > 1 and (best := _best_of_what_fits(plans)):
+        yield best
+
+
+def _against(first: str, mine: Sequence[Row], second: str, its: Sequence[Row]) -> str:
+    """Say from which batch on which of two plans has the shorter step."""
+    common = sorted({row["tokens_per_gpu"] for row in mine} & {row["tokens_per_gpu"] for row in its})
+    curves = [[_latency(rows, tokens) for tokens in common] for rows in (mine, its)]
+    crossings = find_crossings(common, *curves)
+    margins = [a / b - 1 for a, b in zip(*curves, strict=True)]
+    if not crossings:
+        return _always(first, second, common, margins)
+    pieces = []
+    for crossing in crossings:
+        winner, loser = (first, second) if crossing.first_wins_after else (second, first)
+        pieces.append(
+            f"from about {crossing.at:,.3g} tokens per GPU on (between the swept {crossing.low:,g} and "
+            f"{crossing.high:,g}) {winner} has the shorter step, below it {loser}"
+        )
+    low, high = (
+        f"{margin:+.1%} at {tokens:,g}" for margin, tokens in ((margins[0], common[0]), (margins[-1], common[-1]))
+    )
+    return f"{'; '.join(pieces)} (step of {first} against {second}: {low}, {high})."
+
+
+def _always(first: str, second: str, tokens: Sequence[float], margins: Sequence[float]) -> str:
+    span = f"{min(margins):+.1%} to {max(margins):+.1%}" if len(margins) > 1 else f"{margins[0]:+.1%}"
+    where = (
+        f"at every swept batch ({tokens[0]:,g} to {tokens[-1]:,g} tokens per GPU)"
+        if len(tokens) > 1
+        else (f"at {tokens[0]:,g} tokens per GPU")
+    )
+    if max(abs(margin) for margin in margins) <= _SAME:
+        return f"{first} and {second} have equally long steps {where}."
+    winner = first if min(margins) < -_SAME else second
+    return f"{winner} has the shorter step {where} (step of {first} against {second}: {span})."
+
+
+def _latency(rows: Sequence[Row], tokens: float) -> float:
+    return float(next(row["latency_us"] for row in rows if row["tokens_per_gpu"] == tokens))
+
+
+def _fitting(plans: Mapping[str, Sequence[Row]]) -> str:
+    """Say how many tokens each plan's memory holds."""
+    most = {name: rows[0]["most_tokens_per_gpu"] for name, rows in plans.items()}
+    held = [f"{name} up to {_floor(tokens)}" if tokens > 0 else f"{name} no batch" for name, tokens in most.items()]
+    return f"memory holds, in tokens per GPU: {', '.join(held)}."
+
+
+def _floor(tokens: float) -> str:
+    """Round down to three digits: what is said to fit does."""
+    if tokens >= 1000:
+        return f"{int(tokens):,}"
+    return f"{int(tokens * 100) / 100:g}"
+
+
+def _best_of_what_fits(plans: Mapping[str, Sequence[Row]]) -> str:
+    found = []
+    for name, rows in plans.items():
+        fitting = [row for row in rows if row["fits"]]
+        if fitting:
+            best = max(fitting, key=lambda row: row["tokens_per_s_per_gpu"])
+            rate, tokens = best["tokens_per_s_per_gpu"], best["tokens_per_gpu"]
+            found.append(f"{name} {rate:,.0f} tokens/s per GPU at {tokens:,g} tokens per GPU")
+        else:
+            found.append(f"{name} none")
+    return f"best throughput of the swept batches that fit: {', '.join(found)}."
