@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from moe_placer.errors import NothingFoundError, UsageError
+from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import FatTree
 from moe_placer.placement import Placement
@@ -20,7 +19,7 @@ from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.simulate import simulate
 from moe_placer.schedule.workload import Phase, Workload
 from moe_placer.traffic.recording import Traffic
-from moe_placer.workers import leave_interrupts_to_parent, usable_cores
+from moe_placer.workers import run_each
 
 __all__ = [
     "ROW",
@@ -178,8 +177,6 @@ def most_tokens(memory: Memory, tokens_per_gpu: float) -> float:
 def run_points(plans: Sequence[Plan], points: Sequence[Point], workers: int) -> Iterator[tuple[int, Row]]:
     """Simulate points on worker processes, and yield the index and the row of each as it ends.
 
-    Every worker is given all programs once, when it starts.
-
     Raises
     ------
     UsageError
@@ -187,43 +184,12 @@ def run_points(plans: Sequence[Plan], points: Sequence[Point], workers: int) -> 
     NothingFoundError
         A worker was killed.
     """
-    if workers < 1:
-        raise UsageError(f"{workers} workers, expected 1 or more")
-    workers = min(workers, len(points), usable_cores())
-    if workers == 1:
-        for index, point in enumerate(points):
-            yield index, simulate_point(plans[point.plan], point)
-        return
-    from loky import ProcessPoolExecutor  # its import costs
-    from loky.process_executor import BrokenProcessPool
-
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(tuple(plans),))
-    try:
-        futures = {pool.submit(_run_in_worker, point): index for index, point in enumerate(points)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise NothingFoundError(
-            "a worker process was killed, most likely for want of memory; use fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=False, kill_workers=True)
+    return run_each(simulate_point, plans, points, workers)
 
 
-_plans_here: list[Plan] = []  # in a worker
-
-
-def _start_worker(plans: tuple[Plan, ...]) -> None:
-    leave_interrupts_to_parent()
-    _plans_here[:] = plans
-
-
-def _run_in_worker(point: Point) -> Row:
-    return simulate_point(_plans_here[point.plan], point)
-
-
-def simulate_point(plan: Plan, point: Point) -> Row:
+def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
     """Simulate one point, and return its row: memory is that of the fullest GPU, in bytes."""
+    plan = plans[point.plan]
     program = on_fabric(plan.program, point.oversubscription)
     instance, workload = program.instance, point.workload
     figures = find_figures(simulate(program, workload))

@@ -95,7 +95,7 @@ def _lines(axis: str, ticks: list[float]) -> Spec:
         "field": "rate" if over_batches else "ms",
         "type": "quantitative",
         "title": "tokens/s per GPU" if over_batches else "time of a step, ms",
-        "axis": {"format": ",~g"},
+        "axis": {"format": ",.6~g"},
     }
     colour = {"field": "plan", "type": "nominal", "title": None, "sort": None, "legend": _legend()}
     hollow = {"condition": {"test": "datum.memory == 'fits the memory'", "value": 1}, "value": 0}
@@ -123,7 +123,7 @@ def _legend() -> Spec:
 
 def _bars() -> Spec:
     y = {"field": "x", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 320}}
-    x = {"field": "ms", "type": "quantitative", "title": "time of a step, ms", "axis": {"format": ",~g"}}
+    x = {"field": "ms", "type": "quantitative", "title": "time of a step, ms", "axis": {"format": ",.6~g"}}
     text = {"field": "ms", "type": "quantitative", "format": ",.1f"}
     return {
         "height": {"step": 34},
