@@ -89,12 +89,13 @@ def find_candidates(
 
 
 def _over(flows: Flows, links: Sequence[str]) -> Floats:
-    """Share of what goes from node s to node d that crosses the links [N, N], summed over them."""
+    """How often what goes from node s to node d crosses the links, there (dispatch) and back (combine) [N, N]."""
     nodes = flows.instance.cluster.nodes
     over = np.zeros(nodes * nodes)
     for link in links:
         over += flows.routes.shares[[flows.routes.links.index(link)]].toarray()[0]
-    return over.reshape(nodes, nodes)
+    there = over.reshape(nodes, nodes)
+    return there + there.T
 
 
 @dataclass(frozen=True, eq=False)

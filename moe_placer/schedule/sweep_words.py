@@ -77,11 +77,12 @@ def _against(first: str, mine: Sequence[Row], second: str, its: Sequence[Row]) -
     if not crossings:
         return _always(first, second, common, margins)
     pieces = []
+    most = [rows[0]["most_tokens_per_gpu"] for rows in (mine, its)]
     for crossing in crossings:
         winner, loser = (first, second) if crossing.first_wins_after else (second, first)
         pieces.append(
-            f"from about {crossing.at:,.3g} tokens per GPU on (between the swept {crossing.low:,g} and "
-            f"{crossing.high:,g}) {winner} has the shorter step, below it {loser}"
+            f"from about {_rounded(crossing.at)} tokens per GPU on (between the swept {crossing.low:,g} and "
+            f"{crossing.high:,g}{_held(crossing.at, most)}) {winner} has the shorter step, below it {loser}"
         )
     low, high = (
         f"{margin:+.1%} at {tokens:,g}" for margin, tokens in ((margins[0], common[0]), (margins[-1], common[-1]))
@@ -89,10 +90,22 @@ def _against(first: str, mine: Sequence[Row], second: str, its: Sequence[Row]) -
     return f"{'; '.join(pieces)} (step of {first} against {second}: {low}, {high})."
 
 
+def _rounded(tokens: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{float(f'{tokens:.3g}'):,.10g}"
+
+
+def _held(tokens: float, most: Sequence[float]) -> str:
+    """Say where memory does not hold the batch at which two plans cross."""
+    if tokens <= min(most):
+        return ""
+    return ", more than memory holds with either" if tokens > max(most) else ", more than memory holds with one of them"
+
+
 def _always(first: str, second: str, tokens: Sequence[float], margins: Sequence[float]) -> str:
     span = f"{min(margins):+.1%} to {max(margins):+.1%}" if len(margins) > 1 else f"{margins[0]:+.1%}"
     where = (
-        f"at every swept batch ({tokens[0]:,g} to {tokens[-1]:,g} tokens per GPU)"
+        f"at every swept batch, {tokens[0]:,g} to {tokens[-1]:,g} tokens per GPU"
         if len(tokens) > 1
         else (f"at {tokens[0]:,g} tokens per GPU")
     )
