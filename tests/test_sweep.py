@@ -87,22 +87,22 @@ def test_crossings_need_ascending_positive_batches(x: list[float]) -> None:
 
 
 def test_answers_name_the_crossing_and_what_fits() -> None:
-    first, *more = answers(curve("A", [1, 2, 40], 50) + curve("B", [4, 8, 10], 5))
+    first, best, held = answers(curve("A", [1, 2, 40], 50) + curve("B", [4, 8, 10], 5))
     assert (
         "from about 31.6 tokens per GPU on (between the swept 10 and 100, more than memory holds with one of them) B"
         in first
     )
     assert "-75.0% at 1, +300.0% at 100" in first
-    assert more[0] == "memory holds, in tokens per GPU: A up to 50, B up to 5."
-    assert "A 5,000,000 tokens/s per GPU at 10" in more[1]
-    assert "B 250,000 tokens/s per GPU at 1 " in more[1]
+    assert held == "memory holds, in tokens per GPU, up to 50 with A, 5 with B."
+    assert "A 5,000,000 tokens/s per GPU at 10" in best
+    assert "B 250,000 tokens/s per GPU at 1 " in best
 
 
 def test_answers_say_where_nothing_crosses_and_nothing_fits() -> None:
-    first, held, best = answers(curve("A", [2, 4, 8], 0) + curve("B", [1, 2, 2], 0))
+    first, best, held = answers(curve("A", [2, 4, 8], 0) + curve("B", [1, 2, 2], 0))
     assert first.startswith("B has the shorter step at every swept batch, 1 to 100 tokens per GPU ")
     assert "(step of A against B: +100.0% to +300.0%)" in first
-    assert "A no batch" in held
+    assert held == "memory holds, in tokens per GPU, up to 0 with every plan."
     assert "A none" in best
     same = answers(curve("A", [1, 2]) + curve("B", [1, 2]))[0]
     assert "equally long steps" in same
@@ -269,7 +269,7 @@ def test_the_command_writes_rows_page_and_plot(files: list[str], tmp_path: Path)
         "README.md", "environment.json", "results.jsonl", "sweep-1.svg",
     ]  # fmt: skip
     assert "8/8" in done.stderr
-    assert "memory holds" in done.stdout
+    assert "Memory holds" in done.stdout
     twice = sweep(*files, *files)
     assert "is given twice" in str(twice.exception)
 

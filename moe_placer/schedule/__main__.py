@@ -25,7 +25,7 @@ def main(folder: Path, page_only: bool) -> None:
         if not page_only:
             rows, environment = run_study(study, folder, lambda line: click.echo(line, err=True))
             write_rows(folder, rows, environment)
-        for path in write_page(folder, study.title):
+        for path in write_page(folder, study.title, f"python -m moe_placer.schedule reports/{folder.resolve().name}"):
             click.echo(path)
     except MoePlacerError as error:
         raise click.ClickException(str(error)) from None

@@ -67,9 +67,11 @@ def _faceted(panel: Spec, values: list[Spec], description: str) -> Spec:
         "data": {"values": values},
         "config": config("#1a1a1a", "#ffffff"),
     }
+    if any(value["memory"] != "fits the memory" for value in values) and "layer" in panel:
+        note = "hollow points: memory does not hold the batch"
+        spec["title"] = {"text": note, "fontSize": 11, "fontWeight": "normal", "anchor": "start", "orient": "bottom"}
     if len(names) == 1:
-        title = {"title": {"text": names[0], "fontSize": 13}} if names[0] else {}
-        return {**spec, **title, "width": 2 * _WIDTH, "height": _HEIGHT, **panel}
+        return {**spec, "width": 2 * _WIDTH, "height": _HEIGHT, **panel}
     facet = {"field": "panel", "type": "nominal", "title": None, "sort": names}
     header = {"labelFontSize": 13, "labelFontWeight": "bold", "labelLimit": _WIDTH}
     return {

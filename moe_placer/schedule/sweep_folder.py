@@ -32,8 +32,8 @@ def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]], environment: Map
     return [folder / _ROWS, folder / _ENVIRONMENT]
 
 
-def write_page(folder: Path, title: str) -> list[Path]:
-    """Make README.md and its pictures from the rows that are there, and return their files.
+def write_page(folder: Path, title: str, command: str = "") -> list[Path]:
+    """Make README.md and its pictures from the rows that are there, and return their files; ``command`` made the rows.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def write_page(folder: Path, title: str) -> list[Path]:
     rows = [_row(line, number, folder / _ROWS) for number, line in enumerate(_lines(folder / _ROWS), 1)]
     try:
         environment = json.loads(read_bounded(folder / _ENVIRONMENT, _MOST_BYTES, "the environment of a sweep"))
-        contents = build_page(rows, environment, title)
+        contents = build_page(rows, environment, title, command)
     except (ValueError, KeyError, TypeError) as error:
         found = f"what is no sweep ({type(error).__name__}: {error})"
         raise InputError(Mistake(found, "rows and an environment of `moe-placer sweep`", file=folder)) from None

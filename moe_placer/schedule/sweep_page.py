@@ -15,13 +15,15 @@ __all__ = ["build_page"]
 Row = Mapping[str, Any]
 
 
-def build_page(rows: Sequence[Row], environment: Mapping[str, Any], title: str) -> dict[str, str]:
+def build_page(rows: Sequence[Row], environment: Mapping[str, Any], title: str, command: str = "") -> dict[str, str]:
     """Return file names and contents: README.md, and a picture for each sweep; the same input gives the same bytes.
 
     Parameters
     ----------
     rows : sequence of mapping
         Of `moe_placer.schedule.sweep.simulate_point`; ``sweep`` names the sweep that each belongs to.
+    command : str
+        What made it, to be run again.
     """
     parts, files = [f"# {plain(title)}", _machine(environment), _plans(rows)], {}
     for number, ((name,), group) in enumerate(by(rows, "sweep").items(), 1):
@@ -29,7 +31,10 @@ def build_page(rows: Sequence[Row], environment: Mapping[str, Any], title: str) 
         files[picture] = draw(group)
         said_of_it = "\n".join(f"- {plain(line[:1].upper() + line[1:])}" for line in answers(group))
         parts += [f"## {plain(name)}", said_of_it, f"![{plain(name)}: {caption(group)}]({picture})", _points(group)]
-    return {"README.md": "\n\n".join([*parts, _HOW_TO_READ]) + "\n", **files}
+    parts.append(_HOW_TO_READ)
+    if command:
+        parts.append(f"## Run it again\n\n    {command}")
+    return {"README.md": "\n\n".join(parts) + "\n", **files}
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

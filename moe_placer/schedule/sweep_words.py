@@ -10,6 +10,7 @@ from moe_placer.schedule.crossing import find_crossings
 __all__ = ["AXES", "answers", "by", "said", "varied"]
 
 Row = Mapping[str, Any]
+Plans = Mapping[str, Sequence[Row]]  # by batch
 
 AXES = ("tokens_per_gpu", "context", "oversubscription")
 _STATE = ("phase", "context", "oversubscription")  # what is the same in one curve over batches
@@ -48,24 +49,44 @@ def answers(rows: Sequence[Row]) -> list[str]:
     rows : sequence of mapping
         Of `moe_placer.schedule.sweep.simulate_point`.
     """
-    lines: list[str] = []
-    states = by(rows, *_STATE)
     changes = varied(rows, _STATE)
-    for key, group in states.items():
+    states = {}
+    for key, group in by(rows, *_STATE).items():
         state = dict(zip(_STATE, key, strict=True))
-        where = ", ".join(said(field, state[field]) for field in changes)
-        lines += [f"{where}: {line}" if where else line for line in _of_one_state(group)]
-    return lines
+        states[", ".join(said(field, state[field]) for field in changes)] = _plans_of(group)
+    if len(by(rows, "tokens_per_gpu")) == 1:
+        return [*_side_by_side(states), *_fitting(states)]
+    lines = [_with(where, line) for where, plans in states.items() for line in _over_batches(plans)]
+    return [*lines, *_fitting(states)]
 
 
-def _of_one_state(rows: Sequence[Row]) -> Iterator[str]:
-    plans = {name: sorted(group, key=lambda row: row["tokens_per_gpu"]) for (name,), group in by(rows, "plan").items()}
+def _with(where: str, line: str) -> str:
+    return f"{where}: {line}" if where else line
+
+
+def _plans_of(rows: Sequence[Row]) -> Plans:
+    return {name: sorted(group, key=lambda row: row["tokens_per_gpu"]) for (name,), group in by(rows, "plan").items()}
+
+
+def _over_batches(plans: Plans) -> Iterator[str]:
+    """Compare the first plan with every other one, and name the best batch of each."""
     (first, mine), *others = plans.items()
     for second, its in others:
         yield _against(first, mine, second, its)
-    yield _fitting(plans)
-    if len(mine) > 1 and (best := _best_of_what_fits(plans)):
-        yield best
+    yield _best_of_what_fits(plans)
+
+
+def _side_by_side(states: Mapping[str, Plans]) -> Iterator[str]:
+    """Compare the first plan with every other one at their only batch, all states in one sentence."""
+    names = list(dict.fromkeys(name for plans in states.values() for name in plans))
+    for second in names[1:]:
+        found = []
+        for where, plans in states.items():
+            if names[0] in plans and second in plans:
+                margin = plans[names[0]][0]["latency_us"] / plans[second][0]["latency_us"] - 1
+                found.append(f"{where} {margin:+.1%}".strip())
+        if found:
+            yield f"step of {names[0]} against {second}: {', '.join(found)}."
 
 
 def _against(first: str, mine: Sequence[Row], second: str, its: Sequence[Row]) -> str:
@@ -119,11 +140,18 @@ def _latency(rows: Sequence[Row], tokens: float) -> float:
     return float(next(row["latency_us"] for row in rows if row["tokens_per_gpu"] == tokens))
 
 
-def _fitting(plans: Mapping[str, Sequence[Row]]) -> str:
-    """Say how many tokens each plan's memory holds."""
-    most = {name: rows[0]["most_tokens_per_gpu"] for name, rows in plans.items()}
-    held = [f"{name} up to {_floor(tokens)}" if tokens > 0 else f"{name} no batch" for name, tokens in most.items()]
-    return f"memory holds, in tokens per GPU: {', '.join(held)}."
+def _fitting(states: Mapping[str, Plans]) -> list[str]:
+    """Say how many tokens each plan's memory holds: once, where it is the same in every state."""
+    lines = {}
+    for where, plans in states.items():
+        most = {name: _floor(rows[0]["most_tokens_per_gpu"]) for name, rows in plans.items()}
+        held = [f"{tokens} with {name}" for name, tokens in most.items()]
+        if len(most) > 1 and len(set(most.values())) == 1:
+            held = [f"{held[0].partition(' ')[0]} with every plan"]
+        lines[where] = f"memory holds, in tokens per GPU, up to {', '.join(held)}."
+    if len(set(lines.values())) == 1:
+        return [next(iter(lines.values()))]
+    return [_with(where, line) for where, line in lines.items()]
 
 
 def _floor(tokens: float) -> str:
@@ -133,7 +161,7 @@ def _floor(tokens: float) -> str:
     return f"{int(tokens * 100) / 100:g}"
 
 
-def _best_of_what_fits(plans: Mapping[str, Sequence[Row]]) -> str:
+def _best_of_what_fits(plans: Plans) -> str:
     found = []
     for name, rows in plans.items():
         fitting = [row for row in rows if row["fits"]]
