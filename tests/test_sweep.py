@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_placer.cli.main import cli
-from moe_placer.errors import InputError, MoePlacerError, UsageError
+from moe_placer.errors import InputError, MoePlacerError, NothingFoundError, UsageError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.__main__ import main as study_command
@@ -28,6 +30,7 @@ from moe_placer.schedule.sweep_page import build_page
 from moe_placer.schedule.sweep_words import answers
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic import load_traffic
+from moe_placer.workers import run_each, usable_cores
 
 Row = dict[str, Any]
 ENVIRONMENT: Row = {
@@ -301,6 +304,26 @@ def test_hostile_arguments_are_refused(files: list[str], more: list[str], messag
     assert isinstance(done.exception, UsageError)
     assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_sweep_keeps_what_it_has(files: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    def stops(plans: Any, points: Any, workers: int) -> Any:
+        yield from itertools.islice(run_points(plans, points, workers), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_placer.schedule.sweep.run_points", stops)
+    out = ["-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, ["sweep", *files, "--tokens-per-gpu", "1,2,3", *out], standalone_mode=False)
+    assert done.return_value == 130
+    assert "interrupted; 1 of 3 points" in done.stderr
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_worker_that_is_killed_is_said() -> None:
+    if usable_cores() == 1:
+        pytest.skip("one core runs everything here")
+    with pytest.raises(NothingFoundError, match="fewer --workers"):
+        list(run_each(lambda _shared, _task: os._exit(9), None, [1, 2], 2))
 
 
 def test_files_that_are_missing_are_named(tmp_path: Path) -> None:

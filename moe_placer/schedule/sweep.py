@@ -175,15 +175,7 @@ def most_tokens(memory: Memory, tokens_per_gpu: float) -> float:
 
 
 def run_points(plans: Sequence[Plan], points: Sequence[Point], workers: int) -> Iterator[tuple[int, Row]]:
-    """Simulate points on worker processes, and yield the index and the row of each as it ends.
-
-    Raises
-    ------
-    UsageError
-        Fewer than one worker.
-    NothingFoundError
-        A worker was killed.
-    """
+    """Yield the index and the row of each point as it ends; workers and errors as in `run_each`."""
     return run_each(simulate_point, plans, points, workers)
 
 

@@ -101,7 +101,7 @@ def _lines(axis: str, ticks: list[float]) -> Spec:
     }
     colour = {"field": "plan", "type": "nominal", "title": None, "sort": None, "legend": _legend()}
     hollow = {"condition": {"test": "datum.memory == 'fits the memory'", "value": 1}, "value": 0}
-    point = {"type": "point", "size": 70, "strokeWidth": 2, "aria": False}
+    point = {"type": "point", "size": 70, "strokeWidth": 2, "opacity": 1, "aria": False}
     return {
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y, "color": colour}},
