@@ -8,8 +8,6 @@ which worker was first.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +23,7 @@ from moe_placer.bounds import Bound, best_bound
 from moe_placer.problem import LayerProblem, Problem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
+from moe_placer.workers import leave_interrupts_to_parent, usable_cores
 
 __all__ = ["solve_layers"]
 
@@ -57,14 +56,9 @@ def solve_layers(
     elif limits.workers == 1:
         run.in_rounds(run.round_here)
     else:
-        with _pool(min(limits.workers, len(problem), _cores())) as pool, _stop_file() as stop_file:
+        with _pool(min(limits.workers, len(problem), usable_cores())) as pool, _stop_file() as stop_file:
             run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, stop_file, layers, work, number))
     return [result if result is not None else _nothing(limits) for result in run.best]
-
-
-def _cores() -> int:
-    """Count the cores that this process may use: more workers than these only take memory and time to start."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | None:
@@ -230,18 +224,13 @@ def _broken_pool() -> type[BaseException]:
     return BrokenProcessPool
 
 
-def _leave_interrupts_to_parent() -> None:
-    """Ignore Ctrl-C in a worker: the terminal sends it to all processes, and the parent decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextmanager
 def _pool(workers: int) -> Iterator[Callable[[], Any]]:
     """Hand out the process pool, a new one after workers were killed; stop it at the end."""
     import loky  # its import costs, and quick methods do without
 
     def pool() -> Any:
-        return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=_leave_interrupts_to_parent)
+        return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=leave_interrupts_to_parent)
 
     # What breaks the pool comes back as an exception, which `round_in_pool` handles; users need no traceback beside it.
     log = logging.getLogger("concurrent.futures")

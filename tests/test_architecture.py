@@ -25,7 +25,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("placement", "verifier"),
     ("result",),
     ("starting", "solving", "progress"),
-    ("export", "dag", "report", "bench", "compare", "schedule", "crosscheck", "cli"),
+    ("export", "dag", "report", "bench", "compare", "schedule", "sweep", "crosscheck", "cli"),
 )
 TIER = {f"moe_placer.{name}": tier for tier, names in enumerate(TIERS) for name in names}
 HEAVY = ("ortools", "scipy.optimize")
@@ -111,8 +111,8 @@ def test_traffic_and_fabric_do_not_know_each_other(pair: tuple[str, str]) -> Non
     assert other not in reached
 
 
-SCHEDULED = {"errors", "files", "instance", "traffic", "fabric", "placement", "dag", "schedule"}
-SCHEDULING = {"schedule", "crosscheck", "compare", "cli"}
+SCHEDULED = {"errors", "files", "instance", "traffic", "fabric", "placement", "dag", "workers", "schedule"}
+SCHEDULING = {"schedule", "sweep", "crosscheck", "compare", "cli"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from moe_placer.cli.options import trace_option
+from moe_placer.workers import usable_cores
 
 __all__ = ["compare"]
 
@@ -108,7 +108,7 @@ def compare(
     names = _names(solvers) if solvers is not None else solver_names()
     settings = Settings(time_limit, gap, workers)
     matrix = build_matrix(instances, names, _numbers(seeds), settings, Given(traces, held_out, next_window, current))
-    environment, jobs = describe_environment(), jobs or max(1, _cores() // workers)
+    environment, jobs = describe_environment(), jobs or max(1, usable_cores() // workers)
     most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
     folder = Folder(
         output or Path("reports") / f"{environment['date']}-compare",
@@ -182,10 +182,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in _names(text))
     except ValueError:
         raise UsageError(f"seeds are {text!r}, expected whole numbers such as 0,1,2") from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _text(row: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from moe_placer.cli.options import (
     placement_argument,
     trace_option,
 )
+from moe_placer.cli.what_if import answer_content, answer_lines, build_question, what_if_options
+from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.schedule.figures import Figures
@@ -51,6 +53,7 @@ __all__ = ["schedule"]
     show_default=True,
     help="2: one half of the tokens communicates while the other computes.",
 )
+@what_if_options
 @json_option
 def schedule(
     instance: Path,
@@ -60,27 +63,44 @@ def schedule(
     tokens_per_gpu: float | None,
     context: float,
     micro_batches: int,
+    slow_gpus: tuple[str, ...],
+    slow_links: tuple[str, ...],
+    failed: tuple[int, ...],
+    copies: int,
     json_: bool,
 ) -> None:
     """Simulate one step of PLACEMENT: latency, throughput, utilization, memory, and where the time goes.
 
     Every operation of the deployment DAG runs on its GPUs' streams, NVLink and the inter-node links as soon as its
     tensors are there (docs/schedule.md). Figures are of the model's own hardware parameters in INSTANCE.
+
+    What-ifs simulate the step again: how much later is it, and which further copy of an expert would help most?
     """
     from moe_placer.schedule.figures import find_figures
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
+    from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.words import print_figures
     from moe_placer.schedule.workload import Workload
 
     workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
+    question = build_question(slow_gpus, slow_links, failed)
     opened, placed, traffic = open_verified(instance, placement, traces)
     timeline = simulate(compile_program(opened, placed, traffic), workload)
     figures = find_figures(timeline)
+    answer = None
+    if question:
+        answer = ask(
+            opened, placed, traffic, workload, question,
+            before_us=figures.latency_us, most=copies, workers=usable_cores(),
+        )  # fmt: skip
     if json_:
-        click.echo(as_json(_content(timeline, figures, placed.solver.name)))
-    else:
-        print_figures(timeline, figures, placed.solver.name)
+        content = _content(timeline, figures, placed.solver.name)
+        click.echo(as_json(content | ({"what_if": answer_content(opened, question, answer)} if answer else {})))
+        return
+    print_figures(timeline, figures, placed.solver.name)
+    if answer:
+        click.echo("\n" + "\n".join(answer_lines(opened, question, answer)))
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moe_placer.cli.options import as_json, instance_argument, json_option, open_instance, trace_option
+from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["solve"]
 
 _ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one wish
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 EXAMPLES = """
@@ -43,7 +39,9 @@ Examples:
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
-@click.option("--workers", default=_cores, show_default="all cores", metavar="N", type=int, help="Worker processes.")
+@click.option(
+    "--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Worker processes."
+)
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")

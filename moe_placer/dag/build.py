@@ -23,6 +23,7 @@ def build_dag(
     layers: Collection[int] | None = None,
     *,
     whole: bool = True,
+    stand_ins: bool = False,
 ) -> Dag:
     """Build the graph of one step, from tokens that come in to tokens that go out.
 
@@ -35,6 +36,8 @@ def build_dag(
     whole : bool
         Whether input, embedding, head and output are built around the layers; otherwise every tensor-parallel group
         starts and ends with its hidden states.
+    stand_ins : bool
+        Whether replicas of one expert on the same GPUs are one copy that stands in for others (see `Flows`).
 
     Returns
     -------
@@ -46,7 +49,7 @@ def build_dag(
     InputError
         Placement or traffic do not fit the instance, or tokens choose replicas by a rule that DAGs do not know.
     """
-    flows = read_flows(instance, placement, traffic)
+    flows = read_flows(instance, placement, traffic, stand_ins=stand_ins)
     shown = sorted(range(instance.model.layers) if layers is None else set(layers))
     dag = Dag(instance.name)
     weaver = Weaver(instance, dag, flows)

@@ -17,6 +17,7 @@ from moe_placer.traffic.recording import Traffic
 __all__ = ["Flows", "LayerFlow", "check_fit", "read_flows"]
 
 Floats = npt.NDArray[np.float64]
+Copy = tuple[int, int, tuple[int, ...]]  # expert, replica, GPUs
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class LayerFlow:
     Attributes
     ----------
     copies : list of (expert, replica, GPUs)
-        Every replica, expert by expert; more than one GPU where experts are sharded.
+        Every replica, expert by expert (of stand-ins on the same GPUs the first); several GPUs where it is sharded.
     tokens : float array [nodes, copies]
         Tokens per step from each node to each replica.
     uses : bool array [nodes, copies]
@@ -46,12 +47,17 @@ class LayerFlow:
 
 @dataclass(frozen=True, eq=False)
 class Flows:
-    """Routes of the fabric, and the dispatch of any MoE layer, computed when asked for."""
+    """Routes of the fabric, and the dispatch of any MoE layer, computed when asked for.
+
+    With ``stand_ins``, what a placement lists as several replicas of an expert on the same GPUs is one copy that stands
+    in for others, and with ``group`` routing an expert may have a multiple of dp replicas.
+    """
 
     instance: Instance
     placement: Placement
     traffic: Traffic
     routes: Routes
+    stand_ins: bool = False
 
     def layer(self, row: int) -> LayerFlow:
         """Compute the dispatch of the row-th MoE layer."""
@@ -66,6 +72,8 @@ class Flows:
         choices = np.stack([r.load[row] / r.tokens[row] for r in self.traffic.recordings])
         T = started * (self.traffic.mix @ choices)
         share = self._shares(copies)
+        if self.stand_ins:
+            copies, share = _merged(copies, share)
         expert = np.array([copy[0] for copy in copies])
         tokens = T[:, expert] * share
         home = np.array([gpus[0] // instance.cluster.gpus_per_node for _, _, gpus in copies])
@@ -79,18 +87,31 @@ class Flows:
         return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load * scale)
 
     def _shares(self, copies: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
-        """Share of a node's tokens for an expert that goes to each of its copies: [nodes, copies]."""
-        nodes = self.instance.cluster.nodes
+        """Share of a node's tokens for an expert that goes to each of its copies: [nodes, copies].
+
+        With ``group``, group r uses replica r; where an expert has a multiple of dp replicas, r, r + dp, ... evenly.
+        """
+        nodes, dp = self.instance.cluster.nodes, self.instance.parallelism.dp
+        expert = [copy[0] for copy in copies]
+        count = np.bincount(expert)[expert]
         if self.instance.placement.replica_routing == "group":
-            group = np.arange(nodes) * self.instance.parallelism.dp // nodes
+            group = np.arange(nodes) * dp // nodes
             replica = np.array([copy[1] for copy in copies])
-            return np.where(group[:, None] == replica[None, :], 1.0, 0.0)
-        count = np.bincount([copy[0] for copy in copies])
-        even: Floats = 1.0 / count[[copy[0] for copy in copies]]
-        return np.tile(even, (nodes, 1))
+            return np.where(group[:, None] == replica[None, :] % dp, dp / count, 0.0)
+        return np.tile(1.0 / count, (nodes, 1))
 
 
-def read_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Flows:
+def _merged(copies: list[Copy], share: Floats) -> tuple[list[Copy], Floats]:
+    """Make one of what are copies of an expert on the same GPUs: where one stands in for another."""
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    into = np.array([first.setdefault((expert, gpus), index) for index, (expert, _, gpus) in enumerate(copies)])
+    kept = np.unique(into)
+    summed = np.zeros((len(share), len(kept)))
+    np.add.at(summed.T, np.searchsorted(kept, into), share.T)
+    return [copies[index] for index in kept.tolist()], summed
+
+
+def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> Flows:
     """Check that placement and traffic fit the instance, and compile its routes.
 
     Raises
@@ -98,14 +119,14 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Fl
     InputError
         They do not fit, or the instance asks for replica routing or dispatch that DAGs do not know.
     """
-    mistakes = check_fit(instance, placement, traffic)
+    mistakes = check_fit(instance, placement, traffic, stand_ins=stand_ins)
     if mistakes:
         raise InputError(mistakes)
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
-    return Flows(instance, placement, traffic, routes)
+    return Flows(instance, placement, traffic, routes, stand_ins)
 
 
-def check_fit(instance: Instance, placement: Placement, traffic: Traffic) -> list[Mistake]:
+def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> list[Mistake]:
     """List what keeps a DAG from being built."""
     asked, mistakes = instance.placement, []
     if asked.replica_routing not in {"group", "even"}:
@@ -113,14 +134,14 @@ def check_fit(instance: Instance, placement: Placement, traffic: Traffic) -> lis
         mistakes.append(Mistake(asked.replica_routing, expected, "placement.replica_routing"))
     if asked.dispatch != "per-expert":
         mistakes.append(Mistake(asked.dispatch, "per-expert (DAGs know no other)", "placement.dispatch"))
-    mistakes += _placement_mistakes(instance, placement)
+    mistakes += _placement_mistakes(instance, placement, stand_ins)
     mistakes += _traffic_mistakes(instance, traffic)
     return mistakes
 
 
-def _placement_mistakes(instance: Instance, placement: Placement) -> Iterator[Mistake]:
+def _placement_mistakes(instance: Instance, placement: Placement, stand_ins: bool) -> Iterator[Mistake]:
     layers, experts = len(instance.moe_layers), instance.model.experts
-    group = instance.placement.replica_routing == "group"
+    group, dp = instance.placement.replica_routing == "group", instance.parallelism.dp
     if len(placement.gpu) != layers:
         yield Mistake(f"{len(placement.gpu)} layers in the placement", f"{layers} MoE layers", "gpu")
     for row, copies in enumerate(placement.gpu[:layers]):
@@ -131,8 +152,8 @@ def _placement_mistakes(instance: Instance, placement: Placement) -> Iterator[Mi
             if not shards or not all(shards) or any(gpu >= instance.gpus for gpus in shards for gpu in gpus):
                 expected = f"one or more replicas on GPUs below {instance.gpus}"
                 yield Mistake(f"{copies[expert]}", expected, f"gpu[{row}][{expert}]")
-            elif group and len(shards) != instance.parallelism.dp:
-                expected = f"one for each of the {instance.parallelism.dp} DP groups"
+            elif group and (len(shards) % dp if stand_ins else len(shards) != dp):
+                expected = f"one for each of the {dp} DP groups"
                 yield Mistake(f"{len(shards)} replicas", expected, f"gpu[{row}][{expert}]")
 
 

@@ -15,7 +15,7 @@ from moe_placer.report.figures import Standing, standings
 from moe_placer.report.rows import Comparison, InstanceRow
 from moe_placer.report.view import context, labels
 
-__all__ = ["plain", "to_markdown"]
+__all__ = ["plain", "renumbered", "to_markdown"]
 
 _WIDTH = 760  # pixels
 
@@ -51,7 +51,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
     def add(chart: str, title: str, values: list[dict[str, object]]) -> None:
         if values:
             svg = vl_convert.vegalite_to_svg(filled(chart, values, title, _WIDTH, comparison.solvers))
-            found[f"{chart}.svg"] = (title, _renumbered(svg))
+            found[f"{chart}.svg"] = (title, renumbered(svg))
 
     named = labels(comparison)
     add("profile", "Share of layers within a factor of the best solver", records.profiles(comparison))
@@ -72,7 +72,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _renumbered(svg: str) -> str:
+def renumbered(svg: str) -> str:
     """Return a picture whose clip paths and gradients count from 0; Vega counts on from one picture to the next."""
     places = {name: f"part{place}" for place, name in enumerate(dict.fromkeys(re.findall(r'\bid="(\w+)"', svg)))}
     return re.sub(r'(\bid="|url\(#)(\w+)', lambda found: found[1] + places.get(found[2], found[2]), svg)

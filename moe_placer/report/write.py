@@ -8,9 +8,22 @@ from pathlib import Path
 from moe_placer.errors import UsageError
 from moe_placer.files import write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["require_libraries", "write_report"]
 
 _NEEDED = ("jinja2", "vl_convert")
+
+
+def require_libraries() -> None:
+    """Refuse to go on without what pages are made with.
+
+    Raises
+    ------
+    UsageError
+        The libraries of the extra `report` are not installed.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"reports need {' and '.join(missing)}: pip install 'moe-placer[report]'")
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -33,9 +46,7 @@ def write_report(folder: Path) -> list[Path]:
     UsageError
         The libraries of the extra `report` are not installed.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise UsageError(f"reports need {' and '.join(missing)}: pip install 'moe-placer[report]'")
+    require_libraries()
     from moe_placer.report.markdown import to_markdown
     from moe_placer.report.page import to_page
     from moe_placer.report.rows import read_comparison

@@ -97,15 +97,20 @@ class Program:
         return tuple(len(STREAMS) * gpu + stream for gpu in self.gpus[operation])
 
 
-def compile_program(instance: Instance, placement: Placement, traffic: Traffic) -> Program:
+def compile_program(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> Program:
     """Build the deployment DAG of a placement and turn it into arrays.
+
+    Parameters
+    ----------
+    stand_ins : bool
+        Whether replicas of one expert on the same GPUs are one copy that stands in for others, as what-ifs have them.
 
     Raises
     ------
     InputError
         Placement or traffic do not fit the instance.
     """
-    dag = build_dag(instance, placement, traffic)
+    dag = build_dag(instance, placement, traffic, stand_ins=stand_ins)
     operations = list(dag.operations())
     index = {op.id: p for p, op in enumerate(operations)}
     moved = _moved(dag, index, instance.cluster.nodes)

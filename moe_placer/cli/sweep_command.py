@@ -1,0 +1,198 @@
+"""``moe-placer sweep``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from moe_placer.cli.options import as_json, json_option, open_verified, trace_option
+from moe_placer.workers import usable_cores
+
+if TYPE_CHECKING:
+    from moe_placer.sweep.sweep import Grid, Plan
+
+__all__ = ["sweep"]
+
+EXAMPLES = """
+\b
+Examples:
+  # From which batch on does one plan beat the other?
+  moe-placer sweep instances/h100-128.yaml out/h100-128/placement.json \\
+    instances/ep8-traditional.yaml out/ep8/placement.json --tokens-per-gpu 64,256,1024,4096 -o out/batches
+  # What does a cheaper fabric cost?
+  moe-placer sweep instances/h100-128.yaml out/h100-128/placement.json --oversubscription 1,2,4,8
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "files", metavar="INSTANCE PLACEMENT [INSTANCE PLACEMENT ...]", type=click.Path(path_type=Path), nargs=-1
+)
+@trace_option
+@click.option("--phase", "phases", default="prefill", show_default=True, metavar="prefill,decode", help="One or both.")
+@click.option(
+    "--tokens-per-gpu", "tokens", metavar="N,...", help="Batches: tokens that start on each GPU.  [instance's]"
+)
+@click.option(
+    "--context", "contexts", default="4096", show_default=True, metavar="N,...", help="Tokens, as in schedule."
+)
+@click.option(
+    "--oversubscription", "overs", metavar="X,...", help="The same placement on other fat trees.  [instance's]"
+)
+@click.option("--micro-batches", type=int, metavar="1|2", default=2, show_default=True, help="As in schedule.")
+@click.option("--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Processes.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows, page and plot there.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+@json_option
+def sweep(
+    files: tuple[Path, ...],
+    traces: tuple[Path, ...],
+    phases: str,
+    tokens: str | None,
+    contexts: str,
+    overs: str | None,
+    micro_batches: int,
+    workers: int,
+    output: Path | None,
+    quiet: bool,
+    json_: bool,
+) -> int:
+    """Simulate the step of each PLACEMENT for every combination of batch, context, phase and fabric.
+
+    Says which plan has the shorter step from which batch on, and which batches memory holds. The first plan is compared
+    with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
+    """
+    from moe_placer.sweep.sweep import list_points
+    from moe_placer.sweep.words import answers
+
+    grid = _grid(phases, tokens, contexts, overs, micro_batches)
+    plans = _plans(files, traces)
+    points = list_points(plans, grid)
+    started = time.monotonic()
+    rows, interrupted = _simulate(plans, points, workers, quiet)
+    if not rows:
+        raise KeyboardInterrupt
+    if json_:
+        content = {"schema": "moe-placer/sweep/1", "answers": answers(rows), "points": rows}
+        click.echo(as_json(content | {"complete": not interrupted}))
+    else:
+        for line in answers(rows):
+            click.echo(line[:1].upper() + line[1:])
+    if output is not None:
+        _write(output, rows, time.monotonic() - started, workers, json_)
+    if interrupted:
+        click.echo(f"moe-placer: interrupted; {len(rows)} of {len(points)} points were simulated", err=True)
+        return 130
+    return 0
+
+
+def _grid(phases: str, tokens: str | None, contexts: str, overs: str | None, micro_batches: int) -> Grid:
+    from moe_placer.errors import UsageError
+    from moe_placer.schedule.workload import Phase
+    from moe_placer.sweep.sweep import Grid
+
+    named = tuple(part.strip() for part in phases.split(",") if part.strip())
+    if not named or not set(named) <= {"prefill", "decode"}:
+        raise UsageError(f"--phase is {phases!r}, expected prefill, decode, or prefill,decode")
+    return Grid(
+        phases=cast("tuple[Phase, ...]", named),
+        tokens_per_gpu=_numbers("--tokens-per-gpu", tokens) if tokens is not None else (None,),
+        contexts=_numbers("--context", contexts),
+        oversubscriptions=_numbers("--oversubscription", overs) if overs is not None else (None,),
+        micro_batches=micro_batches,
+    )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    from moe_placer.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}, expected numbers with commas between them, such as 64,128") from None
+
+
+def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
+    """Open and compile every pair of files."""
+    from moe_placer.errors import UsageError
+    from moe_placer.sweep.sweep import make_plan
+
+    if not files or len(files) % 2:
+        raise UsageError(f"{len(files)} files are given, expected pairs: INSTANCE PLACEMENT [INSTANCE PLACEMENT ...]")
+    opened = [open_verified(*pair, traces) for pair in zip(files[::2], files[1::2], strict=True)]
+    names = [f"{instance.name} by {placed.solver.name}" for instance, placed, _ in opened]
+    # Placements of one solver are told apart by their files.
+    labels = [f"{name} ({files[2 * i + 1]})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return [make_plan(*one, label) for one, label in zip(opened, labels, strict=True)]
+
+
+def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet: bool) -> tuple[list[Any], bool]:
+    """Return the rows in the order of points, and whether Ctrl-C ended the sweep before it was complete."""
+    from moe_placer.sweep.sweep import run_points
+
+    rows: dict[int, dict[str, Any]] = {}
+    interrupted = False
+    try:
+        with _progress(len(points), quiet) as tell:
+            for index, row in run_points(plans, points, workers):
+                rows[index] = {"sweep": "Sweep", **row}
+                tell(row)
+    except KeyboardInterrupt:
+        interrupted = True
+    return [rows[index] for index in sorted(rows)], interrupted
+
+
+def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quiet: bool) -> None:
+    """Write the folder; without the libraries of pages, say so after the rows are there."""
+    from moe_placer.bench import describe_environment
+    from moe_placer.errors import UsageError
+    from moe_placer.sweep.folder import write_page, write_rows
+
+    run = {"points": len(rows), "seconds": round(seconds, 1), "workers": workers}
+    written = write_rows(folder, rows, describe_environment() | run)
+    try:
+        written += write_page(folder, "Steps simulated side by side")
+    except UsageError as error:
+        click.echo(f"moe-placer: no page was made: {error}", err=True)
+    for path in written:
+        click.echo(path, err=quiet)
+
+
+@contextmanager
+def _progress(points: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function to tell of every row: a live bar for people, a line a point for logs."""
+    from moe_placer.sweep.words import AXES, said
+
+    def text(row: dict[str, Any]) -> str:
+        state = ", ".join(said(field, row[field]) for field in ("phase", *AXES))
+        return f"{row['plan']}, {state}: {row['latency_us'] / 1e3:,.2f} ms" + ("" if row["fits"] else ", does not fit")
+
+    if quiet:
+        yield lambda _row: None
+    elif not sys.stderr.isatty():
+        count = [0]
+
+        def say(row: dict[str, Any]) -> None:
+            count[0] += 1
+            click.echo(f"{count[0]}/{points} {text(row)}", err=True)
+
+        yield say
+    else:
+        from rich.console import Console  # only where somebody watches
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+            task = bar.add_task("", total=points)
+
+            def show(row: dict[str, Any]) -> None:
+                bar.console.print(text(row), markup=False, soft_wrap=True)
+                bar.advance(task)
+
+            yield show

@@ -1,0 +1,219 @@
+"""Sweeps: the steps of several placements over batches, contexts and fabrics, on worker processes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from moe_placer.errors import UsageError
+from moe_placer.instance import Instance
+from moe_placer.instance.schema import FatTree
+from moe_placer.placement import Placement
+from moe_placer.schedule.figures import Memory, find_figures
+from moe_placer.schedule.program import Program, compile_program
+from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.workload import Phase, Workload
+from moe_placer.traffic.recording import Traffic
+from moe_placer.workers import run_each
+
+__all__ = [
+    "ROW",
+    "Grid",
+    "Plan",
+    "Point",
+    "expert_parallelism",
+    "list_points",
+    "make_plan",
+    "most_tokens",
+    "run_points",
+]
+
+ROW = "moe-placer/sweep/1"
+Row = dict[str, Any]
+
+_MOST_POINTS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A placement that takes part in a sweep, compiled once.
+
+    Attributes
+    ----------
+    label : str
+        Its name on pages and plots.
+    program : Program
+    placed_by : str
+        Name of its solver.
+    total_z : float
+        Sum over layers of the worst link, tokens per step at node-link speed, for the instance's own tokens and fabric.
+    """
+
+    label: str
+    program: Program
+    placed_by: str
+    total_z: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of these is a point, for every plan; None is what the instance says.
+
+    Attributes
+    ----------
+    phases : tuple of str
+    tokens_per_gpu : tuple of float or None
+    contexts : tuple of float
+        Tokens.
+    oversubscriptions : tuple of float or None
+        Of the fat tree: the same placement on other fabrics.
+    micro_batches : int
+    """
+
+    phases: tuple[Phase, ...] = ("prefill",)
+    tokens_per_gpu: tuple[float | None, ...] = (None,)
+    contexts: tuple[float, ...] = (4096.0,)
+    oversubscriptions: tuple[float | None, ...] = (None,)
+    micro_batches: int = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step to simulate: the index of its plan, its fabric's oversubscription , its workload."""
+
+    plan: int
+    oversubscription: float | None
+    workload: Workload
+
+
+def make_plan(instance: Instance, placement: Placement, traffic: Traffic, label: str | None = None) -> Plan:
+    """Compile a verified placement for sweeps.
+
+    Raises
+    ------
+    InputError
+        Placement or traffic do not fit the instance.
+    """
+    named = label or f"{instance.name} by {placement.solver.name}"
+    total = float(sum(record.z for record in placement.layers))
+    program = compile_program(instance, placement, traffic)
+    return Plan(f"{named} (EP={expert_parallelism(instance)})", program, placement.solver.name, total)
+
+
+def expert_parallelism(instance: Instance) -> int:
+    """Return the EP degree: GPUs that hold all experts of a layer between them (with redundant slots: all GPUs)."""
+    groups = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
+    return instance.gpus // groups
+
+
+def list_points(plans: Sequence[Plan], grid: Grid) -> list[Point]:
+    """List every combination, plan by plan.
+
+    Raises
+    ------
+    UsageError
+        Nothing is to be swept, or too much; a value makes no sense, or stands twice; oversubscription of what is no fat
+        tree.
+    """
+    axes = (grid.phases, grid.tokens_per_gpu, grid.contexts, grid.oversubscriptions)
+    for axis in (*axes, [plan.label for plan in plans]):
+        _refuse_repeats(axis)
+    count = len(plans) * int(np.prod([len(axis) for axis in axes]))
+    if count > _MOST_POINTS:
+        raise UsageError(f"a sweep of {count:,} points, expected at most {_MOST_POINTS:,}: give fewer values")
+    for plan, value in itertools.product(plans, grid.oversubscriptions):
+        on_fabric(plan.program, value)
+    return [
+        Point(index, over, Workload(phase, tokens, context, grid.micro_batches))
+        for index, _ in enumerate(plans)
+        for phase, context, over, tokens in itertools.product(
+            grid.phases, grid.contexts, grid.oversubscriptions, grid.tokens_per_gpu
+        )
+    ]
+
+
+def _refuse_repeats(values: Sequence[object]) -> None:
+    if not values:
+        raise UsageError("nothing to sweep: an option has no value")
+    for value in values:
+        if list(values).count(value) > 1:
+            raise UsageError(f"{value} is given twice")
+
+
+def on_fabric(program: Program, oversubscription: float | None) -> Program:
+    """Return the same program on a fat tree with another oversubscription.
+
+    Raises
+    ------
+    UsageError
+        The fabric is no fat tree, or the value out of range.
+    """
+    if oversubscription is None:
+        return program
+    instance = program.instance
+    fabric = instance.cluster.fabric
+    if not isinstance(fabric, FatTree):
+        raise UsageError(f"oversubscription is of fat trees, and {instance.name} has a {fabric.kind}")
+    try:
+        other = FatTree.model_validate({**fabric.model_dump(), "oversubscription": float(oversubscription)})
+    except ValidationError:
+        raise UsageError(f"oversubscription is {oversubscription:g}, expected 0.01 to 1000") from None
+    cluster = instance.cluster.model_copy(update={"fabric": other})
+    return replace(program, instance=instance.model_copy(update={"cluster": cluster}))
+
+
+def most_tokens(memory: Memory, tokens_per_gpu: float) -> float:
+    """Return the most tokens per GPU that every GPU's memory holds: all but the weights grows with them."""
+    free = memory.size - memory.weights
+    per_token = (memory.kv_cache + memory.activations) / tokens_per_gpu
+    return max(0.0, float(np.divide(free, per_token, out=np.full_like(free, np.inf), where=per_token > 0).min()))
+
+
+def run_points(plans: Sequence[Plan], points: Sequence[Point], workers: int) -> Iterator[tuple[int, Row]]:
+    """Yield the index and the row of each point as it ends; workers and errors as in `run_each`."""
+    return run_each(simulate_point, plans, points, workers)
+
+
+def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
+    """Simulate one point, and return its row: memory is that of the fullest GPU, in bytes."""
+    plan = plans[point.plan]
+    program = on_fabric(plan.program, point.oversubscription)
+    instance, workload = program.instance, point.workload
+    figures = find_figures(simulate(program, workload))
+    memory = figures.memory
+    tokens = workload.tokens_per_gpu or instance.traffic.tokens_per_gpu
+    fullest = int((memory.high_water - memory.size).argmax())
+    return {
+        "schema": ROW,
+        "plan": plan.label,
+        "instance": instance.name,
+        "instance_sha256": plan.program.instance.sha256,
+        "placed_by": plan.placed_by,
+        "total_z": plan.total_z,
+        "gpus": instance.gpus,
+        "expert_parallelism": expert_parallelism(instance),
+        "slots_per_gpu": instance.placement.slots_per_gpu,
+        "phase": workload.phase,
+        "tokens_per_gpu": float(tokens),
+        "context": float(workload.context),
+        "micro_batches": workload.micro_batches,
+        "fabric": instance.cluster.fabric.kind,
+        "oversubscription": getattr(instance.cluster.fabric, "oversubscription", None),
+        "latency_us": figures.latency_us,
+        "tokens_per_s_per_gpu": figures.tokens_per_s_per_gpu,
+        "mfu": figures.mfu,
+        "communication_us": figures.communication_us,
+        "shares": dict(figures.shares),
+        "busiest_link": figures.busiest_link,
+        "busiest_link_utilization": float(figures.link_utilization.max(initial=0.0)),
+        "weights_bytes": float(memory.weights[fullest]),
+        "high_water_bytes": float(memory.high_water[fullest]),
+        "memory_bytes": float(memory.size[fullest]),
+        "fits": memory.fits,
+        "most_tokens_per_gpu": most_tokens(memory, tokens),
+    }
