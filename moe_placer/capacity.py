@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import InfeasibleError
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import GB, expert_bytes, gpu_memory_bytes, memory_parts
 
 __all__ = ["Capacity", "find_capacity", "why_infeasible"]
@@ -67,21 +68,24 @@ def why_infeasible(instance: Instance) -> str | None:
     """Say why no placement can exist, as far as counting slots and memory shows; None where it may."""
     layers, per_gpu = len(instance.moe_layers), instance.placement.slots_per_gpu
     shards = instance.parallelism.expert_tp
-    replicas = instance.replicas_per_layer
+    replicas, in_all = instance.replicas_per_layer, sum(instance.replicas_by_layer)
     works = _works(instance)
     widest = int(_node_slots(instance, np.where(works, per_gpu, 0)[None, :])[0].sum())
     if widest < replicas:
         sharded = f" (each replica takes {shards} GPUs)" if shards > 1 else ""
+        asks = f"{replicas:,} expert replicas in every layer"
+        if isinstance(instance.placement.replicas, SharedSlots):
+            asks = f"{in_all:,} expert replicas over {layers} layers, {replicas:,} a layer in equal shares"
         return (
-            f"{instance.name} asks for {replicas:,} expert replicas in every layer, but {works.sum():,} working GPUs "
-            f"with {per_gpu} {'slot' if per_gpu == 1 else 'slots'} each hold only {widest:,}{sharded}. "
+            f"{instance.name} asks for {asks}, but {works.sum():,} working GPUs "
+            f"with {per_gpu} {'slot' if per_gpu == 1 else 'slots'} each hold only {widest:,} in a layer{sharded}. "
             "Use more GPUs, more placement.slots_per_gpu, or fewer replicas."
         )
     too_close = _too_close(instance, works)
     if too_close:
         return too_close
     room = np.where(works, np.minimum(_room(instance), per_gpu * layers), 0)
-    needed, there = replicas * shards * layers, int(room.sum())
+    needed, there = in_all * shards, int(room.sum())
     if there < needed:
         size, taken = expert_bytes(instance) / 1e6, memory_parts(instance).total / GB
         return (
@@ -101,7 +105,14 @@ def _too_close(instance: Instance, works: npt.NDArray[np.bool_]) -> str | None:
     apart = instance.placement.replicas_apart
     places = int((by_node >= shards).sum() if apart == "node" else (by_node // shards).sum())
     if places >= copies:
-        return None
+        most = places * instance.model.experts
+        if instance.replicas_per_layer <= most:
+            return None
+        return (
+            f"{instance.name} asks for {instance.replicas_per_layer:,} expert replicas in a layer, but its "
+            f"{instance.model.experts:,} experts can have only {most:,} with copies of each on different {apart}s. "
+            "Use fewer redundant slots" + (", or placement.replicas_apart: gpu." if apart == "node" else ".")
+        )
     return (
         f"{instance.name} wants {copies} copies of every expert on different {apart}s, but only {places} can hold one. "
         f"Use fewer copies (parallelism.dp)" + (", or placement.replicas_apart: gpu." if apart == "node" else ".")

@@ -12,7 +12,7 @@ from moe_placer.moves import Moves, repair
 from moe_placer.problem import LayerProblem
 from moe_placer.solver import Deadline
 
-__all__ = ["descend", "round_shares", "search"]
+__all__ = ["EVALUATIONS_PER_WORK", "HELPS", "descend", "round_shares", "search"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 EVALUATIONS_PER_WORK = 2e7  # link costs that a slow core evaluates in a second
 _KICKS = 3  # trades made at random to leave a local optimum
 _MOST_TRADES = 200
-_HELPS = 1e-9  # smaller relative changes of the excess are rounding
+HELPS = 1e-9  # smaller relative changes of the excess are rounding
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def descend(moves: Moves, target: float, deadline: Deadline) -> None:
         if excess <= 0 or deadline.over:
             return
         change, item, partner, to = moves.best_trade(moves.items_at_worst(), target)
-        if change >= -_HELPS * excess:
+        if change >= -HELPS * excess:
             return
         moves.apply(item, partner, to)
 

@@ -10,7 +10,17 @@ import numpy as np
 from moe_placer.capacity import why_infeasible
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import BYTES_PER_VALUE, GB, expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
+from moe_placer.instance.schema import SharedSlots
+from moe_placer.instance.sizes import (
+    BYTES_PER_VALUE,
+    GB,
+    expert_bytes,
+    expert_us,
+    gpu_memory_bytes,
+    memory_parts,
+    token_bytes,
+    token_us,
+)
 from moe_placer.problem import demand
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
@@ -54,6 +64,8 @@ class Description:
         ``kv_cache_reserved`` and ``left``.
     kv_cache_tokens : int
         Tokens of context whose keys and values fit what is reserved and left, on the GPUs that share attention.
+    replicas_per_layer : int
+        Expert replicas of one layer, with equal shares of ``redundant_slots_in_all`` where layers share a budget.
     links : dict
         Kind of link to number of links and GB/s of each.
     us_per_1000_tokens : float
@@ -73,6 +85,7 @@ class Description:
     failed_gpus: int
     slots_per_layer: int
     replicas_per_layer: int
+    redundant_slots_in_all: int | None
     expert_mb: float
     token_bytes: float
     memory_gb: dict[str, float]
@@ -97,8 +110,7 @@ class Description:
 def describe(instance: Instance, traffic: Traffic | None) -> Description:
     """Describe an instance; without traffic, nothing is said of the demand."""
     failed = len(instance.placement.failed_gpus)
-    fabric = instance.cluster.fabric
-    per_token = token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+    per_token, copies = token_us(instance), instance.placement.replicas
     memory = _memory(instance)
     tokens = None if traffic is None else _skew(instance, traffic)
     return Description(
@@ -111,15 +123,16 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         failed_gpus=failed,
         slots_per_layer=(instance.gpus - failed) * instance.placement.slots_per_gpu // instance.parallelism.expert_tp,
         replicas_per_layer=instance.replicas_per_layer,
+        redundant_slots_in_all=copies.redundant_slots_in_all if isinstance(copies, SharedSlots) else None,
         expert_mb=expert_bytes(instance) / 1e6,
         token_bytes=token_bytes(instance),
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_of_links(build_fabric(instance)),
-        us_per_1000_tokens=1e9 * per_token,
+        us_per_1000_tokens=1e3 * per_token,
         skew=tokens,
-        hottest_compute_us=None if tokens is None else _compute_us(instance, tokens.busiest_gpu_tokens),
-        wire_us=None if tokens is None else 1e6 * per_token * _tokens_leaving(instance),
+        hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
+        wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
         infeasible=why_infeasible(instance),
         unsupported=_unsupported(instance),
     )
@@ -130,7 +143,7 @@ def _memory(instance: Instance) -> dict[str, float]:
     parts = memory_parts(instance)
     capacity = min(gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus))
     working = max(1, instance.gpus - len(instance.placement.failed_gpus))
-    copies = len(instance.moe_layers) * instance.replicas_per_layer * instance.parallelism.expert_tp / working
+    copies = sum(instance.replicas_by_layer) * instance.parallelism.expert_tp / working
     experts = np.ceil(copies) * expert_bytes(instance)
     return {
         "capacity": capacity / GB,
@@ -166,13 +179,6 @@ def _skew(instance: Instance, traffic: Traffic) -> Skew:
         float(differ),
         float(load.max() / copies),
     )
-
-
-def _compute_us(instance: Instance, tokens: float) -> float:
-    """Time of one expert's matrices over so many tokens: 2 FLOPs per weight and token, at the GPU's MFU."""
-    model, gpu = instance.model, instance.cluster.gpu
-    flops = 2 * model.expert_matrices * model.hidden_size * model.expert_hidden_size * tokens
-    return 1e6 * flops / instance.parallelism.expert_tp / (gpu.peak_tflops * 1e12 * gpu.mfu)
 
 
 def _tokens_leaving(instance: Instance) -> float:
@@ -211,10 +217,14 @@ def _size_lines(d: Description) -> list[str]:
             ("kv_cache_reserved", "reserved for the KV cache"),
         )
     )
+    has = f"each layer has {d.replicas_per_layer:,} expert replicas"
+    if d.redundant_slots_in_all is not None:
+        budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
+        has = f"{budget}; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
     return [
         f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, on {d.gpus:,} GPUs{failed} "
         f"in {d.nodes} nodes.",
-        f"Slots: each layer has {d.replicas_per_layer:,} expert replicas for {d.slots_per_layer:,} slots; {room}.",
+        f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
         f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire.",

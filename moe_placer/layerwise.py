@@ -12,7 +12,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -37,12 +37,20 @@ Accept = Callable[[int, LayerResult], None]
 
 
 def solve_layers(
-    solver: LayerSolver, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    solver: LayerSolver,
+    problem: Problem,
+    limits: Limits,
+    seed: int,
+    start: Start | None,
+    report: Report,
+    known: Sequence[LayerResult] | None = None,
 ) -> list[LayerResult]:
-    """Solve all layers, each as well as the limits allow."""
+    """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any."""
     layers = [problem.layer(index) for index in range(len(problem))]
     nodes = start if start is not None and not solver.quick else [None] * len(layers)
     best = [_starting(layer, node, limits.gap) for layer, node in zip(layers, nodes, strict=True)]
+    if known is not None:
+        best = list(known)
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()

@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from moe_placer.problem import LayerProblem
 
-__all__ = ["Moves", "repair"]
+__all__ = ["CALL", "Moves", "excess", "repair"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _BLOCK = 4_000_000  # numbers in one temporary array
 _REPAIRS = 20  # changes per item before a repair is given up
-_CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
+CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
 
 
 class Moves:
@@ -53,8 +53,7 @@ class Moves:
 
     def excess(self, target: float) -> float:
         """Sum over links of the squared cost above ``target``."""
-        over = np.maximum(0.0, self.cost - target)
-        return float(over @ over)
+        return float(excess(self.cost, target))
 
     def apply(self, item: int, partner: int, to: int) -> None:
         """Put ``item`` on node ``to``; ``partner`` takes its place unless it is -1, a free slot."""
@@ -75,7 +74,7 @@ class Moves:
         """
         partners, nodes = self._partners()
         best = (np.inf, -1, -1, -1)
-        self.evaluated += _CALL + 2 * len(items) * len(partners) * self.layer.touched.shape[1]
+        self.evaluated += CALL + 2 * len(items) * len(partners) * self.layer.touched.shape[1]
         block = max(1, _BLOCK // max(1, len(partners) * self.layer.touched.shape[1]))
         for first in range(0, len(items), block):
             some = items[first : first + block]
@@ -90,7 +89,7 @@ class Moves:
         """Trade ``item`` with a random allowed partner; False if there is none."""
         partners, nodes = self._partners()
         items = np.array([item])
-        self.evaluated += _CALL + len(partners)
+        self.evaluated += CALL + len(partners)
         blocked = self._not_allowed(items, partners, nodes, self.node[items])[0] | (nodes == self.node[item])
         allowed = np.flatnonzero(~blocked)
         if not len(allowed):
@@ -149,6 +148,11 @@ class Moves:
         if self._apart_binds:
             self._copies[:] = 0
             np.add.at(self._copies, (self.layer.expert, self.node), 1)
+
+
+def excess(cost: Floats, target: float) -> Floats:
+    """Sum over the last axis, links, of the squared cost above ``target``."""
+    return _squares(cost - target)
 
 
 def _over(value: Floats) -> Floats:

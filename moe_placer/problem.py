@@ -19,9 +19,11 @@ from moe_placer.capacity import Capacity, find_capacity
 from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import SharedSlots
+from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.traffic import Traffic
 
-__all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand"]
+__all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -59,6 +61,8 @@ class LayerProblem:
         Tokens per step that choose item i, from all nodes.
     copies_are_free : bool
         Whether other numbers of copies would be allowed; bounds must then hold for these too.
+    gpu_price : float
+        Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     """
 
     layer: int
@@ -74,6 +78,7 @@ class LayerProblem:
     delta: Floats
     load: Floats
     copies_are_free: bool = False
+    gpu_price: float = 0.0
 
     @property
     def items(self) -> int:
@@ -141,6 +146,8 @@ class Problem:
         DP groups of ``group`` routing; 0 for ``even`` routing.
     copies_are_free : bool
         Whether another choice of copies would be allowed (a budget of redundant slots).
+    redundant_in_all : int or None
+        Copies beyond one of each expert that all layers may have together; None where the number is each layer's own.
     capacity : Capacity
     together : int array [nodes]
     pinned : dict
@@ -149,6 +156,8 @@ class Problem:
         GPUs of a node; GPUs that share one expert.
     hops : int array [nodes, nodes]
         Links that a token from node s to node d crosses.
+    gpu_price : float
+        Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     """
 
     name: str
@@ -159,12 +168,14 @@ class Problem:
     copies: Ints
     groups: int
     copies_are_free: bool
+    redundant_in_all: int | None
     capacity: Capacity
     together: Ints
     pinned: dict[tuple[int, int, int], int]
     gpus_per_node: int
     shards: int
     hops: Ints
+    gpu_price: float
     touched: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
     _change: Floats  # [N, M, N]: (node, touched link, source)
@@ -179,10 +190,7 @@ class Problem:
 
     def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
-        copies = self.copies[index] if copies is None else copies
-        pairs = [(r, e) for r in range(int(copies.max())) for e in np.flatnonzero(copies > r)]
-        replica, expert = np.array(pairs, dtype=np.int64).T
-        return expert, replica
+        return replica_order(self.copies[index] if copies is None else copies)
 
     def layer(self, index: int, copies: Ints | None = None) -> LayerProblem:
         """Compile the index-th MoE layer, with ``copies`` [experts] if given instead of the problem's own."""
@@ -208,6 +216,7 @@ class Problem:
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
             load=tokens.sum(axis=0),
             copies_are_free=self.copies_are_free,
+            gpu_price=self.gpu_price,
         )
 
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
@@ -223,13 +232,8 @@ class Problem:
         return np.asarray(self.item_demand(index, layer.expert, layer.replica).T @ self.hops)
 
 
-def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = None) -> Problem:
-    """Compile an instance and its traffic to arrays.
-
-    Parameters
-    ----------
-    copies : int array [MoE layers, experts], optional
-        Copies of each expert under a budget of redundant slots; absent: `copies_by_load`.
+def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
+    """Compile an instance and its traffic to arrays; a budget of redundant slots goes to experts by load.
 
     Raises
     ------
@@ -242,8 +246,6 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
-    if copies is None:
-        copies = _copies(instance, tokens)
     node_gb_per_s = instance.cluster.fabric.node_gb_per_s
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
     scale = node_gb_per_s / routes.bandwidth if instance.objective.metric == "time" else np.ones(len(routes.links))
@@ -259,15 +261,19 @@ def compile_problem(instance: Instance, traffic: Traffic, copies: Ints | None = 
         links=tuple(routes.links[k] for k in keep),
         twins=tuple(twins),
         demand=tokens,
-        copies=copies,
+        copies=_copies(instance, tokens),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
         copies_are_free=placement.replicas != "dp",
+        redundant_in_all=(
+            placement.replicas.redundant_slots_in_all if isinstance(placement.replicas, SharedSlots) else None
+        ),
         capacity=capacity,
         together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
+        gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
         touched=touched,
         _reference=reference,
         _change=change,
@@ -279,6 +285,13 @@ def demand(instance: Instance, traffic: Traffic) -> Floats:
     per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
     return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
+
+
+def replica_order(copies: Ints) -> tuple[Ints, Ints]:
+    """Expert and replica of each item, ordered by replica, then expert, for ``copies`` [experts]."""
+    pairs = [(r, e) for r in range(int(copies.max())) for e in np.flatnonzero(copies > r)]
+    replica, expert = np.array(pairs, dtype=np.int64).T
+    return expert, replica
 
 
 def copies_by_load(load: Floats, replicas: int, most: int) -> Ints:
@@ -302,7 +315,8 @@ def _copies(instance: Instance, tokens: Floats) -> Ints:
     works[list(instance.placement.failed_gpus)] = False
     places = works.reshape(cluster.nodes, -1).sum(axis=1) // shards
     most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
-    return np.stack([copies_by_load(load, instance.replicas_per_layer, most) for load in tokens.sum(axis=1)])
+    loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
+    return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
 
 
 def _refuse_unsupported(instance: Instance) -> None:

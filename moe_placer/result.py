@@ -87,6 +87,8 @@ class LayerResult:
         placed = self.status in {Status.OPTIMAL, Status.FEASIBLE}
         if placed != (self.node is not None) or placed != np.isfinite(self.z):
             raise ValueError(f"status {self.status} contradicts a placement with z = {self.z}")
+        if np.isnan(self.best_bound):
+            raise FalseBoundError("a bound is no number")
         if placed and self.best_bound > self.z * (1 + OPTIMAL_GAP) + 1e-9:
             raise FalseBoundError(f"bound {self.best_bound} is above z = {self.z}: one of them is wrong")
         if self.status is Status.OPTIMAL and gap(self.z, self.best_bound) > OPTIMAL_GAP:

@@ -167,7 +167,7 @@ class LayerSolver(Solver):
         gap, work, deadline
             When to stop: at a relative gap, after so much deterministic effort, at a point in time.
         start : LayerResult or None
-            A result to improve; the one returned is not worse.
+            A result to improve; the one returned is not worse. Where it has ``copies``, its items are those of these.
         """
 
     def solve(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import Bound, best_bound, even_weights, relaxed_bound
-from moe_placer.errors import InfeasibleError, InputError, Mistake, NothingFoundError, UsageError, VerificationError
+from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
@@ -20,8 +20,10 @@ from moe_placer.placement import SCHEMA, InstanceKey, LayerRecord, Placement, So
 from moe_placer.problem import Problem, compile_problem
 from moe_placer.progress import Progress, Reporter
 from moe_placer.registry import DEFAULT, find_solver
+from moe_placer.replica_facts import replica_facts
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solver import Deadline, LayerSolver, Limits, Solver
+from moe_placer.start import better_start
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 
@@ -130,11 +132,12 @@ def solve(
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
     baselines, first = _baselines(problem, seed)
+    by_load = problem.copies
     if start is not None:
-        first = _better_of(problem, first, _nodes_of(problem, start))
+        problem, first = better_start(problem, first, start)
 
     def build(results: Sequence[LayerResult]) -> Placement:
-        return _placement(instance, traffic, problem, method, results, limits, seed)
+        return _placement(instance, traffic, problem, by_load, method, results, limits, seed)
 
     report = Reporter(problem, limits, progress, baselines, build)
     if isinstance(method, LayerSolver) and not method.quick:
@@ -177,44 +180,6 @@ def _baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], lis
     return totals, best
 
 
-def _nodes_of(problem: Problem, start: Placement) -> list[npt.NDArray[np.int64]]:
-    """Node of every item of a given placement."""
-
-    def wrong(found: str, expected: str) -> InputError:
-        return InputError(Mistake(found, expected, "start"))
-
-    if len(start.gpu) != len(problem):
-        raise wrong(f"a start placement of {len(start.gpu)} MoE layers", f"{len(problem)}, as {problem.name} has")
-    nodes = []
-    for index in range(len(problem)):
-        expert, replica = problem.items(index)
-        copies = [len(row) for row in start.gpu[index]]
-        if copies != problem.copies[index].tolist():
-            layer = problem.moe_layers[index]
-            raise wrong(f"a start placement with other copies of experts in layer {layer}", f"those of {problem.name}")
-        first = [start.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
-        node = np.array(first) // problem.gpus_per_node
-        if node.max() >= problem.nodes or not problem.layer(index).valid(node):
-            raise wrong(
-                f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}",
-                "one that is valid",
-            )
-        nodes.append(node)
-    return nodes
-
-
-def _better_of(
-    problem: Problem, first: list[LayerResult | None], other: list[npt.NDArray[np.int64]]
-) -> list[LayerResult | None]:
-    """Take the better of two placements, layer by layer."""
-    best = list(first)
-    for index, node in enumerate(other):
-        layer, current = problem.layer(index), first[index]
-        if current is None or layer.z(node) < current.z:
-            best[index] = LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
-    return best
-
-
 def _run(
     method: Solver,
     problem: Problem,
@@ -235,12 +200,15 @@ def _run(
         if result.node is None:
             hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
+        if not _fits(problem, index, result):
+            message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"
+            raise VerificationError(message, ["slots"])
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
         if result.bound.weights is None and not proved:
             bound = _missing_bound(problem, results, index, limits.deadline)
             if bound.weights is not None:
                 try:
-                    results[index] = replace(result, bound=bound)
+                    results[index] = replace(result, bound=bound, solver_bound=_word(result))
                 except FalseBoundError as error:
                     raise VerificationError(f"{method.name}, layer {layer}: {error}", ["z"]) from None
                 report(index, results[index])
@@ -263,10 +231,23 @@ def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int,
     return max((best_bound(layer, w) for w in weights), key=lambda b: b.value, default=best_bound(layer))
 
 
+def _fits(problem: Problem, index: int, result: LayerResult) -> bool:
+    expert, _ = problem.items(index, result.copies)
+    node = np.asarray(result.node)
+    return node.shape == expert.shape and bool(((node >= 0) & (node < problem.nodes)).all())
+
+
+def _word(result: LayerResult) -> float | None:
+    """Return what only the solver says of its bound, where another takes its place."""
+    said = result.best_bound if result.bound.proof == "solver" else result.solver_bound
+    return said or None
+
+
 def _placement(
     instance: Instance,
     traffic: Traffic,
     problem: Problem,
+    by_load: npt.NDArray[np.int64],
     method: Solver,
     results: Sequence[LayerResult],
     limits: Limits,
@@ -295,11 +276,7 @@ def _placement(
         versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
-        replicas={
-            "per_layer": instance.replicas_per_layer,
-            "copies": "chosen by load" if problem.copies_are_free else "given by the instance",
-            "bound_covers_choice_of_copies": all(r.bound.any_copies for r in results) or not problem.copies_are_free,
-        },
+        replicas=replica_facts(problem, by_load, method.name, results),
     )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.budget import share_out
+from moe_placer.copies import could_pay, count_copies, with_copies
 from moe_placer.descent import round_shares, search
+from moe_placer.layerwise import solve_layers
 from moe_placer.neighbourhood import around_worst_link, cut_out
-from moe_placer.problem import LayerProblem
+from moe_placer.problem import LayerProblem, Problem
+from moe_placer.recopy import recopy
 from moe_placer.relaxation import relax
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import Deadline, LayerSolver
-from moe_placer.solvers.cpsat import CpSat, Model
+from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
+from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]
 
@@ -27,6 +32,9 @@ _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond
 _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
+_FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
+_RECOPYING = 0.1  # of the effort of search: on other copies, where these could pay
+_CHOICE_WORK = 0.5  # of CP-SAT on other copies than those that it has settled
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
@@ -38,6 +46,14 @@ class Auto(LayerSolver):
     source = "moe_placer"
     exact = True
 
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers; where they share a budget of copies, decide who gets how many."""
+        if problem.redundant_in_all is None:
+            return super().solve(problem, limits, seed, start, report)
+        return [_of_its_share(result) for result in _by_shares(self, problem, limits, seed, start, report)]
+
     def solve_layer(
         self,
         layer: LayerProblem,
@@ -48,27 +64,73 @@ class Auto(LayerSolver):
         deadline: Deadline,
     ) -> LayerResult:
         """Place one layer; the first call solves the relaxation, later ones search on."""
-        result, spent = start, 0.0
         if start is not None and start.z == 0:
             return replace(start, bound=best_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
+        copies = start.copies if start is not None else None
+        if copies is not None:
+            layer = with_copies(layer, copies)
+        result, spent = start, 0.0
         if start is None or start.bound.weights is None:
             result, spent = _from_relaxation(layer, gap, rng, start, deadline)
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
-        assert result.node is not None
         settle = layer.items * layer.nodes <= _SMALL or work >= _EXACT_WORK
+        target = result.bound.value * (1 + _AIM * gap)
+        part = (work - spent) / (1 + settle)
+        recopying = _RECOPYING * part if layer.copies_are_free and could_pay(layer, result.z, target) else 0.0
         if _open(result, gap, deadline):
-            target = result.bound.value * (1 + _AIM * gap)
-            found = search(layer, result.node, target, (work - spent) / (2 if settle else 1), rng, deadline)
+            assert result.node is not None
+            found = search(layer, result.node, target, part - recopying, rng, deadline)
             spent += found.work
             if found.z < result.z:
                 result = replace(result, node=found.node, z=found.z)
+        if recopying and _open(result, gap, deadline):
+            assert result.node is not None
+            recopied = recopy(layer, result.node, target, recopying, rng, deadline)
+            spent += recopied.work
+            if recopied.z < result.z:
+                layer, copies = recopied.layer, count_copies(recopied.layer)
+                result = replace(result, node=recopied.node, z=recopied.z, solver_bound=None)
         if settle and _open(result, gap, deadline):
             whole = layer.items * layer.nodes <= _WHOLE
-            exact = CpSat().solve_layer if whole else _by_neighbourhoods
-            result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, result, deadline)
+            exact = _by_neighbourhoods if not whole else _with_choice if layer.copies_are_free else CpSat().solve_layer
+            result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, replace(result, copies=None), deadline)
+            copies = result.copies if result.copies is not None else copies
             spent += result.work
-        return _finished(result, gap, spent)
+        return _finished(replace(result, copies=copies), gap, spent)
+
+
+def _by_shares(
+    solver: Auto, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+) -> list[LayerResult]:
+    """Solve layers with equal shares of a budget, move copies to where they are worth more, and solve on."""
+    deadline = limits.deadline
+    half = replace(deadline, at=min(deadline.at, time.monotonic() + deadline.left / 2))
+    part = replace(limits, work=limits.total_work * _FIRST_PART, deadline=half)
+    results = solve_layers(solver, problem, part, seed, start, report)
+    if problem.redundant_in_all is None or deadline.over or any(result.node is None for result in results):
+        return results
+    layers = [problem.layer(index) for index in range(len(problem))]
+    aim, work = _AIM * limits.gap, limits.total_work * _SHARING
+    shared = share_out(layers, results, problem.redundant_in_all, aim, limits.gap, work, deadline)
+    changed = [i for i, (old, new) in enumerate(zip(results, shared, strict=True)) if old is not new]
+    # What shrinks is told of first, so that what has been told of is never more than the budget.
+    for index in sorted(changed, key=lambda i: _items(shared[i]) - _items(results[i])):
+        report(index, shared[index])
+    rest = replace(limits, work=limits.total_work * (1 - _FIRST_PART - _SHARING))
+    return solve_layers(solver, problem, rest, seed, None, report, shared)
+
+
+def _items(result: LayerResult) -> int:
+    return 0 if result.node is None else len(result.node)
+
+
+def _of_its_share(result: LayerResult) -> LayerResult:
+    """Drop what a search proved of a layer with its share of copies: it says nothing of other shares."""
+    if result.solver_bound is None:
+        return result
+    own = replace(result, solver_bound=None, status=Status.FEASIBLE, stop=Stop.FINISHED)
+    return own if result.stop in {Stop.PROVED, Stop.GAP} else replace(own, stop=result.stop)
 
 
 def _open(result: LayerResult, gap: float, deadline: Deadline) -> bool:
@@ -120,6 +182,22 @@ def _with_threshold(layer: LayerProblem, bound: Bound, z: float, deadline: Deadl
     return max(bound, threshold_bound(layer, weights, z), key=lambda b: b.value)
 
 
+def _with_choice(
+    layer: LayerProblem, gap: float, work: float, rng: np.random.Generator, start: LayerResult, deadline: Deadline
+) -> LayerResult:
+    """Let CP-SAT settle the layer with the copies it has, then look for others; finished where it finds none."""
+    assert start.node is not None
+    model = Model(layer, start.bound.value, start.node)
+    given = model.solve(start.bound, gap, work, int(rng.integers(2**31)), start, deadline)
+    chooser = None if given.stop is not Stop.FINISHED else choosing_model(layer, start.bound, given)
+    if chooser is None:
+        return given
+    seed = int(rng.integers(2**31))
+    chosen = chooser.solve(given.bound, gap, _CHOICE_WORK, seed, replace(given, stop=Stop.TIME), deadline)
+    stop = Stop.FINISHED if chosen.stop is Stop.TIME and chosen.z >= given.z else chosen.stop
+    return replace(chosen, stop=stop, work=given.work + chosen.work)
+
+
 def _by_neighbourhoods(
     layer: LayerProblem,
     gap: float,
@@ -150,4 +228,5 @@ def _finished(result: LayerResult, gap: float, work: float) -> LayerResult:
     here = relative_gap(result.z, result.best_bound)
     if here <= OPTIMAL_GAP:
         return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED, work=work)
-    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else Stop.TIME, work=work)
+    stop = Stop.FINISHED if result.stop is Stop.FINISHED else Stop.TIME
+    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else stop, work=work)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds import Bound, relaxed_bound
+from moe_placer.copies import count_copies, with_copies
 from moe_placer.kinds import Kinds
 from moe_placer.problem import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
@@ -30,12 +31,14 @@ from moe_placer.solver import Deadline, LayerSolver
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-__all__ = ["CpSat"]
+__all__ = ["CpSat", "Model", "choosing_model"]
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
 _POLL_S = 0.05
+_MOST_CHOICES = 5_000  # expert, number of copies and node: up to so many, copies are chosen by the model
 
 
 class CpSat(LayerSolver):
@@ -64,14 +67,27 @@ class CpSat(LayerSolver):
         deadline: Deadline,
     ) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
+        if start is not None and start.copies is not None:
+            layer = with_copies(layer, start.copies)
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
             bound = relaxed_bound(layer, deadline.left if np.isfinite(deadline.at) else None)
         if start is not None and relative_gap(start.z, bound.value) <= gap:
             stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
             return replace(start, bound=bound, stop=stop, status=_status(start.z, bound.value))
-        model = Model(layer, bound.value, start.node if start is not None else None)
+        model = choosing_model(layer, bound, start) or Model(layer, bound.value, start.node if start else None)
         return model.solve(bound, gap, work, int(rng.integers(2**31)), start, deadline)
+
+
+def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:
+    """Build the model that chooses copies too; None where copies are given, or choices too many."""
+    if not layer.copies_are_free or start is None or start.node is None:
+        return None
+    from moe_placer.solvers.cpsat_copies import CopiesModel, choices  # it needs `Model`
+
+    kinds = choices(layer, start.z, bound.value)
+    few = len(kinds.item) * layer.nodes <= _MOST_CHOICES
+    return CopiesModel(layer, kinds, bound.value, start.node) if few else None
 
 
 def _status(z: float, bound: float) -> Status:
@@ -79,15 +95,24 @@ def _status(z: float, bound: float) -> Status:
 
 
 class Model:
-    """The CP-SAT model of one layer; one method per constraint."""
+    """The CP-SAT model of one layer, with the copies it has; one method per constraint.
+
+    Attributes
+    ----------
+    covers_copies : bool
+        Whether its bound holds for other numbers of copies.
+    """
+
+    covers_copies = False
 
     def __init__(self, layer: LayerProblem, lower: float, hint: Ints | None) -> None:
         from ortools.sat.python import cp_model  # its import takes a second
 
-        self.layer, self.kinds, self.cp_model = layer, Kinds.of_layer(layer), cp_model
+        self.layer, self.cp_model = layer, cp_model
+        self.kinds = self._kinds()
         self.model = cp_model.CpModel()
         worst = layer.base + np.abs(layer.delta).sum(axis=(0, 1)).max(initial=0.0)
-        largest = float(layer.z(hint)) if hint is not None else float(worst.max(initial=1.0))
+        self.start_z = largest = float(layer.z(hint)) if hint is not None else float(worst.max(initial=1.0))
         self.factor = SCALE / max(largest, 1e-9)
         # Each of at most I terms on a link, and its base, is rounded by half a step.
         self.slack = 0.5 * (layer.items + 1)
@@ -105,6 +130,14 @@ class Model:
         self.model.minimize(self.z)
         if hint is not None:
             self._hint(hint)
+            self.model.add_hint(self.z, int(np.ceil(largest * self.factor + self.slack)))
+
+    def _kinds(self) -> Kinds:
+        return Kinds.of_layer(self.layer)
+
+    def _deltas(self) -> Floats:
+        """Return what an item of each kind adds to the links that each node touches [J, N, M]."""
+        return self.layer.delta[self.kinds.item]
 
     def _count_var(self, j: int, n: int) -> cp_model.IntVar:
         most = int(min(self.kinds.count[j], self.layer.slots[n], self.layer.together[n]))
@@ -136,7 +169,7 @@ class Model:
     def _cover_every_link(self) -> None:
         """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""
         layer = self.layer
-        delta = np.rint(layer.delta[self.kinds.item] * self.factor).astype(np.int64)
+        delta = np.rint(self._deltas() * self.factor).astype(np.int64)
         variables: list[list[cp_model.IntVar]] = [[] for _ in range(layer.links)]
         values: list[list[int]] = [[] for _ in range(layer.links)]
         for n, m in zip(*np.nonzero(layer.touched < layer.links), strict=True):
@@ -153,7 +186,11 @@ class Model:
         for row, count in zip(self.x, counts.tolist(), strict=True):
             for variable, value in zip(row, count, strict=True):
                 self.model.add_hint(variable, value)
-        self.model.add_hint(self.z, int(np.ceil(self.layer.z(node) * self.factor + self.slack)))
+
+    def _read(self, solver: cp_model.CpSolver) -> tuple[LayerProblem, Ints]:
+        """Return the layer with its copies, and the node of each item."""
+        counts = np.array([[solver.value(v) for v in row] for row in self.x])
+        return self.layer, self.kinds.place(counts, self.layer)
 
     def solve(
         self, bound: Bound, gap: float, work: float, seed: int, start: LayerResult | None, deadline: Deadline
@@ -187,21 +224,28 @@ class Model:
             return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
         stop = Stop.INTERRUPTED if deadline.interrupted() else Stop.TIME
         own = max(0.0, (solver.best_objective_bound - self.slack) / self.factor)
-        node, z = (start.node, start.z) if start is not None else (None, np.inf)
+        node, z, copies = (start.node, start.z, start.copies) if start is not None else (None, np.inf, None)
         if status in {cp.OPTIMAL, cp.FEASIBLE}:
-            found = self.kinds.place(np.array([[solver.value(v) for v in row] for row in self.x]), self.layer)
-            if self.layer.z(found) < z:
-                node, z = found, self.layer.z(found)
+            layer, found = self._read(solver)
+            if layer.z(found) < z:
+                node, z = found, layer.z(found)
+                copies = count_copies(layer) if self.covers_copies else copies
         if node is None:
             return LayerResult(None, np.inf, bound, Status.UNKNOWN, stop, work=work)
-        own = min(z, max(own, (start.solver_bound or 0.0) if start is not None else 0.0))
+        if self.layer.copies_are_free and not self.covers_copies:
+            if relative_gap(z, own) <= max(gap, OPTIMAL_GAP):
+                stop = Stop.FINISHED  # nothing better with these copies; of others, it proves nothing
+            own = 0.0
+        elif start is not None:
+            own = max(own, start.solver_bound or 0.0)
+        own = min(z, own)
         solver_bound = own if own > bound.value else None
         best = max(bound.value, own)
         if relative_gap(z, best) <= OPTIMAL_GAP:
             stop = Stop.PROVED
         elif relative_gap(z, best) <= gap:
             stop = Stop.GAP
-        return LayerResult(node, z, bound, _status(z, best), stop, solver_bound, work=work)
+        return LayerResult(node, z, bound, _status(z, best), stop, solver_bound, copies=copies, work=work)
 
 
 def _solve_watched(solver: cp_model.CpSolver, model: cp_model.CpModel, deadline: Deadline) -> Any:

@@ -70,6 +70,10 @@ class Mip(LayerSolver):
             best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.TIME, best.solver_bound)
         if best.node is None:
             return best
+        if layer.copies_are_free:  # the model has the copies that are given: of others, it proves nothing
+            done = relative_gap(best.z, own) <= max(gap, OPTIMAL_GAP)
+            best = _finished(best, gap, work, deadline)
+            return replace(best, stop=Stop.FINISHED) if done and best.stop is Stop.TIME else best
         own = min(best.z, max(own, best.solver_bound or 0.0))
         best = replace(best, solver_bound=own if own > bound.value else None)
         return _finished(best, gap, work, deadline)

@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "spare": {"cluster": {"gpus_per_node": 3}},
     "even": {"placement": {"replica_routing": "even"}},
     "budget": {"placement": {"replica_routing": "even", "replicas": {"redundant_slots": 3}}},
+    "shared budget": {"placement": {"replica_routing": "even", "replicas": {"redundant_slots_in_all": 6}}},
     "sharded": {"parallelism": {"dp": 1, "expert_tp": 2}},
     "failed": {"cluster": {"gpus_per_node": 3}, "placement": {"failed_gpus": [0, 4]}},
     "two slots": {"placement": {"slots_per_gpu": 2}},

@@ -8,7 +8,8 @@ from pathlib import Path
 __all__ = ["environment_with_plug_ins"]
 
 _CODE = """
-import os, signal, time
+import os, signal, subprocess, sys, time
+from pathlib import Path
 from dataclasses import replace
 import numpy as np
 from moe_placer.bounds import Bound
@@ -127,6 +128,70 @@ class Hang(Plug):
         time.sleep(600)
 
 
+class Eats(Plug):
+    name = "eats"
+
+    def place(self, layer, node):
+        held = np.ones(60_000_000)
+        time.sleep(600 + held[0])
+
+
+class Detaches(Plug):
+    name = "detaches"
+
+    def place(self, layer, node):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print("this is no row")
+        os.system("echo nor is this")
+        return super().place(layer, node)
+
+
+class Short(Plug):
+    name = "short"
+
+    def place(self, layer, node):
+        return replace(super().place(layer, node), node=node[1:])
+
+
+class Nowhere(Plug):
+    name = "nowhere"
+
+    def place(self, layer, node):
+        return replace(super().place(layer, node), node=np.full_like(node, -1))
+
+
+class NoNumber(Plug):
+    name = "no-number"
+
+    def place(self, layer, node):
+        return super().place(layer, node, Bound(float("nan"), "solver"))
+
+
+class Word(Plug):
+    name = "word"
+
+    def place(self, layer, node):
+        return super().place(layer, node, Bound(layer.z(node), "solver"), Status.OPTIMAL)
+
+
+class Garbles(Plug):
+    name = "garbles"
+
+    def place(self, layer, node):
+        raise RuntimeError("no \\udcff text \\x1b[31m")
+
+
+class Once(Plug):
+    name = "once"
+
+    def place(self, layer, node):
+        mark = Path(__file__).with_name("hung-once")
+        if not mark.exists():
+            mark.touch()
+            time.sleep(600)
+        return super().place(layer, node)
+
+
 class Refuses(Plug):
     name = "refuses"
 
@@ -160,6 +225,14 @@ _CLASSES = {
     "killed": "Killed",
     "memory": "Memory",
     "hang": "Hang",
+    "once": "Once",
+    "eats": "Eats",
+    "detaches": "Detaches",
+    "short": "Short",
+    "nowhere": "Nowhere",
+    "no-number": "NoNumber",
+    "word": "Word",
+    "garbles": "Garbles",
     "refuses": "Refuses",
     "lacking": "Lacking",
 }

@@ -96,6 +96,10 @@ FAULTS = {
     "nothing": ("nothing found", "found no placement of layer 1"),
     "raises": ("crashed", "RuntimeError: the engine in place.so is broken"),
     "memory": ("crashed", "out of memory"),
+    "short": ("invalid", "has not one node that exists for every replica"),
+    "nowhere": ("invalid", "has not one node that exists for every replica"),
+    "no-number": ("false bound", "a bound is no number"),
+    "garbles": ("crashed", "RuntimeError: no \N{REPLACEMENT CHARACTER} text \N{REPLACEMENT CHARACTER}[31m"),
     "refuses": ("unserved", "it is not in the mood"),
     "lacking": ("unserved", "a package is missing"),
 }
@@ -118,17 +122,27 @@ def test_a_solver_that_tells_nothing_on_its_way_has_its_end(plug_ins: dict[str, 
     assert row["trajectory"][-1][1] == pytest.approx(row["traffic"]["solved_for"]["z_total"])
 
 
+def test_optimal_by_a_solver_s_word_is_served_with_a_bound_that_can_be_checked(plug_ins: dict[str, str]) -> None:
+    (cell,) = build_matrix([TINY], ["word"], [0], Settings(time_limit_s=5)).cells
+    row = run(cell)
+    assert (row["status"], row["proof"], row["recheckable"]) == ("ok", ["dual", "dual"], [True, True])
+
+
 def test_a_process_that_dies_or_hangs_is_a_row_and_the_rest_goes_on(
     tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
 ) -> None:
-    given = ["--solvers", "hang,killed,leaves,greedy", "--time-limit", 2, "--patience", 3, "--jobs", 2]
+    given = ["--solvers", "hang,killed,leaves,eats,detaches,greedy", "--time-limit", 2, "--patience", 6, "--jobs", 2]
+    given += ["--memory", 0.3]
     done = compare(TINY, *given, "-o", tmp_path / "report")
     assert done.returncode == 0, done.stderr
     rows = {row["solver"]: row for row in runs_of(tmp_path / "report")}
+    eats = rows.pop("eats")
+    assert (eats["status"], eats["reason"].endswith("of 0.3 GB allowed")) == ("crashed", True), eats["reason"]
     assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
-        "hang": ("hung", "ended after 5 s without an answer"),
+        "hang": ("hung", "ended after 8 s without an answer"),
         "killed": ("crashed", "killed by SIGSEGV"),
         "leaves": ("crashed", "ended without an answer"),
+        "detaches": ("ok", None),
         "greedy": ("ok", None),
     }
     assert all(rows[name].keys() == RUN_KEYS for name in ("hang", "killed", "leaves"))
@@ -169,6 +183,8 @@ def test_rows_hold_what_pages_need(tmp_path: Path, compare: Compare) -> None:
         "parameters": {"time_limit_s": 60.0, "gap": 0.001, "workers": 1},
         "traces": [],
         "held_out": [],
+        "next_window": False,
+        "current": [],
     }
     head, *runs = rows_of(tmp_path / "r")
     assert (head["kind"], head["name"], head["layer_index"], head["gpu_node"]) == (
@@ -185,6 +201,7 @@ def test_rows_hold_what_pages_need(tmp_path: Path, compare: Compare) -> None:
     for row in runs:
         found = row["traffic"]["solved_for"]
         assert found.keys() == METRICS
+        assert found["step_us"] > 0
         assert row["traffic"]["held_out"] is None
         assert found["z"] == pytest.approx(row["z"])
         assert found["z_total"] == pytest.approx(sum(row["z"]))
@@ -216,6 +233,7 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
     assert (head_row["recordings"], head_row["held_out"]) == (["now.npz"], ["later.npz"])
     now, later = run["traffic"]["solved_for"], run["traffic"]["held_out"]
     assert later.keys() == METRICS
+    assert later["step_us"] > 0
     assert later["link_cost"] != now["link_cost"]
     # The verifier recomputes the same for a placement on other traffic.
     from moe_placer.placement import Placement
@@ -239,6 +257,17 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
     assert "held-out traffic is the traffic solved for" in same.stderr
 
 
+def test_the_next_window_is_other_tokens_of_the_same_domains(tmp_path: Path, compare: Compare) -> None:
+    done = compare(TINY, "--solvers", "contiguous,greedy", "--next-window", "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    head, *runs = rows_of(tmp_path / "r")
+    assert head["held_out"] == [f"synthetic-{domain}, window 1" for domain in range(4)]
+    for row in runs:
+        now, later = row["traffic"]["solved_for"], row["traffic"]["held_out"]
+        assert now["gpu_load"] != later["gpu_load"]
+        assert later["z_total"] == pytest.approx(now["z_total"], rel=0.1)  # the domains and their mix are the same
+
+
 @pytest.mark.parametrize(
     ("wrong", "code", "says"),
     [
@@ -250,6 +279,9 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
         (["--time-limit", "-1"], 2, "time limit is -1 s"),
         (["--workers", "0"], 2, "0 workers"),
         (["--jobs", "0"], 2, "--jobs"),
+        (["--patience", "nan"], 2, "patience is nan, expected a number above 0"),
+        (["--memory", "0"], 2, "memory is 0, expected a number above 0"),
+        (["--current", "missing.json"], 1, "no such file"),
         (["--held-out", "x.npz"], 2, "apply to instances with traffic.kind: trace"),
         ([TINY], 2, "the instance tiny is given twice"),
         (["missing.yaml"], 1, "no such file"),
@@ -311,6 +343,30 @@ def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert [row["solver"] for row in runs_of(tmp_path / "r")] == ["greedy"]
     assert not _processes_with(str(tmp_path / "site"))
+
+
+def test_kill_leaves_no_run_behind_and_the_same_command_continues(tmp_path: Path) -> None:
+    env = environment_with_plug_ins(tmp_path / "site")
+    given = ["--solvers", "greedy,once,contiguous", "--jobs", "1"]
+    command = [*COMMAND, "compare", str(TINY), *given, "-o", str(tmp_path / "r")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+    file, give_up = tmp_path / "r" / "results.jsonl", time.monotonic() + 60
+    while time.monotonic() < give_up and not (tmp_path / "site" / "hung-once").exists():
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while time.monotonic() < give_up and _processes_with(str(tmp_path / "site")):
+        time.sleep(0.05)
+    assert not _processes_with(str(tmp_path / "site"))
+    before = file.read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "continuing: 1 of 3 runs are there" in again.stderr
+    assert file.read_bytes().startswith(before)
+    assert [(row["solver"], row["status"]) for row in runs_of(tmp_path / "r")] == [
+        ("greedy", "ok"),
+        ("once", "ok"),
+        ("contiguous", "ok"),
+    ]
 
 
 def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(

@@ -12,7 +12,7 @@ from builders import VARIANTS, in_order, level_traffic, placement_data, recomput
 
 from moe_placer.compare import Folder, metrics
 from moe_placer.compare.metrics import find_flows, rounded
-from moe_placer.compare.moves import count_moves, current_plan
+from moe_placer.compare.moves import contiguous_plan, count_moves
 from moe_placer.compare.trajectory import find_seconds, trajectory
 from moe_placer.errors import InputError, UsageError
 from moe_placer.fabric import build_fabric, compile_routes
@@ -75,7 +75,7 @@ def test_the_verifier_says_the_same(name: str, metric: str) -> None:
 def test_moves_are_counted_against_the_contiguous_plan() -> None:
     instance = tiny_instance()
     traffic = tiny_traffic(instance)
-    plan = current_plan(instance, traffic)
+    plan = contiguous_plan(instance, traffic)
     gpu = in_order(instance)
     assert count_moves(placed(instance, gpu, traffic), plan) == 0
     gpu[0][0], gpu[0][1] = gpu[0][1], gpu[0][0]  # both copies of two experts trade places

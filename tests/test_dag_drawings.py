@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from dag_examples import VARIANTS, example, reference
 from svg_geometry import Area, Picture, escaping_texts, measure, overlapping_texts
 
 from moe_placer.dag import VIEWS, write_dags
-from moe_placer.dag.palette import COLOURS, WARNING
+from moe_placer.dag.palette import COLOURS, WARNING, node_colour, node_hatch, node_stripe
+from moe_placer.dag.views import count_tensors
 
 SVG = "{http://www.w3.org/2000/svg}"
 EXAMPLES = [*VARIANTS, "reference"]
@@ -41,6 +43,43 @@ def test_the_geometry_test_sees_what_it_should() -> None:
     in_corner = Area(10, 10, 30, 14, "text")
     assert not list(escaping_texts(Picture(page, [in_corner], [Area(8, 8, 40, 40, "computation-32-32")])))
     assert list(escaping_texts(Picture(page, [in_corner], [Area(8, 8, 40, 40, "communication-32-32")])))
+
+
+@pytest.mark.parametrize("name", ["small", "one-gpu", "failed-node", "many-groups", "sharded-experts"])
+def test_what_is_too_large_is_drawn_lean_and_still_names_every_expert(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = VIEWS["comprehensive_moe_dag"]
+    full = drawn(name, view.name, tmp_path / "full").stat().st_size
+    monkeypatch.setattr("moe_placer.dag.write.MOST_SVG_BYTES", 1000)
+    notes: list[str] = []
+    paths = write_dags(*example(name), tmp_path, [view.name], note=notes.append)
+    svg = next(path for path in paths if path.suffix == ".svg")
+    assert svg.stat().st_size < 0.8 * full
+    assert len(notes) == 1
+    assert "comprehensive_moe_dag.svg has" in notes[0]
+    picture = measure(svg)
+    assert [(a.what, b.what) for a, b in overlapping_texts(picture)] == []
+    assert [(text.what, symbol.what) for text, symbol in escaping_texts(picture)] == []
+    written = Counter(word for text in picture.texts for word in re.findall(r"\be(\d+)\b", text.what))
+    experts = Counter(str(expert) for op in view.build(*example(name)).operations() for expert, _ in op.experts)
+    sums = Counter(op.id.split(".")[2][1:] for op in view.build(*example(name)).operations("expert_reduce"))
+    assert written - sums == experts - sums or written == experts
+
+
+def test_what_is_larger_than_verify_reads_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_placer.dag.write.MOST_TENSORS", 10)
+    notes: list[str] = []
+    paths = write_dags(*example(), tmp_path, note=notes.append)
+    assert {path.stem for path in paths} == {"simplified_moe_dag", "detailed_expert_dag"}
+    assert len(notes) == 1
+    assert notes[0].startswith("comprehensive_moe_dag and complete_deployment_dag left out")
+
+
+def test_the_number_of_tensors_is_about_right() -> None:
+    for parts in (example(), example("redundant"), reference()):
+        edges = VIEWS["comprehensive_moe_dag"].build(*parts).graph.number_of_edges()
+        assert 0.7 < count_tensors(*parts) / edges < 1.2
 
 
 @pytest.mark.parametrize("view", ["simplified_moe_dag", "detailed_expert_dag"])
@@ -89,6 +128,14 @@ def test_colours_stay_apart_for_colour_blind_people() -> None:
             for b in seen[index + 1 :]:
                 near = sum((max(x, 0) ** (1 / 2.2) - max(y, 0) ** (1 / 2.2)) ** 2 for x, y in zip(a, b, strict=True))
                 assert near**0.5 > 0.06, f"{name}: {a} and {b}"
+
+
+def test_hatches_can_be_seen_and_forty_nodes_told_apart() -> None:
+    looks = {(node_colour(node), node_hatch(node)) for node in range(40)}
+    assert len(looks) == 40
+    for node in range(len(COLOURS)):  # of the hatch, six tenths opaque, on the colour: some channel differs clearly
+        colour, stripe = node_colour(node), node_stripe(node)
+        assert max(0.6 * abs(int(stripe[i : i + 2], 16) - int(colour[i : i + 2], 16)) for i in (1, 3, 5)) > 50
 
 
 def test_sizes(tmp_path: Path) -> None:

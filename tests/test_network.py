@@ -152,10 +152,10 @@ def test_one_node_has_nothing_to_send() -> None:
     assert net.carried.shape == (0,)
 
 
-@pytest.mark.parametrize("share", [-0.1, 0.6, float("nan")])
-def test_the_share_that_ends_together_has_limits(share: float) -> None:
-    with pytest.raises(ValueError, match="together"):
-        network(together=share)
+@pytest.mark.parametrize("tolerance", [-0.1, 0.6, float("nan")])
+def test_the_tolerance_has_limits(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance"):
+        network(tolerance=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def test_rates_are_max_min_fair(fabric: str, seed: int, many: int, limited: bool
 @pytest.mark.parametrize("fabric", ["fat tree", "dragonfly"])
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=10, deadline=None)
-def test_flows_that_end_together_change_little(fabric: str, seed: int) -> None:
+def test_spans_change_little(fabric: str, seed: int) -> None:
     nodes = {"nodes": 12, "fabric": FABRICS[fabric].get("cluster", {}).get("fabric", {})}
     instance = tiny_instance(cluster=nodes)
-    exact, default = Network(instance, together=0.0), Network(instance)
+    exact, default = Network(instance, tolerance=0.0), Network(instance)
     for net in (exact, default):
         net.start(0.0, drawn(net, seed))
         net.start(300.0, drawn(net, seed + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import time
@@ -17,20 +18,21 @@ from report_rows import EVIL, Rows, failed_row, luminance, write_folder
 from moe_placer.cli.main import cli, main
 from moe_placer.errors import InputError, UsageError
 from moe_placer.report import write_report
-from moe_placer.report.charts import COLOURS
+from moe_placer.report.charts import COLOURS, DASHES, filled
 from moe_placer.report.figures import profile, standings
 from moe_placer.report.layout import place_vertices
 from moe_placer.report.markdown import plain
 from moe_placer.report.page import to_page
-from moe_placer.report.records import cells
+from moe_placer.report.records import _labels, cells, times
 from moe_placer.report.rows import read_comparison
 from moe_placer.report.sentences import summary
+from moe_placer.report.view import context
 
 
 def changed(rows: Rows, place: int, **changes: Any) -> Rows:
-    copy = json.loads(json.dumps(rows))
-    copy[place].update(changes)
-    return list(copy)
+    again: Rows = copy.deepcopy(rows)
+    again[place].update(changes)
+    return again
 
 
 def test_the_same_rows_give_the_same_bytes(made: Path, rows: Rows, tmp_path: Path) -> None:
@@ -193,14 +195,51 @@ def test_a_profile_by_hand(rows: Rows, tmp_path: Path) -> None:
     assert profile(comparison) == {"contiguous": [1.0, 2.0], "eplb": [1.0, 2.0]}
 
 
+def set_metrics(run: dict[str, Any], traffic: str = "solved_for", **values: Any) -> None:
+    run["traffic"][traffic].update(values)
+
+
 def test_the_summary_by_hand(rows: Rows, tmp_path: Path) -> None:
     first, second = changed(rows[1:3], 0)
-    first["traffic"]["solved_for"]["z_total"], second["traffic"]["solved_for"]["z_total"] = 100.0, 80.0
+    second["traffic"] = copy.deepcopy(first["traffic"])
+    for run, total in ((first, 100.0), (second, 80.0)):
+        set_metrics(run, z_total=total, z=[total / 4, total * 3 / 4], token_hops=7.0, pair_total=total / 2)
+        run["traffic"]["held_out"] = None
     second["seconds"]["total"] = 10.0
     text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
     assert text == (
-        "eplb has the least sum of worst links in the one instance, 20.0% below contiguous. "
-        "When not: contiguous took less than half its time."
+        "eplb has the least sum of worst links on tiny, 20.0% below the next best, contiguous. "
+        "When not: contiguous ends in less than half its 10.0 s, 25.0% above it."
+    )
+
+
+def test_the_summary_says_where_others_are_better(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    second["traffic"] = copy.deepcopy(first["traffic"])
+    set_metrics(first, z_total=100.0, z=[60.0, 40.0], token_hops=90.0, busiest_node_tokens=50.0)
+    set_metrics(second, z_total=80.0, z=[30.0, 50.0], token_hops=100.0, busiest_node_tokens=50.4)
+    set_metrics(first, "held_out", z_total=100.0)
+    set_metrics(second, "held_out", z_total=110.0)
+    text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
+    assert text == (
+        "eplb has the least sum of worst links on tiny, 20.0% below the next best, contiguous "
+        "(10.0% above contiguous on held-out traffic). "
+        "When not: on held-out traffic of tiny contiguous is better (it is 10.0% above); "
+        "in 1 of 2 layers another's worst link is cooler; "
+        "others are better at token-hops (contiguous, 10.0% less)."
+    )
+
+
+def test_a_sum_that_is_not_0_is_not_level_with_0(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    second["traffic"] = copy.deepcopy(first["traffic"])
+    for run in (first, second):
+        run["traffic"]["held_out"] = None
+    set_metrics(first, z_total=0.0, z=[0.0, 0.0])
+    text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
+    assert text == (
+        "contiguous has the least sum of worst links on tiny, 100.0% below the next best, eplb. "
+        "No other solver of this comparison does as well at anything that is measured here, or is faster."
     )
 
 
@@ -209,9 +248,78 @@ def test_equal_results_are_called_level(rows: Rows, tmp_path: Path) -> None:
     second["traffic"] = first["traffic"]
     text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
     assert text == (
-        "contiguous has the least sum of worst links in the one instance, level with eplb. "
-        "When not: on tiny eplb does as well, within 0.1%."
+        "contiguous has the least sum of worst links on tiny, level with eplb. "
+        "When not: on tiny eplb does as well, within 0.1%; on held-out traffic of tiny eplb does as well, within 0.1%."
     )
+
+
+def test_two_instances_have_their_sums_in_the_summary(rows: Rows, tmp_path: Path) -> None:
+    comparison = read_comparison(write_folder(tmp_path, [*rows[:2], rows[4], rows[5]]))
+    text = summary(comparison)
+    for row in comparison.instances:
+        assert f"tokens on {row.name}" in text
+
+
+def test_columns_without_any_entry_are_left_out(made: Path, rows: Rows) -> None:
+    tree, dragonfly = context(read_comparison(made))["instances"]
+    titles = {table["title"]: [column.title for column in table["columns"]] for table in tree["tables"]}
+    assert "On held-out traffic" in titles
+    assert "On held-out traffic" not in {table["title"] for table in dragonfly["tables"]}
+    shown = [title for columns in titles.values() for title in columns]
+    assert "step, ms" not in shown
+    assert "seeds" not in shown
+    (proofs,) = {
+        row[1][titles["Worst links and bounds"].index("proof, layers")].text for row in tree["tables"][0]["rows"]
+    }
+    assert proofs == f"dual {len(rows[1]['proof'])}"
+
+
+def test_held_out_ratios_are_to_contiguous_and_to_the_best(made: Path, rows: Rows) -> None:
+    comparison = read_comparison(made)
+    totals = {row["solver"]: row["traffic"]["held_out"]["z_total"] for row in rows[1:4]}
+    for standing in standings(comparison, comparison.instances[0]):
+        total = totals[standing.run.solver]
+        assert standing.held_out_to_base == pytest.approx(total / totals["contiguous"])
+        assert standing.held_out_to_best == pytest.approx(total / min(totals.values()))
+    for standing in standings(comparison, comparison.instances[1]):
+        assert (standing.held_out_to_base, standing.held_out_to_best) == (None, None)
+
+
+def test_where_nothing_flows_no_link_is_drawn(rows: Rows, tmp_path: Path) -> None:
+    (still,) = changed([rows[1]], 0)
+    layers, links = len(still["z"]), len(rows[0]["links"])
+    still.update(z=[0.0] * layers, bound=[0.0] * layers)
+    set_metrics(still, z_total=0.0, z=[0.0] * layers, link_cost=[[0.0] * links] * layers, worst_link=[""] * layers)
+    made = write_report(write_folder(tmp_path, [rows[0], still]))
+    assert {path.name for path in made} & {"links.svg", "fabric.svg", "layers.svg", "time.svg"} == set()
+    assert "gpus.svg" in {path.name for path in made}
+
+
+def test_what_is_far_above_the_best_is_left_out_of_the_curves(rows: Rows, tmp_path: Path) -> None:
+    first, second = changed(rows[1:3], 0)
+    best = first["traffic"]["solved_for"]["z_total"]
+    first["trajectory"], second["trajectory"] = [[0.1, 2 * best, 1.0], [0.2, best, 1.0]], [[0.1, 3 * best, 1.0]]
+    set_metrics(second, z_total=3 * best)
+    comparison = read_comparison(write_folder(tmp_path, [rows[0], first, second]))
+    shown = times(comparison, comparison.instances[0])
+    assert {record["solver"] for record in shown} == {first["solver"]}
+    assert max(record["tokens"] for record in shown) == best
+
+
+def test_a_solver_has_one_colour_in_all_pictures() -> None:
+    solvers = ["z", "a", "m"]
+    for name, channel in (("profile", "color"), ("held-out", "color"), ("time", "color"), ("profile", "strokeDash")):
+        scale = filled(name, [{"solver": "m"}, {"solver": "z"}], "", 100, solvers)["encoding"][channel]["scale"]
+        palette = COLOURS if channel == "color" else DASHES
+        assert scale == {"domain": ["z", "m"], "range": [palette[0], palette[2]]}
+
+
+def test_vertices_are_named_where_there_is_room() -> None:
+    names = ["node0", "node1", "leaf0", "leaf1", "7"]
+    assert _labels(names) == {"node0": "node0", "node1": "1", "leaf0": "leaf0", "leaf1": "leaf1", "7": "7"}
+    crowded = _labels([*(f"node{node}" for node in range(41)), "leaf0", "leaf1"])
+    shown = [crowded[name] for name in ("node0", "node40", "leaf0", "leaf1")]
+    assert shown == ["0", "40", "leaf0", "1"]
 
 
 def test_cells_mark_the_worst_of_each_layer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import networkx as nx
 import numpy as np
@@ -16,6 +17,7 @@ from slow_step import SEND, SlowStep, stream_of
 from moe_placer.compare.metrics import find_flows
 from moe_placer.instance.sizes import token_bytes
 from moe_placer.schedule.figures import find_figures
+from moe_placer.schedule.network import Network
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.step import step_time
@@ -35,7 +37,7 @@ TIMING = Timing(kernel_us=0.7, collective_us=1.9, nvlink_step_us=0.31, network_s
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let flows end one by one."""
-    monkeypatch.setattr("moe_placer.schedule.simulate._TOGETHER", 0.0)
+    monkeypatch.setattr("moe_placer.schedule.simulate.Network", partial(Network, tolerance=0.0))
 
 
 @ANY

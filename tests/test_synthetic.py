@@ -71,3 +71,15 @@ def test_measures_by_hand() -> None:
     one = np.array([[0], [1]] * 50)
     assert layer_information(one, one, 2) == pytest.approx(1.0)
     assert layer_information(one, one * 0, 2) == pytest.approx(0.0)
+
+
+def test_windows_differ_in_tokens_alone() -> None:
+    instance = tiny_instance()
+    first, same, later, last = (synthetic.synthesize(instance, 1, window=window) for window in (0, 0, 1, 2))
+    assert first.sha256 == same.sha256
+    assert len({first.sha256, later.sha256, last.sha256}) == 3
+    assert (first.mix == later.mix).all()
+    for now, after in zip(first.recordings, later.recordings, strict=True):
+        # Shares of experts are those of the same domain, up to the noise of 1,024 tokens.
+        assert np.abs(now.load - after.load).max() / now.tokens.max() < 0.08
+        assert not (now.load == after.load).all()

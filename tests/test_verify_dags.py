@@ -178,6 +178,26 @@ def _gates_elsewhere(dag: Dag) -> None:
     dag.operation("L1.gate.g0").gpus = (1,)
 
 
+@breaks("dag-gpus")
+def _serves_another_group(dag: Dag) -> None:
+    dag.operation("L1.attention.g0").group = 1
+
+
+@breaks("dag-gpus")
+def _an_expert_of_another_group(dag: Dag) -> None:
+    dag.operation("L1.expert.e0.r0").group = 1
+
+
+@breaks("dag-communication")
+def _an_all_reduce_that_stays_on_one_gpu(dag: Dag) -> None:
+    edge(dag, "L1.attention.g0", "L1.attention_reduce.g0").travel = "same-gpu"
+
+
+@breaks("dag-traffic")
+def _a_hot_way_that_looks_cool(dag: Dag) -> None:
+    next(one for one in dag.edges() if one.hot == 1).hot = 0.5
+
+
 @breaks("dag-communication")
 def _mha_not_dashed(dag: Dag) -> None:
     edge(dag, "L1.attention.g0", "L1.attention_reduce.g0").dashed = False
@@ -367,7 +387,7 @@ def test_no_figure_of_any_operation_or_edge_can_change_unseen(data: st.DataObjec
     content = json.loads(to_json(build_dag(*some), NAME))
     table = data.draw(st.sampled_from(["nodes", "edges"]))
     row = data.draw(st.sampled_from(content[table]))
-    field = data.draw(st.sampled_from(sorted(row.keys() - {"id", "key", "group", "hot"})))
+    field = data.draw(st.sampled_from(sorted(row.keys() - {"id", "key"})))
     before = json.dumps(row[field])
     if isinstance(row[field], list) and row[field]:
         row[field] = [*row[field][:-1], data.draw(st.sampled_from([0, 1, 3, 10_000, "x"]))]
@@ -385,3 +405,11 @@ def test_no_figure_of_any_operation_or_edge_can_change_unseen(data: st.DataObjec
 
 def test_every_rule_has_something_that_breaks_it() -> None:
     assert {rule for rule, _, _ in BREAKS} | {"dag-form", "dag-twin"} == set(DAG_RULES)
+
+
+def test_bytes_inside_an_all_to_all_are_those_of_the_flows(tmp_path: Path) -> None:
+    some, view = example(), VIEWS["complete_deployment_dag"]
+    dag = view.build(*some)
+    next(dag.operations("dispatch")).moved["network"] *= 1.01
+    write(tmp_path, dag, view.name)
+    assert rules_broken(some, tmp_path) == {"dag-traffic"}

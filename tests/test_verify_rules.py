@@ -75,6 +75,7 @@ SHARDED_ROOMY: dict[str, Any] = {**SHARDED, "placement": {"slots_per_gpu": 2}}
 PIN = {"layer": 1, "expert": 0, "replica": 0, "gpu": 0}
 PINNED: dict[str, Any] = {"placement": {"pinned": [PIN]}}
 BUDGET: dict[str, Any] = {"placement": {"replica_routing": "even", "replicas": {"redundant_slots": 2}}}
+SHARED: dict[str, Any] = {"placement": {"replica_routing": "even", "replicas": {"redundant_slots_in_all": 4}}}
 HOT, THRESHOLD, SOLVER = "hot-experts", "threshold", "solver"
 
 MUTATIONS: list[tuple[str, dict[str, Any], str, Any]] = [
@@ -95,6 +96,7 @@ MUTATIONS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("replicas", BUDGET, "dual", _drop("gpu", 0, 0, -1)),
     ("replicas", BUDGET, "dual", _set("gpu", 0, 0, to=lambda copies: [*copies, 7])),
     ("replicas", BUDGET, "dual", _shift_copy),
+    ("replicas", SHARED, "dual", _set("gpu", 0, 0, to=lambda copies: [*copies, 7])),
     ("shards", SHARDED, "dual", _set("gpu", 0, 0, 0, to=[0])),
     ("shards", SHARDED, "dual", _set("gpu", 0, 0, 0, to=[0, 1, 2])),
     ("shards", SHARDED, "dual", _set("gpu", 0, 0, 0, to=[0, 5])),

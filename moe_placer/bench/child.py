@@ -13,6 +13,7 @@ import numpy as np
 
 from moe_placer.bench.figures import figures
 from moe_placer.bench.job import Job
+from moe_placer.bench.process import end_with_parent
 from moe_placer.bench.recorder import Recorder, peak_memory
 from moe_placer.errors import MoePlacerError
 from moe_placer.instance import Instance, load_instance
@@ -104,6 +105,7 @@ def _finite(value: float) -> float | None:
 
 def main() -> None:
     """Run the job on standard input."""
+    end_with_parent()
     content = json.load(sys.stdin)
     try:
         row = run(Job(**content | {"traces": tuple(content["traces"])}))

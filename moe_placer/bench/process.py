@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-__all__ = ["Ended", "run_child", "without_paths"]
+__all__ = ["Ended", "end_with_parent", "presentable", "run_child"]
 
 _SAMPLE_S = 0.05
 _SHOWN = 300
+_MARK = "MOE_PLACER_RUN"  # environment variable by which a run's processes are known, whatever group they are in
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,17 @@ class Ended:
     seconds: float
 
 
-def run_child(command: Sequence[str], text: str, patience_s: float, stop: Event | None = None) -> Ended:
+def run_child(
+    command: Sequence[str],
+    text: str,
+    patience_s: float,
+    stop: Event | None = None,
+    most_bytes: float = float("inf"),
+) -> Ended:
     """Run a command with ``text`` on standard input; its last argument is the file to write its answer to.
 
-    Whatever happens, no process of its is left behind.
+    Whatever happens, no process of its is left behind, as far as the system tells which those are (Linux), or they
+    stay in its process group (elsewhere).
 
     Parameters
     ----------
@@ -56,8 +66,10 @@ def run_child(command: Sequence[str], text: str, patience_s: float, stop: Event 
         Seconds after which it is ended.
     stop : Event, optional
         Once set, it is ended at once.
+    most_bytes : float
+        Resident memory of all its processes together beyond which it is ended.
     """
-    begun = time.monotonic()
+    begun, mark = time.monotonic(), f"{os.getpid()}-{secrets.token_hex(16)}"
     with tempfile.TemporaryDirectory(prefix="moe-placer-") as folder:
         output, errors = Path(folder) / "row.json", Path(folder) / "errors"
         with errors.open("wb") as stream:
@@ -68,19 +80,41 @@ def run_child(command: Sequence[str], text: str, patience_s: float, stop: Event 
                 stdout=subprocess.DEVNULL,
                 stderr=stream,
                 start_new_session=True,
+                env={**os.environ, _MARK: mark},
             )
             try:
-                together, hung = _watch(process, text.encode(), patience_s, stop or Event())
+                together, hung = _watch(process, text.encode(), patience_s, stop or Event(), most_bytes)
             finally:
-                _end(process)
-        failed = _why(process.returncode, hung, patience_s, errors)
+                _end(process, mark)
+        if together is not None and together > most_bytes:
+            failed: str | None = f"ended at {together / 1e9:,.1f} GB of memory, of {most_bytes / 1e9:,.1f} GB allowed"
+        else:
+            failed = _why(process.returncode, hung, patience_s, errors)
         if failed is None and not output.exists():
             failed = "ended without an answer"
         answer = output.read_text(encoding="utf-8") if failed is None else None
     return Ended(answer, failed, hung, together, time.monotonic() - begun)
 
 
-def _watch(process: subprocess.Popen[bytes], text: bytes, patience: float, stop: Event) -> tuple[int | None, bool]:
+def end_with_parent() -> None:
+    """Have this run and all its processes end once the one that started it is gone, even if that was killed."""
+    mark = os.environ.get(_MARK)
+    if mark is None:
+        return
+    parent = int(mark.partition("-")[0])
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        _end_marked(mark, but=os.getpid())
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _watch(
+    process: subprocess.Popen[bytes], text: bytes, patience: float, stop: Event, most: float
+) -> tuple[int | None, bool]:
     """Wait for a run; return the largest memory of all its processes together, and whether it hung."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
@@ -89,16 +123,29 @@ def _watch(process: subprocess.Popen[bytes], text: bytes, patience: float, stop:
     begun, largest = time.monotonic(), 0
     while time.monotonic() - begun < patience and not stop.is_set():
         largest = max(largest, sum(map(_resident, _family(process.pid))))
+        if largest > most:
+            return largest, False
         with suppress(subprocess.TimeoutExpired):
             process.wait(_SAMPLE_S)
             return largest or None, False
     return largest or None, not stop.is_set()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _end_marked(mark)
+
+
+def _end_marked(mark: str, but: int = 0) -> None:
+    """End what went into a session of its own and so left the group; it inherited the mark (Linux)."""
+    wanted = f"{_MARK}={mark}".encode()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(file.parent.name)
+        with suppress(OSError):
+            if pid != but and wanted in file.read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def _family(pid: int) -> list[int]:
@@ -128,9 +175,10 @@ def _why(code: int, hung: bool, patience: float, errors: Path) -> str | None:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"exit code {code}: {without_paths(lines[-1])[:_SHOWN] if lines else 'nothing was said'}"
+    return f"exit code {code}: {presentable(lines[-1])[:_SHOWN] if lines else 'nothing was said'}"
 
 
-def without_paths(text: str) -> str:
-    """Keep only the last part of every path: reports are public."""
-    return re.sub(r"(?:/[^\s/:'\"]+)+/([^\s/:'\"]+)", r"\1", text)
+def presentable(text: str) -> str:
+    """Return text fit for a public row: the last part of every path, and nothing that cannot be printed."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return re.sub(r"(?:/[^\s/:'\"]+)+/([^\s/:'\"]+)", r"\1", shown)

@@ -16,6 +16,7 @@ from moe_placer.cli.options import trace_option
 
 __all__ = ["compare"]
 
+_MEMORY_SHARE = 0.8  # of the machine's, for all runs at a time
 
 EXAMPLES = """
 \b
@@ -38,6 +39,19 @@ Examples:
     type=click.Path(path_type=Path),
     help="Recorded routing to measure on beside what is solved for, one per domain as --trace. Repeatable.",
 )
+@click.option(
+    "--next-window",
+    is_flag=True,
+    help="Measure placements of synthetic traffic also on the tokens that come next, of the same domains.",
+)
+@click.option(
+    "--current",
+    multiple=True,
+    metavar="PLACEMENT",
+    type=click.Path(path_type=Path),
+    help="Placement file of what runs today, to count moves from; for the instance whose name it bears. Repeatable.  "
+    "[the contiguous plan]",
+)
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for each run.")
 @click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
 @click.option("--seeds", default="0", show_default=True, metavar="0,1,...", help="One run for each.")
@@ -50,8 +64,13 @@ Examples:
     default=60.0,
     show_default=True,
     metavar="S",
-    type=click.FloatRange(0, min_open=True),
     help="Seconds beyond its limit after which a run counts as hung.",
+)
+@click.option(
+    "--memory",
+    metavar="GB",
+    type=float,
+    help="Memory of a run, with all its processes, beyond which it is ended.  [80% of the machine's / jobs]",
 )
 @click.option("--question", metavar="TEXT", help="What the comparison is to answer, for its page.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="[reports/DATE-compare]")
@@ -61,12 +80,15 @@ def compare(
     solvers: str | None,
     traces: tuple[Path, ...],
     held_out: tuple[Path, ...],
+    next_window: bool,
+    current: tuple[Path, ...],
     time_limit: float,
     gap: float,
     seeds: str,
     workers: int,
     jobs: int | None,
     patience: float,
+    memory: float | None,
     question: str | None,
     output: Path | None,
     quiet: bool,
@@ -78,12 +100,16 @@ def compare(
     crashes, hangs or lies is a row that says so.
     """
     from moe_placer.bench import describe_environment
-    from moe_placer.compare import Folder, Settings, build_matrix
+    from moe_placer.compare import Folder, Given, Settings, build_matrix
     from moe_placer.registry import solver_names
 
+    _require_positive("patience", patience)
+    _require_positive("memory", memory)
     names = _names(solvers) if solvers is not None else solver_names()
-    matrix = build_matrix(instances, names, _numbers(seeds), Settings(time_limit, gap, workers), traces, held_out)
-    environment = describe_environment()
+    settings = Settings(time_limit, gap, workers)
+    matrix = build_matrix(instances, names, _numbers(seeds), settings, Given(traces, held_out, next_window, current))
+    environment, jobs = describe_environment(), jobs or max(1, _cores() // workers)
+    most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
     folder = Folder(
         output or Path("reports") / f"{environment['date']}-compare",
         {"question": question, **matrix.config},
@@ -95,7 +121,7 @@ def compare(
         with folder:
             for row in matrix.instances:
                 folder.add_instance(row)
-            _run(folder, matrix.cells, jobs or max(1, _cores() // workers), patience, quiet)
+            _run(folder, matrix.cells, (jobs, patience, most_bytes), quiet)
     except KeyboardInterrupt:
         click.echo(
             f"moe-placer: interrupted; {folder.path} has the runs that ended before; the same command continues",
@@ -107,12 +133,12 @@ def compare(
     return _exit_code(folder)
 
 
-def _run(folder: Any, cells: tuple[Any, ...], jobs: int, patience: float, quiet: bool) -> None:
-    """Run what has no row yet."""
+def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float], quiet: bool) -> None:
+    """Run what has no row yet, within so many jobs, seconds of patience, and bytes."""
     from moe_placer.compare import run_cells
 
     todo = [cell for cell in cells if cell.key not in folder.done]
-    with _progress(len(cells), len(cells) - len(todo), quiet) as tell, closing(run_cells(todo, jobs, patience)) as rows:
+    with _progress(len(cells), len(cells) - len(todo), quiet) as tell, closing(run_cells(todo, *bounds)) as rows:
         for row in rows:
             folder.add(row)
             tell(row)
@@ -136,6 +162,13 @@ def _exit_code(folder: Any) -> int:
 
     runs = [row for row in folder.rows if row["kind"] == "run"]
     return 0 if any(row["status"] == "ok" for row in runs) else NothingFoundError.exit_code
+
+
+def _require_positive(name: str, value: float | None) -> None:
+    from moe_placer.errors import UsageError
+
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{name} is {value:g}, expected a number above 0")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -21,10 +21,12 @@ __all__ = ["dag"]
 def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
     """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json).
 
-    The large ones are also written as .html: one file with search, zoom and details, which needs no network.
+    The large ones are also written as .html: one file with search, zoom and details, which needs no network. What a
+    very large deployment has too much of is left out, and said on standard error.
     """
     from moe_placer.dag import write_dags
 
     opened, placed, traffic = open_verified(instance, placement, traces)
-    for path in write_dags(opened, placed, traffic, output):
-        click.echo(path)
+    write_dags(
+        opened, placed, traffic, output, wrote=click.echo, note=lambda text: click.echo(f"moe-placer: {text}", err=True)
+    )

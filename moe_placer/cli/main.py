@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from typing import Any
 
@@ -46,29 +47,50 @@ for _command in (solve, verify, inspect, schema, solvers, dag, schedule, bench, 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with a documented code; no input of a user's gives a traceback."""
+    """Run the command line and exit with a documented code; no input of a user's gives a traceback.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Absent: those of this process, which ends with the command, and on its way out heeds no interrupt any more.
+    """
+    try:
+        code = _run(arguments)
+    except KeyboardInterrupt:  # one more, while an earlier one was being told
+        code = 130
+    finally:
+        if arguments is None:
+            # While the interpreter shuts down, which takes a while with solver libraries in it, it has put the default
+            # action of signals back: a late Ctrl-C would kill it, and its exit code would say that nothing was done.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run a command; say what went wrong, if anything did, and return the exit code."""
     try:
         # Whatever a command returns is its exit code.
         result: Any = cli.main(arguments, prog_name="moe-placer", standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
+        return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except MoePlacerError as error:
-        _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; files that are there are whole", 130)
     except MemoryError:
-        _fail("out of memory; use fewer --workers or a smaller instance", 4)
+        return _fail("out of memory; use fewer --workers or a smaller instance", 4)
     except Exception as error:
         # Files report their own errors, so what met a full disk is the output.
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _fail(f"output cannot be written: {error.strerror}", 1)
+            return _fail(f"output cannot be written: {error.strerror}", 1)
         if os.environ.get("MOE_PLACER_DEBUG"):
             raise
-        _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)
+        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> int:
     click.echo(f"moe-placer: {message}", err=True)
-    sys.exit(code)
+    return code

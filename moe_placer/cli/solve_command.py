@@ -82,13 +82,15 @@ def solve(
         solution = place(
             opened, solver=solver, limits=limits, seed=seed, start=before, progress=progress, interrupted=interrupted
         )
-    files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
-    if json_:
-        click.echo(as_json(_report(opened, solution, files)))
-        return
-    from moe_placer.cli.summary import print_summary
+    # Now all is there that was asked for: a late Ctrl-C may cost drawings, but not the placement or its summary.
+    with _on_signals(signal.SIG_IGN):
+        files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
+        if json_:
+            click.echo(as_json(_report(opened, solution, files)))
+            return
+        from moe_placer.cli.summary import print_summary
 
-    print_summary(opened, solution, files)
+        print_summary(opened, solution, files)
 
 
 @contextmanager
@@ -105,26 +107,38 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         received.append(now)
         sys.stderr.write("\nstopping: keeping the best placement so far (again to give up)\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _on_signals(note):
         yield lambda: bool(received)
+
+
+@contextmanager
+def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM do something else for a while."""
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -> list[Path]:
-    """Write the placement, then its DAGs; every file whole or not at all."""
+    """Write the placement, then its DAGs as far as no signal stops it; every file whole or not at all."""
     placement = folder / "placement.json"
     solution.placement.write(placement)
     if no_dag:
         return [placement]
     from moe_placer.dag import write_dags
 
-    drawn = write_dags(
-        instance, solution.placement, solution.traffic, folder, only=("simplified_moe_dag", "detailed_expert_dag")
-    )
-    return [placement, *drawn]
+    written, views = [placement], ("simplified_moe_dag", "detailed_expert_dag")
+    try:
+        with _on_signals(signal.default_int_handler):
+            write_dags(instance, solution.placement, solution.traffic, folder, only=views, wrote=written.append)
+    except KeyboardInterrupt:
+        click.echo("moe-placer: stopped drawing; `moe-placer dag` draws what is missing", err=True)
+    return written
 
 
 def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[str, Any]:

@@ -73,6 +73,10 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
         lines.append(why)
     if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of copies of each expert; other choices may beat it.")
+    if growth := solution.placement.replicas.get("hottest_copy_over_by_load"):
+        chosen = str(solution.placement.replicas["copies"])
+        hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
+        lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
     if solution.repaired:
         lines.append(f"{solution.repaired} copies stood too close together and were moved apart.")
     reasons = {str(stop): sum(s is stop for s in solution.stop) for stop in dict.fromkeys(solution.stop)}

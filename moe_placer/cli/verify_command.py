@@ -99,4 +99,4 @@ def _list(name: str, violations: list[str]) -> None:
         click.echo(violation)
     if len(violations) > _SHOWN:
         click.echo(f"... and {len(violations) - _SHOWN:,} more")
-    click.echo(f"{name}: NOT good, {len(violations):,} violations")
+    click.echo(f"{name}: NOT good, {len(violations):,} violation{'s' if len(violations) > 1 else ''}")

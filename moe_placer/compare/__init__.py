@@ -2,8 +2,8 @@
 
 from moe_placer.compare.cell import Cell, Settings
 from moe_placer.compare.folder import Folder
-from moe_placer.compare.matrix import Matrix, build_matrix
+from moe_placer.compare.matrix import Given, Matrix, build_matrix
 from moe_placer.compare.metrics import Flows, metrics
 from moe_placer.compare.run import run_cells
 
-__all__ = ["Cell", "Flows", "Folder", "Matrix", "Settings", "build_matrix", "metrics", "run_cells"]
+__all__ = ["Cell", "Flows", "Folder", "Given", "Matrix", "Settings", "build_matrix", "metrics", "run_cells"]

@@ -11,9 +11,12 @@ from typing import Any
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance, load_instance
+from moe_placer.instance.schema import SyntheticTraffic
+from moe_placer.placement import Placement, load_placement
 from moe_placer.traffic import Traffic, load_traffic
+from moe_placer.traffic.synthetic import synthesize
 
-__all__ = ["ROW", "Cell", "Settings", "open_instance"]
+__all__ = ["ROW", "Cell", "Settings", "load_held_out", "open_instance", "plan_sha256"]
 
 ROW = "moe-placer/row/1"
 
@@ -50,8 +53,14 @@ class Cell:
     traces, held_out : tuple of str
         Paths of recorded traces, for trace instances: to solve for, and to measure on beside.
     instance_sha256, traffic_sha256 : str
+    next_window : bool
+        Whether to measure beside on the next tokens of synthetic traffic.
     held_out_sha256 : str or None
         Of the traffic to measure on beside; None without.
+    current : str or None
+        Path of the placement that runs today; None: the contiguous plan.
+    current_sha256 : str or None
+        Of what it puts where.
     solver, version : str
         Its name, and the version of what it is part of.
     seed : int
@@ -63,9 +72,12 @@ class Cell:
     name: str
     traces: tuple[str, ...]
     held_out: tuple[str, ...]
+    next_window: bool
     instance_sha256: str
     traffic_sha256: str
     held_out_sha256: str | None
+    current: str | None
+    current_sha256: str | None
     solver: str
     version: str
     seed: int
@@ -85,6 +97,7 @@ class Cell:
             "instance": self.instance_sha256,
             "traffic": self.traffic_sha256,
             "held_out": self.held_out_sha256,
+            "current": self.current_sha256,
             "solver": self.solver,
             "version": self.version,
             "seed": self.seed,
@@ -106,8 +119,8 @@ class Cell:
             "seed": self.seed,
         }
 
-    def open(self) -> tuple[Instance, Traffic, Traffic | None]:
-        """Read the instance, the traffic to solve for, and the traffic to measure on beside.
+    def open(self) -> tuple[Instance, Traffic, Traffic | None, Placement | None]:
+        """Read the instance, the traffic to solve for, the traffic to measure on beside, and the current plan.
 
         Raises
         ------
@@ -115,11 +128,29 @@ class Cell:
             A file cannot be read, or has changed since the comparison began.
         """
         instance, traffic = open_instance(Path(self.path), self.traces)
-        beside = load_traffic(instance.with_traces(self.held_out)) if self.held_out else None
-        found = (instance.sha256, traffic.sha256, beside.sha256 if beside else None)
-        if found != (self.instance_sha256, self.traffic_sha256, self.held_out_sha256):
+        beside = load_held_out(instance, self.held_out, self.next_window)
+        current = load_placement(self.current) if self.current else None
+        found = (
+            instance.sha256,
+            traffic.sha256,
+            beside.sha256 if beside else None,
+            plan_sha256(current) if current else None,
+        )
+        if found != (self.instance_sha256, self.traffic_sha256, self.held_out_sha256, self.current_sha256):
             raise InputError(Mistake("files that changed during the comparison", "the same files", self.name))
-        return instance, traffic, beside
+        return instance, traffic, beside, current
+
+
+def load_held_out(instance: Instance, traces: Sequence[str | Path], next_window: bool) -> Traffic | None:
+    """Return the traffic to measure on beside what is solved for; None without."""
+    if next_window and isinstance(instance.traffic, SyntheticTraffic):
+        return synthesize(instance, instance.traffic.seed, window=1)
+    return load_traffic(instance.with_traces(traces)) if traces else None
+
+
+def plan_sha256(placement: Placement) -> str:
+    """Return the hash of what a placement puts where; what it claims of itself does not count."""
+    return hashlib.sha256(json.dumps(placement.gpu).encode()).hexdigest()
 
 
 def open_instance(path: Path, traces: Sequence[str | Path]) -> tuple[Instance, Traffic]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_placer.bench.process import without_paths
+from moe_placer.bench.process import end_with_parent, presentable
 from moe_placer.bench.recorder import Recorder, peak_memory
 from moe_placer.compare.cell import Cell
 from moe_placer.compare.metrics import metrics
-from moe_placer.compare.moves import count_moves, current_plan
+from moe_placer.compare.moves import contiguous_plan, count_moves, plan_of
 from moe_placer.compare.trajectory import find_seconds, trajectory
 from moe_placer.errors import InfeasibleError, InputError, MoePlacerError, NothingFoundError, UsageError
 from moe_placer.errors import VerificationError as Refuted
@@ -37,7 +37,7 @@ def run(cell: Cell) -> dict[str, Any]:
     """Run a cell here and return its row, whatever the solver does short of ending the process."""
     method = find_solver(cell.solver)  # imports count as start-up
     recorder = Recorder(time.monotonic())
-    instance, traffic, held_out = cell.open()
+    instance, traffic, held_out, current = cell.open()
     limits = Limits(time_s=cell.time_limit_s, gap=cell.gap, workers=cell.workers)
     try:
         solution = solve(instance, traffic, solver=method, limits=limits, seed=cell.seed, progress=recorder)
@@ -51,7 +51,9 @@ def run(cell: Cell) -> dict[str, Any]:
         "reason": None,
         "seconds": find_seconds(recorder.events, points, solution.verification, recorder.now),
     }
-    return cell.head() | head | _facts(solution, instance, held_out) | {"trajectory": points}
+    plan = plan_of(current) if current else contiguous_plan(instance, traffic)
+    moves = count_moves(solution.placement, plan)
+    return cell.head() | head | _facts(solution, instance, held_out) | {"moves": moves, "trajectory": points}
 
 
 def _facts(solution: Solution, instance: Instance, held_out: Traffic | None) -> dict[str, Any]:
@@ -73,7 +75,6 @@ def _facts(solution: Solution, instance: Instance, held_out: Traffic | None) -> 
         "gap_median": _finite(float(np.median(gaps))),
         "gap_largest": _finite(float(gaps.max())),
         "stop": dict(Counter(str(stop) for stop in solution.stop)),
-        "moves": count_moves(placement, current_plan(instance, solution.traffic)),
         "memory_bytes": {"smallest": float(memory.min()), "largest": float(memory.max())},
         "traffic": {
             "solved_for": metrics(instance, placement, solution.traffic),
@@ -122,11 +123,12 @@ def _check_infeasible(text: str, instance: Instance, traffic: Traffic) -> tuple[
 
 def _short(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return without_paths("; ".join(lines))[:_SHOWN] or "nothing was said"
+    return presentable("; ".join(lines))[:_SHOWN] or "nothing was said"
 
 
 def main() -> None:
     """Run the cell on standard input."""
+    end_with_parent()
     content = json.load(sys.stdin)
     lists = {field: tuple(content[field]) for field in ("traces", "held_out")}
     try:

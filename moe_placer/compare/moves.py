@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from moe_placer.errors import MoePlacerError
+from moe_placer.errors import InputError, Mistake, MoePlacerError
 from moe_placer.instance import Instance
 from moe_placer.packing import pack
 from moe_placer.placement import Placement
@@ -13,13 +13,13 @@ from moe_placer.registry import find_solver
 from moe_placer.solver import Limits
 from moe_placer.traffic import Traffic
 
-__all__ = ["count_moves", "current_plan"]
+__all__ = ["check_plan", "contiguous_plan", "count_moves", "plan_of"]
 
 Plan = list[Counter[tuple[int, int]]]  # per MoE layer, how often an expert is on a GPU
 
 
-def current_plan(instance: Instance, traffic: Traffic) -> Plan | None:
-    """Return what runs without a map, the contiguous plan; None where it cannot serve the instance."""
+def contiguous_plan(instance: Instance, traffic: Traffic) -> Plan | None:
+    """Return what runs without a map; None where it cannot serve the instance."""
     problem, method = compile_problem(instance, traffic), find_solver("contiguous")
     if method.refuses(problem):
         return None
@@ -38,11 +38,39 @@ def current_plan(instance: Instance, traffic: Traffic) -> Plan | None:
     return plan
 
 
+def plan_of(placement: Placement) -> Plan:
+    """Return what a placement puts where."""
+    return [_held(placement, layer) for layer in range(len(placement.gpu))]
+
+
+def check_plan(instance: Instance, placement: Placement) -> None:
+    """Refuse a current plan of other layers, experts or GPUs; copies and slots may be others than the instance's.
+
+    Raises
+    ------
+    InputError
+        It is not a plan for this model on this cluster.
+    """
+    rows = len(instance.moe_layers)
+    if len(placement.gpu) != rows:
+        raise InputError(Mistake(f"a current plan of {len(placement.gpu)} MoE layers", f"{rows}", instance.name))
+    for layer, experts in zip(instance.moe_layers, placement.gpu, strict=True):
+        found = f"a current plan of {len(experts)} experts in layer {layer}"
+        if len(experts) != instance.model.experts:
+            raise InputError(Mistake(found, f"{instance.model.experts}", instance.name))
+    gpus = [gpu for held in plan_of(placement) for _, gpu in held]
+    if not gpus:
+        raise InputError(Mistake("a current plan without any replica", "what GPUs hold", instance.name))
+    last = max(gpus)
+    if last >= instance.gpus:
+        raise InputError(Mistake(f"a current plan on GPU {last}", f"GPUs 0 to {instance.gpus - 1}", instance.name))
+
+
 def count_moves(placement: Placement, plan: Plan | None) -> int | None:
     """Count the replicas (shards, where experts are sharded) that a GPU must load: it has no such expert today."""
     if plan is None:
         return None
-    return sum((_held(placement, layer) - before).total() for layer, before in enumerate(plan))
+    return sum((held - before).total() for held, before in zip(plan_of(placement), plan, strict=True))
 
 
 def _held(placement: Placement, layer: int) -> Counter[tuple[int, int]]:

@@ -100,7 +100,7 @@ def rows_of(instance: Instance, settings: Settings) -> Iterator[Row]:
         if kind == "both":
             row["both_us"] = {"network": ours, **lasted}
         else:
-            exact = run_case(Network(instance, routes=routes, together=0.0), case)
+            exact = run_case(Network(instance, routes=routes, tolerance=0.0), case)
             row |= {"network_us": ours[0], "exact_us": exact[0]}
             row["simgrid_us"] = {name: values[0] for name, values in lasted.items()}
     yield from rows

@@ -8,7 +8,7 @@ from typing import Any
 import drawsvg
 
 from moe_placer.dag.operation import Role
-from moe_placer.dag.palette import COLOURS, HATCHES, INK, LINE, MIXED, WARNING, node_colour, node_hatch
+from moe_placer.dag.palette import COLOURS, HATCHES, INK, LINE, MIXED, WARNING, node_colour, node_hatch, node_stripe
 
 __all__ = ["ADVANCE", "FONT", "SKEW", "Canvas", "text_size", "text_width"]
 
@@ -48,10 +48,12 @@ class Canvas:
     width, height : float
     title : str
         Also what screen readers say.
+    tips : bool
+        Whether operations and edges get tooltips; they are a third of a large drawing.
     """
 
-    def __init__(self, width: float, height: float, title: str) -> None:
-        self.width, self.height = width, height
+    def __init__(self, width: float, height: float, title: str, *, tips: bool = True) -> None:
+        self.width, self.height, self.tips = width, height, tips
         self._drawing = drawsvg.Drawing(_r(width), _r(height), font_family=FONT, fill=INK, role="img")
         self._drawing.append_title(_plain(title))
         self._drawing.append(drawsvg.Rectangle(0, 0, _r(width), _r(height), fill="#FFFFFF", id="paper"))
@@ -79,8 +81,15 @@ class Canvas:
             self._fills[kind] = f"url(#node{kind})"
             pattern = drawsvg.Pattern(9, 9, patternUnits="userSpaceOnUse", id=f"node{kind}")
             pattern.append(drawsvg.Rectangle(0, 0, 9, 9, fill=node_colour(node)))
-            strokes = {"rising": "M-1 10 L10 -1", "upright": "M4.5 0 V9", "level": "M0 4.5 H9"}
-            pattern.append(drawsvg.Path(d=strokes[node_hatch(node)], stroke="#FFFFFF", stroke_width=2, opacity=0.6))
+            strokes = {
+                "rising": "M-1 10 L10 -1",
+                "upright": "M4.5 0 V9",
+                "level": "M0 4.5 H9",
+                "falling": "M-1 -1 L10 10",
+            }
+            pattern.append(
+                drawsvg.Path(d=strokes[node_hatch(node)], stroke=node_stripe(node), stroke_width=2, opacity=0.6)
+            )
             self._drawing.append_def(pattern)
         return self._fills[kind]
 
@@ -102,7 +111,7 @@ class Canvas:
         if name:
             style["id"] = _safe(name)
         use = drawsvg.Use(self._shape(role, width, height), _r(x), _r(y), **style)
-        if tip:
+        if tip and self.tips:
             use.append_title(_plain(tip))
         self.parent.append(use)
         self.lines(lines, (x, y, width, height), role=role, size=size)
@@ -165,7 +174,7 @@ class Canvas:
         if arrow:
             look["marker_end"] = self._arrow(colour)
         path = drawsvg.Path(d=" ".join(points), **{**look, **style})
-        if tip:
+        if tip and self.tips:
             path.append_title(_plain(tip))
         self.parent.append(path)
 

@@ -39,9 +39,9 @@ HEAD, MARGIN, NAMES, BETWEEN = 46.0, 40.0, 190.0, 50.0
 STEPS, ASPECT, LABEL = 4, 1.7, 9.0
 
 
-def draw_complete(dag: Dag) -> str:
+def draw_complete(dag: Dag, *, lean: bool = False) -> str:
     """Return the SVG of the whole deployment in two micro-batches."""
-    return _Timeline(dag).draw()
+    return _Timeline(dag).draw(lean=lean)
 
 
 class _Timeline:
@@ -127,10 +127,10 @@ class _Timeline:
         x = left + self.step_left[stage, step] + GAP + column * (WIDE + GAP)
         return x, top + HEAD + self.rows[self._row_of(op)] * ROW + (ROW - HIGH) / 2
 
-    def draw(self) -> str:
+    def draw(self, *, lean: bool = False) -> str:
         """Draw title and legend, the bands with their rows, what flows, and the operations on top."""
         title = f"{self.dag.name}: DP, TP and EP together, two micro-batches overlapped"
-        canvas = Canvas(self.width, self.height, title)
+        canvas = Canvas(self.width, self.height, title, tips=not lean)
         size = min(2.0 * self.size, (self.width - 2 * MARGIN) / text_width(title, 1.0))
         canvas.text(title, MARGIN, 2.4 * self.size, round(size - 0.05, 1), font_weight="bold")
         draw_legend(canvas, MARGIN, 3.4 * self.size, self.room, self.nodes, size=self.size)
@@ -167,7 +167,7 @@ class _Timeline:
             if worst.get(stage):
                 cost = self.dag.facts["links"][stage]
                 link = max(cost, key=lambda name: cost[name])
-                words += f": {link} {cost[link]:,.0f}"
+                words += f": {link} {cost[link]:,.0f} tokens"
             size = round(min(14.0, (self.width_of[stage] - 10) / text_width(words, 1.0)) - 0.05, 1)
             canvas.text(words, x + 4, y + HEAD - 14, size, font_weight="bold")
             bottom = y + HEAD + len(self.rows) * ROW

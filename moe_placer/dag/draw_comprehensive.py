@@ -58,9 +58,9 @@ ASPECT = 1.8
 Point = tuple[float, float]
 
 
-def draw_comprehensive(dag: Dag) -> str:
+def draw_comprehensive(dag: Dag, *, lean: bool = False) -> str:
     """Return the SVG of the whole graph."""
-    return _Wall(dag).draw()
+    return _Wall(dag).draw(lean=lean)
 
 
 class _Wall:
@@ -79,7 +79,8 @@ class _Wall:
         self.cells: dict[tuple[int, int], list[Operation]] = {}
         self.slot: dict[str, int] = {}
         count: Counter[tuple[int, int, str]] = Counter()
-        for op in dag.operations():
+        # Experts of a GPU below each other, everything else in the order of the step.
+        for op in sorted(dag.operations(), key=_by_place):
             stage = op.layer if op.layer is not None else -1 if op.kind in STAGES[0] else last + 1
             name = op.id.rpartition(".")[2]
             home = int(name[1:]) if name[0] == "n" and name[1:].isdigit() else op.gpus[0] // self.per_node
@@ -148,10 +149,10 @@ class _Wall:
         left, top = self.origin[self.stage[name]]
         return left + x, top + self.row_top[self.home[name]] + y
 
-    def draw(self) -> str:
-        """Draw legend, stage by stage its cells, and what connects them under them."""
-        title = f"{self.dag.name}: all layers, every expert on its GPU"
-        canvas = Canvas(self.width, self.height, title)
+    def draw(self, *, lean: bool = False) -> str:
+        """Draw legend, stage by stage its cells, and what connects them under them; ``lean`` without shapes."""
+        title = f"{self.dag.name}: all layers, every expert on its GPU" + ("; shapes are on the page" if lean else "")
+        canvas = Canvas(self.width, self.height, title, tips=not lean)
         room = self.width - 2 * MARGIN
         canvas.text(title, MARGIN, 170, round(min(120.0, room / text_width(title, 1.0)), 1), font_weight="bold")
         draw_legend(canvas, MARGIN, 230, room, self.nodes, size=self.legend)
@@ -170,7 +171,7 @@ class _Wall:
         wirings: dict[str, str] = {}
         canvas.group(id="cells", font_size=FONT, text_anchor="middle", stroke=LINE, stroke_width=0.5)
         for cell, ops in self.cells.items():
-            self._draw_cell(canvas, cell, ops, inside.get(cell, []), wirings)
+            self._draw_cell(canvas, cell, ops, inside.get(cell, []), wirings, lean=lean)
         return canvas.svg()
 
     def _draw_stage(self, canvas: Canvas, stage: int, x: float, y: float) -> None:
@@ -180,26 +181,39 @@ class _Wall:
         cost = facts["links"].get(stage) or {}
         if cost and max(cost.values()) > 0:
             worst = max(cost, key=lambda link: cost[link])
-            words += f": {worst} {cost[worst]:,.0f}"
+            words += f": {worst} {cost[worst]:,.0f} tokens"
         size = round(min(44.0, width / text_width(words, 1.0)) - 0.05, 1)
         canvas.text(words, x, y + 60, size, font_weight="bold")
         box = (x - 8, y + HEAD - 6, width + 16, sum(self.rows) + 8)
         canvas.frame(box, fill="#F7F7F7", stroke="#D1D5DB")
 
     def _draw_between(self, canvas: Canvas, edges: list[Edge]) -> None:
-        """Draw what runs between cells: one path for all edges of a stage that look alike."""
-        paths: dict[tuple[int, bool, bool], list[str]] = {}
+        """Draw what runs between cells: one path for all edges from a cell that look alike, shared by stages."""
+        paths: dict[tuple[int, bool, bool], dict[tuple[int, str], list[str]]] = {}
         for edge in edges:
-            key = (self.stage[edge.source], edge.dashed, edge.hot >= HOT)
-            paths.setdefault(key, []).append(self._path(edge))
+            stage = self.stage[edge.source]
+            bundle = (self.home[edge.source], self.dag.operation(edge.target).kind)
+            bundles = paths.setdefault((stage, edge.dashed, edge.hot >= HOT), {})
+            bundles.setdefault(bundle, []).append(self._path(edge))
+        known: dict[str, str] = {}
         canvas.group(id="between", fill="none", stroke=LINE, stroke_width=0.4)
-        for (stage, dashed, warn), parts in sorted(paths.items()):
+        for (stage, dashed, warn), bundles in sorted(paths.items()):
+            x, y = self.origin[stage]
             look = f' stroke="{WARNING}" stroke-width="1"' if warn else ""
             look += ' stroke-dasharray="3 2"' if dashed else ""
-            canvas.markup(f'<path id="from{stage}-{int(dashed)}{int(warn)}"{look} d="{"".join(parts)}"/>')
+            uses = []
+            for way in map("".join, bundles.values()):
+                if way not in known:
+                    known[way] = f"b{len(known)}"
+                    canvas.define(f'<g id="{known[way]}"><path d="{way}"/></g>')
+                uses.append(f'<use xlink:href="#{known[way]}"/>')
+            place = f'transform="translate({x:g},{y:g})"'
+            canvas.markup(f'<g id="from{stage}-{int(dashed)}{int(warn)}" {place}{look}>{"".join(uses)}</g>')
 
     def _path(self, edge: Edge) -> str:
-        (ax, ay), (bx, by) = self.place(edge.source), self.place(edge.target)
+        """Write the way of an edge between cells, from the corner of the stage where it starts."""
+        x, y = self.origin[self.stage[edge.source]]
+        (ax, ay), (bx, by) = ((a - x, b - y) for a, b in map(self.place, (edge.source, edge.target)))
         ax, ay, by = ax + WIDE, ay + HIGH / 2, by + HIGH / 2
         if self.dag.operation(edge.target).kind in CROSSED:
             lead = bx - GAP - ax  # the last part is straight, for the label above it
@@ -211,38 +225,80 @@ class _Wall:
         row = self.home[edge.target]
         right, left = self.width - MARGIN + 10 + 5 * row, MARGIN - 16 - 5 * (self.nodes - row)
         gap = self.origin[self.stage[edge.target]][1] - 10 - 5 * (self.nodes - row)
-        right, left = min(right, self.width - 4), max(left, 4.0)
+        right, left, gap = min(right, self.width - 4) - x, max(left, 4.0) - x, gap - y
         return f"M{ax:g} {ay:g}H{right:g}V{gap:g}H{left:g}V{by:g}H{bx:g}"
 
     def _draw_cell(
-        self, canvas: Canvas, cell: tuple[int, int], ops: list[Operation], edges: list[Edge], wirings: dict[str, str]
+        self,
+        canvas: Canvas,
+        cell: tuple[int, int],
+        ops: list[Operation],
+        edges: list[Edge],
+        wirings: dict[str, str],
+        *,
+        lean: bool,
     ) -> None:
         left, top = self.origin[cell[0]]
-        wiring, labels = self._wire(cell, ops, edges)
+        wiring, labels = self._wire(cell, ops, edges, lean=lean)
         if wiring and wiring not in wirings:
             wirings[wiring] = f"w{len(wirings)}"
             canvas.define(f'<g id="{wirings[wiring]}">{wiring}</g>')
         used = f'<use xlink:href="#{wirings[wiring]}"/>' if wiring else ""
-        symbols, texts = [], []
-        for op in ops:
-            x, y = self.spot(op.id)
-            reference = canvas.shape_id(op.role, WIDE, HIGH)
-            tip = escape(f"{op.id} {gpu_list(op.gpus, 80)}", quote=False)
-            symbols.append(f'<use xlink:href="#{reference}" x="{x:g}" y="{y:g}"><title>{tip}</title></use>')
-            texts.append(self._name(op, x, y))
+        if lean:
+            runs = _by_gpu(ops)
+            symbols, named = self._symbols(canvas, runs), [text for run in runs for text in self._names(run)]
+        else:
+            symbols = [self._symbol(canvas, op) for op in ops]
+            named = [self._name(op, *self.spot(op.id)) for op in ops]
+        sizes: dict[float, list[str]] = {}
+        for size, text in named:
+            sizes.setdefault(size, []).append(text)
+        texts = [f'<g font-size="{size:g}">{"".join(some)}</g>' for size, some in sizes.items()]
         place = f'transform="translate({left:g},{top + self.row_top[cell[1]]:g})"'
         fill, ink = canvas.fill_of(cell[1]), ' fill="#1A1A1A" stroke="none"'
         parts = [f"<g {place}>{used}", f'<g fill="{fill}">', *symbols, "</g>", f"<g{ink}>", *texts, *labels, "</g></g>"]
         canvas.markup("".join(parts))
 
-    def _name(self, op: Operation, x: float, y: float) -> str:
+    def _symbol(self, canvas: Canvas, op: Operation) -> str:
+        x, y = self.spot(op.id)
+        tip = escape(f"{op.id} {gpu_list(op.gpus, 80)}", quote=False)
+        reference = canvas.shape_id(op.role, WIDE, HIGH)
+        return f'<use xlink:href="#{reference}" x="{x:g}" y="{y:g}"><title>{tip}</title></use>'
+
+    def _symbols(self, canvas: Canvas, runs: list[list[Operation]]) -> list[str]:
+        """Draw one symbol around each run of operations below each other, without tooltips."""
+        drawn = []
+        for ops in runs:
+            x, y = self.spot(ops[0].id)
+            reference = canvas.shape_id(ops[0].role, WIDE, HIGH + (len(ops) - 1) * ROW)
+            drawn.append(f'<use xlink:href="#{reference}" x="{x:g}" y="{y:g}"/>')
+        return drawn
+
+    def _names(self, run: list[Operation]) -> list[tuple[float, str]]:
+        """Write a run into its symbol: several experts as replica and GPU, then their numbers, four in a line."""
+        x, y = self.spot(run[0].id)
+        if len(run) == 1:
+            return [self._name(run[0], x, y)]
+        numbers = [f"e{op.experts[0][0]}" for op in run]
+        head = f"r{run[0].experts[0][1]} G{gpu_list(run[0].gpus, 15)[4:]}"
+        words = [head, *(" ".join(numbers[at : at + 4]) for at in range(0, len(numbers), 4))]
+        size = round(text_size("computation", WIDE, HIGH, [max(words, key=len)], FONT) - 0.05, 1)
+        step = (HIGH + (len(run) - 1) * ROW) / len(words)
+        return [
+            (size, f'<text x="{x + WIDE / 2:g}" y="{y + (row + 0.5) * step + 1.7:.4g}">{text}</text>')
+            for row, text in enumerate(words)
+        ]
+
+    def _name(self, op: Operation, x: float, y: float) -> tuple[float, str]:
+        """Return the size and the text of what stands in a symbol."""
         words = op.id.partition(".expert.")[2] if op.kind == "expert" else SHORT[op.kind]
         text = f"{words.replace('.', ' ')} G{gpu_list(op.gpus, 15)[4:]}"
         size = round(text_size(op.role, WIDE, HIGH, [text], FONT) - 0.05, 1)
-        style = "" if size >= FONT - 0.1 else f' font-size="{size:g}"'
-        return f'<text x="{x + WIDE / 2:g}" y="{y + HIGH / 2 + 1.7:g}"{style}>{text}</text>'
+        return size, f'<text x="{x + WIDE / 2:g}" y="{y + HIGH / 2 + 1.7:g}">{text}</text>'
 
-    def _wire(self, cell: tuple[int, int], ops: list[Operation], edges: list[Edge]) -> tuple[str, list[str]]:
+    def _wire(
+        self, cell: tuple[int, int], ops: list[Operation], edges: list[Edge], *, lean: bool
+    ) -> tuple[str, list[str]]:
         """Return the wiring of a cell with labels that are the same elsewhere, and labels that are its own."""
         lines: dict[bool, list[str]] = {False: [], True: []}
         shared: list[str] = []
@@ -266,7 +322,7 @@ class _Wall:
                 start, end = ax - WIDE * 0.4, bx + WIDE * 0.2 + 4 * (past % 4)
                 lines[edge.dashed].append(f"M{start:g} {ay + HIGH * 0.4:g}V{y:g}H{end:g}V{by + HIGH * 0.45:g}")
                 middle = ax + GAP / 2
-            if crossed:
+            if crossed or lean:
                 continue  # its port has the sum of all edges that arrive there
             while (middle, y) in taken:
                 y += LINE_STEP
@@ -274,16 +330,37 @@ class _Wall:
             varies = "expert" in kinds or "expert_reduce" in kinds
             (own if varies else shared).append(self._label(shape_text(edge.shape), middle, y - 1.2))
         for op in ops:
-            if op.kind in CROSSED:
+            if op.kind in CROSSED and not lean:
                 x, y = self.spot(op.id)
                 arriving = self.dag.incoming(op.id)
                 words = f"{len(arriving)}: {shape_text((sum(e.shape[0] for e in arriving), *arriving[0].shape[1:]))}"
                 own.append(self._label(words, x - GAP / 2, y + HIGH / 2 - 1.2))
         dashes = {False: "", True: ' stroke-dasharray="3 2"'}
-        drawn = [f'<path fill="none"{dashes[dashed]} d="{"".join(d)}"/>' for dashed, d in lines.items() if d]
+        # Sorted, so that cells are wired alike whichever experts they hold.
+        drawn = [f'<path fill="none"{dashes[dashed]} d="{"".join(sorted(d))}"/>' for dashed, d in lines.items() if d]
         texts = f'<g fill="#1A1A1A" stroke="none">{"".join(shared)}</g>' if shared else ""
         return "".join(drawn) + texts, own
 
     def _label(self, text: str, x: float, y: float) -> str:
         size = round(min(SMALL, (GAP - 2) / text_width(text, 1.0)) - 0.05, 1)
         return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}">{text}</text>'
+
+
+def _by_place(op: Operation) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Order experts by their GPUs and replica; everything else stays in the order of the step, before them."""
+    if not op.kind.startswith("expert"):
+        return (), ()
+    return op.gpus, tuple((replica, expert) for expert, replica in op.experts)
+
+
+def _by_gpu(ops: list[Operation]) -> list[list[Operation]]:
+    """Put experts of the same GPUs and replica together, which are below each other; all else stays alone."""
+    runs: list[list[Operation]] = []
+    for op in ops:
+        last = runs[-1][0] if runs else op
+        alike = runs and op.kind == last.kind == "expert" and op.gpus == last.gpus
+        if alike and op.experts[0][1] == last.experts[0][1]:
+            runs[-1].append(op)
+        else:
+            runs.append([op])
+    return runs

@@ -38,9 +38,9 @@ _TITLES = {
 }
 
 
-def draw_detailed(dag: Dag) -> str:
+def draw_detailed(dag: Dag, *, lean: bool = False) -> str:
     """Return the SVG of a graph of one MoE layer with every operation."""
-    return _Sheet(dag).draw()
+    return _Sheet(dag).draw(lean=lean)
 
 
 class _Sheet:
@@ -156,13 +156,13 @@ class _Sheet:
             for op in self.by_node[kind][node]:
                 self.place[op.id] = (self.column[kind], middle - TALL / 2, BOX, TALL)
 
-    def draw(self) -> str:
+    def draw(self, *, lean: bool = False) -> str:
         """Draw rows, edges, operations over them, then legend and link loads."""
         room = self.width - 2 * MARGIN
         low = self.height + legend_height(self.nodes, room, 14.0) + 30
         total = low + links_height(self.cost, room) + 30
         title = f"{self.dag.name}: MoE layer {self.layer}, expert by expert"
-        canvas = Canvas(self.width, total, title)
+        canvas = Canvas(self.width, total, title, tips=not lean)
         canvas.text(title, MARGIN, 52, min(28.0, room / text_width(title, 1.0)), font_weight="bold")
         canvas.text(self._summary(), MARGIN, 84, min(15.0, room / text_width(self._summary(), 1.0)))
         self._draw_rows(canvas)

@@ -18,9 +18,9 @@ MARGIN = 40.0
 TEXT = 10.0
 
 
-def draw_simplified(dag: Dag) -> str:
+def draw_simplified(dag: Dag, *, lean: bool = False) -> str:
     """Return the SVG of a graph whose operations are merged by kind, layer and DP lane."""
-    return _Page(dag).draw()
+    return _Page(dag).draw(lean=lean)
 
 
 class _Page:
@@ -88,11 +88,11 @@ class _Page:
                     lane = self.lanes.index(op.group)
                     self.place[op.id] = (x, top + self._lane_top(lane, channels), BOX, LANE)
 
-    def draw(self) -> str:
+    def draw(self, *, lean: bool = False) -> str:
         """Draw bands, edges under operations, then legend and facts."""
         nodes = self.dag.facts["nodes"]
         low = self.bottom + 30 + legend_height(nodes, self.width - 2 * MARGIN)
-        canvas = Canvas(self.width, low + 20, f"{self.dag.name}: the deployment on one page")
+        canvas = Canvas(self.width, low + 20, f"{self.dag.name}: the deployment on one page", tips=not lean)
         room = self.width - 2 * MARGIN
         title = f"{self.dag.name}: the deployment on one page"
         canvas.text(title, MARGIN, 46, min(24.0, room / text_width(title, 1.0)), font_weight="bold")
@@ -145,7 +145,8 @@ class _Page:
         work = amount(op.flops, "FLOP") if op.flops else ""
         title = TITLES[op.kind]
         if op.kind == "expert":
-            title = f"{len(op.experts)} experts"
+            experts, copies = len({expert for expert, _ in op.experts}), len(op.experts)
+            title = f"{experts} experts" + (f", {copies} copies" if copies > experts else "")
         if op.moved:
             far = op.moved.get("network", 0.0)
             work = f"{amount(far, 'B')} over links" if far else f"{amount(sum(op.moved.values()), 'B')} moved"

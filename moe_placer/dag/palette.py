@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "HATCHES", "HOT", "INK", "LINE", "MIXED", "WARNING", "node_colour", "node_hatch"]
+__all__ = ["COLOURS", "HATCHES", "HOT", "INK", "LINE", "MIXED", "WARNING", "node_colour", "node_hatch", "node_stripe"]
 
 # Paul Tol's "light" scheme, made for areas under black text, without its orange, which would look like the warning.
 COLOURS = ("#77AADD", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#DDDDDD")
-HATCHES = ("plain", "rising", "upright", "level")
+HATCHES = ("plain", "rising", "upright", "level", "falling")
 MIXED = "#FFFFFF"  # operations on GPUs of several nodes
 INK, LINE = "#1A1A1A", "#6B7280"
 WARNING = "#D55E00"  # vermilion of the Okabe-Ito scheme; always thicker too
@@ -21,3 +21,8 @@ def node_colour(node: int) -> str:
 def node_hatch(node: int) -> str:
     """Return the hatch that tells nodes of one colour apart."""
     return HATCHES[node // len(COLOURS) % len(HATCHES)]
+
+
+def node_stripe(node: int) -> str:
+    """Return the colour of a node's hatch: white, but dark on the grey, on which white would hardly be seen."""
+    return "#777777" if node_colour(node) == "#DDDDDD" else "#FFFFFF"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from moe_placer.dag.build import build_dag
 from moe_placer.dag.contract import Block, contract
 from moe_placer.dag.flows import read_flows
@@ -14,19 +16,23 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["VIEWS", "View", "hottest_layer"]
+__all__ = ["VIEWS", "View", "count_tensors", "hottest_layer"]
 
 MAX_LANES = 4  # DP replicas drawn side by side on one page; more are merged into one lane
 
 
 @dataclass(frozen=True)
 class View:
-    """One drawing: how its graph is made, how it is drawn, and whether it gets a page to search and zoom in."""
+    """One drawing: how its graph is made, how it is drawn, and whether it gets a page to search and zoom in.
+
+    ``whole`` says that it is made from all layers. ``draw`` can be told to leave out what only the page needs.
+    """
 
     name: str
     build: Callable[[Instance, Placement, Traffic], Dag]
-    draw: Callable[[Dag], str]
+    draw: Callable[..., str]
     page: bool = True
+    whole: bool = False
 
 
 def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) -> int:
@@ -34,6 +40,16 @@ def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) ->
     flows = read_flows(instance, placement, traffic)
     worst = [float(flows.layer(row).cost.max(initial=0.0)) for row in range(len(instance.moe_layers))]
     return instance.moe_layers[worst.index(max(worst))]
+
+
+def count_tensors(instance: Instance, placement: Placement, traffic: Traffic) -> int:
+    """Return about how many tensors the graph of all layers has: those of the first MoE layer, times all layers."""
+    flow, per_node = read_flows(instance, placement, traffic).layer(0), instance.cluster.gpus_per_node
+    home = np.array([gpus[0] // per_node for _, _, gpus in flow.copies])
+    pairs = sum(int(flow.uses[:, home == node].any(axis=1).sum()) for node in np.unique(home))
+    crews = -(-instance.gpus // instance.parallelism.attention_tp)
+    # There and back between nodes and at every replica; about eight in and around attention and gating of a crew.
+    return (2 * (pairs + len(flow.copies)) + 8 * crews) * len(instance.moe_layers)
 
 
 _ALL_TO_ALL = {
@@ -86,28 +102,28 @@ def _complete(instance: Instance, placement: Placement, traffic: Traffic) -> Dag
     return overlap(contract(build_dag(instance, placement, traffic), block))
 
 
-def _draw_simplified(dag: Dag) -> str:
+def _draw_simplified(dag: Dag, lean: bool = False) -> str:
     from moe_placer.dag.draw_simplified import draw_simplified
 
-    return draw_simplified(dag)
+    return draw_simplified(dag, lean=lean)
 
 
-def _draw_detailed(dag: Dag) -> str:
+def _draw_detailed(dag: Dag, lean: bool = False) -> str:
     from moe_placer.dag.draw_detailed import draw_detailed
 
-    return draw_detailed(dag)
+    return draw_detailed(dag, lean=lean)
 
 
-def _draw_comprehensive(dag: Dag) -> str:
+def _draw_comprehensive(dag: Dag, lean: bool = False) -> str:
     from moe_placer.dag.draw_comprehensive import draw_comprehensive
 
-    return draw_comprehensive(dag)
+    return draw_comprehensive(dag, lean=lean)
 
 
-def _draw_complete(dag: Dag) -> str:
+def _draw_complete(dag: Dag, lean: bool = False) -> str:
     from moe_placer.dag.draw_complete import draw_complete
 
-    return draw_complete(dag)
+    return draw_complete(dag, lean=lean)
 
 
 VIEWS: dict[str, View] = {
@@ -115,7 +131,7 @@ VIEWS: dict[str, View] = {
     for view in (
         View("simplified_moe_dag", _simplified, _draw_simplified, page=False),
         View("detailed_expert_dag", _detailed, _draw_detailed),
-        View("comprehensive_moe_dag", build_dag, _draw_comprehensive),
-        View("complete_deployment_dag", _complete, _draw_complete),
+        View("comprehensive_moe_dag", build_dag, _draw_comprehensive, whole=True),
+        View("complete_deployment_dag", _complete, _draw_complete, whole=True),
     )
 }

@@ -76,7 +76,7 @@ def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) ->
         yield ("parallelism", "dp"), str(parallelism.dp), expected
     if group and placement.replicas != "dp":
         expected = "even (group routing needs one replica per DP group: replicas: dp)"
-        yield ("placement", "replica_routing"), "group with redundant_slots", expected
+        yield ("placement", "replica_routing"), "group with a budget of redundant slots", expected
 
 
 def _expert_tp(cluster: Cluster, parallelism: Parallelism) -> Iterator[Found]:

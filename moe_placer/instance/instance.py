@@ -52,11 +52,19 @@ class Instance(schema.Section):
 
     @property
     def replicas_per_layer(self) -> int:
-        """Expert copies that one layer has in all."""
-        copies = self.placement.replicas
+        """Expert copies that one layer has in all; the most of `replicas_by_layer`."""
+        return max(self.replicas_by_layer)
+
+    @property
+    def replicas_by_layer(self) -> tuple[int, ...]:
+        """Expert copies of each MoE layer: of a budget over all layers, equal shares (the first ones get the rest)."""
+        copies, layers, experts = self.placement.replicas, len(self.moe_layers), self.model.experts
         if copies == "dp":
-            return self.model.experts * self.parallelism.dp
-        return self.model.experts + copies.redundant_slots
+            return (experts * self.parallelism.dp,) * layers
+        if isinstance(copies, schema.RedundantSlots):
+            return (experts + copies.redundant_slots,) * layers
+        share, rest = divmod(copies.redundant_slots_in_all, layers)
+        return tuple(experts + share + (layer < rest) for layer in range(layers))
 
     @property
     def trace_files(self) -> tuple[Path, ...]:

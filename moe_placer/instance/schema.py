@@ -22,6 +22,7 @@ __all__ = [
     "Placement",
     "RedundantSlots",
     "Section",
+    "SharedSlots",
     "SyntheticTraffic",
     "TraceTraffic",
 ]
@@ -139,12 +140,23 @@ class RedundantSlots(Section):
     redundant_slots: int = Field(ge=0, le=65_536)
 
 
+class SharedSlots(Section):
+    """A budget of extra copies that all MoE layers share, on top of one copy of every expert in each of them."""
+
+    redundant_slots_in_all: int = Field(ge=0, le=65_536_000, description="Over all MoE layers together, at most.")
+
+
 def _replicas_branch(value: Any) -> str:
+    if isinstance(value, SharedSlots) or (isinstance(value, dict) and "redundant_slots_in_all" in value):
+        return "shared"
     return "budget" if isinstance(value, dict | RedundantSlots) else "dp"
 
 
 Replicas = Annotated[
-    Annotated[Literal["dp"], Tag("dp")] | Annotated[RedundantSlots, Tag("budget")], Discriminator(_replicas_branch)
+    Annotated[Literal["dp"], Tag("dp")]
+    | Annotated[RedundantSlots, Tag("budget")]
+    | Annotated[SharedSlots, Tag("shared")],
+    Discriminator(_replicas_branch),
 ]
 
 
@@ -161,7 +173,11 @@ class Placement(Section):
     """What a placement must respect."""
 
     slots_per_gpu: int = Field(1, ge=1, le=256, description="Experts of one layer that a GPU may hold.")
-    replicas: Replicas = Field("dp", description="dp: one copy of every expert per DP group; or {redundant_slots: n}.")
+    replicas: Replicas = Field(
+        "dp",
+        description="dp: one copy of every expert per DP group; or {redundant_slots: n}, in every layer; or "
+        "{redundant_slots_in_all: n}, over all layers.",
+    )
     replica_routing: Literal["group", "even", "nearest", "optimal"] = "group"
     replicas_apart: Literal["gpu", "node"] = "gpu"
     dispatch: Literal["per-expert", "per-node"] = "per-expert"

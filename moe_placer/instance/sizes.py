@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from moe_placer.instance.instance import Instance
 
-__all__ = ["BYTES_PER_VALUE", "GB", "MemoryParts", "expert_bytes", "gpu_memory_bytes", "memory_parts", "token_bytes"]
+__all__ = [
+    "BYTES_PER_VALUE",
+    "GB",
+    "MemoryParts",
+    "expert_bytes",
+    "expert_us",
+    "gpu_memory_bytes",
+    "memory_parts",
+    "token_bytes",
+    "token_us",
+]
 
 GB = 1e9
 BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
@@ -45,6 +55,19 @@ def expert_bytes(instance: Instance) -> float:
     model = instance.model
     values = model.expert_matrices * model.hidden_size * model.expert_hidden_size
     return values * BYTES_PER_VALUE[model.dtype] / instance.parallelism.expert_tp
+
+
+def expert_us(instance: Instance, tokens: float) -> float:
+    """Microseconds of one expert's matrices over so many tokens: 2 FLOPs per weight and token, at the GPU's MFU."""
+    model, gpu = instance.model, instance.cluster.gpu
+    flops = 2 * model.expert_matrices * model.hidden_size * model.expert_hidden_size * tokens
+    return 1e6 * flops / instance.parallelism.expert_tp / (gpu.peak_tflops * 1e12 * gpu.mfu)
+
+
+def token_us(instance: Instance) -> float:
+    """Microseconds of one token on a node's link, one way."""
+    fabric = instance.cluster.fabric
+    return 1e6 * token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
 
 
 def gpu_memory_bytes(instance: Instance, gpu: int) -> float:

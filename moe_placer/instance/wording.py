@@ -82,7 +82,7 @@ def expected(detail: ErrorDetails, path: Loc, data: Any, root: type[BaseModel]) 
         return _kinds(path, data, root, str(context.get("tag")))
     if kind == "literal_error":
         if path == ("placement", "replicas"):
-            return "dp or {redundant_slots: n}"
+            return "dp, {redundant_slots: n} or {redundant_slots_in_all: n}"
         return f"one of {str(context['expected']).replace(chr(39), '')}"
     if kind == "too_long":
         return f"at most {context['max_length']:,}"
@@ -120,6 +120,8 @@ def _known_field(path: Loc, data: Any, root: type[BaseModel]) -> str:
     """Name the field that was meant, or those that there are."""
     name = str(path[-1]) if path else ""
     names = [field for section in _sections(path[:-1], data, root) for field in section.model_fields]
+    if name in names:  # known, but in another of the forms that the section can take
+        return f"only one of {', '.join(names)}"
     close = difflib.get_close_matches(name, names, 1, 0.7)
     if close:
         return f"a known one (did you mean {close[0]}?)"

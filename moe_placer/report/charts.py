@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CHARTS", "COLOURS", "config", "filled"]
+__all__ = ["CHARTS", "COLOURS", "DASHES", "config", "filled"]
 
 Spec = dict[str, Any]
 
@@ -15,16 +17,23 @@ COLOURS = (
 )  # fmt: skip
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _SOLVER = {"field": "solver", "type": "nominal", "title": None}
+_LEGEND = {"orient": "top", "columns": 3}
+
+
+DASHES = ([1, 0], [7, 3], [2, 2], [8, 2, 2, 2])  # so that colour is not all that tells lines apart
+_EXTENT = {"label": 9, "digit": 6.2, "gap": 12}  # characters, and pixels, that the labels of a y axis are given
 
 
 def config(ink: str, background: str | None) -> Spec:
     """Return colours and fonts; `currentColor` lets a page's style decide."""
     text = {"labelColor": ink, "titleColor": ink, "labelFont": "sans-serif", "titleFont": "sans-serif"}
+    sizes = {"labelFontSize": 11, "titleFontSize": 12}
+    lines = {"domainColor": ink, "tickColor": ink, "gridColor": ink, "gridOpacity": 0.15}
     return {
         "background": background,
         "font": "sans-serif",
-        "axis": {**text, "domainColor": ink, "tickColor": ink, "gridColor": ink, "gridOpacity": 0.15},
-        "legend": {**text, "labelLimit": 220},
+        "axis": {**text, **sizes, **lines, "labelOverlap": "greedy", "labelSeparation": 6},
+        "legend": {**text, **sizes, "labelLimit": 220},
         "title": {"color": ink},
         "text": {"color": ink},
         "view": {"stroke": None},
@@ -32,12 +41,24 @@ def config(ink: str, background: str | None) -> Spec:
     }
 
 
-def filled(name: str, values: list[dict[str, Any]], description: str, width: int) -> Spec:
-    """Return a chart with its data, for a picture that stands alone."""
-    chart = {**CHARTS[name], "data": {"values": values}, "description": description, "width": width}
+def filled(name: str, values: list[dict[str, Any]], description: str, width: int, solvers: Sequence[str] = ()) -> Spec:
+    """Return a chart with its data, for a picture that stands alone; the page's program fills it alike."""
+    chart = copy.deepcopy({**CHARTS[name], "data": {"values": values}, "description": description, "width": width})
     if "usermeta" in chart:  # a heat map is as high as its rows
-        chart["height"] = chart["usermeta"]["rowHeight"] * len({value["row"] for value in values})
-    return {**chart, "config": config("#1a1a1a", "#ffffff")}
+        rows, heights = len({value["row"] for value in values}), chart["usermeta"]
+        chart["height"] = max(heights["row"] * rows, min(heights["few"], heights["label"] * rows))
+    present = [solver for solver in solvers if any(value.get("solver") == solver for value in values)]
+    places = [solvers.index(solver) for solver in present]
+    for channel, palette in (("color", COLOURS), ("strokeDash", DASHES), ("shape", None)):
+        encoding = chart.get("encoding", {}).get(channel, {})
+        if encoding.get("field") == "solver":
+            shown = {"range": [palette[place % len(palette)] for place in places]} if palette else {}
+            encoding["scale"] = {"domain": present, **shown}
+    # A fixed room for labels: their measured width is rounded otherwise on one machine than on another.
+    longest = max((len(value["row"]) for value in values if "row" in value), default=_EXTENT["label"])
+    extent = round(_EXTENT["digit"] * longest + _EXTENT["gap"])
+    look = config("#1a1a1a", "#ffffff")
+    return {**chart, "config": {**look, "axisY": {"minExtent": extent, "maxExtent": extent}}}
 
 
 def _chart(**parts: Any) -> Spec:
@@ -60,9 +81,15 @@ def _heat(row: str, value: str) -> Spec:
         "field": "layer",
         "type": "ordinal",
         "title": "layer of the model",
-        "axis": {"labelOverlap": True, "labelAngle": 0},
+        "axis": {"labelAngle": 0, "labelOverlap": "parity"},
     }
-    y = {"field": "row", "type": "ordinal", "title": None, "sort": None, "axis": {"labelOverlap": True}}
+    y = {
+        "field": "row",
+        "type": "ordinal",
+        "title": None,
+        "sort": None,
+        "axis": {"labelOverlap": "parity", "labelSeparation": 0, "labelFontSize": 10},
+    }
     legend = {"orient": "top", "gradientLength": 180, "titleLimit": 300}
     tooltip = [
         {"field": "layer", "title": "layer"},
@@ -70,7 +97,7 @@ def _heat(row: str, value: str) -> Spec:
         {"field": "value", "title": value, "type": "quantitative", "format": ",.4~r"},
     ]
     return _chart(
-        usermeta={"rowHeight": 6},
+        usermeta={"row": 6, "label": 14, "few": 224},  # pixels: a row, one with a label, and up to where each has one
         encoding={"x": x, "y": y},
         layer=[
             {
@@ -86,14 +113,18 @@ def _heat(row: str, value: str) -> Spec:
 
 
 def _fabric() -> Spec:
-    hidden = {"axis": None, "scale": {"domain": [0, 1], "padding": 12}}
+    hidden = {"axis": None, "scale": {"domain": [0, 1], "padding": 24}}
     x, y = ({"field": field, "type": "quantitative", **hidden} for field in ("x", "y"))
     legend = {"orient": "top", "gradientLength": 180, "titleLimit": 300}
     # Thin lines must be seen on light and dark, so no ramp starts from black.
     scale = {"range": [COLOURS[0], COLOURS[11]], "interpolate": "lab"}
     line = {"x": x, "y": y, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
+    text = {"align": {"expr": "datum.side"}, "dx": {"expr": "datum.dx"}, "dy": {"expr": "datum.dy"}, "fontSize": 12}
+    label = {"x": x, "y": y, "text": {"field": "label"}}
+    vertices = [{"filter": "datum.kind == 'vertex'"}]
     return _chart(
-        height=380,
+        params=[{"name": "paper", "value": "#ffffff"}],
+        height=360,
         padding={"left": 28, "right": 5, "top": 5, "bottom": 5},
         layer=[
             {
@@ -111,15 +142,16 @@ def _fabric() -> Spec:
                 "encoding": line,
             },
             {
-                "transform": [{"filter": "datum.kind == 'vertex'"}],
+                "transform": vertices,
                 "mark": {"type": "circle", "size": 70, "opacity": 1, "color": "#7a7f87", "aria": False},
                 "encoding": {"x": x, "y": y, "tooltip": [{"field": "name", "title": "vertex"}]},
             },
-            {
-                "transform": [{"filter": "datum.kind == 'vertex'"}],
-                "mark": {"type": "text", "dy": {"expr": "datum.below ? 16 : -12"}, "fontSize": 10},
-                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+            {  # a rim of paper, so that lines do not cross the letters
+                "transform": vertices,
+                "mark": {**text, "type": "text", "stroke": {"expr": "paper"}, "strokeWidth": 4, "aria": False},
+                "encoding": label,
             },
+            {"transform": vertices, "mark": {**text, "type": "text"}, "encoding": label},
         ],
     )
 
@@ -129,7 +161,7 @@ def _layers() -> Spec:
         "field": "layer",
         "type": "ordinal",
         "title": "layer of the model",
-        "axis": {"labelOverlap": True, "labelAngle": 0},
+        "axis": {"labelAngle": 0, "labelOverlap": "parity"},
     }
     y = _number("tokens", "tokens per step", scale={"zero": False})
     order = ["worst link z", "lower bound"]
@@ -158,8 +190,8 @@ def _time() -> Spec:
     encoding = {
         "x": x,
         "y": y,
-        "color": {**_SOLVER, "legend": {"orient": "top", "columns": 3}},
-        "tooltip": [_SOLVER, dash, x, y],
+        "color": {**_SOLVER, "legend": {**_LEGEND, "symbolType": "stroke", "symbolStrokeWidth": 3}},
+        "tooltip": [{**_SOLVER, "title": "solver"}, {**dash, "title": "what"}, x, y],
     }
     return _chart(
         height=260,
@@ -169,26 +201,34 @@ def _time() -> Spec:
                 "mark": {"type": "line", "interpolate": "step-after", "aria": False},
                 "encoding": {"strokeDash": {**dash, "scale": dashes}},
             },
-            {"mark": {"type": "point", "filled": True, "size": 25, "opacity": 1, "aria": False}},
+            {
+                "transform": [{"filter": "datum.end"}],
+                "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1, "aria": False},
+            },
         ],
     )
 
 
 def _profile() -> Spec:
-    x = _number("factor", "factor above the best solver of that layer", scale={"zero": False, "nice": False})
+    x = _number("factor", "worst link over the best solver's of that layer", scale={"zero": False, "nice": False})
     y = _number("share", "share of layers within it", axis={"format": "%"}, scale={"domain": [0, 1]})
     return _chart(
         height=260,
-        mark={"type": "line", "interpolate": "step-after", "clip": True, "aria": False},
-        encoding={"x": x, "y": y, "color": {**_SOLVER, "legend": {"orient": "top", "columns": 3}}, "order": x},
+        mark={"type": "line", "interpolate": "step-after", "clip": True, "strokeWidth": 2.5, "aria": False},
+        encoding={
+            "x": x,
+            "y": y,
+            "color": {**_SOLVER, "legend": _LEGEND},
+            "strokeDash": {**_SOLVER, "legend": _LEGEND},
+            "order": x,
+            "tooltip": [{**_SOLVER, "title": "solver"}, {**x, "format": ".3f"}, {**y, "format": ".0%"}],
+        },
     )
 
 
 def _held_out() -> Spec:
-    x = _number(
-        "seen", "solved for: sum of worst links over contiguous'", scale={"zero": False}, axis={"format": ".2f"}
-    )
-    y = _number("unseen", "held out: the same", scale={"zero": False}, axis={"format": ".2f"})
+    x = _number("seen", "solved for, over contiguous", scale={"zero": False}, axis={"format": ".2f"})
+    y = _number("unseen", "held out, over contiguous", scale={"zero": False}, axis={"format": ".2f"})
     tooltip = [
         {"field": "instance", "title": "instance"},
         {"field": "solver", "title": "solver"},
@@ -201,8 +241,8 @@ def _held_out() -> Spec:
         encoding={
             "x": x,
             "y": y,
-            "color": {**_SOLVER, "legend": {"orient": "top", "columns": 3}},
-            "shape": _SOLVER,
+            "color": {**_SOLVER, "legend": _LEGEND},
+            "shape": {**_SOLVER, "legend": _LEGEND},
             "tooltip": tooltip,
         },
     )

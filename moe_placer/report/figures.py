@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_placer.report.rows import Comparison, InstanceRow, RunRow, ratio
@@ -26,8 +27,8 @@ class Standing:
         Of the sum of z over the seeds (tokens at node-link speed).
     to_base, to_best : float or None
         Its sum of z over that of `BASE`, and over the least of all solvers; None where there is none, or it is 0.
-    held_out_to_base : float or None
-        The same to `BASE` on held-out traffic.
+    held_out_to_base, held_out_to_best : float or None
+        The same on held-out traffic.
     """
 
     run: RunRow
@@ -37,6 +38,12 @@ class Standing:
     to_base: float | None
     to_best: float | None
     held_out_to_base: float | None
+    held_out_to_best: float | None
+
+    @property
+    def above_best(self) -> float:
+        """How far its sum of z is above the least of all solvers: 0.01 is 1%; infinite where only that one is 0."""
+        return math.inf if self.to_best is None else self.to_best - 1
 
 
 def standings(comparison: Comparison, instance: InstanceRow) -> list[Standing]:
@@ -47,6 +54,8 @@ def standings(comparison: Comparison, instance: InstanceRow) -> list[Standing]:
     shown = {solver: _median(runs) for solver, runs in by_solver.items()}
     base = shown.get(BASE)
     best = min((run.solved_for.z_total for run in shown.values()), default=0.0)
+    unseen = {solver: run.traffic.held_out for solver, run in shown.items() if run.traffic}
+    later = {solver: found.z_total for solver, found in unseen.items() if found}
     result = []
     for solver, run in shown.items():
         totals = [other.solved_for.z_total for other in by_solver[solver]]
@@ -58,7 +67,8 @@ def standings(comparison: Comparison, instance: InstanceRow) -> list[Standing]:
                 max(totals),
                 ratio(run.solved_for.z_total, base.solved_for.z_total) if base else None,
                 ratio(run.solved_for.z_total, best),
-                _held_out_ratio(run, base),
+                _ratio_of(later, solver, later.get(BASE)),
+                _ratio_of(later, solver, min(later.values(), default=None)),
             )
         )
     return sorted(result, key=lambda standing: standing.run.solved_for.z_total)
@@ -70,11 +80,8 @@ def _median(runs: Sequence[RunRow]) -> RunRow:
     return by_z[middle]
 
 
-def _held_out_ratio(run: RunRow, base: RunRow | None) -> float | None:
-    if base is None or run.traffic is None or base.traffic is None:
-        return None
-    own, other = run.traffic.held_out, base.traffic.held_out
-    return ratio(own.z_total, other.z_total) if own and other else None
+def _ratio_of(totals: Mapping[str, float], solver: str, to: float | None) -> float | None:
+    return None if to is None or solver not in totals else ratio(totals[solver], to)
 
 
 def profile(comparison: Comparison) -> dict[str, list[float]]:

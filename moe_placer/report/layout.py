@@ -27,7 +27,7 @@ def place_vertices(row: InstanceRow) -> dict[str, Point]:
     places = {}
     for rank, names in enumerate(rows):
         for index, name in enumerate(names):
-            places[name] = ((index + 0.5) / len(names), (rank + 0.5) / len(rows))
+            places[name] = ((index + 0.5) / len(names), rank / max(1, len(rows) - 1))
     return places
 
 

@@ -23,7 +23,7 @@ _WIDTH = 760  # pixels
 def to_markdown(comparison: Comparison) -> dict[str, str]:
     """Return file names and contents: `README.md` and the .svg pictures that it shows.
 
-    Pictures of links, GPUs and the fabric are of the best placement of the first instance that got one.
+    Pictures of links, GPUs and the fabric are of the best placement of the first instance that got one and uses links.
     """
     pictures = _pictures(comparison)
     template = files("moe_placer.report").joinpath("report.md.j2").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
 
     def add(chart: str, title: str, values: list[dict[str, object]]) -> None:
         if values:
-            svg = vl_convert.vegalite_to_svg(filled(chart, values, title, _WIDTH))
+            svg = vl_convert.vegalite_to_svg(filled(chart, values, title, _WIDTH, comparison.solvers))
             found[f"{chart}.svg"] = (title, _renumbered(svg))
 
     named = labels(comparison)
@@ -62,7 +62,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
         run, name = standing.run, f"{standing.run.solver} on {named[row.sha256]}"
         add(
             "time",
-            f"Placement and bound against time, {named[row.sha256]}",
+            f"Placement and bound against time, of solvers within 1.6 times the best, {named[row.sha256]}",
             records.times(comparison, row),
         )
         add("layers", f"Worst link and bound of every layer, {name}", records.layers(row, run))
@@ -79,8 +79,6 @@ def _renumbered(svg: str) -> str:
 
 
 def _first_best(comparison: Comparison) -> tuple[InstanceRow, Standing] | None:
-    for row in comparison.instances:
-        table = standings(comparison, row)
-        if table:
-            return row, table[0]
-    return None
+    """Return the first instance that uses links, or any, with its best placement."""
+    best = [(row, table[0]) for row in comparison.instances if (table := standings(comparison, row))]
+    return next((pair for pair in best if pair[1].run.solved_for.z_total > 0), best[0] if best else None)

@@ -15,7 +15,7 @@ import jinja2
 import vl_convert
 
 from moe_placer.report import records
-from moe_placer.report.charts import CHARTS, COLOURS, config
+from moe_placer.report.charts import CHARTS, COLOURS, DASHES, config
 from moe_placer.report.figures import Standing, standings
 from moe_placer.report.rows import Comparison, InstanceRow
 from moe_placer.report.view import context, labels
@@ -74,8 +74,9 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     return {
         "charts": CHARTS,
         "config": config("currentColor", None),
-        "solvers": list(dict.fromkeys(run.solver for run in comparison.runs)),
+        "solvers": comparison.solvers,
         "colours": COLOURS,
+        "dashes": DASHES,
         "profile": records.profiles(comparison),
         "heldOut": records.held_out(comparison),
         "instances": [instance for instance in instances if instance["runs"]],

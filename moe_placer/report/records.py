@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from moe_placer.report.figures import profile, standings
@@ -15,6 +16,8 @@ Records = list[dict[str, Any]]
 Table = dict[str, Any]
 _ROWS = {"links": 96, "gpus": 128}  # of a heat map; more cannot be told apart
 _LINKS = 2000  # in a picture of the fabric
+_NAMED = 40  # vertices beyond which their names would run into each other
+_FAR = 1.6  # times the best sum of z; what is above would hide differences among those near the best
 
 
 def _short(value: float) -> float:
@@ -47,18 +50,25 @@ def gpu_table(row: InstanceRow, run: RunRow) -> Table:
 
 
 def cells(table: Table) -> Records:
-    """Return a table's cells; the first of the largest of every layer is marked, as the page's program does too."""
-    records = []
+    """Return a table's cells; the first of the largest of every layer is marked, as the page's program does too.
+
+    None are returned where nothing flows anywhere.
+    """
+    records: Records = []
+    if not any(map(any, table["values"])):
+        return records
     for layer, values in zip(table["layers"], table["values"], strict=True):
-        worst = values.index(max(values))
+        worst = values.index(max(values)) if any(values) else None
         for place, (name, value) in enumerate(zip(table["rows"], values, strict=True)):
             records.append({"layer": layer, "row": name, "value": value, "worst": place == worst})
     return records
 
 
 def fabric(row: InstanceRow, run: RunRow) -> Records:
-    """Return the links with their costs summed over layers, and the vertices that they join."""
+    """Return the links with their costs summed over layers, and what they join; nothing where no link is used."""
     places, totals = place_vertices(row), [sum(column) for column in zip(*run.solved_for.link_cost, strict=True)]
+    if not any(totals):
+        return []
     worst = totals.index(max(totals))
     kept = set(sorted(range(len(totals)), key=lambda link: (-totals[link], link))[:_LINKS])
     records: Records = []
@@ -72,25 +82,40 @@ def fabric(row: InstanceRow, run: RunRow) -> Records:
                 **dict(zip(("x", "y", "x2", "y2"), line, strict=True)),
             }
             records.append(record)
-    crowded = len(places) > 40
+    labels = _labels(places)
     for name, (x, y) in places.items():
-        label = name.lstrip("abcdefghijklmnopqrstuvwxyz") if crowded or name.startswith("node") else name
-        records.append(
-            {
-                "kind": "vertex",
-                "name": name,
-                "label": label or name,
-                "x": round(x, 4),
-                "y": round(y, 4),
-                "below": y < 0.5,
-            }
-        )
+        vertex = {"kind": "vertex", "name": name, "label": labels[name], "x": round(x, 4), "y": round(y, 4)}
+        records.append({**vertex, **_beside(x, y)})
     return records
 
 
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """Return short labels: nodes have numbers, after the first; so have switches where there are many vertices."""
+    names = list(names)
+    crowded = len(names) > _NAMED
+    seen = {"node"} if crowded else set[str]()
+    labels = {}
+    for name in names:
+        kind = name.rstrip("0123456789")
+        shortened = kind in seen and (crowded or kind == "node")
+        labels[name] = (name.removeprefix(kind) or name) if shortened else name
+        seen.add(kind)
+    return labels
+
+
+def _beside(x: float, y: float) -> dict[str, Any]:
+    """Return where a vertex's label stands: outside at the edges, else to the right."""
+    if y <= 0.15 or y >= 0.85:
+        return {"side": "center", "dx": 0, "dy": 16 if y < 0.5 else -14}
+    outside_left = x < 0.5 and math.hypot(x - 0.5, y - 0.5) > 0.42
+    return {"side": "right", "dx": -9, "dy": 0} if outside_left else {"side": "left", "dx": 9, "dy": 0}
+
+
 def layers(row: InstanceRow, run: RunRow) -> Records:
-    """Return z and bound of every layer."""
+    """Return z and bound of every layer; none where no layer uses a link."""
     records: Records = []
+    if not any(run.z):
+        return records
     for layer, z, bound in zip(row.layer_index, run.z, run.bound, strict=True):
         records.append({"layer": layer, "what": "worst link z", "tokens": z})
         if bound is not None:
@@ -99,19 +124,27 @@ def layers(row: InstanceRow, run: RunRow) -> Records:
 
 
 def times(comparison: Comparison, row: InstanceRow) -> Records:
-    """Return incumbent and bound against time, of every solver's shown run."""
+    """Return incumbent and bound against time, of the shown runs of solvers that are not far above the best.
+
+    None are returned where the best is 0.
+    """
     records: Records = []
-    for standing in standings(comparison, row):
-        run = standing.run
+    table = standings(comparison, row)
+    most = _FAR * table[0].run.solved_for.z_total if table else 0.0
+    if most == 0:
+        return records
+    for run in (standing.run for standing in table if standing.run.solved_for.z_total <= most):
         points = list(run.trajectory)
         end = run.seconds.total
         if points and end and end > points[-1][0]:
             points.append((end, *points[-1][1:]))
-        for seconds, z, bound in points:
-            at = max(seconds, 1e-3)  # a logarithm needs more than 0
-            records.append({"solver": run.solver, "what": "placement", "seconds": at, "tokens": z})
+        for place, (seconds, z, bound) in enumerate(points):
+            common = {"solver": run.solver, "seconds": max(seconds, 1e-3)}  # a logarithm needs more than 0
+            common["end"] = place == len(points) - 1
+            if z <= most:
+                records.append({**common, "what": "placement", "tokens": z})
             if bound is not None and bound > 0:
-                records.append({"solver": run.solver, "what": "bound", "seconds": at, "tokens": bound})
+                records.append({**common, "what": "bound", "tokens": bound})
     return records
 
 

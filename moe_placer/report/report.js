@@ -23,13 +23,19 @@ for (const table of document.querySelectorAll("table.sortable"))
 // Charts. Every solver has one colour on the whole page.
 function specification(name, values, description) {
   const chart = structuredClone({ ...data.charts[name], config: data.config, description });
-  const colour = chart.encoding?.color;
-  if (colour?.field === "solver") {
-    const present = data.solvers.filter(solver => values.some(value => value.solver === solver));
-    colour.scale = { domain: present, range: present.map(solver => data.colours[data.solvers.indexOf(solver) % data.colours.length]) };
-    if (chart.encoding.shape) chart.encoding.shape.scale = { domain: present };
+  const present = data.solvers.filter(solver => values.some(value => value.solver === solver));
+  for (const [channel, palette] of [["color", data.colours], ["strokeDash", data.dashes], ["shape", null]]) {
+    const encoding = chart.encoding?.[channel];
+    if (encoding?.field !== "solver") continue;
+    encoding.scale = { domain: present };
+    if (palette) encoding.scale.range = present.map(solver => palette[data.solvers.indexOf(solver) % palette.length]);
+    if (encoding.legend && innerWidth < 480) encoding.legend.columns = 2;
   }
-  if (chart.usermeta) chart.height = chart.usermeta.rowHeight * new Set(values.map(value => value.row)).size;
+  for (const parameter of chart.params ?? []) if (parameter.name === "paper") parameter.value = "var(--paper)";
+  if (chart.usermeta) {
+    const rows = new Set(values.map(value => value.row)).size, { row, label, few } = chart.usermeta;
+    chart.height = Math.max(row * rows, Math.min(few, label * rows));
+  }
   chart.data = { values };
   return chart;
 }
@@ -44,10 +50,22 @@ async function draw(id, name, values) {
   figure.shown = shown;
 }
 
+// Charts are drawn anew for paper, which is narrower than most screens, so that their letters are not shrunk with them.
+const paperWidth = 700;
+function fit(width) {
+  for (const figure of document.querySelectorAll("figure")) {
+    const view = figure.hidden ? null : figure.shown?.view;
+    if (view && view.width() > paperWidth - 100) view.signal("width", width ?? view.container().clientWidth).run();
+  }
+}
+addEventListener("beforeprint", () => fit(paperWidth));
+addEventListener("afterprint", () => dispatchEvent(new Event("resize")));
+
 // A table of layers by rows as cells, as records.cells does.
 function cells(table) {
+  if (!table.values.some(values => values.some(Boolean))) return [];
   return table.layers.flatMap((layer, l) => {
-    const worst = table.values[l].indexOf(Math.max(...table.values[l]));
+    const worst = table.values[l].some(Boolean) ? table.values[l].indexOf(Math.max(...table.values[l])) : -1;
     return table.rows.map((row, r) => ({ layer, row, value: table.values[l][r], worst: r === worst }));
   });
 }
@@ -127,12 +145,15 @@ async function show() {
   if (chosen !== now) return;  // somebody chose again meanwhile
   details = loaded;
   $("shown").textContent = `Below: ${run.solver} on ${instance.name}.` +
+    (run.layers.length ? "" : " No token leaves its node, so no link is drawn.") +
     (details ? "" : " Its link loads, GPU loads and placement are left out, to keep this page under 6 MB.");
   $("layers-note").textContent = `${run.solver} on ${instance.name}. ` + (details ? "Open a layer to see which GPU holds which experts." : "Its placement is left out of this page.");
   tabulate(run);
   if (details) {
     const worst = details.fabric.find(record => record.worst);
-    $("fabric").querySelector(".said").textContent = worst ? `The worst, in red: ${worst.name} with ${figure(worst.value)} tokens.` : "";
+    const drawn = details.fabric.filter(record => record.kind === "link");
+    $("fabric").querySelector(".said").textContent = (worst ? `The worst, in red: ${worst.name} with ${figure(worst.value)} tokens. ` : "") +
+      limited({ rows: drawn, of: details.links.of }, "links");
     $("links").querySelector(".said").textContent = limited(details.links, "links");
     $("gpus").querySelector(".said").textContent = limited(details.gpus, "GPUs");
   }

@@ -36,6 +36,8 @@ class Config(_Record):
     parameters: dict[str, Any]
     traces: list[str] = []
     held_out: list[str] = []
+    next_window: bool = False
+    current: list[str] = []
 
 
 class Link(_Record):
@@ -62,6 +64,7 @@ class InstanceRow(_Record):
     dispatch: str
     replica_routing: str
     held_out: list[str] = []
+    current: str | None = None
     layer_index: list[int]
     gpu_node: list[int]
     links: list[Link]
@@ -79,6 +82,8 @@ class Metrics(_Record):
     token_hops: float
     gpu_balancedness: float
     node_balancedness: float
+    busiest_gpu_tokens: float
+    busiest_node_tokens: float
     communication_us: float
     step_us: float | None = None
     link_cost: list[list[float]]
@@ -163,6 +168,11 @@ class Comparison:
     def runs_of(self, instance: InstanceRow) -> list[RunRow]:
         """Return the instance's runs that gave a verified placement."""
         return [run for run in self.runs if run.instance_sha256 == instance.sha256 and run.status == "ok"]
+
+    @property
+    def solvers(self) -> list[str]:
+        """All solvers that have a run, in their order; the place of each is its colour."""
+        return list(dict.fromkeys(run.solver for run in self.runs))
 
     @property
     def failed(self) -> list[RunRow]:

@@ -7,11 +7,13 @@ from typing import Any
 from moe_placer.report.figures import Standing, standings
 from moe_placer.report.rows import Comparison, InstanceRow
 from moe_placer.report.sentences import summary
-from moe_placer.report.tables import NOT_KNOWN, TABLES, cells_of
+from moe_placer.report.tables import NOT_KNOWN, TABLES, cells_of, columns_of
 
 __all__ = ["context", "labels"]
 
 QUESTION = "Which method places the experts so that the hottest inter-node link is coolest?"
+
+_WITH_UNITS = {"memory_gb": "memory, GB", "time_limit_s": "time limit, s", "gap": "gap to stop at", "cpu": "CPU"}
 
 
 def labels(comparison: Comparison) -> dict[str, str]:
@@ -43,33 +45,42 @@ def context(comparison: Comparison) -> dict[str, Any]:
             for run in comparison.failed
         ],
         "setup": _setup(comparison),
-        "headings": [[title, [(c.title, c.meaning) for c in columns]] for title, columns in TABLES.items()],
+        "headings": _headings(comparison),
     }
+
+
+def _headings(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what columns mean, by table, of those that are shown anywhere; each heading once in a table."""
+    shown = [standing for row in comparison.instances for standing in standings(comparison, row)]
+    headings = [
+        (title, [(column.title, column.meaning) for column in columns_of(columns, shown)])
+        for title, columns in TABLES.items()
+    ]
+    return [(title, columns) for title, columns in headings if columns]
 
 
 def _instance(comparison: Comparison, row: InstanceRow, name: str) -> dict[str, Any]:
     table = standings(comparison, row)
-    tables = [
-        {
-            "title": title,
-            "columns": columns,
-            "rows": [(standing.run.solver, cells_of(columns, standing)) for standing in table],
-        }
-        for title, columns in TABLES.items()
-    ]
-    return {"name": name, "facts": _facts(row), "tables": tables if table else [], "notes": _notes(table)}
+    tables = []
+    for title, all_columns in TABLES.items():
+        if columns := columns_of(all_columns, table):
+            rows = [(standing.run.solver, cells_of(columns, standing)) for standing in table]
+            tables.append({"title": title, "columns": columns, "rows": rows})
+    return {"name": name, "facts": _facts(row), "tables": tables, "notes": _notes(table)}
 
 
 def _facts(row: InstanceRow) -> str:
     replicas = row.replicas if isinstance(row.replicas, int) else max(row.replicas, default=0)
     parts = [
         f"{row.layers} MoE layers of {row.experts} experts in {replicas} replicas",
-        f"{row.gpus} GPUs in {row.nodes} nodes, {row.slots_per_gpu} slots per GPU",
+        f"{row.gpus} GPUs in {row.nodes} nodes, {row.slots_per_gpu} slot{'s' if row.slots_per_gpu > 1 else ''} per GPU",
         f"fabric {row.fabric.get('kind', 'unknown')} with {len(row.links)} links",
         f"dispatch {row.dispatch}, replicas chosen by {row.replica_routing}",
     ]
     if row.held_out:
         parts.append(f"held out: {', '.join(row.held_out)}")
+    if row.current:
+        parts.append(f"moves counted from the current plan {row.current}")
     return "; ".join(parts)
 
 
@@ -89,13 +100,14 @@ def _notes(table: list[Standing]) -> list[str]:
 
 def _setup(comparison: Comparison) -> list[tuple[str, str]]:
     config, environment = comparison.config, comparison.environment
-    pairs = [(key.replace("_", " "), _words(value)) for key, value in sorted(environment.items())]
-    pairs += [(key.replace("_", " "), _words(value)) for key, value in sorted(config.parameters.items())]
+    named = [*sorted(environment.items()), *sorted(config.parameters.items())]
+    pairs = [(_WITH_UNITS.get(key, key.replace("_", " ")), _words(value)) for key, value in named]
     pairs += [
         ("solvers", _words(config.solvers)),
         ("seeds", _words(config.seeds)),
         ("traces", _words(config.traces)),
         ("held out", _words(config.held_out)),
+        ("current plans", _words(config.current)),
     ]
     return [pair for pair in pairs if pair[1]]
 

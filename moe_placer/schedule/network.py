@@ -26,13 +26,17 @@ _ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes i
 
 @dataclass(frozen=True, eq=False)
 class _Span:
-    """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it."""
+    """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it.
+
+    ``ahead`` is how long after it the next transfer ends, as it seems.
+    """
 
     start: float
     end: float
     before: Floats
     after: Floats
     over: list[int]
+    ahead: float
 
 
 class Network:
@@ -40,9 +44,9 @@ class Network:
 
     Every flow of a node pair is split over the pair's shortest paths as `compile_routes` says; flows of different
     transfers between the same nodes are flows of their own. Rates change only where a flow starts or ends, which is
-    hundreds of times in a transfer; so a tenth of the flows in flight may end together, the early ones slowed down to
-    end with the last of them, and what they leave shared among the others. Links are never above their capacity, no
-    byte is lost, a transfer ends when its last flow does, and the last flows of few end one by one.
+    hundreds of times in a transfer; so flows that end within a short span are slowed down to end with it, and what they
+    leave is shared among the others. Links are never above their capacity, no byte is lost, and a span is over where
+    a transfer ends.
 
     Parameters
     ----------
@@ -52,15 +56,15 @@ class Network:
         Link name to what its bandwidth is multiplied with: 0.5 is a link at half speed.
     routes : Routes, optional
         Those of the instance, where they are already compiled.
-    together : float
-        Share of the flows in flight that may end together, from 0 (exact max-min fairness) to 0.5.
+    tolerance : float
+        Span over the time that is left to the next end of a transfer, from 0 (exact max-min fairness) to 0.5.
 
     Raises
     ------
     InputError
         A factor of a link that does not exist, or one that is not above 0.
     ValueError
-        ``together`` out of its range.
+        ``tolerance`` out of its range.
 
     Attributes
     ----------
@@ -75,16 +79,16 @@ class Network:
         link_factor: Mapping[str, float] | None = None,
         *,
         routes: Routes | None = None,
-        together: float = 0.1,
+        tolerance: float = 0.02,
     ) -> None:
-        if not 0 <= together <= 0.5:
-            raise ValueError(f"together: {together} is not from 0 to 0.5")
+        if not 0 <= tolerance <= 0.5:
+            raise ValueError(f"tolerance: {tolerance} is not from 0 to 0.5")
         nodes = instance.cluster.nodes
         self.routes = compile_routes(build_fabric(instance), nodes) if routes is None else routes
         usable = instance.cluster.fabric.link_utilization * _factors(self.routes.links, link_factor or {})
         self.capacity: Floats = self.routes.bandwidth * usable * GB / _US
         self._shape = (nodes, nodes)
-        self._together = together
+        self._tolerance = tolerance
         self._paths = np.flatnonzero(~np.eye(nodes, dtype=bool))
         self._shares = sparse.csr_array(self.routes.shares[:, self._paths])
         self._crossings = Crossings.compile(self._shares, self.capacity)
@@ -179,7 +183,7 @@ class Network:
             left = span.after + rest * (span.before - span.after)
             self._deliver(self._left - left)
             self._left = left
-            self._ahead[0] = _Span(now, span.end, left, span.after, span.over)
+            self._ahead[0] = _Span(now, span.end, left, span.after, span.over, span.ahead)
 
     def _deliver(self, sent: Floats) -> None:
         self._carried += np.bincount(self._path, sent, len(self._paths))
@@ -203,33 +207,38 @@ class Network:
         if not self._ahead:
             now, left = self._now, self._left
             empty = self._over(left)  # transfers without bytes end at once
-            self._ahead.append(_Span(now, now, left, left, empty) if empty else self._next_span(now, left))
-        while self._ahead[-1].end <= until and not self._ahead[-1].over:
-            self._ahead.append(self._next_span(self._ahead[-1].end, self._ahead[-1].after))
+            self._ahead.append(_Span(now, now, left, left, empty, 0.0) if empty else self._next_span(now, left, 0.0))
+        while (last := self._ahead[-1]).end <= until and not last.over:
+            self._ahead.append(self._next_span(last.end, last.after, self._tolerance * last.ahead))
         return self._ahead
 
-    def _next_span(self, now: float, left: Floats) -> _Span:
-        """Return the span that begins now, and ends where flows do."""
+    def _next_span(self, now: float, left: Floats, length: float) -> _Span:
+        """Return the span that begins now.
+
+        Where no flow ends within ``length``, the span is over with the first that does; 0 is for a length not known.
+        """
         going = np.flatnonzero(left)
-        paths, bytes_left = self._path[going], left[going]
-        rates = max_min_rates(self._crossings, paths)
-        lasts = bytes_left / rates
-        length = self._span_length(lasts, self._owner[going])
-        if length > lasts.min():
+        paths, bytes_left, owner = self._path[going], left[going], self._owner[going]
+        if length:
             rates = max_min_rates(self._crossings, paths, bytes_left / length)
+            length, next_end = self._ends(bytes_left / rates, owner)
+        if not length or next_end <= length * (1 + _ROUNDING):  # a transfer ends, and not slowed down
+            rates = max_min_rates(self._crossings, paths)
+            first, next_end = self._ends(bytes_left / rates, owner)
+            length = max(first, self._tolerance * next_end)
+            if length > first:
+                rates = max_min_rates(self._crossings, paths, bytes_left / length)
         rest = bytes_left - rates * length
         rest[rest <= _ROUNDING * self._sent[going]] = 0.0
         after = np.zeros_like(left)
         after[going] = rest
-        return _Span(now, now + length, left, after, self._over(after))
+        return _Span(now, now + length, left, after, self._over(after), next_end - length)
 
-    def _span_length(self, lasts: Floats, owner: Ints) -> float:
-        """Return how long rates may stay: until a share of the flows, but no transfer, has ended."""
-        together = max(1, int(self._together * len(lasts)))
-        length = float(np.partition(lasts, together - 1)[together - 1])
+    def _ends(self, lasts: Floats, owner: Ints) -> tuple[float, float]:
+        """Return when the first flow and when the first transfer ends, given how long each flow lasts."""
         slowest = np.zeros(self._ids[-1] - self._ids[0] + 1)
         np.maximum.at(slowest, owner - self._ids[0], lasts)
-        return min(length, float(slowest[slowest > 0].min()))
+        return float(lasts.min()), float(slowest[slowest > 0].min())
 
 
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:

@@ -26,8 +26,6 @@ __all__ = ["Timeline", "simulate", "simulate_placement"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_TOGETHER = 0.1  # of the flows in flight may end together, as cross-checked; the seed plan's step is 0.1% off
-
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
@@ -102,7 +100,7 @@ def simulate(
     """
     timing, condition = timing or Timing(), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
-    network = Network(program.instance, condition.slow_links, together=_TOGETHER)
+    network = Network(program.instance, condition.slow_links)
     run = _Run(program, durations, network)
     run.whole_step()
     start, end = np.array(run.start), np.array(run.end)

@@ -57,8 +57,10 @@ class Domain:
     chance: Floats
 
 
-def synthesize(instance: Instance, seed: int, tokens: int = TOKENS) -> Traffic:
+def synthesize(instance: Instance, seed: int, tokens: int = TOKENS, window: int = 0) -> Traffic:
     """Generate four domains of so many tokens each, and a mix of them for every node.
+
+    Windows are other tokens of the same domains in the same mix: 0 is what an instance names, 1 what comes next.
 
     A token has a topic, the same in all layers, and draws its top-k experts one after the other without replacement
     (Plackett-Luce) from the topic's log-normal popularity. Topics make experts co-activate and make one layer tell
@@ -71,10 +73,15 @@ def synthesize(instance: Instance, seed: int, tokens: int = TOKENS) -> Traffic:
     sigma = SIGMA * steep * np.exp(SIGMA_SPREAD * rng.standard_normal(layers))
     recordings = []
     for number in range(DOMAINS):
-        topk = sample_domain(make_domain(rng, common, sigma, TOPIC_SIGMA * steep), tokens, instance.model.top_k, rng)
+        domain = make_domain(rng, common, sigma, TOPIC_SIGMA * steep)
+        topk = sample_domain(domain, tokens, instance.model.top_k, rng)
+        if window:  # beside the first, whose draws decide what the next domain is
+            later = np.random.default_rng((seed, number, window))
+            topk = sample_domain(domain, tokens, instance.model.top_k, later)
         load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
         count = np.full(layers, float(tokens))
-        recordings.append(Recording(f"synthetic-{number}", load.astype(np.float64), count, topk))
+        name = f"synthetic-{number}" + (f", window {window}" if window else "")
+        recordings.append(Recording(name, load.astype(np.float64), count, topk))
     return Traffic(tuple(recordings), _mix(rng, instance.cluster.nodes))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.verification import Violation
@@ -100,6 +101,7 @@ def check_counts(instance: Instance, placement: Placement) -> Iterator[Violation
             yield Violation("shape", f"{len(row)} experts, required are {experts}", layer)
         else:
             yield from _check_replicas(instance, layer, [len(copies) for copies in row])
+    yield from _check_shared_budget(instance, placement)
 
 
 def _check_replicas(instance: Instance, layer: int, copies: Sequence[int]) -> Iterator[Violation]:
@@ -109,11 +111,23 @@ def _check_replicas(instance: Instance, layer: int, copies: Sequence[int]) -> It
             yield Violation("replicas", f"{found} replicas, required is one per DP group ({dp})", layer, expert)
         elif found < 1:
             yield Violation("replicas", "no replica, required is at least one", layer, expert)
-    if budget != "dp":
+    if isinstance(budget, RedundantSlots):
         required = instance.model.experts + budget.redundant_slots
         if sum(copies) != required:
             reason = f"{instance.model.experts} experts and {budget.redundant_slots} redundant slots"
             yield Violation("replicas", f"{sum(copies)} replicas, required are {required} ({reason})", layer)
+
+
+def _check_shared_budget(instance: Instance, placement: Placement) -> Iterator[Violation]:
+    """Check that all layers together have no more copies, beyond the first of each expert, than they share."""
+    budget = instance.placement.replicas
+    if not isinstance(budget, SharedSlots):
+        return
+    rows = placement.gpu[: len(instance.moe_layers)]
+    found = sum(max(0, len(copies) - 1) for row in rows for copies in row)
+    if found > budget.redundant_slots_in_all:
+        required = f"required are at most redundant_slots_in_all ({budget.redundant_slots_in_all:,})"
+        yield Violation("replicas", f"{found:,} redundant replicas over all layers, {required}")
 
 
 def check_places(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT, WARNING, node_colour, node_hatch
+from moe_placer.dag.palette import HOT, WARNING, node_colour, node_hatch, node_stripe
 from moe_placer.dag.words import TITLES
 
 __all__ = ["details_of"]
@@ -45,7 +45,7 @@ def details_of(dag: Dag, view: str) -> dict[str, Any]:
         "name": dag.name,
         "view": view,
         "gpusPerNode": dag.facts["gpus_per_node"],
-        "nodes": [[node_colour(node), node_hatch(node)] for node in range(dag.facts["nodes"])],
+        "nodes": [[node_colour(node), node_hatch(node), node_stripe(node)] for node in range(dag.facts["nodes"])],
         "hot": HOT,
         "warning": WARNING,
         **_operation_columns(dag),

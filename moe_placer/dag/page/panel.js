@@ -210,10 +210,10 @@ class Panel {
 
 /** The swatches of the legend; the rest of it never changes. */
 function fillLegend({ nodes, warning, hot }) {
-  const stripes = { plain: 0, rising: 135, upright: 90, level: 0 };
-  for (const [node, [colour, hatch]] of nodes.entries()) {
-    const white = "rgb(255 255 255 / 60%) 0 2px, transparent 2px 7px";
-    const image = hatch === "plain" ? "none" : `repeating-linear-gradient(${stripes[hatch]}deg, ${white})`;
+  const stripes = { plain: 0, rising: 135, upright: 90, level: 0, falling: 45 };
+  for (const [node, [colour, hatch, stripe]] of nodes.entries()) {
+    const line = `${stripe}99 0 2px, transparent 2px 7px`; // six tenths opaque, as in the drawing
+    const image = hatch === "plain" ? "none" : `repeating-linear-gradient(${stripes[hatch]}deg, ${line})`;
     const open = () => {
       find("query").value = `node ${node}`;
       find("query").dispatchEvent(new Event("input"));

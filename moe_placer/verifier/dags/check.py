@@ -20,6 +20,7 @@ from moe_placer.verifier.dags.arithmetic import check_arithmetic
 from moe_placer.verifier.dags.files import DagFile, compare_twins, find_dags, read_dag
 from moe_placer.verifier.dags.rules import DagViolation
 from moe_placer.verifier.dags.structure import check_acyclic, check_connected, check_shapes
+from moe_placer.verifier.dags.travel import check_groups, check_hot, check_travel
 from moe_placer.verifier.deployment import Deployment
 
 __all__ = ["DagCheck", "verify_dags"]
@@ -88,7 +89,10 @@ def _rules(dag: DagFile, deployment: Deployment) -> list[DagViolation]:
         *check_arithmetic(dag, instance),
         *check_layers(dag, deployment),
         *check_gpus(dag, deployment),
+        *check_groups(dag, deployment),
         *check_communication(dag, deployment),
+        *check_travel(dag, deployment),
         *check_experts(dag, deployment),
         *check_traffic(dag, deployment),
+        *check_hot(dag, deployment),
     ]

@@ -1,0 +1,142 @@
+"""How every tensor must travel, how hot its way is, and whose DP group an operation serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moe_placer.verifier.dags.files import DagFile, Row
+from moe_placer.verifier.dags.rules import DagViolation, differs
+from moe_placer.verifier.deployment import Deployment
+from moe_placer.verifier.rules import BYTES_PER_VALUE
+
+__all__ = ["check_groups", "check_hot", "check_travel"]
+
+# What GPUs of a tensor-parallel group exchange among themselves.
+_WITHIN_GROUP = {"embedding_reduce", "attention_reduce", "mlp_reduce", "sample_reduce", "gate_scatter"}
+_ALL_TO_ALL = {("dispatch_send", "dispatch_receive"), ("combine_send", "combine_receive")}
+_HOT_DIGITS = 1e-6  # as written
+
+
+def check_travel(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
+    """Rule ``dag-communication``: what is exchanged takes NVLink or the network, what is handed on stays on its GPU."""
+    for row in dag.edges:
+        source, target = dag.operations[row["source"]], dag.operations[row["target"]]
+        if row["travel"] == "order" or not _known([*source["gpus"], *target["gpus"]], deployment):
+            continue
+        if not source["gpus"] or not target["gpus"]:
+            continue  # told by another rule
+        required = _travel(source, target, deployment)
+        if row["travel"] != required:
+            where, message = f"{row['source']} -> {row['target']}", f"it travels by {row['travel']}"
+            yield dag.breach("dag-communication", where, f"{message}, required is {required}")
+
+
+def _known(gpus: list[int], deployment: Deployment) -> bool:
+    return all(gpu < deployment.instance.gpus for gpu in gpus)
+
+
+def _group_nodes(gpus: list[int], deployment: Deployment) -> list[set[int]]:
+    """Nodes of every tensor-parallel group that has some of these GPUs; failed ones count, since their users send."""
+    size, count = deployment.instance.parallelism.attention_tp, deployment.instance.gpus
+    firsts = sorted({gpu // size * size for gpu in gpus})
+    return [{deployment.node(gpu) for gpu in range(first, min(first + size, count))} for first in firsts]
+
+
+def _travel(source: Row, target: Row, deployment: Deployment) -> str:
+    """How a tensor must travel between two operations."""
+    kind, ends = target["kind"], (source["kind"], target["kind"])
+    between = "nvlink" if len({*source["gpus"], *target["gpus"]}) > 1 else "same-gpu"
+    if kind in {"split", "gather"}:
+        many = target if kind == "split" else source
+        nodes = set().union(*_group_nodes(many["gpus"], deployment))
+        return "network" if nodes - {_home(deployment)} else between
+    if kind in _WITHIN_GROUP:
+        spread = any(len(nodes) > 1 for nodes in _group_nodes(target["gpus"], deployment))
+        return "network" if spread else between
+    if kind == "expert_reduce":
+        return between
+    if ends in _ALL_TO_ALL:
+        s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
+        return "network" if s != d else between
+    if kind == "aggregate" and source["kind"] in {"combine", "combine_receive"}:
+        spread = any(len(nodes) > 1 for nodes in _group_nodes(target["gpus"], deployment))
+        return "network" if spread else "same-gpu"
+    return "same-gpu"
+
+
+def _home(deployment: Deployment) -> int:
+    """Node where the step's tokens come in and go out: that of the first GPU that works."""
+    failed = set(deployment.instance.placement.failed_gpus)
+    return deployment.node(next((gpu for gpu in range(deployment.instance.gpus) if gpu not in failed), 0))
+
+
+def check_hot(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
+    """Rule ``dag-traffic``: how hot the costliest link of a way is, and bytes inside all-to-alls."""
+    for row in dag.edges:
+        source, target = dag.operations[row["source"]], dag.operations[row["target"]]
+        if not _known([*source["gpus"], *target["gpus"]], deployment) or not source["gpus"] or not target["gpus"]:
+            continue
+        found, required = row.get("hot", 0.0), _hot(source, target, deployment)
+        if type(found) not in (int, float) or not abs(found - required) <= _HOT_DIGITS:
+            where = f"{row['source']} -> {row['target']}"
+            yield dag.breach("dag-traffic", where, f"hot is {found}, its costliest link says {required:.6f}")
+    yield from _check_moved(dag, deployment)
+
+
+def _hot(source: Row, target: Row, deployment: Deployment) -> float:
+    placed = deployment.moe.get(source.get("layer", -1))
+    ends = source["kind"], target["kind"]
+    if placed is None or ends not in _ALL_TO_ALL:
+        return 0.0
+    s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
+    worst = max(placed.cost.values(), default=0.0)
+    # Combine is dispatch reversed, and as hot as the way that its tokens came.
+    s, d = (s, d) if ends[0] == "dispatch_send" else (d, s)
+    if s == d or worst <= 0 or placed.flow[s, d] <= 0:
+        return 0.0
+    return max(placed.cost[link] for link in deployment.routes[f"{s}>{d}"]) / worst
+
+
+def _check_moved(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
+    """Of an all-to-all drawn as one operation: the bytes of all flows between nodes, and of all within one."""
+    model = deployment.instance.model
+    batches: dict[tuple[object, str], int] = {}
+    for op in dag.operations.values():
+        batches[op.get("layer"), op["kind"]] = batches.get((op.get("layer"), op["kind"]), 0) + 1
+    for name, op in dag.operations.items():
+        placed = deployment.moe.get(op.get("layer", -1))
+        moved = op.get("moved", {})
+        if not isinstance(moved, dict) or not all(type(size) in (int, float) for size in moved.values()):
+            yield dag.breach("dag-form", name, "moved is no table of bytes")
+            continue
+        far = inside = 0.0
+        if op["kind"] in {"dispatch", "combine"} and placed is not None:
+            share = BYTES_PER_VALUE[model.dtype] * model.hidden_size / batches[op["layer"], op["kind"]]
+            inside = float(placed.flow.trace()) * share
+            far = float(placed.flow.sum()) * share - inside
+        near = sum(size for how, size in moved.items() if how != "network")
+        if differs(moved.get("network", 0.0), far) or differs(near, inside):
+            found = f"{moved.get('network', 0.0):,.0f} bytes cross the network and {near:,.0f} stay in their node"
+            yield dag.breach("dag-traffic", name, f"{found}, required are {far:,.0f} and {inside:,.0f}")
+
+
+def check_groups(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
+    """Rule ``dag-gpus``: an operation that names a DP group serves its source nodes; an expert, its replica's."""
+    instance = deployment.instance
+    by_replica = instance.placement.replica_routing == "group"
+    for name, op in dag.operations.items():
+        if "group" not in op or not op["gpus"]:
+            continue
+        if op["kind"] in {"expert", "expert_reduce"}:
+            replicas = {pair[1] for pair in op.get("experts", [])}
+            required = replicas if by_replica else set()
+            if op["kind"] == "expert_reduce":
+                continue  # names no experts; what it sums does
+        else:
+            first = op["gpus"][0]
+            if op["kind"] not in {"dispatch_send", "combine_receive"}:  # these belong to a node
+                first -= first % instance.parallelism.attention_tp
+            required = {deployment.node(first) * instance.parallelism.dp // instance.cluster.nodes}
+        if {op["group"]} != required:
+            message = f"it is of DP group {op['group']}, required is {', '.join(map(str, sorted(required))) or 'none'}"
+            yield dag.breach("dag-gpus", name, message)
