@@ -128,6 +128,7 @@ class SlowStep:
         timing: Timing,
         condition: Condition,
     ) -> None:
+        self.instance = instance
         dag, batches = build_dag(instance, placement, traffic), range(workload.micro_batches)
         self.ops = {op.id: op for op in dag.operations()}
         self.order = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import networkx as nx
@@ -11,7 +12,7 @@ from builders import level_traffic, tiny_instance
 from dag_examples import VARIANTS, drawn_traffic, example, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_step import SEND, SlowStep
+from slow_step import SEND, SlowStep, stream_of
 
 from moe_placer.compare.metrics import find_flows
 from moe_placer.instance.sizes import token_bytes
@@ -138,3 +139,45 @@ def test_activations_by_hand(model: dict[str, object], largest: int) -> None:
     memory = find_figures(simulate(program, Workload())).memory
     assert memory.activations == pytest.approx([2 * (2 * 100 * 64 + largest)] * 2)  # bf16
     assert memory.high_water == pytest.approx(memory.weights + memory.kv_cache + memory.activations)
+
+
+@pytest.mark.parametrize("name", ["small", "tensor-parallel-over-nodes", "redundant", "failed-gpu"])
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+@pytest.mark.usefixtures("exact")
+def test_shares_are_what_each_gpu_does_at_each_moment(name: str, workload: Workload) -> None:
+    parts = example(name)
+    slow = SlowStep(*parts, workload, TIMING, Condition())
+    ended = slow.run()
+    latency = max(end for _, end in ended.values())
+    spans = {
+        gpu: [
+            (start, start + slow.cost[one].overhead, end, stream_of(slow.ops[one[0]]))
+            for one, (start, end) in ended.items()
+            if gpu in slow.ops[one[0]].gpus and stream_of(slow.ops[one[0]])
+        ]
+        for gpu in range(parts[0].gpus)
+    }
+    total = dict.fromkeys(("computation", "communication", "synchronization", "overhead"), 0.0)
+    for doing in spans.values():
+        moments = sorted({0.0, latency, *(moment for span in doing for moment in span[:3])})
+        for here, then in itertools.pairwise(moments):
+            middle = (here + then) / 2
+            running = {stream for _, begun, end, stream in doing if begun <= middle < end}
+            starting = any(start <= middle < begun for start, begun, _, _ in doing)
+            what = "overhead" if starting else "synchronization"
+            what = "computation" if "compute" in running else "communication" if running else what
+            total[what] += (then - here) / latency
+    working = sum(bool(doing) for doing in spans.values())
+    total["synchronization"] -= len(spans) - working  # what failed waits for nobody
+    figures = find_figures(simulate(compile_program(*parts), workload, TIMING))
+    assert figures.shares == pytest.approx({what: share / working for what, share in total.items()}, abs=1e-6)
+    assert figures.mfu == pytest.approx(flops_of_a_step(slow, workload) / (parts[0].gpus * 400e6 * latency), rel=1e-6)
+
+
+def flops_of_a_step(slow: SlowStep, workload: Workload) -> float:
+    """Sum what operations do, and what attention does with the context."""
+    instance = slow.instance
+    tokens = workload.tokens_per_gpu or instance.traffic.tokens_per_gpu
+    seen = workload.context if workload.phase == "decode" else (workload.context + 1) / 2
+    projected = sum(op.flops for op in slow.ops.values()) * tokens / instance.traffic.tokens_per_gpu
+    return projected + tokens * instance.gpus * 4 * seen * 4 * 16 * instance.model.layers  # 4 heads of 16

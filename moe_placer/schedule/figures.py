@@ -79,8 +79,8 @@ class Figures:
     communication_us : float
         Sum over layers and micro-batches of the time in which some dispatch or combine was on its way.
     shares : mapping
-        Of the time of a mean GPU: ``computation``, then ``communication`` that no computation hides, then ``overhead``
-        of starting what runs, and ``synchronization``, waiting for others; they sum to 1.
+        Of the time of a mean GPU that works: ``computation``, then ``communication`` that no computation hides, then
+        ``overhead`` of starting what runs, and ``synchronization``, waiting for others; they sum to 1.
     path_us : mapping
         Kind of operation to its time on the critical path; sums to ``latency_us``.
     memory : Memory
@@ -161,7 +161,7 @@ def _communication_us(timeline: Timeline) -> float:
 
 
 def _shares(timeline: Timeline) -> dict[str, float]:
-    """Divide the time of every GPU: what hides something else counts first."""
+    """Divide the time of every GPU that works: what hides something else counts first."""
     program, latency = timeline.program, timeline.makespan
     busy: list[list[tuple[float, float, int]]] = [[] for _ in range(program.instance.gpus)]
     overhead = timeline.durations.overhead
@@ -178,7 +178,7 @@ def _shares(timeline: Timeline) -> dict[str, float]:
         if spans:
             table = np.array(spans)
             total += [_covered(table[table[:, 2] <= kind]) for kind in range(3)]
-    computing, moving, starting = total / (len(busy) * latency)
+    computing, moving, starting = total / (sum(map(bool, busy)) * latency)
     parts = (computing, moving - computing, 1 - starting, starting - moving)
     return {name: max(0.0, float(part)) for name, part in zip(SHARES, parts, strict=True)}
 
