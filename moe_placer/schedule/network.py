@@ -13,6 +13,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import Routes, build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
+from moe_placer.schedule.history import History
 from moe_placer.schedule.sharing import Crossings, max_min_rates
 
 __all__ = ["Network"]
@@ -53,6 +54,8 @@ class Network:
         Those of the instance, where they are already compiled.
     together : float
         Share of the flows in flight that may end together, from 0 (exact max-min fairness) to 0.5.
+    record : bool
+        Keep what every link carried over time, in ``history``.
 
     Raises
     ------
@@ -66,6 +69,7 @@ class Network:
     routes : Routes
     capacity : float array [K]
         Bytes/µs of each link of ``routes.links``.
+    history : History or None
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Network:
         *,
         routes: Routes | None = None,
         together: float = 0.1,
+        record: bool = False,
     ) -> None:
         nodes = instance.cluster.nodes
         self.routes = compile_routes(build_fabric(instance), nodes) if routes is None else routes
@@ -93,6 +98,7 @@ class Network:
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
         self._carried = np.zeros(len(self.capacity))
+        self.history = History(len(self.capacity)) if record else None
         self._ahead: list[_Span] = []  # from now to the next end
         self._ended: list[int] = []  # not yet reported
 
@@ -127,6 +133,8 @@ class Network:
         if not (np.isfinite(flows) & (flows >= 0)).all():
             raise ValueError("bytes must be finite and not negative")
         self._move(now)
+        if self.history is not None and not self._ids:
+            self.history.note(now, self.carried)  # nothing was carried since the last end
         some = np.flatnonzero(flows)
         self._owner = np.append(self._owner, np.full(len(some), self._started))
         self._path = np.append(self._path, some)
@@ -159,7 +167,7 @@ class Network:
             if span.end > now:
                 self._ahead[0] = self._cut(span, now)
                 break
-            self._deliver(self._left - span.after)
+            self._deliver(self._left - span.after, span.end)
             self._now, self._left = span.end, span.after
             del self._ahead[0]
             self._drop_what_ended()
@@ -169,12 +177,14 @@ class Network:
         """Follow a span until ``now``, and return its rest."""
         rest = (span.end - now) / (span.end - span.start)
         left = span.after + rest * (span.before - span.after)
-        self._deliver(self._left - left)
+        self._deliver(self._left - left, now)
         self._left = left
         return _Span(now, span.end, left, span.after)
 
-    def _deliver(self, sent: Floats) -> None:
+    def _deliver(self, sent: Floats, until: float) -> None:
         self._carried += self._shares @ np.bincount(self._path, sent, len(self._paths))
+        if self.history is not None:
+            self.history.note(until, self.carried)
 
     def _over(self, left: Floats) -> list[int]:
         """Return the transfers of which nothing is left."""
