@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,20 @@ __all__ = ["schedule"]
     show_default=True,
     help="2: one half of the tokens communicates while the other computes.",
 )
+@click.option(
+    "--chrome-trace",
+    "chrome_trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write what ran when, to open in Perfetto; FILE.gz is compressed.",
+)
+@click.option(
+    "--pictures",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Also draw the step and one layer: schedule_step.svg, schedule_layer.svg.",
+)
+@click.option("--layer", type=int, metavar="N", help="Layer to draw.  [the one that needs the hottest link longest]")
 @json_option
 def schedule(
     instance: Path,
@@ -60,6 +75,9 @@ def schedule(
     tokens_per_gpu: float | None,
     context: float,
     micro_batches: int,
+    chrome_trace: Path | None,
+    pictures: Path | None,
+    layer: int | None,
     json_: bool,
 ) -> None:
     """Simulate one step of PLACEMENT: latency, throughput, utilization, memory, and where the time goes.
@@ -67,20 +85,43 @@ def schedule(
     Every operation of the deployment DAG runs on its GPUs' streams, NVLink and the inter-node links as soon as its
     tensors are there (docs/schedule.md). Figures are of the model's own hardware parameters in INSTANCE.
     """
+    from moe_placer.errors import UsageError
     from moe_placer.schedule.figures import find_figures
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
     from moe_placer.schedule.words import print_figures
     from moe_placer.schedule.workload import Workload
 
+    if layer is not None and pictures is None:
+        raise UsageError("--layer says what to draw, and needs --pictures DIR")
     workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
     opened, placed, traffic = open_verified(instance, placement, traces)
-    timeline = simulate(compile_program(opened, placed, traffic), workload)
+    record = chrome_trace is not None or pictures is not None
+    timeline = simulate(compile_program(opened, placed, traffic), workload, record=record)
     figures = find_figures(timeline)
+    # Files first: where one cannot be written, nothing else is said.
+    written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
     if json_:
         click.echo(as_json(_content(timeline, figures, placed.solver.name)))
     else:
         print_figures(timeline, figures, placed.solver.name)
+    for path in written:
+        click.echo(f"Written: {path}", err=True)
+
+
+def _written(
+    timeline: Timeline, name: str, chrome_trace: Path | None, pictures: Path | None, layer: int | None
+) -> Iterator[Path]:
+    """Write the files that were asked for, and yield their paths."""
+    if pictures is not None:
+        from moe_placer.schedule.pictures import write_pictures
+
+        yield from write_pictures(timeline, name, pictures, layer)
+    if chrome_trace is not None:
+        from moe_placer.schedule.trace import write_chrome_trace
+
+        write_chrome_trace(timeline, chrome_trace)
+        yield chrome_trace
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:

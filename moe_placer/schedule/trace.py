@@ -165,6 +165,5 @@ def _counters(timeline: Timeline) -> Iterator[Event]:
     begins = np.rint(1e3 * edges).astype(int).tolist()
     for k, name in enumerate(map(_json, network.routes.links)):
         for column in np.flatnonzero(changes[k]).tolist():
-            ts = begins[column]
-            text = f'{{"ph":"C","pid":{_LINKS},"tid":0,"ts":{ts / 1e3:.3f},"name":{name},"args":{{"%":{shown[k, column]}}}}}'
-            yield ts, text
+            ts, args = begins[column], f'{{"%":{shown[k, column]}}}'
+            yield ts, f'{{"ph":"C","pid":{_LINKS},"tid":0,"ts":{ts / 1e3:.3f},"name":{name},"args":{args}}}'
