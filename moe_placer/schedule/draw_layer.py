@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.dag.canvas import text_width
 from moe_placer.errors import UsageError
@@ -15,6 +16,8 @@ from moe_placer.schedule.simulate import Timeline
 from moe_placer.schedule.time_canvas import MARGIN, PHASES, Axis, TimeCanvas, batch_letter, milliseconds, phase_of
 
 __all__ = ["draw_layer"]
+
+Floats = npt.NDArray[np.float64]
 
 _WIDTH, _NAMES, _TOP = 1760.0, 176.0, 140.0
 _PATH, _LANE, _GAP, _BAND = 16.0, 14.0, 10.0, 84.0
@@ -31,7 +34,8 @@ def draw_layer(timeline: Timeline, placed_by: str, layer: int | None = None) -> 
     placed_by : str
         The solver of the placement, for the title.
     layer : int, optional
-        Index in the model; by default the one that needs the hottest link longest.
+        Index in the model; by default the MoE layer that needs the hottest link longest, or that takes longest where
+        no inter-node link carries anything.
 
     Raises
     ------
@@ -42,8 +46,22 @@ def draw_layer(timeline: Timeline, placed_by: str, layer: int | None = None) -> 
     if layer is not None and not 0 <= layer < layers:
         raise UsageError(f"there is no layer {layer}: {timeline.program.instance.name} has 0 to {layers - 1}")
     if layer is None:
-        layer = int(layer_link_times(timeline).max(axis=1, initial=0.0).argmax())
+        layer = _hottest_layer(timeline)
     return _Picture(timeline, placed_by, layer).draw()
+
+
+def _hottest_layer(timeline: Timeline) -> int:
+    moe = list(timeline.program.instance.moe_layers)
+    needed = layer_link_times(timeline)[moe].max(axis=1, initial=0.0)
+    if not needed.any():
+        needed = np.array([np.ptp(_own_times(timeline, layer)) for layer in moe])
+    return moe[int(needed.argmax())]
+
+
+def _own_times(timeline: Timeline, layer: int) -> Floats:
+    """Return starts and ends of a layer's operations, µs."""
+    own = np.tile(timeline.program.layer == layer, timeline.durations.batches)
+    return np.concatenate([timeline.start[own], timeline.end[own]])
 
 
 class _Picture:
@@ -53,8 +71,9 @@ class _Picture:
         self.per_node = self.program.instance.cluster.gpus_per_node
         self.tasks = [t for t in timeline.tasks().tolist() if timeline.end[t] > timeline.start[t]]
         own = [t for t in self.tasks if self._layer(t) == layer]
-        begin, end = min(timeline.start[own]), max(timeline.end[own])
-        self.axis = Axis(float(begin), float(end), MARGIN + _NAMES, _WIDTH - 2 * MARGIN - _NAMES)
+        times = _own_times(timeline, layer)
+        begin, end = float(times.min()), float(times.max())
+        self.axis = Axis(begin, end, MARGIN + _NAMES, _WIDTH - 2 * MARGIN - _NAMES)
         self.tasks = [t for t in self.tasks if self.axis.shows(timeline.start[t], timeline.end[t])]
         self.path = set(timeline.critical_path())
         self.nodes = self._busiest(own)
@@ -91,7 +110,8 @@ class _Picture:
         total = self.program.instance.cluster.nodes
         shown = f"{len(self.nodes)} of {total} nodes: on the critical path, then busiest. " if total > _NODES else ""
         rows = f"Compute has a row for each of a node's {self.per_node} GPUs. " if self.per_node > 1 else ""
-        return f"{shown}{rows}Pale: operations of other layers. Point at a bar for details."
+        links = "" if self.link is not None else " No inter-node link carries anything for this layer."
+        return f"{shown}{rows}Pale: operations of other layers.{links} Point at a bar for details."
 
     def draw(self) -> str:
         """Draw the critical path, the nodes' lanes, and the hottest link under them."""

@@ -67,6 +67,8 @@ class _Picture:
         title += f", {instance.model.layers} layers"
         height = _TOP + count * (self.high + _FOOT) + MARGIN - 10
         note = "Bars: from the first start of a layer's operations to their last end; full colour: share of GPUs at it."
+        if self.link is None:
+            note += " No inter-node link carries dispatch or combine."
         self.page = TimeCanvas(timeline, _WIDTH, height, title, note)
 
     def _collect(self) -> dict[tuple[int, int, int], _Bar]:

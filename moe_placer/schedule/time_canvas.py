@@ -47,10 +47,10 @@ def batch_letter(timeline: Timeline, task: int) -> str:
 
 
 def milliseconds(us: float) -> str:
-    """Write a time: in µs below 1 ms, else in ms with three digits or more."""
+    """Write a time: in µs below 1 ms, else in ms with at least three digits."""
     if us < 1e3:
         return f"{us:.3g} µs"
-    return f"{us / 1e3:,.2f} ms" if us < 1e5 else f"{us / 1e3:,.0f} ms"
+    return f"{us / 1e3:,.2f} ms" if us < 1e5 else f"{us / 1e3:,.1f} ms"
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ class TimeCanvas:
             if words:
                 where = gpu_list(self.timeline.program.gpus[self.timeline.operation(task)], 12)
                 phase = PHASES[phase_of(self._kind(task))]
-                letter = " " + batch_letter(self.timeline, task)
-                options = (f"{phase}{letter}, {where}", f"{phase}{letter}", phase)
-                self.label([text.strip() for text in options], axis.x(start), axis.x(end), y + height - 4, 9)
+                name = f"{phase} {batch_letter(self.timeline, task)}".strip()
+                options = (f"{name}, {where}", name, phase)
+                self.label(options, axis.x(start), axis.x(end), y + height - 4, 9)
 
     def draw_axis(self, axis: Axis, top: float, bottom: float) -> None:
         """Draw a grid from ``top`` to ``bottom``, and times under it."""
