@@ -19,7 +19,6 @@ def layer_link_times(timeline: Timeline) -> Floats:
     sent = np.zeros((program.instance.model.layers, nodes, nodes))
     for p, row in program.sent.items():
         sent[program.layer[p], program.home[p]] += row * timeline.durations.scale * timeline.durations.batches
-    sent[:, np.arange(nodes), np.arange(nodes)] = 0.0
     carried = network.routes.shares @ sent.reshape(len(sent), -1).T
     return np.asarray((carried / network.capacity[:, None]).T)
 

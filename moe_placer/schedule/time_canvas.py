@@ -191,15 +191,13 @@ class TimeCanvas:
     def draw_axis(self, axis: Axis, top: float, bottom: float) -> None:
         """Draw a grid from ``top`` to ``bottom``, and times under it."""
         unit, per = ("ms", 1e3) if axis.end >= 1e3 else ("µs", 1.0)
-        commands, end = "", axis.left - 6
+        commands = ""
         for moment in axis.ticks():
             x = axis.x(moment)
             commands += f"M{x:.1f} {top:.1f}V{bottom:.1f}"
             text = f"{moment / per:,.6g} {unit}"
-            wide = text_width(text, 9)
-            if x - wide / 2 > end and x + wide / 2 <= self.canvas.width:
+            if x + text_width(text, 9) / 2 <= self.canvas.width:
                 self.canvas.text(text, x, bottom + 11, 9, anchor="middle")
-                end = x + wide / 2 + 6
         self.canvas.line([commands or f"M{axis.left} {bottom}"], arrow=False, stroke=_GRID)
 
     def draw_link(self, axis: Axis, link: int, y: float, height: float, *, mean: bool = False) -> None:

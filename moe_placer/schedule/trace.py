@@ -159,11 +159,9 @@ def _counters(timeline: Timeline) -> Iterator[Event]:
         raise ValueError("what the links carried over time was not recorded")
     edges = np.linspace(0.0, timeline.makespan, _BINS + 1)
     percent = np.rint(100 * network.history.utilization(network.capacity, edges)).astype(int)
-    ended = np.zeros((len(percent), 1), dtype=int)
-    shown = np.concatenate([percent, ended], axis=1)
-    changes = np.concatenate([ended + 1, np.diff(shown)], axis=1) != 0  # the first one is always stated
+    changes = np.diff(percent, axis=1, prepend=-1) != 0  # what comes first is always stated
     begins = np.rint(1e3 * edges).astype(int).tolist()
     for k, name in enumerate(map(_json, network.routes.links)):
         for column in np.flatnonzero(changes[k]).tolist():
-            ts, args = begins[column], f'{{"%":{shown[k, column]}}}'
+            ts, args = begins[column], f'{{"%":{percent[k, column]}}}'
             yield ts, f'{{"ph":"C","pid":{_LINKS},"tid":0,"ts":{ts / 1e3:.3f},"name":{name},"args":{args}}}'
