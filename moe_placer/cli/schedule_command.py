@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,20 @@ __all__ = ["schedule"]
     help="2: one half of the tokens communicates while the other computes.",
 )
 @what_if_options
+@click.option(
+    "--chrome-trace",
+    "chrome_trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write what ran when, to open in Perfetto; FILE.gz is compressed.",
+)
+@click.option(
+    "--pictures",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Also draw the step and one layer: schedule_step.svg, schedule_layer.svg.",
+)
+@click.option("--layer", type=int, metavar="N", help="Layer to draw.  [the one that needs the hottest link longest]")
 @json_option
 def schedule(
     instance: Path,
@@ -67,6 +82,9 @@ def schedule(
     slow_links: tuple[str, ...],
     failed: tuple[int, ...],
     copies: int,
+    chrome_trace: Path | None,
+    pictures: Path | None,
+    layer: int | None,
     json_: bool,
 ) -> None:
     """Simulate one step of PLACEMENT: latency, throughput, utilization, memory, and where the time goes.
@@ -76,6 +94,7 @@ def schedule(
 
     What-ifs simulate the step again: how much later is it, and which further copy of an expert would help most?
     """
+    from moe_placer.errors import UsageError
     from moe_placer.schedule.figures import find_figures
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
@@ -83,11 +102,16 @@ def schedule(
     from moe_placer.schedule.words import print_figures
     from moe_placer.schedule.workload import Workload
 
+    if layer is not None and pictures is None:
+        raise UsageError("--layer says what to draw, and needs --pictures DIR")
     workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
     question = build_question(slow_gpus, slow_links, failed)
     opened, placed, traffic = open_verified(instance, placement, traces)
-    timeline = simulate(compile_program(opened, placed, traffic), workload)
+    record = chrome_trace is not None or pictures is not None
+    timeline = simulate(compile_program(opened, placed, traffic), workload, record=record)
     figures = find_figures(timeline)
+    # Files first: where one cannot be written, nothing else is said.
+    written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
     answer = None
     if question:
         answer = ask(
@@ -97,10 +121,27 @@ def schedule(
     if json_:
         content = _content(timeline, figures, placed.solver.name)
         click.echo(as_json(content | ({"what_if": answer_content(opened, question, answer)} if answer else {})))
-        return
-    print_figures(timeline, figures, placed.solver.name)
-    if answer:
-        click.echo("\n" + "\n".join(answer_lines(opened, question, answer)))
+    else:
+        print_figures(timeline, figures, placed.solver.name)
+        if answer:
+            click.echo("\n" + "\n".join(answer_lines(opened, question, answer)))
+    for path in written:
+        click.echo(f"Written: {path}", err=True)
+
+
+def _written(
+    timeline: Timeline, name: str, chrome_trace: Path | None, pictures: Path | None, layer: int | None
+) -> Iterator[Path]:
+    """Write the files that were asked for, and yield their paths."""
+    if pictures is not None:
+        from moe_placer.schedule.pictures import write_pictures
+
+        yield from write_pictures(timeline, name, pictures, layer)
+    if chrome_trace is not None:
+        from moe_placer.schedule.trace import write_chrome_trace
+
+        write_chrome_trace(timeline, chrome_trace)
+        yield chrome_trace
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Durations:
         µs of a send's last message on its way, after.
     flops : float array [P]
         On each of its GPUs, what attention does with the context included.
+    read : float array [P]
+        Bytes that each of its GPUs reads to compute, keys and values included.
     scale : float
         Tokens of a micro-batch over the instance's own tokens of a step.
     batches : int
@@ -43,6 +45,7 @@ class Durations:
     overhead: Floats
     latency: Floats
     flops: Floats
+    read: Floats
     scale: float
     batches: int
 
@@ -79,7 +82,7 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     latency = np.zeros(len(program))
     for p, sent in program.sent.items():
         latency[p] = timing.network_step_us if sent.any() else timing.nvlink_step_us
-    return Durations(busy, overhead + steps * step_us, latency, flops, scale, workload.micro_batches)
+    return Durations(busy, overhead + steps * step_us, latency, flops, read, scale, workload.micro_batches)
 
 
 def context_flops(instance: Instance, workload: Workload, tokens: Floats) -> Floats:

@@ -13,6 +13,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import Routes, build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
+from moe_placer.schedule.history import History
 from moe_placer.schedule.sharing import Crossings, max_min_rates
 
 __all__ = ["Network"]
@@ -58,6 +59,8 @@ class Network:
         Those of the instance, where they are already compiled.
     tolerance : float
         Span over the time that is left to the next end of a transfer, from 0 (exact max-min fairness) to 0.5.
+    record : bool
+        Keep what every link carried over time, in ``history``.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class Network:
     routes : Routes
     capacity : float array [K]
         Bytes/µs of each link of ``routes.links``.
+    history : History or None
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Network:
         *,
         routes: Routes | None = None,
         tolerance: float = 0.02,
+        record: bool = False,
     ) -> None:
         if not 0 <= tolerance <= 0.5:
             raise ValueError(f"tolerance: {tolerance} is not from 0 to 0.5")
@@ -98,6 +103,7 @@ class Network:
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
         self._carried = np.zeros(len(self._paths))  # by every path
+        self.history = History(len(self.capacity)) if record else None
         self._ahead: list[_Span] = []  # from now to the next end
         self._ended: list[int] = []  # not yet reported
 
@@ -105,7 +111,7 @@ class Network:
     def carried(self) -> Floats:
         """Bytes that each link has carried so far [K]."""
         self._settle()
-        return np.asarray(self._shares @ self._carried)
+        return self._carried_by_link()
 
     def start(self, now: float, sent: Floats) -> int:
         """Start a transfer; what has ended by then, the next `advance` reports.
@@ -135,6 +141,8 @@ class Network:
         if now != self._now:  # what starts together is shared out once
             self._move(now)
         self._settle()
+        if self.history is not None and not self._ids:
+            self.history.note(now, self._carried_by_link())  # nothing was carried since the last end
         some = np.flatnonzero(flows)
         self._owner = np.append(self._owner, np.full(len(some), self._started))
         self._path = np.append(self._path, some)
@@ -169,7 +177,7 @@ class Network:
             span = self._look_ahead(now)[0]
             if span.end > now:
                 break
-            self._deliver(self._left - span.after)
+            self._deliver(self._left - span.after, span.end)
             self._now, self._left = span.end, span.after
             del self._ahead[0]
             self._drop(span.over)
@@ -181,12 +189,17 @@ class Network:
             span, now = self._ahead[0], self._now
             rest = (span.end - now) / (span.end - span.start)
             left = span.after + rest * (span.before - span.after)
-            self._deliver(self._left - left)
+            self._deliver(self._left - left, now)
             self._left = left
             self._ahead[0] = _Span(now, span.end, left, span.after, span.over, span.ahead)
 
-    def _deliver(self, sent: Floats) -> None:
+    def _deliver(self, sent: Floats, until: float) -> None:
         self._carried += np.bincount(self._path, sent, len(self._paths))
+        if self.history is not None:
+            self.history.note(until, self._carried_by_link())
+
+    def _carried_by_link(self) -> Floats:
+        return np.asarray(self._shares @ self._carried)
 
     def _over(self, left: Floats) -> list[int]:
         """Return the transfers of which nothing is left."""

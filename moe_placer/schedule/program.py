@@ -58,6 +58,10 @@ class Program:
         Operations that wait for each.
     expert_tokens : float array [layers, GPUs]
         Tokens that the experts of each GPU receive in each layer.
+    tokens : float array [P]
+        What each works on; a token that a send sends to several experts counts for each.
+    experts : tuple of tuple of (expert, replica)
+        Those that each computes.
     """
 
     instance: Instance
@@ -75,6 +79,8 @@ class Program:
     home: Ints
     after: tuple[tuple[int, ...], ...]
     expert_tokens: Floats
+    tokens: Floats
+    experts: tuple[tuple[tuple[int, int], ...], ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -135,6 +141,8 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
         home=np.array([op.gpus[0] // per_node if op.kind in SENDS else -1 for op in operations]),
         after=tuple(tuple(index[name] for name in dict.fromkeys(dag.graph.successors(op.id))) for op in operations),
         expert_tokens=_expert_tokens(instance, operations),
+        tokens=np.array([_tokens(op) for op in operations]),
+        experts=tuple(op.experts for op in operations),
     )
 
 
@@ -161,6 +169,12 @@ def _moved(dag: Dag, index: dict[str, int], nodes: int) -> _Moved:
         elif edge.travel == "network":
             network[target] += edge.bytes
     return _Moved(nvlink, network, sent)
+
+
+def _tokens(op: Operation) -> float:
+    if op.kind in SENDS:
+        return sum(shape[0] for shape in op.outputs.values())
+    return next(iter((op.inputs or op.outputs).values()))[0]
 
 
 def _expert_tokens(instance: Instance, operations: list[Operation]) -> Floats:

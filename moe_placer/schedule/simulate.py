@@ -42,7 +42,7 @@ class Timeline:
     cause : int array [T]
         The task whose end let each start: the last that it needed, or that left its streams; -1 for the first.
     network : Network
-        After the step: ``carried`` has the bytes that each link carried.
+        After the step: ``carried`` has the bytes that each link carried, ``history`` when, if that was recorded.
     """
 
     program: Program
@@ -67,6 +67,10 @@ class Timeline:
         """Return the micro-batch of a task."""
         return task // len(self.program)
 
+    def is_once(self, task: int) -> bool:
+        """Whether a task is done once for all micro-batches."""
+        return self.program.kinds[self.operation(task)] in ONCE
+
     def tasks(self) -> Ints:
         """Return the tasks that ran, in order of their starts."""
         order = np.argsort(self.start, kind="stable")
@@ -89,9 +93,19 @@ def simulate_placement(
 
 
 def simulate(
-    program: Program, workload: Workload, timing: Timing | None = None, condition: Condition | None = None
+    program: Program,
+    workload: Workload,
+    timing: Timing | None = None,
+    condition: Condition | None = None,
+    *,
+    record: bool = False,
 ) -> Timeline:
     """Simulate one step of a program.
+
+    Parameters
+    ----------
+    record : bool
+        Keep what every link carries over time, which traces and pictures show.
 
     Raises
     ------
@@ -100,7 +114,7 @@ def simulate(
     """
     timing, condition = timing or Timing(), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
-    network = Network(program.instance, condition.slow_links)
+    network = Network(program.instance, condition.slow_links, record=record)
     run = _Run(program, durations, network)
     run.whole_step()
     start, end = np.array(run.start), np.array(run.end)
