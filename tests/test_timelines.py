@@ -289,6 +289,17 @@ def test_pictures_of_the_seed_plan(seed_plan: Timeline, tmp_path: Path) -> None:
     assert "contiguous: a step of " + milliseconds(seed_plan.makespan) in step
 
 
+def test_a_layer_of_many_nodes_shows_those_on_the_critical_path(seed_plan: Timeline) -> None:
+    text, program = draw_layer(seed_plan, "contiguous", 30), seed_plan.program
+    shown = {node for node in range(16) if f">node {node}<" in text}
+    path = [seed_plan.operation(task) for task in seed_plan.critical_path()]
+    needed = {gpu // 8 for p in path if program.layer[p] == 30 for gpu in program.gpus[p]}
+    assert needed
+    assert needed <= shown
+    assert len(shown) == 8
+    assert "8 of 16 nodes" in text
+
+
 def test_labels_of_bars_stay_in_their_bars(seed_plan: Timeline, tmp_path: Path) -> None:
     path = write_pictures(seed_plan, "contiguous", tmp_path)[1]
     groups = {group.get("id"): group for group in ET.parse(path).getroot().iter(f"{SVG}g")}

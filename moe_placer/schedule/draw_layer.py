@@ -97,9 +97,9 @@ class _Picture:
         """Nodes to show: those on the critical path in this layer, then those that compute longest, by their ids."""
         busy = np.zeros(self.program.instance.cluster.nodes)
         for task in own:
-            for gpu in self.program.gpus[self.timeline.operation(task)]:
-                if self.program.streams(self.timeline.operation(task))[:1] == (len(STREAMS) * gpu,):
-                    busy[gpu // self.per_node] += self.timeline.end[task] - self.timeline.start[task]
+            for stream in self.program.streams(self.timeline.operation(task)):
+                if stream % len(STREAMS) == 0:
+                    busy[stream // len(STREAMS) // self.per_node] += self.timeline.end[task] - self.timeline.start[task]
         for task in own:
             if task in self.path:
                 gpus = self.program.gpus[self.timeline.operation(task)]
