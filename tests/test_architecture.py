@@ -24,7 +24,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("placement", "verifier"),
     ("result",),
-    ("starting", "solving", "progress"),
+    ("starting", "stating", "solving", "progress"),
     ("export", "dag", "report", "bench", "compare", "schedule", "sweep", "crosscheck", "cli"),
 )
 TIER = {f"moe_placer.{name}": tier for tier, names in enumerate(TIERS) for name in names}
