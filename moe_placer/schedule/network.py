@@ -29,7 +29,7 @@ _ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes i
 class _Span:
     """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it.
 
-    ``ahead`` is how long after it the next transfer ends, as it seems.
+    ``ahead`` is how long after it the mean transfer ends, as it seems.
     """
 
     start: float
@@ -58,7 +58,7 @@ class Network:
     routes : Routes, optional
         Those of the instance, where they are already compiled.
     tolerance : float
-        Span over the time that is left to the next end of a transfer, from 0 (exact max-min fairness) to 0.5.
+        Span over the time that is left to the mean transfer in flight, from 0 (exact max-min fairness) to 0.5.
     record : bool
         Keep what every link carried over time, in ``history``.
 
@@ -234,24 +234,25 @@ class Network:
         paths, bytes_left, owner = self._path[going], left[going], self._owner[going]
         if length:
             rates = max_min_rates(self._crossings, paths, bytes_left / length)
-            length, next_end = self._ends(bytes_left / rates, owner)
+            length, next_end, mean = self._ends(bytes_left / rates, owner)
         if not length or next_end <= length * (1 + _ROUNDING):  # a transfer ends, and not slowed down
             rates = max_min_rates(self._crossings, paths)
-            first, next_end = self._ends(bytes_left / rates, owner)
-            length = max(first, self._tolerance * next_end)
+            first, next_end, mean = self._ends(bytes_left / rates, owner)
+            length = min(max(first, self._tolerance * mean), next_end)
             if length > first:
                 rates = max_min_rates(self._crossings, paths, bytes_left / length)
         rest = bytes_left - rates * length
         rest[rest <= _ROUNDING * self._sent[going]] = 0.0
         after = np.zeros_like(left)
         after[going] = rest
-        return _Span(now, now + length, left, after, self._over(after), next_end - length)
+        return _Span(now, now + length, left, after, self._over(after), mean - length)
 
-    def _ends(self, lasts: Floats, owner: Ints) -> tuple[float, float]:
-        """Return when the first flow and when the first transfer ends, given how long each flow lasts."""
+    def _ends(self, lasts: Floats, owner: Ints) -> tuple[float, float, float]:
+        """Return when the first flow, the first transfer and the mean one end, given how long each flow lasts."""
         slowest = np.zeros(self._ids[-1] - self._ids[0] + 1)
         np.maximum.at(slowest, owner - self._ids[0], lasts)
-        return float(lasts.min()), float(slowest[slowest > 0].min())
+        slowest = slowest[slowest > 0]
+        return float(lasts.min()), float(slowest.min()), float(slowest.mean())
 
 
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:
