@@ -69,7 +69,11 @@ def test_no_report_beats_or_contradicts_the_best_known(report: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", "h100-128", "h100-128-nonblocking", "h100-128-oversubscribed", "ep8-traditional"]
+    "name",
+    [
+        *("tiny", "h100-128", "h100-128-nonblocking", "h100-128-oversubscribed"),
+        pytest.param("ep8-traditional", marks=pytest.mark.slow),
+    ],
 )
 def test_a_quick_solve_respects_the_best_bound(name: str) -> None:
     instance, entry = load_instance(REPO / "instances" / f"{name}.yaml"), ENTRIES[name]

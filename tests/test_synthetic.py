@@ -24,7 +24,7 @@ def domains(experts: int, top_k: int) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (256, 8)])
+@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), pytest.param(256, 8, marks=pytest.mark.slow)])
 def test_it_is_calibrated_to_real_routing(experts: int, top_k: int) -> None:
     topk = domains(experts, top_k)
     loads = [
