@@ -40,7 +40,7 @@ def stream_of(op: Operation) -> str:
         return ""
     if op.kind in SEND | {"split", "gather"}:
         return "network"
-    return "nvlink" if op.kind == "gate_scatter" or op.kind.endswith("_reduce") else "compute"
+    return "nvlink" if op.kind in {"gate", "gate_scatter"} or op.kind.endswith("_reduce") else "compute"
 
 
 def cost_of(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from builders import honest, level_traffic, tiny_instance, tiny_traffic
 from click.testing import CliRunner
@@ -95,6 +96,17 @@ def test_two_micro_batches_hide_what_one_shows() -> None:
     program = two_nodes(traffic={"tokens_per_gpu": 1e6})
     one, two = (simulate(program, Workload(context=1.0, micro_batches=m), FREE).makespan for m in (1, 2))
     assert two < 0.95 * one
+
+
+def test_one_half_is_routed_and_sent_while_the_other_attends() -> None:
+    program = program_of()
+    timeline = simulate(program, Workload(tokens_per_gpu=1e5, context=1e4))
+    size = len(program)
+
+    def first(kind: str, batch: int, moments: npt.NDArray[np.float64]) -> float:
+        return min(float(moments[batch * size + p]) for p in range(size) if program.names[p].startswith(f"L1.{kind}"))
+
+    assert first("dispatch_send", 0, timeline.start) < first("attention.", 1, timeline.end)
 
 
 @ANY

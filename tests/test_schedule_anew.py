@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from slow_step import SEND, SlowStep, stream_of
 
 from moe_placer.compare.metrics import find_flows
+from moe_placer.dag.operation import Operation
 from moe_placer.instance.sizes import token_bytes
 from moe_placer.schedule.figures import find_figures
 from moe_placer.schedule.network import Network
@@ -151,7 +152,7 @@ def test_shares_are_what_each_gpu_does_at_each_moment(name: str, workload: Workl
     latency = max(end for _, end in ended.values())
     spans = {
         gpu: [
-            (start, start + slow.cost[one].overhead, end, stream_of(slow.ops[one[0]]))
+            (start, start + slow.cost[one].overhead, end, work_of(slow.ops[one[0]]))
             for one, (start, end) in ended.items()
             if gpu in slow.ops[one[0]].gpus and stream_of(slow.ops[one[0]])
         ]
@@ -172,6 +173,11 @@ def test_shares_are_what_each_gpu_does_at_each_moment(name: str, workload: Workl
     figures = find_figures(simulate(compile_program(*parts), workload, TIMING))
     assert figures.shares == pytest.approx({what: share / working for what, share in total.items()}, abs=1e-6)
     assert figures.mfu == pytest.approx(flops_of_a_step(slow, workload) / (parts[0].gpus * 400e6 * latency), rel=1e-6)
+
+
+def work_of(op: Operation) -> str:
+    """A gate computes, beside the stream where everything else that computes is."""
+    return "compute" if op.kind == "gate" else stream_of(op)
 
 
 def flops_of_a_step(slow: SlowStep, workload: Workload) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from moe_placer.cli.main import cli
 from moe_placer.errors import InputError, MoePlacerError, NothingFoundError, UsageError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
-from moe_placer.schedule.figures import find_figures
+from moe_placer.schedule.figures import PLANNED, find_figures
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
 from moe_placer.schedule.workload import Workload
@@ -48,13 +49,20 @@ def swept(plans: list[Plan], grid: Grid, workers: int = 1) -> list[Row]:
     return [{"sweep": "Sweep", **rows[index]} for index in sorted(rows)]
 
 
-def curve(label: str, latency: list[float], most: float = 1e9) -> list[Row]:
+BUSY = (0.9, 0.1, 0.0, 0.0)
+AS_PLANNED = (0.44, 0.31, 0.15, 0.10)
+
+
+def curve(
+    label: str, latency: list[float], most: float = 1e9, shares: Sequence[tuple[float, ...]] = (BUSY,)
+) -> list[Row]:
     """Rows of a plan whose steps take so many µs at 1, 10, 100, ... tokens per GPU."""
     return [
         {
             "sweep": "Made up", "plan": label, "phase": "prefill", "context": 1.0, "oversubscription": None,
             "tokens_per_gpu": 10.0**index, "latency_us": us, "fits": 10**index <= most,
             "most_tokens_per_gpu": most, "tokens_per_s_per_gpu": 10.0**index / us * 1e6,
+            "shares": dict(zip(PLANNED, shares[index % len(shares)], strict=True)),
         }
         for index, us in enumerate(latency)
     ]  # fmt: skip
@@ -90,7 +98,7 @@ def test_crossings_need_ascending_positive_batches(x: list[float]) -> None:
 
 
 def test_answers_name_the_crossing_and_what_fits() -> None:
-    first, best, held = answers(curve("A", [1, 2, 40], 50) + curve("B", [4, 8, 10], 5))
+    first, best, *_, held = answers(curve("A", [1, 2, 40], 50) + curve("B", [4, 8, 10], 5))
     assert (
         "from about 31.6 tokens per GPU on (between the swept 10 and 100, more than memory holds with one of them) B"
         in first
@@ -101,8 +109,16 @@ def test_answers_name_the_crossing_and_what_fits() -> None:
     assert "B 250,000 tokens/s per GPU at 1 " in best
 
 
+def test_answers_say_where_the_plans_shares_hold() -> None:
+    shares = (BUSY, AS_PLANNED, (0.8, 0.2, 0.0, 0.0))
+    (line,) = (line for line in answers(curve("A", [1, 2, 4], shares=shares)) if "deployment plan" in line)
+    assert line.endswith("hold with A at 10 tokens per GPU.")
+    (line,) = (line for line in answers(curve("A", [1, 2, 4], shares=shares[::2])) if "deployment plan" in line)
+    assert line.endswith("hold with A at no swept batch; nearest are 80/20/0/0 % at 10 tokens per GPU.")
+
+
 def test_answers_say_where_nothing_crosses_and_nothing_fits() -> None:
-    first, best, held = answers(curve("A", [2, 4, 8], 0) + curve("B", [1, 2, 2], 0))
+    first, best, *_, held = answers(curve("A", [2, 4, 8], 0) + curve("B", [1, 2, 2], 0))
     assert first.startswith("B has the shorter step at every swept batch, 1 to 100 tokens per GPU ")
     assert "(step of A against B: +100.0% to +300.0%)" in first
     assert held == "memory holds, in tokens per GPU, up to 0 with every plan."

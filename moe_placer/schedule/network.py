@@ -29,7 +29,7 @@ _ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes i
 class _Span:
     """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it.
 
-    ``ahead`` is how long after it the next transfer ends, as it seems.
+    ``ahead`` is the time after it that a share of may be off.
     """
 
     start: float
@@ -58,7 +58,8 @@ class Network:
     routes : Routes, optional
         Those of the instance, where they are already compiled.
     tolerance : float
-        Span over the time that is left to the next end of a transfer, from 0 (exact max-min fairness) to 0.5.
+        Span over what the mean transfer has left, or over all the time of the shortest one in flight where that is
+        less; from 0 (exact max-min fairness) to 0.5.
     record : bool
         Keep what every link carried over time, in ``history``.
 
@@ -99,6 +100,7 @@ class Network:
         self._crossings = Crossings.compile(self._shares, self.capacity)
         self._now, self._started = 0.0, 0
         self._ids: list[int] = []  # of the transfers in flight
+        self._begun: list[float] = []  # when each transfer started
         # Their flows: id, path, bytes in all and left.
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
@@ -149,6 +151,7 @@ class Network:
         self._sent, self._left = np.append(self._sent, flows[some]), np.append(self._left, flows[some])
         self._ahead.clear()
         self._ids.append(self._started)
+        self._begun.append(now)
         self._started += 1
         return self._ids[-1]
 
@@ -234,24 +237,31 @@ class Network:
         paths, bytes_left, owner = self._path[going], left[going], self._owner[going]
         if length:
             rates = max_min_rates(self._crossings, paths, bytes_left / length)
-            length, next_end = self._ends(bytes_left / rates, owner)
+            length, next_end, time = self._ends(now, bytes_left / rates, owner)
         if not length or next_end <= length * (1 + _ROUNDING):  # a transfer ends, and not slowed down
             rates = max_min_rates(self._crossings, paths)
-            first, next_end = self._ends(bytes_left / rates, owner)
-            length = max(first, self._tolerance * next_end)
+            first, next_end, time = self._ends(now, bytes_left / rates, owner)
+            length = min(max(first, self._tolerance * time), next_end)
             if length > first:
                 rates = max_min_rates(self._crossings, paths, bytes_left / length)
         rest = bytes_left - rates * length
         rest[rest <= _ROUNDING * self._sent[going]] = 0.0
         after = np.zeros_like(left)
         after[going] = rest
-        return _Span(now, now + length, left, after, self._over(after), next_end - length)
+        return _Span(now, now + length, left, after, self._over(after), max(0.0, time - length))
 
-    def _ends(self, lasts: Floats, owner: Ints) -> tuple[float, float]:
-        """Return when the first flow and when the first transfer ends, given how long each flow lasts."""
+    def _ends(self, now: float, lasts: Floats, owner: Ints) -> tuple[float, float, float]:
+        """Return when the first flow and the first transfer end, and the time that may be off by a share.
+
+        That is what the mean transfer has left, but no more than the shortest one takes in all: where many are in
+        flight, some end is always near.
+        """
         slowest = np.zeros(self._ids[-1] - self._ids[0] + 1)
         np.maximum.at(slowest, owner - self._ids[0], lasts)
-        return float(lasts.min()), float(slowest[slowest > 0].min())
+        going = slowest > 0
+        slowest, begun = slowest[going], np.array(self._begun[self._ids[0] : self._ids[-1] + 1])[going]
+        shortest = float((now - begun + slowest).min())
+        return float(lasts.min()), float(slowest.min()), min(float(slowest.mean()), shortest)
 
 
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:

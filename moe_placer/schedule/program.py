@@ -21,6 +21,8 @@ Ints = npt.NDArray[np.int64]
 STREAMS = ("compute", "nvlink", "network")  # of every GPU; stream id = GPU * 3 + index
 COMPUTATION = frozenset({"embedding", "attention", "mlp", "gate", "expert", "aggregate", "norm", "head", "sample"})
 REDUCES = frozenset({"embedding_reduce", "attention_reduce", "mlp_reduce", "expert_reduce", "sample_reduce"})
+# Small, and between two collectives: on their stream, so that one micro-batch's tokens leave while the other attends.
+GATING = frozenset({"gate", "gate_scatter"})
 COLLECTIVES = REDUCES | {"gate_scatter", "split", "gather"}
 SENDS = frozenset({"dispatch_send", "combine_send"})
 ONCE = frozenset({"input", "split", "gather", "output"})  # in a step, however many micro-batches it has
@@ -92,10 +94,10 @@ class Program:
     def streams(self, operation: int) -> tuple[int, ...]:
         """Return the streams that an operation occupies: one of each of its GPUs, or none."""
         kind = self.kinds[operation]
-        if kind in COMPUTATION:
-            stream = 0
-        elif kind in REDUCES or kind == "gate_scatter":
+        if kind in REDUCES or kind in GATING:
             stream = 1
+        elif kind in COMPUTATION:
+            stream = 0
         elif kind in SENDS or kind in COLLECTIVES:
             stream = 2
         else:

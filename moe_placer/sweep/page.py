@@ -8,7 +8,7 @@ from typing import Any
 from moe_placer.instance.sizes import GB
 from moe_placer.report.markdown import plain
 from moe_placer.sweep.chart import caption, draw
-from moe_placer.sweep.words import AXES, answers, by, said, varied
+from moe_placer.sweep.words import AXES, answers, by, said, shares_in_percent, varied
 
 __all__ = ["build_page"]
 
@@ -71,13 +71,14 @@ def _points(rows: Sequence[Row]) -> str:
         cell = [value if isinstance(value, str) else "-" if value is None else f"{value:,g}" for value in key]
         cell += [_step(mine[name]) if name in mine else "-" for name in names]
         cell += [f"{mine[name]['tokens_per_s_per_gpu']:,.0f}" if name in mine else "-" for name in names]
+        cell += [shares_in_percent(mine[name]["shares"]) if name in mine else "-" for name in names]
         cell += [_memory(mine[name]) if name in mine else "-" for name in names]
         cells.append(cell)
     legend = ", ".join(f"{_letter(index)}: {plain(name)}" for index, name in enumerate(names))
     same = ", ".join(said(field, rows[0][field]) for field in ("phase", *AXES) if field not in fields)
     heads = [
         f"{what} {_letter(i)}"
-        for what in ("step, ms,", "tokens/s per GPU,", "memory, GB,")
+        for what in ("step, ms,", "tokens/s per GPU,", "time, %,", "memory, GB,")
         for i, _ in enumerate(names)
     ]
     table = _table([field.replace("_", " ").replace("gpu", "GPU") for field in fields] + heads, cells, len(fields))
@@ -107,7 +108,8 @@ _HOW_TO_READ = """\
 ## How to read this
 
 The step of a batch is simulated whether or not memory holds it: "does not fit" says where it is no more than a step
-that could be. In prefill tokens are of sequences that start; in decode each token continues a sequence of its own,
-whose keys and values lie in memory. A crossing between two swept batches is interpolated, on logarithmic axes. Steps
-are those of `moe-placer schedule` (docs/schedule.md): hardware as the instance describes it, links shared max-min
-fairly."""
+that could be. Times in % are of a mean GPU: computation, communication that no computation hides, synchronization
+(waiting for others), overhead; the plan's estimate holds where each is within 5 percentage points. In prefill tokens
+are of sequences that start; in decode each token continues a sequence of its own, whose keys and values lie in
+memory. A crossing between two swept batches is interpolated, on logarithmic axes. Steps are those of `moe-placer
+schedule` (docs/schedule.md): hardware as the instance describes it, links shared max-min fairly."""

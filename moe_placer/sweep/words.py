@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moe_placer.schedule.figures import PLANNED, plan_holds
 from moe_placer.sweep.crossing import find_crossings
 
-__all__ = ["AXES", "answers", "by", "said", "varied"]
+__all__ = ["AXES", "answers", "by", "said", "shares_in_percent", "varied"]
 
 Row = Mapping[str, Any]
 Plans = Mapping[str, Sequence[Row]]  # by batch
@@ -74,6 +75,25 @@ def _over_batches(plans: Plans) -> Iterator[str]:
     for second, its in others:
         yield _against(first, mine, second, its)
     yield _best_of_what_fits(plans)
+    yield from (_planned_shares(name, rows) for name, rows in plans.items())
+
+
+def _planned_shares(name: str, rows: Sequence[Row]) -> str:
+    """Say at which batches the deployment plan's estimate of where the time goes holds."""
+    estimate = f"the deployment plan's shares ({shares_in_percent(PLANNED)} % {', '.join(PLANNED)})"
+    holds = [f"{row['tokens_per_gpu']:,g}" for row in rows if plan_holds(row["shares"])]
+    if holds:
+        return f"{estimate} hold with {name} at {', '.join(holds)} tokens per GPU."
+    nearest = min(rows, key=lambda row: max(abs(row["shares"][part] - share) for part, share in PLANNED.items()))
+    return (
+        f"{estimate} hold with {name} at no swept batch; nearest are {shares_in_percent(nearest['shares'])} % at "
+        f"{nearest['tokens_per_gpu']:,g} tokens per GPU."
+    )
+
+
+def shares_in_percent(shares: Mapping[str, float]) -> str:
+    """Return computation/communication/synchronization/overhead in percent, as 40/35/15/10."""
+    return "/".join(f"{100 * shares[part]:.0f}" for part in PLANNED)
 
 
 def _side_by_side(states: Mapping[str, Plans]) -> Iterator[str]:
