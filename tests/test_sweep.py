@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,10 @@ def test_a_study_solves_sweeps_and_reports(files: list[str], tmp_path: Path) -> 
     (tmp_path / "results.jsonl").write_text("{}\n")
     (tmp_path / "config.json").write_text("{")
     assert CliRunner().invoke(study_command, [str(tmp_path)]).exit_code == 1
+
+
+def test_the_committed_study_is_what_its_rows_give(tmp_path: Path) -> None:
+    (folder,) = Path(__file__).parent.parent.glob("reports/*-schedule")
+    made = shutil.copytree(folder, tmp_path / folder.name)
+    assert CliRunner().invoke(study_command, [str(made), "--page"], catch_exceptions=False).exit_code == 0
+    assert [file.name for file in folder.iterdir() if file.read_bytes() != (made / file.name).read_bytes()] == []
