@@ -7,11 +7,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "environment_in_words"]
 
 PACKAGES = ("moe-placer", "numpy", "scipy", "ortools", "loky", "networkx")
 
@@ -28,6 +29,15 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def environment_in_words(environment: Mapping[str, Any]) -> str:
+    """Say what `describe_environment` found, the date excepted, as reports do."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
+        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}"
+    )
 
 
 def _version(package: str) -> str:

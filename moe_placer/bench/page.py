@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from moe_placer.bench.environment import environment_in_words
 from moe_placer.bench.growth import fitted_exponent
 
 __all__ = ["build_page"]
@@ -46,18 +47,10 @@ count. Solvers are in the order of what they found. Columns, as medians over the
 
 def build_page(rows: Rows, environment: Mapping[str, Any]) -> str:
     """Return the page as Markdown; the same rows and environment give the same bytes."""
-    parts = [f"# Benchmark, {environment['date']}", _machine(environment), _READ]
+    parts = [f"# Benchmark, {environment['date']}", f"{environment_in_words(environment)}.", _READ]
     names = dict.fromkeys(row["instance"] for row in rows)
     parts += [_instance([row for row in rows if row["instance"] == name]) for name in names]
     return "\n\n".join([*parts, _growth(rows)]) + "\n"
-
-
-def _machine(environment: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return (
-        f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
-        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}."
-    )
 
 
 def _instance(rows: Rows) -> str:

@@ -155,7 +155,7 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
         "placed_by": name,
         "workload": {
             **vars(timeline.workload),
-            "tokens_per_gpu": timeline.workload.tokens_per_gpu or program.instance.traffic.tokens_per_gpu,
+            "tokens_per_gpu": timeline.workload.batch(program.instance),
         },
         "timing": vars(timeline.timing),
         "latency_us": figures.latency_us,

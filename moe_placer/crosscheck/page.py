@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_placer.bench.environment import environment_in_words
 from moe_placer.crosscheck.chart import draw
 from moe_placer.crosscheck.figures import Row, Rows, agreement, beside, by, excess, ranking
 from moe_placer.crosscheck.models import MODELS
@@ -64,12 +65,7 @@ def _answer(rows: Rows) -> str:
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return (
-        f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
-        f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}, "
-        f"{environment['date']}. Simulated times do not depend on the machine."
-    )
+    return f"{environment_in_words(environment)}, {environment['date']}. Simulated times do not depend on the machine."
 
 
 def _what(rows: Rows) -> str:

@@ -196,14 +196,6 @@ class Canvas:
             self._drawing.append_def(shape)
         return str(shape.id)
 
-    def arrow_id(self, *, warn: bool = False) -> str:
-        """Return the id of an arrow head, and make sure that it is defined."""
-        marker = self._arrow(WARNING if warn else LINE)
-        if marker.id not in self._defined:
-            self._defined.add(marker.id)
-            self._drawing.append_def(marker)
-        return str(marker.id)
-
     def define(self, markup: str) -> None:
         """Add markup with an id, to be used several times."""
         self._drawing.append_def(drawsvg.Raw(markup))

@@ -64,8 +64,7 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
         A GPU that is to be slow does not exist.
     """
     instance, gpu = program.instance, program.instance.cluster.gpu
-    asked = workload.tokens_per_gpu or instance.traffic.tokens_per_gpu
-    scale = asked / instance.traffic.tokens_per_gpu / workload.micro_batches
+    scale = workload.batch(instance) / instance.traffic.tokens_per_gpu / workload.micro_batches
     size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
     computes, reduces = program.of_kinds(COMPUTATION), program.of_kinds(REDUCES)
     collective, sends = program.of_kinds(COLLECTIVES), program.of_kinds(SENDS)

@@ -110,7 +110,7 @@ def find_figures(timeline: Timeline) -> Figures:
     program, durations, latency = timeline.program, timeline.durations, timeline.makespan
     instance, gpu = program.instance, program.instance.cluster.gpu
     gpus = instance.gpus
-    tokens = gpus * (timeline.workload.tokens_per_gpu or instance.traffic.tokens_per_gpu)
+    tokens = gpus * timeline.workload.batch(instance)
     flops = durations.batches * float((durations.flops * [len(on) for on in program.gpus]).sum())
     capacity = timeline.network.capacity
     return Figures(
@@ -204,7 +204,7 @@ def _path_us(timeline: Timeline) -> dict[str, float]:
 def _memory(timeline: Timeline) -> Memory:
     program, workload = timeline.program, timeline.workload
     instance = program.instance
-    asked = (workload.tokens_per_gpu or instance.traffic.tokens_per_gpu) / instance.traffic.tokens_per_gpu
+    asked = workload.batch(instance) / instance.traffic.tokens_per_gpu
     held, group, size = np.zeros(instance.gpus), np.zeros(instance.gpus), np.ones(instance.gpus)
     for p, kind in enumerate(program.kinds):
         on = list(program.gpus[p])

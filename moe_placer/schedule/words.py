@@ -42,7 +42,7 @@ def print_figures(timeline: Timeline, figures: Figures, name: str) -> None:
 def question(timeline: Timeline) -> str:
     """Say what the step is."""
     workload, instance = timeline.workload, timeline.program.instance
-    tokens = workload.tokens_per_gpu or instance.traffic.tokens_per_gpu
+    tokens = workload.batch(instance)
     halves = (
         "one micro-batch" if workload.micro_batches == 1 else f"{workload.micro_batches} micro-batches that overlap"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moe_placer.errors import UsageError
+from moe_placer.instance import Instance
 
 __all__ = ["Condition", "Phase", "Timing", "Workload"]
 
@@ -47,6 +48,10 @@ class Workload:
             raise UsageError(f"context is {self.context:g} tokens, expected 1 to 1e9")
         if self.micro_batches not in {1, 2}:
             raise UsageError(f"{self.micro_batches} micro-batches, expected 1 or 2")
+
+    def batch(self, instance: Instance) -> float:
+        """Return the tokens that start on each GPU in one step of an instance."""
+        return self.tokens_per_gpu or instance.traffic.tokens_per_gpu
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_placer.bench.environment import environment_in_words
 from moe_placer.instance.sizes import GB
 from moe_placer.report.markdown import plain
 from moe_placer.sweep.chart import caption, draw
@@ -38,12 +39,10 @@ def build_page(rows: Sequence[Row], environment: Mapping[str, Any], title: str, 
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return (
         f"{environment['points']} steps simulated in {environment['seconds']:,.0f} s with {environment['workers']} "
-        f"workers; {environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, "
-        f"{environment['system']}, Python {environment['python']}, {versions}; commit "
-        f"{environment['commit'] or 'unknown'}, {environment['date']}. Simulated times do not depend on the machine."
+        f"workers; {environment_in_words(environment)}, {environment['date']}. Simulated times do not depend on the "
+        "machine."
     )
 
 

@@ -186,7 +186,7 @@ def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
     instance, workload = program.instance, point.workload
     figures = find_figures(simulate(program, workload))
     memory = figures.memory
-    tokens = workload.tokens_per_gpu or instance.traffic.tokens_per_gpu
+    tokens = workload.batch(instance)
     fullest = int((memory.high_water - memory.size).argmax())
     return {
         "schema": ROW,
