@@ -1,0 +1,1 @@
+"""Files that inference engines write and read: recordings in, plans out."""

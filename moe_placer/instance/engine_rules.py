@@ -1,0 +1,167 @@
+"""What inference engines demand of a deployment, whichever file carries the plan to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["ENGINES", "EngineName", "EngineRules", "ReplicaRouting", "slots_mistake"]
+
+EngineName = Literal["sglang", "vllm", "trtllm", "vllm-ascend", "omni"]
+ReplicaRouting = Literal["even", "nearest", "source-fixed"]
+
+
+@dataclass(frozen=True)
+class EngineRules:
+    """One engine's rules about experts, slots and copies.
+
+    Attributes
+    ----------
+    name : str
+        As in the instance's ``engine`` and on the command line.
+    title, version : str
+        As messages name the engine, and the release that these rules were read from.
+    ranks_word, slots_word : str
+        What the engine calls the number of GPUs that share the experts, and the number of slots of a layer.
+    equal_slots : bool
+        Every GPU has slots / GPUs slots, so that the slots must be a multiple of the GPUs.
+    enforced : str
+        How the engine insists on that, after "and".
+    one_count : bool
+        All layers have the same number of slots.
+    twice_on_a_gpu : bool
+        Two copies of one expert on one GPU are loaded rightly (a wasted slot) rather than served wrongly.
+    replica_routing : str
+        ``even``: a token takes any copy with equal chance; ``nearest``: a copy on its own GPU, then on its own node,
+        else one of the rest; ``source-fixed``: one copy for each source rank.
+    replica_rule : str
+        The same in the engine's own terms.
+    dispatch : dict of str
+        How often a token is sent, by all-to-all backend: ``per-expert``, ``per-node``, or ``everywhere`` for
+        all-gather, where placement does not change link loads. Empty where it is not known.
+    """
+
+    name: EngineName
+    title: str
+    version: str
+    ranks_word: str
+    slots_word: str
+    equal_slots: bool
+    enforced: str
+    one_count: bool
+    twice_on_a_gpu: bool
+    replica_routing: ReplicaRouting
+    replica_rule: str
+    dispatch: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """Title and version, for messages."""
+        return f"{self.title} {self.version}"
+
+
+_DEEPEP = {"deepep normal": "per-node", "deepep low_latency": "per-expert", "none (all-gather)": "everywhere"}
+
+ENGINES: dict[str, EngineRules] = {
+    rules.name: rules
+    for rules in (
+        EngineRules(
+            name="sglang",
+            title="SGLang",
+            version="0.5.23",
+            ranks_word="ep_size",
+            slots_word="num_physical_experts",
+            equal_slots=True,
+            enforced="asserts it at start",
+            one_count=True,
+            twice_on_a_gpu=True,
+            replica_routing="nearest",
+            replica_rule=(
+                "with an all-to-all backend (dispatch algorithm static): the copy on the token's own GPU, else the first"
+                " on its own node, else one for each source rank, drawn once (_fair_choices, seed 42); without one: "
+                "token row modulo copies"
+            ),
+            dispatch=_DEEPEP,
+        ),
+        EngineRules(
+            name="vllm",
+            title="vLLM",
+            version="0.33.0",
+            ranks_word="ep_size",
+            slots_word="num_physical_experts",
+            equal_slots=True,
+            enforced="requires it",
+            one_count=True,
+            twice_on_a_gpu=True,
+            replica_routing="even",
+            replica_rule="a hash of the token's index in its rank's batch, modulo copies; blind to the source",
+            dispatch={
+                "deepep_high_throughput": "per-node",
+                "deepep_low_latency": "per-expert",
+                "allgather_reducescatter": "everywhere",
+            },
+        ),
+        EngineRules(
+            name="trtllm",
+            title="TensorRT-LLM",
+            version="main of September 2026",
+            ranks_word="moe_ep_size",
+            slots_word="num_slots",
+            equal_slots=True,
+            enforced="requires it",
+            one_count=True,
+            twice_on_a_gpu=True,
+            replica_routing="even",
+            replica_rule="round robin over an expert's copies (moe_load_balance_routing), optionally offset by rank",
+            dispatch={},
+        ),
+        EngineRules(
+            name="vllm-ascend",
+            title="vllm-ascend",
+            version="0.23.0.post1",
+            ranks_word="ep_size",
+            slots_word="num_experts + num_redundant_experts",
+            equal_slots=True,
+            enforced="reads its map as a rectangular tensor",
+            one_count=True,
+            twice_on_a_gpu=False,
+            replica_routing="source-fixed",
+            replica_rule="copies listed by rank: ep_rank modulo copies, or (tp_rank + dp_rank + expert) modulo copies",
+            dispatch={},
+        ),
+        EngineRules(
+            name="omni",
+            title="OmniPlacement",
+            version="mid 2026",
+            ranks_word="world_size",
+            slots_word="the pattern's ones in a layer",
+            equal_slots=False,  # its files state nothing of the kind
+            enforced="",
+            one_count=False,
+            twice_on_a_gpu=False,
+            replica_routing="source-fixed",
+            replica_rule="the copy on the token's own GPU, else copy number rank modulo copies",
+            dispatch={},
+        ),
+    )
+}
+
+
+def slots_mistake(rules: EngineRules, experts: int, slots: int, gpus: int) -> tuple[str, str] | None:
+    """Say why an engine cannot share out a layer's slots, as (found, expected); None where it can.
+
+    Parameters
+    ----------
+    rules : EngineRules
+    experts, slots, gpus : int
+        Logical experts of a layer, slots of it with all copies, and GPUs (expert-parallel ranks).
+    """
+    if not rules.equal_slots or slots % gpus == 0:
+        return None
+    extra = [total - experts for total in (slots // gpus * gpus, -(-slots // gpus) * gpus) if total >= experts]
+    found = (
+        f"{experts} experts + {slots - experts} redundant slots = {slots} slots on {gpus} GPUs, {slots / gpus:g} each"
+    )
+    nearest = " or ".join(f"{count} ({(experts + count) // gpus} slots on each GPU)" for count in extra)
+    why = f"{rules.label} gives every GPU as many slots ({rules.slots_word} % {rules.ranks_word} == 0)"
+    return found, f"{nearest} redundant slots: {why}, and {rules.enforced}"
