@@ -11,7 +11,7 @@ missing = {
     "moe_placer/py.typed",
     "moe_placer/cli/main.py",
     "moe_placer/dag/page/page.html",
-    "moe_placer/report/report.html.j2",
+    "moe_placer/experiments/report/report.html.j2",
     "moe_placer/schedule/simulate.py",
     "moe_placer/solvers/auto.py",
     "moe_placer/verifier/check.py",

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from moe_placer.instance import Instance, load_instance
+    from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.result import Status, Stop
-    from moe_placer.solver import Limits
-    from moe_placer.solving import Progress, Solution, solve
+    from moe_placer.solve.progress import Progress
+    from moe_placer.solve.solve import Solution, solve
     from moe_placer.traffic import Recording, Traffic, load_traffic
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
@@ -36,14 +37,14 @@ _HOME = {
     "Instance": "instance",
     "LayerCheck": "verifier",
     "LayerRecord": "placement",
-    "Limits": "solver",
+    "Limits": "limits",
     "Mistake": "errors",
     "MoePlacerError": "errors",
     "NothingFoundError": "errors",
     "Placement": "placement",
-    "Progress": "solving",
+    "Progress": "solve.progress",
     "Recording": "traffic",
-    "Solution": "solving",
+    "Solution": "solve.solve",
     "Status": "result",
     "Stop": "result",
     "Traffic": "traffic",
@@ -54,7 +55,7 @@ _HOME = {
     "load_instance": "instance",
     "load_placement": "placement",
     "load_traffic": "traffic",
-    "solve": "solving",
+    "solve": "solve.solve",
     "verify": "verifier",
 }
 
@@ -85,6 +86,11 @@ __all__ = [
     "solve",
     "verify",
 ]
+
+
+# The room `solve` has the name of the function: once loaded, the room can no longer take the name for itself.
+import_module(f"{__name__}.solve")
+del globals()["solve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import Bound
+from moe_placer.bounds.bounds import Bound
 
-__all__ = ["FalseBoundError", "LayerResult", "Status", "Stop", "gap"]
+__all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap"]
 
 
 class FalseBoundError(ValueError):
@@ -105,3 +106,6 @@ class LayerResult:
     def gap(self) -> float:
         """How far z is above the re-checkable bound."""
         return gap(self.z, self.bound.value if self.bound.proof != "solver" else 0.0)
+
+
+Report = Callable[[int, LayerResult], None]  # (index of the MoE layer, a result better than the last one reported)

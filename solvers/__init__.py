@@ -1,1 +1,1 @@
-"""Solvers: one method, one file. `moe_placer.registry` names them."""
+"""Solvers: one method, one file. `moe_placer.solve.registry` names them."""

@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.bounds import Bound, best_bound, beyond, threshold_bound
-from moe_placer.budget import share_out
-from moe_placer.copies import could_pay, count_copies, with_copies
-from moe_placer.coupling.aggregate import solve_aggregate
-from moe_placer.descent import round_shares, search
-from moe_placer.layerwise import solve_layers
-from moe_placer.neighbourhood import around_worst_link, cut_out
-from moe_placer.problem import LayerProblem, Problem
-from moe_placer.recopy import recopy
-from moe_placer.relaxation import relax
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
+from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.bounds.relaxation import relax
+from moe_placer.decomposition.aggregate import solve_aggregate
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.replicas import could_pay, count_copies, with_copies
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import Deadline, LayerSolver, Limits, Report, Start
+from moe_placer.search.local_search import round_shares, search
+from moe_placer.search.neighbourhood import around_worst_link, cut_out
+from moe_placer.search.replica_budget import share_out
+from moe_placer.search.replication import recopy
+from moe_placer.solve.base import Start
+from moe_placer.solve.layerwise import LayerSolver, solve_layers
 from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]

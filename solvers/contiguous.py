@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import OnePass, heuristic_result
-from moe_placer.problem import Problem
+from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult
+from moe_placer.solve.heuristic import OnePass, heuristic_result
 
 __all__ = ["Contiguous"]
 

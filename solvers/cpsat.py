@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import Bound, relaxed_bound
-from moe_placer.copies import count_copies, with_copies
-from moe_placer.kinds import Kinds
-from moe_placer.problem import LayerProblem
+from moe_placer.bounds.bounds import Bound, relaxed_bound
+from moe_placer.limits import Deadline
+from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.replicas import count_copies, with_copies
+from moe_placer.problem.symmetry import Kinds
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import Deadline, LayerSolver
+from moe_placer.solve.layerwise import LayerSolver
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model

@@ -10,7 +10,7 @@
     sum_m x[e, m, n] >= 1                                              where a copy of e is pinned to n
     z + price * load[e] / m * u[e, m] <= time of the start             other copies must pay
 
-c1 is what a single copy of e would cost; the last rule is that of `moe_placer.recopy`.
+c1 is what a single copy of e would cost; the last rule is that of `moe_placer.search.replication`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.copies import count_copies, fewest_copies, hottest_that_pays, layer_time, placed
-from moe_placer.kinds import Kinds
-from moe_placer.problem import LayerProblem
+from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.replicas import count_copies, fewest_copies, hottest_that_pays, layer_time, placed
+from moe_placer.problem.symmetry import Kinds
 from moe_placer.solvers.cpsat import Model
 
 __all__ = ["CopiesModel"]

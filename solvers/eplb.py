@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
-from moe_placer.problem import LayerProblem, Problem, copies_by_load
+from moe_placer.problem.compile import LayerProblem, Problem, copies_by_load
 from moe_placer.result import LayerResult
+from moe_placer.solve.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
 
 __all__ = ["Eplb", "EplbGlobal", "balanced_packing", "ranks_within_nodes"]
 

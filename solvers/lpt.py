@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.heuristic import OnePass, gpu_result, heuristic_result
-from moe_placer.problem import LayerProblem, Problem
+from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.result import LayerResult
+from moe_placer.solve.heuristic import OnePass, gpu_result, heuristic_result
 
 __all__ = ["Lpt", "longest_first"]
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds import relaxed_bound
-from moe_placer.kinds import Kinds
-from moe_placer.problem import LayerProblem
+from moe_placer.bounds.bounds import relaxed_bound
+from moe_placer.limits import WORK_PER_SECOND, Deadline
+from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.symmetry import Kinds
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solver import WORK_PER_SECOND, Deadline, LayerSolver
+from moe_placer.solve.layerwise import LayerSolver
 
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt

@@ -56,7 +56,7 @@ def made(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -
     """A report folder of these rows, with page, Markdown and pictures."""
     from report_rows import write_folder
 
-    from moe_placer.report import write_report
+    from moe_placer.experiments.report import write_report
 
     folder = write_folder(tmp_path_factory.mktemp("report") / "drawn", rows)
     write_report(folder)

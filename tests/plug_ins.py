@@ -12,9 +12,9 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 from dataclasses import replace
 import numpy as np
-from moe_placer.bounds import Bound
+from moe_placer.bounds.bounds import Bound
 from moe_placer.result import LayerResult, Status, Stop
-from moe_placer.solver import Solver
+from moe_placer.solve.base import Solver
 
 
 class Plug(Solver):

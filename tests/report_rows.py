@@ -11,10 +11,10 @@ from builders import DRAGONFLY, tiny_instance, tiny_traffic
 
 from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
+from moe_placer.limits import Limits
 from moe_placer.placement import Placement
-from moe_placer.problem import compile_problem
-from moe_placer.solver import Limits
-from moe_placer.solving import Solution, solve
+from moe_placer.problem.compile import compile_problem
+from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import verify
 

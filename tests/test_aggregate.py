@@ -12,18 +12,18 @@ from builders import MESH, honest, recomputed, rules_of, tiny_instance, tiny_tra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_placer.cli.describe import describe
 from moe_placer.cli.summary import _share, print_summary
-from moe_placer.coupling.aggregate import aggregate_bound, bound_jointly, link_totals
-from moe_placer.coupling.decomposition import Decomposition
-from moe_placer.describe import describe
+from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly, link_totals
+from moe_placer.decomposition.column_generation import Decomposition
 from moe_placer.errors import NothingFoundError
 from moe_placer.instance import Instance
+from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement, load_placement
-from moe_placer.problem import Problem, compile_problem
-from moe_placer.registry import find_solver
+from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import Stop
-from moe_placer.solver import Deadline, Limits
-from moe_placer.solving import Progress, Solution, solve
+from moe_placer.solve.registry import find_solver
+from moe_placer.solve.solve import Progress, Solution, solve
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier import verify
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from builders import honest, level_traffic, recomputed, rules_of, tiny_instance, tiny_traffic
 
-from moe_placer.bounds import any_copies_bound
+from moe_placer.bounds.bounds import any_copies_bound
+from moe_placer.bounds.relaxation import relax
 from moe_placer.instance import Instance
-from moe_placer.problem import Problem, compile_problem
-from moe_placer.relaxation import relax
-from moe_placer.solver import Limits
-from moe_placer.solving import solve
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.solve.solve import solve
 
 
 def free_instance(extra: int = 1) -> Instance:

@@ -14,9 +14,18 @@ from typing import Any
 
 import pytest
 
-from moe_placer.bench import Event, Job, Report, build_page, figures, fitted_exponent, measure, primal_integral
-from moe_placer.bench.report import read_report
 from moe_placer.errors import UsageError
+from moe_placer.experiments.bench import (
+    Event,
+    Job,
+    Report,
+    build_page,
+    figures,
+    fitted_exponent,
+    measure,
+    primal_integral,
+)
+from moe_placer.experiments.bench.report import read_report
 
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"

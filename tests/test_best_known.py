@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from moe_placer.bench import read_best_known, update_best_known
-from moe_placer.bench.report import read_report
 from moe_placer.errors import InputError
+from moe_placer.experiments.bench import read_best_known, update_best_known
+from moe_placer.experiments.bench.report import read_report
 from moe_placer.instance import load_instance
-from moe_placer.solver import Limits
-from moe_placer.solving import solve
+from moe_placer.limits import Limits
+from moe_placer.solve.solve import solve
 from moe_placer.traffic import load_traffic
 
 REPO = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ from builders import proof_claims, recomputed, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.bounds import beyond, dual_bound, even_weights, hot_expert_bound, threshold_bound
-from moe_placer.problem import LayerProblem, compile_problem
-from moe_placer.relaxation import relax
-from moe_placer.transport import transport
+from moe_placer.bounds.assignment import transport
+from moe_placer.bounds.bounds import beyond, dual_bound, even_weights, hot_expert_bound, threshold_bound
+from moe_placer.bounds.relaxation import relax
+from moe_placer.problem.compile import LayerProblem, compile_problem
 
 CASES = {
     "plain": {"cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}},

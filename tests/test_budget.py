@@ -10,20 +10,20 @@ import pytest
 from builders import honest, in_order, level_traffic, merged, rules_of, tiny_instance, tiny_traffic
 from pydantic import ValidationError
 
-from moe_placer.bounds import relaxed_bound
-from moe_placer.budget import share_out
-from moe_placer.capacity import why_infeasible
-from moe_placer.compare.moves import contiguous_plan, count_moves
-from moe_placer.copies import count_copies, layer_time, with_copies
+from moe_placer.bounds.bounds import relaxed_bound
+from moe_placer.cli.describe import describe
 from moe_placer.dag.write import write_dags
-from moe_placer.describe import describe
 from moe_placer.errors import InfeasibleError, InputError
+from moe_placer.experiments.compare.moves import contiguous_plan, count_moves
 from moe_placer.instance import Instance
+from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement
-from moe_placer.problem import Problem, compile_problem
+from moe_placer.problem.capacity import why_infeasible
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.replicas import count_copies, layer_time, with_copies
 from moe_placer.result import LayerResult, Status, Stop
-from moe_placer.solver import Deadline, Limits
-from moe_placer.solving import solve
+from moe_placer.search.replica_budget import share_out
+from moe_placer.solve.solve import solve
 from moe_placer.verifier import verify
 
 EXPERTS = 3

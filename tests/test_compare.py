@@ -17,11 +17,11 @@ import pytest
 from plug_ins import environment_with_plug_ins
 
 from moe_placer.cli import main
-from moe_placer.compare import Settings, build_matrix
-from moe_placer.compare.child import run
 from moe_placer.errors import UsageError
+from moe_placer.experiments.compare import Settings, build_matrix
+from moe_placer.experiments.compare.child import run
+from moe_placer.experiments.report.write import write_report
 from moe_placer.instance import load_instance
-from moe_placer.report.write import write_report
 
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"
@@ -54,7 +54,7 @@ Compare = Callable[..., Done]
 @pytest.fixture
 def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Compare]:
     """Run the command in this process, without a page; its runs have processes of their own."""
-    monkeypatch.setattr("moe_placer.report.write_report", lambda folder: [folder / "page"])
+    monkeypatch.setattr("moe_placer.experiments.report.write_report", lambda folder: [folder / "page"])
     before = signal.getsignal(signal.SIGTERM)
 
     def run_it(*arguments: Any) -> Done:
@@ -375,7 +375,7 @@ def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(
     def lacking(_folder: Path) -> list[Path]:
         raise UsageError("reports need jinja2")
 
-    monkeypatch.setattr("moe_placer.report.write_report", lacking)
+    monkeypatch.setattr("moe_placer.experiments.report.write_report", lacking)
     done = compare(TINY, "--solvers", "greedy", "-o", tmp_path)
     assert done.returncode == 0
     assert f"no page was made: reports need jinja2; then: moe-placer report {tmp_path}" in done.stderr

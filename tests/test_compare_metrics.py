@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from builders import VARIANTS, in_order, level_traffic, placement_data, recomputed, tiny_instance, tiny_traffic
 
-from moe_placer.compare import Folder, metrics
-from moe_placer.compare.metrics import find_flows, rounded
-from moe_placer.compare.moves import contiguous_plan, count_moves
-from moe_placer.compare.trajectory import find_seconds, trajectory
 from moe_placer.errors import InputError, UsageError
+from moe_placer.experiments.compare import Folder, metrics
+from moe_placer.experiments.compare.metrics import find_flows, rounded
+from moe_placer.experiments.compare.moves import contiguous_plan, count_moves
+from moe_placer.experiments.compare.trajectory import find_seconds, trajectory
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from moe_placer.compare import Given, Settings, build_matrix
-from moe_placer.compare.child import run
 from moe_placer.errors import MoePlacerError
+from moe_placer.experiments.compare import Given, Settings, build_matrix
+from moe_placer.experiments.compare.child import run
 from moe_placer.instance import load_instance
-from moe_placer.solving import solve
+from moe_placer.solve.solve import solve
 
 TINY = Path(__file__).parent.parent / "instances" / "tiny.yaml"
 SOLVERS = ("contiguous", "greedy")

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from builders import tiny_instance, tiny_traffic
 
-from moe_placer.bounds import Bound, dual_bound
+from moe_placer.bounds.bounds import Bound, dual_bound
 from moe_placer.errors import NothingFoundError, VerificationError
 from moe_placer.instance import Instance
-from moe_placer.problem import LayerProblem, compile_problem
-from moe_placer.registry import find_solver, solver_names
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import LayerProblem, compile_problem
 from moe_placer.result import LayerResult, Status, Stop
-from moe_placer.solver import Limits, Solver
-from moe_placer.solving import Solution, solve
+from moe_placer.solve.base import Solver
+from moe_placer.solve.registry import find_solver, solver_names
+from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import Traffic
 
 SOLVERS = solver_names()

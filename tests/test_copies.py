@@ -11,18 +11,18 @@ from builders import DRAGONFLY, MESH, merged, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.bounds import relaxed_bound
-from moe_placer.capacity import why_infeasible
+from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.cli.summary import print_summary
-from moe_placer.copies import fewest_copies, layer_time, with_copies
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
-from moe_placer.moves import excess, repair
-from moe_placer.problem import LayerProblem, Problem, compile_problem
-from moe_placer.recopy import State, recopy
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.capacity import why_infeasible
+from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
+from moe_placer.problem.replicas import fewest_copies, layer_time, with_copies
 from moe_placer.result import Stop
-from moe_placer.solver import Deadline, Limits
-from moe_placer.solving import Solution, solve
+from moe_placer.search.moves import excess, repair
+from moe_placer.search.replication import State, recopy
+from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import Traffic
 
 EXPERTS, EXTRA = 4, 4

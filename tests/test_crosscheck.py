@@ -12,12 +12,12 @@ import pytest
 from builders import DRAGONFLY, MESH, tiny_instance
 from click.testing import CliRunner
 
-from moe_placer.crosscheck import figures, simulate
-from moe_placer.crosscheck.__main__ import main
-from moe_placer.crosscheck.cases import Choice, Settings, open_instance, rows_of, run_case
-from moe_placer.crosscheck.models import LINK_LATENCY_US, MODELS
-from moe_placer.crosscheck.page import build_page, is_large
-from moe_placer.crosscheck.paths import list_paths
+from benchmarks.simgrid import figures, simulate
+from benchmarks.simgrid.__main__ import main
+from benchmarks.simgrid.cases import Choice, Settings, open_instance, rows_of, run_case
+from benchmarks.simgrid.models import LINK_LATENCY_US, MODELS
+from benchmarks.simgrid.page import build_page, is_large
+from benchmarks.simgrid.paths import list_paths
 from moe_placer.errors import UsageError
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance

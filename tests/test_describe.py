@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_placer.describe import describe
+from moe_placer.cli.describe import describe
 from moe_placer.instance import load_instance
 from moe_placer.traffic import load_traffic
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_placer.registry import BUILT_IN
+from moe_placer.solve.registry import BUILT_IN
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()

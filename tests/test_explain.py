@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from builders import tiny_instance, tiny_traffic
 
-from moe_placer.explain import shares_of_worst_link, why_above_bound
-from moe_placer.solver import Limits
-from moe_placer.solving import solve
+from moe_placer.cli.explain import shares_of_worst_link, why_above_bound
+from moe_placer.limits import Limits
+from moe_placer.solve.solve import solve
 
 
 def test_a_link_of_a_full_mesh_carries_what_its_source_sends_to_the_copies_at_its_end() -> None:

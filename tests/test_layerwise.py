@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from builders import tiny_instance, tiny_traffic
 
-from moe_placer.bounds import best_bound
-from moe_placer.problem import LayerProblem
+from moe_placer.bounds.bounds import best_bound
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.compile import LayerProblem
 from moe_placer.result import LayerResult, Status, Stop
-from moe_placer.solver import Deadline, LayerSolver, Limits
-from moe_placer.solving import Progress, Solution, solve
+from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.solve import Progress, Solution, solve
 
 
 class Stub(LayerSolver):

@@ -11,10 +11,10 @@ from builders import VARIANTS, level_traffic, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.problem import LayerProblem, Problem, compile_problem
-from moe_placer.registry import find_solver
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
 from moe_placer.result import LayerResult
-from moe_placer.solver import Limits
+from moe_placer.solve.registry import find_solver
 from moe_placer.solvers.eplb import balanced_packing
 from moe_placer.solvers.flow import cheapest_flow
 from moe_placer.solvers.lpt import longest_first

@@ -10,11 +10,11 @@ from builders import VARIANTS, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.descent import descend, round_shares, search
-from moe_placer.moves import Moves, repair
-from moe_placer.neighbourhood import around_worst_link, cut_out
-from moe_placer.problem import LayerProblem, compile_problem
-from moe_placer.solver import Deadline
+from moe_placer.limits import Deadline
+from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.search.local_search import descend, round_shares, search
+from moe_placer.search.moves import Moves, repair
+from moe_placer.search.neighbourhood import around_worst_link, cut_out
 
 VARIANTS_HERE = {
     **VARIANTS,

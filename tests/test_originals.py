@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from builders import level_traffic, tiny_instance
 
-from moe_placer.problem import Problem, compile_problem
-from moe_placer.registry import find_solver
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import LayerResult
-from moe_placer.solver import Limits
+from moe_placer.solve.registry import find_solver
 
 pytestmark = pytest.mark.originals
 

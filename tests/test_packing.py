@@ -11,12 +11,12 @@ from builders import level_traffic, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.bounds import Bound
+from moe_placer.bounds.bounds import Bound
 from moe_placer.errors import NothingFoundError
-from moe_placer.moves import repair
-from moe_placer.packing import pack
-from moe_placer.problem import Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.search.moves import repair
+from moe_placer.solve.gpu_assignment import pack
 
 SHAPES: dict[str, dict[str, Any]] = {
     "full": {},

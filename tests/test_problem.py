@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moe_placer.errors import InputError
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
-from moe_placer.problem import Problem, compile_problem, copies_by_load, demand
+from moe_placer.problem.compile import Problem, compile_problem, copies_by_load, demand
 from moe_placer.traffic import Traffic
 
 

@@ -10,10 +10,10 @@ from builders import tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer import relaxation
-from moe_placer.bounds import dual_bound
-from moe_placer.problem import LayerProblem, compile_problem
-from moe_placer.relaxation import relax
+from moe_placer.bounds import relaxation
+from moe_placer.bounds.bounds import dual_bound
+from moe_placer.bounds.relaxation import relax
+from moe_placer.problem.compile import LayerProblem, compile_problem
 
 SHAPES = {
     "single copies": {"model": {"experts": 24}, "cluster": {"nodes": 12, "gpus_per_node": 2}, "parallelism": {"dp": 1}},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report_rows import EVIL, Rows, luminance, write_folder
 
-from moe_placer.report import write_report
+from moe_placer.experiments.report import write_report
 
 READY = "body[data-ready]"
 CHARTS = ["profile", "held-out", "time", "layer-chart", "fabric", "links", "gpus"]

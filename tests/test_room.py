@@ -11,16 +11,16 @@ from builders import MESH, level_traffic, merged, rules_of, tiny_instance, tiny_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer import solving
-from moe_placer.coupling.room import share_room
-from moe_placer.coupling.rounding import fit_room
+from moe_placer.decomposition.memory import share_room
+from moe_placer.decomposition.memory_rounding import fit_room
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
+from moe_placer.limits import Limits
 from moe_placer.placement import Placement
-from moe_placer.problem import Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import Stop, gap
-from moe_placer.solver import Limits
-from moe_placer.solving import Progress, Solution, solve
+from moe_placer.solve import solve as solving
+from moe_placer.solve.solve import Progress, Solution, solve
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules, verify
 

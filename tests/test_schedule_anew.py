@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_step import SEND, SlowStep, stream_of
 
-from moe_placer.compare.metrics import find_flows
 from moe_placer.dag.operation import Operation
+from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.instance.sizes import token_bytes
 from moe_placer.schedule.figures import find_figures
 from moe_placer.schedule.network import Network

@@ -12,9 +12,9 @@ from builders import tiny_instance, tiny_traffic
 from moe_placer.errors import InfeasibleError, InputError, UsageError
 from moe_placer.instance import load_instance
 from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
+from moe_placer.limits import Limits
 from moe_placer.result import LayerResult, Status, Stop, gap
-from moe_placer.solver import Limits
-from moe_placer.solving import solve
+from moe_placer.solve.solve import solve
 
 INSTANCES = Path(__file__).parent.parent / "instances"
 
@@ -127,7 +127,7 @@ def test_gap_is_relative_to_the_bound() -> None:
     ],
 )
 def test_a_result_cannot_contradict_itself(wrong: dict[str, Any]) -> None:
-    from moe_placer.bounds import Bound
+    from moe_placer.bounds.bounds import Bound
 
     good: dict[str, Any] = {
         "node": np.zeros(2, dtype=int),

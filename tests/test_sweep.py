@@ -19,18 +19,26 @@ from hypothesis import strategies as st
 
 from moe_placer.cli.main import cli
 from moe_placer.errors import InputError, MoePlacerError, NothingFoundError, UsageError
+from moe_placer.experiments.sweep.__main__ import main as study_command
+from moe_placer.experiments.sweep.crossing import find_crossings
+from moe_placer.experiments.sweep.page import build_page
+from moe_placer.experiments.sweep.study import read_study
+from moe_placer.experiments.sweep.sweep import (
+    Grid,
+    Plan,
+    expert_parallelism,
+    list_points,
+    make_plan,
+    most_tokens,
+    run_points,
+)
+from moe_placer.experiments.sweep.words import answers
 from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.figures import PLANNED, find_figures
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
 from moe_placer.schedule.workload import Workload
-from moe_placer.sweep.__main__ import main as study_command
-from moe_placer.sweep.crossing import find_crossings
-from moe_placer.sweep.page import build_page
-from moe_placer.sweep.study import read_study
-from moe_placer.sweep.sweep import Grid, Plan, expert_parallelism, list_points, make_plan, most_tokens, run_points
-from moe_placer.sweep.words import answers
 from moe_placer.traffic import load_traffic
 from moe_placer.workers import run_each, usable_cores
 
@@ -328,7 +336,7 @@ def test_an_interrupted_sweep_keeps_what_it_has(files: list[str], tmp_path: Path
         yield from itertools.islice(run_points(plans, points, workers), 1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_placer.sweep.sweep.run_points", stops)
+    monkeypatch.setattr("moe_placer.experiments.sweep.sweep.run_points", stops)
     out = ["-o", str(tmp_path / "out")]
     done = CliRunner().invoke(cli, ["sweep", *files, "--tokens-per-gpu", "1,2,3", *out], standalone_mode=False)
     assert done.return_value == 130

@@ -53,9 +53,9 @@ def bench(
     Every run has a process of its own. Writes rows.jsonl, environment.json and README.md; a folder of the same machine
     and commit is continued. Traces apply to instances with `traffic.kind: trace`.
     """
-    from moe_placer.bench import Report, describe_environment, measure, update_best_known
     from moe_placer.errors import NothingFoundError
-    from moe_placer.solver import Limits
+    from moe_placer.experiments.bench import Report, describe_environment, measure, update_best_known
+    from moe_placer.limits import Limits
 
     Limits(time_s=time_limit, gap=gap, workers=workers)  # refuses what makes no sense
     jobs = _jobs(
@@ -90,9 +90,9 @@ def _jobs(
     repeat: int,
 ) -> list[Any]:
     """List all runs; what is wrong with an instance or a name is said before the first of them."""
-    from moe_placer.bench import Job
+    from moe_placer.experiments.bench import Job
     from moe_placer.instance import load_instance
-    from moe_placer.registry import find_solver
+    from moe_placer.solve.registry import find_solver
 
     for name in solvers:
         find_solver(name)

@@ -99,9 +99,9 @@ def compare(
     command again continues what was interrupted. Traces apply to instances with `traffic.kind: trace`. A solver that
     crashes, hangs or lies is a row that says so.
     """
-    from moe_placer.bench import describe_environment
-    from moe_placer.compare import Folder, Given, Settings, build_matrix
-    from moe_placer.registry import solver_names
+    from moe_placer.experiments.bench import describe_environment
+    from moe_placer.experiments.compare import Folder, Given, Settings, build_matrix
+    from moe_placer.solve.registry import solver_names
 
     _require_positive("patience", patience)
     _require_positive("memory", memory)
@@ -135,7 +135,7 @@ def compare(
 
 def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float], quiet: bool) -> None:
     """Run what has no row yet, within so many jobs, seconds of patience, and bytes."""
-    from moe_placer.compare import run_cells
+    from moe_placer.experiments.compare import run_cells
 
     todo = [cell for cell in cells if cell.key not in folder.done]
     with _progress(len(cells), len(cells) - len(todo), quiet) as tell, closing(run_cells(todo, *bounds)) as rows:
@@ -147,7 +147,7 @@ def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float], 
 def _write_page(folder: Path) -> None:
     """Make the page from the rows; without the libraries that it needs, say how to make it later."""
     from moe_placer.errors import UsageError
-    from moe_placer.report import write_report
+    from moe_placer.experiments.report import write_report
 
     try:
         for path in write_report(folder):

@@ -17,7 +17,7 @@ __all__ = ["inspect"]
 @json_option
 def inspect(instance: Path, traces: tuple[Path, ...], json_: bool) -> None:
     """Tell in plain words what INSTANCE asks, and whether it can be feasible."""
-    from moe_placer.describe import describe
+    from moe_placer.cli.describe import describe
     from moe_placer.traffic import load_traffic
 
     opened = open_instance(instance, traces)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moe_placer.solving import Progress
+    from moe_placer.solve.solve import Progress
 
 __all__ = ["show_progress"]
 

@@ -21,7 +21,7 @@ def report(folder: Path) -> None:
     Example:
       moe-placer report reports/2026-11-24-methods
     """  # noqa: D301 - click looks for the character \b, which a raw text would not hold
-    from moe_placer.report import write_report
+    from moe_placer.experiments.report import write_report
 
     for path in write_report(folder):
         click.echo(path)

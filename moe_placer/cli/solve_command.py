@@ -18,7 +18,7 @@ from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
-    from moe_placer.solving import Solution
+    from moe_placer.solve.solve import Solution
 
 __all__ = ["solve"]
 
@@ -69,9 +69,9 @@ def solve(
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
     """
     from moe_placer.cli.progress import show_progress
+    from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
-    from moe_placer.solver import Limits
-    from moe_placer.solving import solve as place
+    from moe_placer.solve.solve import solve as place
 
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work)
     opened = open_instance(instance, traces)

@@ -13,7 +13,7 @@ __all__ = ["solvers"]
 @json_option
 def solvers(json_: bool) -> None:
     """List the solvers: what they do, whether they prove optimality, and whether they can run here."""
-    from moe_placer.registry import DEFAULT, find_solver, solver_names
+    from moe_placer.solve.registry import DEFAULT, find_solver, solver_names
 
     rows = []
     for name in solver_names():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moe_placer.instance import Instance
-    from moe_placer.solving import Solution
+    from moe_placer.solve.solve import Solution
 
 __all__ = ["print_summary"]
 
@@ -62,7 +62,7 @@ def milliseconds(instance: Instance, cost: float) -> float:
 
 
 def _findings(instance: Instance, solution: Solution) -> list[str]:
-    from moe_placer.explain import why_above_bound
+    from moe_placer.cli.explain import why_above_bound
 
     gaps, own = solution.gaps, solution.solver_gaps
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"

@@ -15,7 +15,7 @@ from moe_placer.cli.options import as_json, json_option, open_verified, trace_op
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
-    from moe_placer.sweep.sweep import Grid, Plan
+    from moe_placer.experiments.sweep.sweep import Grid, Plan
 
 __all__ = ["sweep"]
 
@@ -68,8 +68,8 @@ def sweep(
     Says which plan has the shorter step from which batch on, and which batches memory holds. The first plan is compared
     with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
     """
-    from moe_placer.sweep.sweep import list_points
-    from moe_placer.sweep.words import answers
+    from moe_placer.experiments.sweep.sweep import list_points
+    from moe_placer.experiments.sweep.words import answers
 
     grid = _grid(phases, tokens, contexts, overs, micro_batches)
     plans = _plans(files, traces)
@@ -94,8 +94,8 @@ def sweep(
 
 def _grid(phases: str, tokens: str | None, contexts: str, overs: str | None, micro_batches: int) -> Grid:
     from moe_placer.errors import UsageError
+    from moe_placer.experiments.sweep.sweep import Grid
     from moe_placer.schedule.workload import Phase
-    from moe_placer.sweep.sweep import Grid
 
     named = tuple(part.strip() for part in phases.split(",") if part.strip())
     if not named or not set(named) <= {"prefill", "decode"}:
@@ -121,7 +121,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
     """Open and compile every pair of files."""
     from moe_placer.errors import UsageError
-    from moe_placer.sweep.sweep import make_plan
+    from moe_placer.experiments.sweep.sweep import make_plan
 
     if not files or len(files) % 2:
         raise UsageError(f"{len(files)} files are given, expected pairs: INSTANCE PLACEMENT [INSTANCE PLACEMENT ...]")
@@ -134,7 +134,7 @@ def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
 
 def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet: bool) -> tuple[list[Any], bool]:
     """Return the rows in the order of points, and whether Ctrl-C ended the sweep before it was complete."""
-    from moe_placer.sweep.sweep import run_points
+    from moe_placer.experiments.sweep.sweep import run_points
 
     rows: dict[int, dict[str, Any]] = {}
     interrupted = False
@@ -150,9 +150,9 @@ def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet:
 
 def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quiet: bool) -> None:
     """Write the folder; without the libraries of pages, say so after the rows are there."""
-    from moe_placer.bench import describe_environment
     from moe_placer.errors import UsageError
-    from moe_placer.sweep.folder import write_page, write_rows
+    from moe_placer.experiments.bench import describe_environment
+    from moe_placer.experiments.sweep.folder import write_page, write_rows
 
     run = {"points": len(rows), "seconds": round(seconds, 1), "workers": workers}
     written = write_rows(folder, rows, describe_environment() | run)
@@ -167,7 +167,7 @@ def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quie
 @contextmanager
 def _progress(points: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give a function to tell of every row: a live bar for people, a line a point for logs."""
-    from moe_placer.sweep.words import AXES, said
+    from moe_placer.experiments.sweep.words import AXES, said
 
     def text(row: dict[str, Any]) -> str:
         state = ", ".join(said(field, row[field]) for field in ("phase", *AXES))

@@ -77,9 +77,9 @@ ENGINES: dict[str, EngineRules] = {
             twice_on_a_gpu=True,
             replica_routing="nearest",
             replica_rule=(
-                "with an all-to-all backend (dispatch algorithm static): the copy on the token's own GPU, else the first"
-                " on its own node, else one for each source rank, drawn once (_fair_choices, seed 42); without one: "
-                "token row modulo copies"
+                "with an all-to-all backend (dispatch algorithm static): the copy on the token's own GPU, else the "
+                "first on its own node, else one for each source rank, drawn once (_fair_choices, seed 42); without "
+                "one: token row modulo copies"
             ),
             dispatch=_DEEPEP,
         ),

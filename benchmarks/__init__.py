@@ -1,0 +1,1 @@
+"""Measurements that developers run and users need not install."""

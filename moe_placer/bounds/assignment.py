@@ -1,0 +1,39 @@
+"""The transportation problem behind link weights: the cheapest way to put items on nodes at given prices."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from moe_placer.problem.compile import LayerProblem
+
+__all__ = ["assign", "price", "transport"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def price(problem: LayerProblem, weights: Floats) -> Floats:
+    """Return the weighted cost [I, N] that item i on node n adds, for link weights [K]."""
+    return np.asarray(np.einsum("inm,nm->in", problem.delta, np.append(weights, 0.0)[problem.touched]))
+
+
+def transport(problem: LayerProblem, prices: Floats) -> tuple[float, bool]:
+    """Cheapest assignment of items to nodes with at most ``widest`` items a node, and whether there is one."""
+    node = assign(problem, prices)
+    return (np.inf, False) if node is None else (float(prices[np.arange(len(node)), node].sum()), True)
+
+
+def assign(problem: LayerProblem, prices: Floats) -> Ints | None:
+    """Return the node of each item [I] in the cheapest assignment with at most ``widest`` items a node, or None.
+
+    Infinite prices forbid a pair. Solved exactly by the shortest-augmenting-path method (scipy).
+    """
+    slots = np.minimum(problem.widest, problem.items)
+    try:
+        _, columns = linear_sum_assignment(np.repeat(prices, slots, axis=1))
+    except ValueError:  # "cost matrix is infeasible"
+        return None
+    node = np.repeat(np.arange(problem.nodes), slots)
+    return np.asarray(node[columns])

@@ -1,0 +1,160 @@
+"""Lower bounds on a layer's worst link that anyone can re-check; docs/bounds.md states and proves each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.assignment import assign, price, transport
+from moe_placer.bounds.relaxation import relax
+from moe_placer.placement import Proof
+from moe_placer.problem.compile import LayerProblem
+
+__all__ = [
+    "SAFETY",
+    "Bound",
+    "any_copies_bound",
+    "best_bound",
+    "cheapest",
+    "dual_bound",
+    "even_weights",
+    "hot_expert_bound",
+    "relaxed_bound",
+    "threshold_bound",
+]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+# Claimed bounds are this much below what was computed, so that the rounding of another summation order cannot turn a
+# true claim into a false one. Sums of some thousand doubles err by about 1e-13 of their size.
+SAFETY = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A lower bound on z, and what proves it.
+
+    Attributes
+    ----------
+    value : float
+        Cost (tokens at node-link speed).
+    proof : str
+        ``dual``, ``hot-experts``, ``threshold``, or ``solver`` where nothing re-checkable is known.
+    weights : float array [K] or None
+        Link weights, summing to 1; the proof of ``dual`` and ``threshold``.
+    threshold : float or None
+    hot : int or None
+        Item for ``hot-experts``.
+    any_copies : bool
+        Whether it holds for any number of copies of each expert.
+    room_prices : float array [N] or None
+        The same for all layers: what an item pays for its node's memory in a bound on the sum over layers of z.
+    """
+
+    value: float
+    proof: Proof
+    weights: Floats | None = None
+    threshold: float | None = None
+    hot: int | None = None
+    any_copies: bool = False
+    room_prices: Floats | None = None
+
+
+def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
+    """Return the best quick bound; with weights from `relax`, it keeps them whatever its proof.
+
+    Where copies are free, only bounds for any copies count; the best weights for these are those of
+    ``relax(problem, any_copies=True)``.
+    """
+    if problem.copies_are_free:
+        if weights is None or not problem.links:
+            return Bound(0.0, "solver")
+        return any_copies_bound(problem, weights)
+    bounds = [hot_expert_bound(problem)]
+    if weights is not None and problem.links:
+        bounds.append(dual_bound(problem, weights))
+    return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
+
+
+def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> Bound:
+    """Return the best quick bound with the weights that the linear relaxation gives, if it is solved in time."""
+    relaxation = relax(problem, time_limit_s, any_copies=problem.copies_are_free)
+    return best_bound(problem, None if relaxation is None else relaxation.weights)
+
+
+def even_weights(problem: LayerProblem) -> list[Floats]:
+    """Return link weights [K], even over one kind of link each: those of one direction that as many nodes touch.
+
+    They need no linear program, and bound the instances in ``instances/`` to 2% to 9% below the relaxation's.
+    """
+    touching = np.bincount(problem.touched.ravel(), minlength=problem.links + 1)[: problem.links]
+    alike = np.stack([touching, problem.base == 0])
+    _, kind, count = np.unique(alike, axis=1, return_inverse=True, return_counts=True)
+    return [np.where(kind == one, 1 / size, 0.0) for one, size in enumerate(count.tolist())]
+
+
+def any_copies_bound(problem: LayerProblem, weights: Floats) -> Bound:
+    """Bound z for any number of copies: every expert, in one copy, on its cheapest node."""
+    _, item, copies = np.unique(problem.expert, return_index=True, return_counts=True)
+    prices = price(problem, weights)[item][:, problem.widest > 0] * copies[:, None]
+    value = float(weights @ problem.base) + float(prices.min(axis=1).sum())
+    return Bound(_safe(value), "dual", weights, any_copies=True)
+
+
+def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:
+    """Bound z by a weighted mean of the link costs: an exact transportation problem."""
+    return cheapest(problem, weights)[0]
+
+
+def cheapest(problem: LayerProblem, weights: Floats) -> tuple[Bound, Ints | None]:
+    """Return the `dual_bound` and the assignment [I] whose weighted cost it is, if there is any."""
+    prices = price(problem, weights)
+    node = assign(problem, prices)
+    cost = np.inf if node is None else float(prices[np.arange(problem.items), node].sum())
+    return Bound(_safe(float(weights @ problem.base) + cost), "dual", weights), node
+
+
+def hot_expert_bound(problem: LayerProblem) -> Bound:
+    """Bound z by what the node that holds some item must receive, for the item where this is most."""
+    per_item = _floor(problem)[:, problem.widest > 0].min(axis=1)
+    hot = int(per_item.argmax())
+    return Bound(_safe(float(per_item[hot])), "hot-experts", hot=hot)
+
+
+def threshold_bound(problem: LayerProblem, weights: Floats, threshold: float) -> Bound:
+    """Bound z by ``threshold``, or by the transportation problem that is left without what the threshold forbids."""
+    prices = price(problem, weights)
+    cost, possible = transport(problem, np.where(beyond(problem, threshold), np.inf, prices))
+    value = threshold if not possible else min(threshold, float(weights @ problem.base) + cost)
+    return Bound(_safe(value), "threshold", weights, threshold=threshold)
+
+
+def beyond(problem: LayerProblem, threshold: float) -> npt.NDArray[np.bool_]:
+    """Mask [I, N] of what no placement with z below ``threshold`` has: item i on node n alone makes a link that hot."""
+    return _floor(problem) >= threshold * (1 + SAFETY)
+
+
+def _floor(problem: LayerProblem) -> Floats:
+    """``floor[i, n]``: what some link carries at least if item i is on node n (docs/bounds.md)."""
+    items, nodes = problem.items, problem.nodes
+    widest = problem.widest
+    least = np.maximum(0, items - (widest.sum() - widest))
+    floor = np.zeros((items, nodes))
+    for n in range(nodes):
+        for m in np.flatnonzero(problem.incoming[n]):
+            cost = problem.delta[:, n, m]
+            others = int(least[n]) - 1
+            companions: Floats | float = 0.0
+            if others > 0:
+                order = np.sort(cost)
+                # The cheapest others; an item that is itself among them makes room for the next.
+                companions = order[:others].sum() + np.where(cost <= order[others - 1], order[others] - cost, 0.0)
+            floor[:, n] = np.maximum(floor[:, n], cost + companions)
+    return floor
+
+
+def _safe(value: float) -> float:
+    return max(0.0, value * (1 - SAFETY))

@@ -1,0 +1,197 @@
+"""The linear relaxation of a layer: items on nodes in fractions, and the link weights that its duals are."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.optimize import linprog
+
+from moe_placer.bounds.assignment import price, transport
+from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.symmetry import Kinds
+
+__all__ = ["Relaxation", "relax"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_SIMPLEX = 6_000  # variables up to which all are given to the simplex method at once
+_SPREAD = 16  # nodes offered to each item at first where there are more variables
+_ADDED = 4  # nodes offered to an item beside, in each round
+_TOLERANCE = 1e-5  # of the optimum, relative, where not all nodes are offered
+_ROUNDING = 1e-9  # of reduced costs; costs are scaled to about 1
+_INFEASIBLE = 2  # scipy's word for it
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """The linear relaxation of a layer.
+
+    Attributes
+    ----------
+    share : float array [I, N]
+        Fraction of each item on each node; rows sum to 1.
+    weights : float array [K]
+        Duals of the link constraints, scaled to sum to 1.
+    slot_prices : float array [N]
+        Duals of the nodes' slots: what one more would save.
+    """
+
+    share: Floats
+    weights: Floats
+    slot_prices: Floats
+
+
+def relax(
+    problem: LayerProblem,
+    time_limit_s: float | None = None,
+    forbidden: Mask | None = None,
+    any_copies: bool = False,
+    room_prices: Floats | None = None,
+    slots: Floats | None = None,
+) -> Relaxation | None:
+    """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if none or out of time.
+
+    ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
+    x is 0 where ``forbidden`` [I, N]. With ``any_copies``, slots do not count, which leaves room for other copies. With
+    ``room_prices`` [N], an item on node n adds that much to what is minimised; ``slots`` [N], in fractions too, replace
+    ``widest``.
+
+    Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
+    Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
+    left to gain.
+    """
+    model = _Model(problem, forbidden, any_copies, room_prices, slots)
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    offered, best, weights = model.first_offer(), -np.inf, None
+    while True:
+        solved = model.solve(offered, None if deadline is None else deadline - time.monotonic())
+        if solved.status == _INFEASIBLE and (model.allowed & ~offered).any():
+            offered = model.allowed
+            continue
+        if solved.status != 0:
+            return None
+        reduced = model.reduced_costs(solved, offered)
+        lower, found = model.lower_bound(solved, reduced)
+        if weights is None or lower > best:
+            best, weights = lower, found
+        better = model.better(reduced)
+        if not better.any() or solved.fun - best <= _TOLERANCE * solved.fun:
+            return Relaxation(model.share(solved, offered), weights, model.slot_prices(solved))
+        offered = offered | better
+
+
+class _Model:
+    """The relaxation over kinds of items, [J] of them, instead of single items."""
+
+    def __init__(
+        self,
+        problem: LayerProblem,
+        forbidden: Mask | None,
+        any_copies: bool,
+        room_prices: Floats | None,
+        slots: Floats | None,
+    ) -> None:
+        self.problem, self.kinds = problem, Kinds.of_layer(problem)
+        nodes, item = problem.nodes, self.kinds.item
+        self.allowed: Mask = np.ones((len(item), nodes), dtype=bool) if forbidden is None else ~forbidden[item]
+        self.slots_count = not any_copies
+        widest = problem.widest if slots is None else slots
+        self.most = np.where((widest > 0) & any_copies, problem.items, widest)
+        # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
+        self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
+        self.cost = sparse.csc_array(self.scale * _link_matrix(problem, item))
+        self.room_prices = np.zeros(nodes) if room_prices is None else room_prices
+
+    def first_offer(self) -> Mask:
+        """Mask [J, N] of what the first linear program has: everything, or for each kind nodes that are far apart."""
+        nodes = self.allowed.shape[1]
+        if self.allowed.size <= _SIMPLEX or nodes <= _SPREAD:
+            return self.allowed
+        # One assignment that fills slots round the nodes, hottest items first, and from there in strides: with nodes
+        # numbered leaf by leaf, this offers nodes on many leaves.
+        hottest_first = np.argsort(-self.problem.load[self.kinds.item], kind="stable")
+        kind = np.repeat(hottest_first, self.kinds.count[hottest_first])
+        most = np.minimum(self.most, len(kind))
+        node = np.concatenate([np.flatnonzero(most > level) for level in range(int(most.max()))])[: len(kind)]
+        offered = np.zeros_like(self.allowed)
+        for step in range(_SPREAD):
+            offered[kind[: len(node)], (node + step * (nodes // _SPREAD)) % nodes] = True
+        return offered & self.allowed
+
+    def solve(self, offered: Mask, time_limit_s: float | None) -> Any:
+        """Solve the linear program with the variables that are ``offered`` [J, N]."""
+        kinds, nodes = offered.shape
+        kind, node = np.nonzero(offered)
+        count, links = len(kind), self.problem.links
+        ones, at = np.ones(count), np.arange(count)
+        link_rows = sparse.hstack([self.cost[:, kind * nodes + node], -np.ones((links, 1))])
+        slot_rows = sparse.csr_array((ones, (node, at)), shape=(nodes, count + 1))
+        objective = np.zeros(count + 1)
+        objective[:-1] = self.scale * self.room_prices[node]
+        objective[-1] = 1.0
+        return linprog(
+            objective,
+            A_ub=sparse.csr_array(sparse.vstack([link_rows, slot_rows])),
+            b_ub=np.concatenate([-self.scale * self.problem.base, self.most]),
+            A_eq=sparse.csr_array((ones, (kind, at)), shape=(kinds, count + 1)),
+            b_eq=self.kinds.count,
+            # Simplex is faster on small relaxations, interior point (with crossover to a vertex) on large ones.
+            method="highs-ds" if self.allowed.size <= _SIMPLEX else "highs-ipm",
+            options={} if time_limit_s is None else {"time_limit": max(0.01, time_limit_s)},
+        )
+
+    def reduced_costs(self, solved: Any, offered: Mask) -> Floats:
+        """Return what a unit of each variable [J, N] saves, negative; 0 where offered, forbidden, or nothing."""
+        links = self.problem.links
+        link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
+        reduced = self.scale * price(self.problem, link_dual)[self.kinds.item]
+        reduced += (self.scale * self.room_prices + slot_dual)[None, :] - solved.eqlin.marginals[:, None]
+        reduced[offered | ~self.allowed | (reduced >= -_ROUNDING)] = 0.0
+        return reduced
+
+    def better(self, reduced: Floats) -> Mask:
+        """Mask [J, N] of variables that would lower the optimum: of each kind, the best few."""
+        best = np.argsort(reduced, axis=1, kind="stable")[:, :_ADDED]
+        better = np.zeros_like(self.allowed)
+        np.put_along_axis(better, best, np.take_along_axis(reduced, best, axis=1) < 0, axis=1)
+        return better
+
+    def lower_bound(self, solved: Any, reduced: Floats) -> tuple[float, Floats]:
+        """Return a bound on the whole relaxation (scaled), and the link weights that prove it."""
+        weights = np.maximum(0.0, -solved.ineqlin.marginals[: self.problem.links])
+        total = weights.sum()
+        weights = weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
+        if self.slots_count and reduced.any():
+            prices = np.where(self.allowed[self.kinds.of], price(self.problem, weights) + self.room_prices, np.inf)
+            value = float(weights @ self.problem.base) + transport(self.problem, prices)[0]
+            return self.scale * value, weights
+        return solved.fun + float(self.kinds.count @ reduced.min(axis=1)), weights
+
+    def slot_prices(self, solved: Any) -> Floats:
+        """Return the duals of the slots [N], in tokens at node-link speed."""
+        return np.asarray(np.maximum(0.0, -solved.ineqlin.marginals[self.problem.links :]) / self.scale)
+
+    def share(self, solved: Any, offered: Mask) -> Floats:
+        """Return the fraction [I, N] of each item on each node in the solution of a linear program."""
+        share = np.zeros(offered.shape)
+        share[offered] = solved.x[:-1]
+        share /= self.kinds.count[:, None]
+        return share[self.kinds.of]
+
+
+def _link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:
+    """Return the matrix [K, len(items) * N]: column ``i * N + n`` is what ``items[i]`` on node n adds to each link."""
+    nodes, links = problem.nodes, problem.links
+    node, m = np.nonzero(problem.touched < links)
+    link = problem.touched[node, m]
+    columns = np.arange(len(items))[:, None] * nodes + node[None, :]
+    values = problem.delta[items][:, node, m]
+    rows = np.broadcast_to(link, columns.shape)
+    return sparse.csr_array((values.ravel(), (rows.ravel(), columns.ravel())), shape=(links, len(items) * nodes))

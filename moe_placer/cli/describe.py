@@ -1,0 +1,281 @@
+"""What an instance asks, in plain words and in figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_placer.fabric import build_fabric, kinds_of_links
+from moe_placer.instance import Instance
+from moe_placer.instance.schema import SharedSlots
+from moe_placer.instance.sizes import (
+    BYTES_PER_VALUE,
+    GB,
+    expert_bytes,
+    expert_us,
+    gpu_memory_bytes,
+    memory_parts,
+    token_bytes,
+    token_us,
+)
+from moe_placer.problem.capacity import why_infeasible
+from moe_placer.problem.compile import demand
+from moe_placer.traffic import Traffic
+from moe_placer.traffic.statistics import log_spread, skew
+
+__all__ = ["Description", "Skew", "describe"]
+
+OBJECTIVES = {
+    "layers": "the sum over layers of each one's worst link, as layers run one after the other",
+    "aggregate": "the largest total of any link over all layers, whichever layer is worst",
+}
+
+
+@dataclass(frozen=True)
+class Skew:
+    """How uneven the demand is.
+
+    Attributes
+    ----------
+    least, median, most : float
+        Over MoE layers, the largest over the mean load of a layer's experts.
+    log_sigma : float
+        Median over layers of the standard deviation of ln load.
+    sources_differ : float
+        Mean over layers of half the sum over experts of the difference between a node's shares and the mean node's: 0
+        where all nodes want the same experts, towards 1 where they want different ones.
+    busiest_gpu_tokens : float
+        Largest, over layers, number of tokens per step that one copy of the hottest expert computes.
+    """
+
+    least: float
+    median: float
+    most: float
+    log_sigma: float
+    sources_differ: float
+    busiest_gpu_tokens: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an instance asks; sizes in the units of their names.
+
+    Attributes
+    ----------
+    memory_gb : dict
+        Per GPU: ``capacity``, ``experts`` (if spread evenly), ``attention``, ``dense``, ``embeddings``,
+        ``kv_cache_reserved`` and ``left``.
+    kv_cache_tokens : int
+        Tokens of context whose keys and values fit what is reserved and left, on the GPUs that share attention.
+    replicas_per_layer : int
+        Expert replicas of one layer, with equal shares of ``redundant_slots_in_all`` where layers share a budget.
+    links : dict
+        Kind of link to number of links and GB/s of each.
+    minimise : str
+        ``objective.minimise``.
+    us_per_1000_tokens : float
+        Microseconds that 1,000 tokens at node-link speed take on the wire.
+    hottest_compute_us, wire_us : float or None
+        Microseconds per layer: the hottest copy's matrices; a node's link, if experts sat anywhere.
+    infeasible, unsupported : str or None
+        Why no placement can exist; why this version cannot solve it.
+    """
+
+    name: str
+    moe_layers: int
+    experts: int
+    top_k: int
+    nodes: int
+    gpus: int
+    failed_gpus: int
+    slots_per_layer: int
+    replicas_per_layer: int
+    redundant_slots_in_all: int | None
+    expert_mb: float
+    token_bytes: float
+    memory_gb: dict[str, float]
+    kv_cache_tokens: int
+    links: dict[str, dict[str, float]]
+    minimise: str
+    us_per_1000_tokens: float
+    skew: Skew | None
+    hottest_compute_us: float | None
+    wire_us: float | None
+    infeasible: str | None
+    unsupported: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {"schema": "moe-placer/description/1", **asdict(self)}
+
+    def to_text(self) -> str:
+        """Return plain words, one fact a line."""
+        return "\n".join([*_size_lines(self), *_network_lines(self), *_demand_lines(self), *_verdict_lines(self)])
+
+
+def describe(instance: Instance, traffic: Traffic | None) -> Description:
+    """Describe an instance; without traffic, nothing is said of the demand."""
+    failed = len(instance.placement.failed_gpus)
+    per_token, copies = token_us(instance), instance.placement.replicas
+    memory = _memory(instance)
+    tokens = None if traffic is None else _skew(instance, traffic)
+    return Description(
+        name=instance.name,
+        moe_layers=len(instance.moe_layers),
+        experts=instance.model.experts,
+        top_k=instance.model.top_k,
+        nodes=instance.cluster.nodes,
+        gpus=instance.gpus,
+        failed_gpus=failed,
+        slots_per_layer=(instance.gpus - failed) * instance.placement.slots_per_gpu // instance.parallelism.expert_tp,
+        replicas_per_layer=instance.replicas_per_layer,
+        redundant_slots_in_all=copies.redundant_slots_in_all if isinstance(copies, SharedSlots) else None,
+        expert_mb=expert_bytes(instance) / 1e6,
+        token_bytes=token_bytes(instance),
+        memory_gb=memory,
+        kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
+        links=kinds_of_links(build_fabric(instance)),
+        minimise=instance.objective.minimise,
+        us_per_1000_tokens=1e3 * per_token,
+        skew=tokens,
+        hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
+        wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
+        infeasible=why_infeasible(instance),
+        unsupported=_unsupported(instance),
+    )
+
+
+def _memory(instance: Instance) -> dict[str, float]:
+    """Memory of a GPU by part, in GB, when the replicas are spread evenly."""
+    parts = memory_parts(instance)
+    capacity = min(gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus))
+    working = max(1, instance.gpus - len(instance.placement.failed_gpus))
+    copies = sum(instance.replicas_by_layer) * instance.parallelism.expert_tp / working
+    experts = np.ceil(copies) * expert_bytes(instance)
+    return {
+        "capacity": capacity / GB,
+        "experts": float(experts) / GB,
+        "attention": parts.attention / GB,
+        "dense": parts.dense / GB,
+        "embeddings": parts.embeddings / GB,
+        "kv_cache_reserved": parts.kv_cache / GB,
+        "left": float(capacity - experts - parts.total) / GB,
+    }
+
+
+def _kv_tokens(instance: Instance, free_gb: float) -> int:
+    """Tokens whose keys and values fit: 2 * heads * head_dim values a layer, spread over attention_tp GPUs."""
+    model = instance.model
+    per_token = 2 * model.attention_heads * model.head_dim * BYTES_PER_VALUE[model.dtype] * model.layers
+    return max(0, int(free_gb * GB * instance.parallelism.attention_tp / per_token))
+
+
+def _skew(instance: Instance, traffic: Traffic) -> Skew:
+    tokens = demand(instance, traffic)  # [MoE layers, nodes, experts]
+    load = tokens.sum(axis=1)
+    ratio = skew(load)
+    share = tokens / tokens.sum(axis=2, keepdims=True)
+    differ = np.abs(share - share.mean(axis=1, keepdims=True)).sum(axis=2).mean() / 2
+    copies = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
+    sigma = float(np.median(log_spread(load)))
+    return Skew(
+        float(ratio.min()),
+        float(np.median(ratio)),
+        float(ratio.max()),
+        sigma,
+        float(differ),
+        float(load.max() / copies),
+    )
+
+
+def _tokens_leaving(instance: Instance) -> float:
+    """Tokens that leave a node per step and layer when experts sit anywhere: all but one in ``nodes`` choices."""
+    cluster = instance.cluster
+    started = instance.traffic.tokens_per_gpu * cluster.gpus_per_node * instance.model.top_k
+    return started * (1 - 1 / cluster.nodes)
+
+
+def _unsupported(instance: Instance) -> str | None:
+    placement = instance.placement
+    if placement.replica_routing not in {"group", "even"}:
+        return f"placement.replica_routing: {placement.replica_routing} (group and even can be solved)"
+    if placement.dispatch != "per-expert":
+        return f"placement.dispatch: {placement.dispatch} (per-expert can be solved)"
+    return None
+
+
+def _size_lines(d: Description) -> list[str]:
+    memory = d.memory_gb
+    failed = f" ({d.failed_gpus} of them failed)" if d.failed_gpus else ""
+    spare = d.slots_per_layer - d.replicas_per_layer
+    if spare == 0:
+        room = "every slot is taken"
+        if d.slots_per_layer <= d.gpus - d.failed_gpus:
+            room += ", so which GPU is how busy depends on the experts alone, not on where they sit"
+    else:
+        room = f"{spare:,} slots stay free" if spare > 0 else f"{-spare:,} slots are missing"
+    parts = ", ".join(
+        f"{memory[key]:.2f} GB {words}"
+        for key, words in (
+            ("experts", "experts"),
+            ("attention", "attention"),
+            ("dense", "dense layers"),
+            ("embeddings", "embeddings"),
+            ("kv_cache_reserved", "reserved for the KV cache"),
+        )
+    )
+    has = f"each layer has {d.replicas_per_layer:,} expert replicas"
+    if d.redundant_slots_in_all is not None:
+        budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
+        has = f"{budget}; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
+    return [
+        f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, on {d.gpus:,} GPUs{failed} "
+        f"in {d.nodes} nodes.",
+        f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
+        f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
+        f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
+        f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire.",
+    ]
+
+
+def _network_lines(d: Description) -> list[str]:
+    if not d.links:
+        return ["Network: one node, so nothing crosses it, and every placement is as good as any other."]
+    kinds = ", ".join(f"{int(kind['links'])} {name} of {kind['gb_per_s']:g} GB/s" for name, kind in d.links.items())
+    return [
+        f"Inter-node links, one direction each: {kinds}.",
+        f"Minimised: {OBJECTIVES[d.minimise]}.",
+        f"Costs: 1,000 tokens at node-link speed take {d.us_per_1000_tokens:,.1f} us on the wire.",
+    ]
+
+
+def _demand_lines(d: Description) -> list[str]:
+    if d.skew is None or d.hottest_compute_us is None:
+        return ["Demand: unknown until traces are given (--trace FILE, one per domain)."]
+    s, wire = d.skew, d.wire_us or 0.0
+    least_most = f"{s.least:.1f} to {s.most:.1f} times the mean load (median {s.median:.1f})"
+    hot = (
+        f"the hottest copy gets {s.busiest_gpu_tokens:,.0f} tokens per step, {d.hottest_compute_us:,.1f} us of matrices"
+    )
+    if d.hottest_compute_us > wire:
+        verdict = "hot experts rather than links are the bottleneck, and only more copies of them change that"
+    else:
+        verdict = "links rather than hot experts are the bottleneck, and where experts sit decides"
+    return [
+        f"Demand: the hottest expert of a layer has {least_most}; sigma of ln load is {s.log_sigma:.2f}.",
+        f"Sources: {s.sources_differ:.0%} of a node's choices differ from the mean node's.",
+        f"Balance: {hot}, against about {wire:,.1f} us on a node's link: {verdict}.",
+    ]
+
+
+def _verdict_lines(d: Description) -> list[str]:
+    lines = []
+    if d.infeasible:
+        lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
+    else:
+        lines.append("Verdict: slots and memory suffice, counted over all GPUs.")
+    if d.unsupported:
+        lines.append(f"This version cannot solve it: {d.unsupported}.")
+    return lines

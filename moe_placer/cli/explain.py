@@ -1,0 +1,65 @@
+"""Says why layers stay above their bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.instance import Instance
+from moe_placer.problem.compile import compile_problem
+from moe_placer.result import OPTIMAL_GAP, Stop
+from moe_placer.solve.solve import Solution
+
+__all__ = ["shares_of_worst_link", "why_above_bound"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def why_above_bound(instance: Instance, solution: Solution) -> str | None:
+    """Say how many layers stay above the gap asked for, and of how many copies the worst link of the furthest is made.
+
+    The bound lets copies be divided over nodes. Where a link carries few of them, a placement cannot come as close,
+    however long one searches; None where every layer is within the gap, or has no bound to speak of.
+    """
+    asked = float(str(solution.placement.solver.parameters["gap"]))
+    above = np.isfinite(solution.gaps) & (solution.gaps > max(asked, OPTIMAL_GAP))
+    if not above.any():
+        return None
+    settled = int((solution.solver_gaps[above] <= max(asked, OPTIMAL_GAP)).sum())
+    index = int(np.where(above, solution.gaps, -1.0).argmax())
+    check = solution.verification.layers[index]
+    shares = shares_of_worst_link(instance, solution, index)
+    lines = [f"{above.sum()} of {len(above)} layers above the gap of {asked:.2%} that was asked for"]
+    if settled:
+        lines.append(f" (for {settled}, by the solver's word, nothing better exists)")
+    lines.append(f"; furthest is layer {check.layer}, {solution.gaps[index]:.2%} above its bound. ")
+    lines.append(f"Its worst link, {check.worst_link}, carries tokens to ")
+    if len(shares) == 1:
+        lines.append("1 expert copy, which the bound may divide over nodes and a placement cannot.")
+    else:
+        most = f"{shares.min():.1%} to {shares.max():.1%} of them to each"
+        lines.append(
+            f"{len(shares)} expert copies, {most}; the bound may divide copies over nodes, a placement cannot."
+        )
+    if solution.stop[index] is Stop.TIME:
+        lines.append(" A larger --time-limit may find more.")
+    return "".join(lines)
+
+
+def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> Floats:
+    """Return which share of the worst link's tokens each expert copy causes, of those that cause any, in one MoE layer.
+
+    ``c[i, n, k] / cost[k]`` of docs/bounds.md, for the n of the placement and the k of the worst link.
+    """
+    rows = solution.placement.gpu[index]
+    copies = np.array([len(row) for row in rows])
+    problem = compile_problem(instance, solution.traffic)
+    expert, replica = problem.items(index, copies)
+    first = [solution.placement.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
+    node, nodes = np.array(first) // instance.cluster.gpus_per_node, instance.cluster.nodes
+    routes = compile_routes(build_fabric(instance), nodes)
+    link = routes.links.index(solution.verification.layers[index].worst_link)
+    crossing = routes.shares[[link]].toarray().reshape(nodes, nodes)  # [source, destination]
+    tokens = (problem.item_demand(index, expert, replica) * crossing[:, node]).sum(axis=0)
+    return np.asarray(tokens[tokens > 0] / tokens.sum())

@@ -1,4 +1,0 @@
-"""Checks `moe_placer.schedule.network` against the flow-level network simulator SimGrid.
-
-For developers: ``python -m moe_placer.crosscheck reports/2026-11-24-simgrid``; needs the extra ``simgrid``.
-"""

@@ -1,0 +1,1 @@
+"""What couples layers: the aggregate objective, and memory that layers share."""

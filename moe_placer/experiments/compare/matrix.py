@@ -1,0 +1,203 @@
+"""Everything that a comparison will run; what is wrong with it is said before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_placer.errors import UsageError
+from moe_placer.experiments.compare.cell import ROW, Cell, Settings, load_held_out, open_instance, plan_sha256
+from moe_placer.experiments.compare.moves import check_plan
+from moe_placer.fabric import build_fabric
+from moe_placer.fabric.graph import link_name
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import token_bytes
+from moe_placer.limits import Limits
+from moe_placer.placement import Placement, load_placement
+from moe_placer.solve.registry import find_solver, solver_version
+from moe_placer.traffic import Traffic
+
+__all__ = ["Given", "Matrix", "build_matrix"]
+
+_Plans = dict[str, tuple[Path, Placement]]  # by the name of an instance
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What to run.
+
+    Attributes
+    ----------
+    config : dict
+        The comparison's content of config.json, but for its name and question.
+    instances : tuple of dict
+        Rows of kind ``instance``.
+    cells : tuple of Cell
+        In the order in which they are begun.
+    """
+
+    config: dict[str, Any]
+    instances: tuple[dict[str, Any], ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is solved for, measured on and counted from, beside what instances name.
+
+    Attributes
+    ----------
+    traces, held_out : sequence of Path
+        Recorded traces to solve for and to measure on beside, one per domain; for instances with ``traffic.kind:
+        trace``, of which there must then be one.
+    next_window : bool
+        Whether to measure on the next tokens beside, for instances with ``traffic.kind: synthetic``, of which there
+        must then be one.
+    current : sequence of Path
+        Placement files of what runs today, at most one for each instance, whose name each bears.
+    """
+
+    traces: Sequence[Path] = ()
+    held_out: Sequence[Path] = ()
+    next_window: bool = False
+    current: Sequence[Path] = ()
+
+
+def build_matrix(
+    instances: Sequence[Path],
+    solvers: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    given: Given | None = None,
+) -> Matrix:
+    """Check and combine what is to be compared.
+
+    Raises
+    ------
+    UsageError
+        A solver, seed or limit makes no sense, something is named twice, or traces or plans apply to no instance.
+    InputError
+        An instance, its traffic or its current plan is wrong.
+    """
+    given = given or Given()
+    Limits(time_s=settings.time_limit_s, gap=settings.gap, workers=settings.workers)  # refuses what makes no sense
+    _refuse_repeats("solver", solvers)
+    _refuse_repeats("seed", seeds)
+    for seed in seeds:
+        if seed < 0:
+            raise UsageError(f"seed is {seed}, expected 0 or more")
+    versions = {name: (find_solver(name), solver_version(name))[1] for name in solvers}
+    plans = _current_plans(given.current)
+    rows: list[dict[str, Any]] = []
+    cells: list[Cell] = []
+    for path in instances:
+        row, fields = _opened(path, given, plans)
+        rows.append(row)
+        cells += [
+            Cell(**fields, solver=solver, version=versions[solver], seed=seed, **asdict(settings))
+            for solver in solvers
+            for seed in seeds
+        ]
+    _refuse_repeats("instance", [row["name"] for row in rows])
+    _refuse_idle(given, cells, plans)
+    config = {
+        "instances": [row["name"] for row in rows],
+        "solvers": list(solvers),
+        "seeds": list(seeds),
+        "parameters": asdict(settings),
+        "traces": [path.name for path in given.traces],
+        "held_out": [path.name for path in given.held_out],
+        "next_window": given.next_window,
+        "current": [path.name for path in given.current],
+    }
+    return Matrix(config, tuple(rows), tuple(cells))
+
+
+def _opened(path: Path, given: Given, plans: _Plans) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an instance's row, and what all of its cells have alike."""
+    instance, traffic = open_instance(path, given.traces)
+    recorded = instance.traffic.kind == "trace"
+    beside = load_held_out(instance, given.held_out if recorded else (), given.next_window)
+    if beside is not None and beside.sha256 == traffic.sha256:
+        raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
+    runs_today, plan = plans.get(instance.name, (None, None))
+    if plan is not None:
+        check_plan(instance, plan)
+    fields = {
+        "path": str(path),
+        "name": instance.name,
+        "traces": tuple(map(str, given.traces)) if recorded else (),
+        "held_out": tuple(map(str, given.held_out)) if recorded else (),
+        "next_window": given.next_window and instance.traffic.kind == "synthetic",
+        "instance_sha256": instance.sha256,
+        "traffic_sha256": traffic.sha256,
+        "held_out_sha256": beside.sha256 if beside else None,
+        "current": str(runs_today) if runs_today else None,
+        "current_sha256": plan_sha256(plan) if plan else None,
+    }
+    return instance_row(instance, traffic, beside, runs_today), fields
+
+
+def _refuse_idle(given: Given, cells: Sequence[Cell], plans: _Plans) -> None:
+    """Refuse what would be given for nothing."""
+    if (given.traces or given.held_out) and not any(cell.traces or cell.held_out for cell in cells):
+        raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
+    if given.next_window and not any(cell.next_window for cell in cells):
+        raise UsageError("--next-window applies to instances with traffic.kind: synthetic, and none is given")
+    for name in sorted(plans.keys() - {cell.name for cell in cells}):
+        raise UsageError(f"the current plan {plans[name][0].name} is for {name}, which is none of the instances")
+
+
+def _current_plans(files: Sequence[Path]) -> _Plans:
+    """Read what runs today, by the name of its instance."""
+    plans = [(path, load_placement(path)) for path in files]
+    if plans:
+        _refuse_repeats("current plan of", [plan.instance.name for _, plan in plans])
+    return {plan.instance.name: (path, plan) for path, plan in plans}
+
+
+def _refuse_repeats(what: str, names: Sequence[object]) -> None:
+    if not names:
+        raise UsageError(f"no {what} is given, expected at least one")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the {what} {name} is given twice")
+
+
+def instance_row(
+    instance: Instance, traffic: Traffic, held_out: Traffic | None, current: Path | None
+) -> dict[str, Any]:
+    """Return the row of an instance: what readers of its runs need, no paths."""
+    cluster, placement = instance.cluster, instance.placement
+    links = [
+        {"name": link_name(source, target), "source": source, "target": target, "bandwidth": float(data["bandwidth"])}
+        for source, target, data in build_fabric(instance).edges(data=True)
+    ]
+    return {
+        "schema": ROW,
+        "kind": "instance",
+        "name": instance.name,
+        "sha256": instance.sha256,
+        "traffic_sha256": traffic.sha256,
+        "held_out_sha256": held_out.sha256 if held_out else None,
+        "layers": len(instance.moe_layers),
+        "experts": instance.model.experts,
+        "replicas": instance.replicas_per_layer,
+        "nodes": cluster.nodes,
+        "gpus": instance.gpus,
+        "gpus_per_node": cluster.gpus_per_node,
+        "slots_per_gpu": placement.slots_per_gpu,
+        "fabric": cluster.fabric.model_dump(mode="json"),
+        "dispatch": placement.dispatch,
+        "replica_routing": placement.replica_routing,
+        "bytes_per_token": token_bytes(instance),
+        "node_bandwidth": cluster.fabric.node_gb_per_s,
+        "recordings": [recording.name for recording in traffic.recordings],
+        "held_out": [recording.name for recording in held_out.recordings] if held_out else [],
+        "current": current.name if current else None,
+        "layer_index": list(instance.moe_layers),
+        "gpu_node": [gpu // cluster.gpus_per_node for gpu in range(instance.gpus)],
+        "links": links,
+    }

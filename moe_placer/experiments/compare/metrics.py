@@ -1,0 +1,120 @@
+"""What a placement comes to on some traffic, by the verifier's slow and obvious loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.fabric import build_fabric
+from moe_placer.fabric.graph import link_name
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import GB, token_bytes
+from moe_placer.placement import Placement
+from moe_placer.traffic import Traffic
+from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, read_network
+from moe_placer.verifier.rules import Copy, read_copies
+
+__all__ = ["Flows", "metrics", "rounded"]
+
+Floats = npt.NDArray[np.float64]
+
+_DIGITS = 5  # of matrices in rows
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """Tokens per step.
+
+    Attributes
+    ----------
+    between : float array [MoE layers, nodes, nodes]
+        From every node to every other node; the diagonal, what stays in a node, is 0.
+    gpu : float array [MoE layers, GPUs]
+        Whose expert work a GPU does; of an expert sharded over GPUs, each has its share.
+    """
+
+    between: Floats
+    gpu: Floats
+
+
+def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Flows:
+    """Send every token of a verified placement's traffic where its experts are."""
+    layers, nodes = len(instance.moe_layers), instance.cluster.nodes
+    choices = choices_per_token(instance, traffic)
+    of_layer: list[list[Copy]] = [[] for _ in range(layers)]
+    for copy in read_copies(instance, placement):
+        of_layer[copy.row].append(copy)
+    between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
+    for row, copies in enumerate(of_layer):
+        counts = np.bincount([copy.expert for copy in copies], minlength=instance.model.experts)
+        demand = copy_demand(instance, traffic, choices[:, row], counts)
+        for item, copy in enumerate(copies):
+            between[row, :, copy.gpus[0] // instance.cluster.gpus_per_node] += demand[:, item]
+            gpu[row, list(copy.gpus)] += demand[:, item].sum() / len(copy.gpus)
+        np.fill_diagonal(between[row], 0.0)
+    return Flows(between, gpu)
+
+
+def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[str, Any]:
+    """Return the metrics of a verified placement on some traffic, which need not be what it was solved for.
+
+    ``communication_us`` is the dispatch of all layers one after the other, each as long as its slowest link takes:
+    tokens * bytes per token / (bandwidth * utilization), as in the placement model; combine is dispatch reversed.
+    ``step_us`` is for `moe_placer.experiments.compare.step` to fill in. Balancedness is mean over largest load of
+    working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
+    """
+    network, flows = read_network(instance), find_flows(instance, placement, traffic)
+    load = np.stack([network.load(flow) for flow in flows.between])
+    cost = load * network.scale
+    z, pair = _largest(cost), _largest(flows.between.reshape(len(load), -1))
+    works = np.full(instance.gpus, True)
+    works[list(instance.placement.failed_gpus)] = False
+    by_node = flows.gpu.reshape(len(load), instance.cluster.nodes, -1).sum(axis=2)
+    node = by_node[:, works.reshape(instance.cluster.nodes, -1).any(axis=1)]
+    gpu = flows.gpu[:, works]
+    return {
+        "z_total": float(z.sum()),
+        "z_largest": float(z.max()),
+        "z": z.tolist(),
+        "worst_link": [network.links[int(row.argmax())] if top > 0 else "" for row, top in zip(cost, z, strict=True)],
+        "pair_total": float(pair.sum()),
+        "pair_largest": float(pair.max()),
+        "inter_node_tokens": float(flows.between.sum()),
+        "token_hops": float(load.sum()),
+        "gpu_balancedness": _balancedness(gpu),
+        "node_balancedness": _balancedness(node),
+        "busiest_gpu_tokens": float(_largest(gpu).sum()),
+        "busiest_node_tokens": float(_largest(node).sum()),
+        "communication_us": _communication_us(instance, network, load),
+        "step_us": None,
+        "link_cost": rounded(cost),
+        "gpu_load": rounded(flows.gpu),
+    }
+
+
+def _largest(rows: Floats) -> Floats:
+    return np.asarray(rows.max(axis=1, initial=0.0))
+
+
+def _balancedness(load: Floats) -> float:
+    largest = _largest(load)
+    return float(np.where(largest > 0, load.mean(axis=1) / np.where(largest > 0, largest, 1.0), 1.0).mean())
+
+
+def _communication_us(instance: Instance, network: Network, load: Floats) -> float:
+    """Microseconds of all layers' slowest links; bandwidths count even where the objective is in tokens alone."""
+    edges = build_fabric(instance).edges(data=True)
+    bandwidth = {link_name(source, target): float(data["bandwidth"]) for source, target, data in edges}
+    gb_per_s = np.array([bandwidth[name] for name in network.links])
+    seconds = load * token_bytes(instance) / (gb_per_s * GB * instance.cluster.fabric.link_utilization)
+    return 1e6 * float(_largest(seconds).sum())
+
+
+def rounded(matrix: Floats) -> list[list[float]]:
+    """Round to 5 significant digits, so that rows stay small."""
+    rows: Sequence[Sequence[float]] = matrix.tolist()
+    return [[float(f"{value:.{_DIGITS}g}") for value in row] for row in rows]

@@ -1,0 +1,80 @@
+"""Runs cells, several at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from threading import Event
+from typing import Any
+
+from moe_placer.experiments.bench.process import run_child
+from moe_placer.experiments.compare.cell import Cell
+
+__all__ = ["run_cells"]
+
+Row = dict[str, Any]
+
+CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.child")
+STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step")
+
+
+def run_cells(
+    cells: Sequence[Cell], jobs: int, patience_s: float, most_bytes: float = float("inf")
+) -> Generator[Row, None, None]:
+    """Yield each cell's row as it ends; closing the iterator ends what still runs, without rows.
+
+    Parameters
+    ----------
+    jobs : int
+        Runs at a time.
+    patience_s : float
+        Seconds beyond its time limit after which a run counts as hung.
+    most_bytes : float
+        Memory of a run, all its processes together, beyond which it is ended.
+    """
+    stop = Event()
+    with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
+        futures = [pool.submit(_run_cell, cell, patience_s, most_bytes, stop) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                row = future.result()
+                if row is not None:
+                    yield row
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> Row | None:
+    """Run a cell and return its row; None where it was stopped."""
+    if stop.is_set():
+        return None
+    ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stop, most_bytes)
+    if ended.output is not None:
+        row: Row = json.loads(ended.output)
+        row["peak_bytes"] = max(row["peak_bytes"], ended.all_processes_bytes or 0)
+        if row["status"] == "ok":
+            _predict_step(cell, row, patience_s, stop, most_bytes)
+        return None if stop.is_set() else row
+    if stop.is_set():
+        return None
+    seconds = {"total": round(ended.seconds, 3), "first": None, "within_1_percent": None, "final": None}
+    return cell.head() | {
+        "status": "hung" if ended.hung else "crashed",
+        "reason": ended.failed,
+        "seconds": seconds,
+        "peak_bytes": ended.all_processes_bytes,
+    }
+
+
+def _predict_step(cell: Cell, row: Row, patience_s: float, stop: Event, most_bytes: float) -> None:
+    """Fill in each traffic's ``step_us``; it stays None where the simulation outlasts patience or memory."""
+    ended = run_child(STEP, json.dumps({"cell": asdict(cell), "gpu": row["gpu"]}), patience_s, stop, most_bytes)
+    if ended.output is None:
+        return
+    for name, step_us in json.loads(ended.output).items():
+        if row["traffic"][name] is not None:
+            row["traffic"][name]["step_us"] = step_us

@@ -1,0 +1,5 @@
+"""Reports of comparisons: a page and the same as Markdown, made from rows alone."""
+
+from moe_placer.experiments.report.write import write_report
+
+__all__ = ["write_report"]

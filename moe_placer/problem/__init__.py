@@ -1,0 +1,1 @@
+"""The placement problem as arrays: what solvers see instead of files."""

@@ -1,0 +1,382 @@
+"""The placement problem as plain arrays: what solvers see instead of files.
+
+With per-expert dispatch and ``group`` or ``even`` routing the cost of a link is linear in the placement. Where an item
+(an expert replica) sits changes few links: its node's own, its leaf's. So costs are kept as ``base + sum of delta``:
+``base`` is what link k carries if every item were "elsewhere", and ``delta[i, n, m]`` how that changes on the m-th link
+that node n touches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from moe_placer.errors import InputError, Mistake
+from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.instance import Instance
+from moe_placer.instance.schema import SharedSlots
+from moe_placer.instance.sizes import expert_us, token_us
+from moe_placer.problem.capacity import Capacity, find_capacity
+from moe_placer.traffic import Traffic
+
+__all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """One MoE layer: I items, N nodes, K links, at most M links touched by a node.
+
+    Attributes
+    ----------
+    layer : int
+        Index in the model.
+    expert, replica : int array [I]
+        Which copy each item is. Items are ordered by replica, then expert.
+    kind : int array [I]
+        Items of equal kind are interchangeable: same expert, same demand.
+    slots : int array [N]
+        Items that a node may hold.
+    widest : int array [N]
+        Items that a node could hold if memory did not bind over layers; bounds use this.
+    together : int array [N]
+        Copies of one expert that may share a node.
+    pinned : int array [I]
+        The node an item must be on, or -1.
+    base : float array [K]
+        Cost of each link with every item elsewhere (tokens at node-link speed).
+    touched : int array [N, M]
+        Links whose cost depends on which items node n holds; K where there are fewer than M.
+    delta : float array [I, N, M]
+        What item i on node n adds to these links.
+    load : float array [I]
+        Tokens per step that choose item i, from all nodes.
+    copies_are_free : bool
+        Whether other numbers of copies would be allowed; bounds must then hold for these too.
+    gpu_price : float
+        Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    """
+
+    layer: int
+    expert: Ints
+    replica: Ints
+    kind: Ints
+    slots: Ints
+    widest: Ints
+    together: Ints
+    pinned: Ints
+    base: Floats
+    touched: Ints
+    delta: Floats
+    load: Floats
+    copies_are_free: bool = False
+    gpu_price: float = 0.0
+
+    @property
+    def items(self) -> int:
+        """Expert replicas to place."""
+        return len(self.expert)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the cluster."""
+        return len(self.slots)
+
+    @property
+    def links(self) -> int:
+        """Distinct links."""
+        return len(self.base)
+
+    def cost(self, node: Ints) -> Floats:
+        """Cost of every link [K] when item i is on ``node[i]``."""
+        items = np.arange(self.items)
+        touched = self.touched[node]
+        total = np.bincount(touched.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)
+        cost = self.base + total[: self.links]
+        cost[cost < _ROUNDING * self.base] = 0.0  # what cancels exactly, up to rounding
+        return cost
+
+    def z(self, node: Ints) -> float:
+        """Cost of the worst link."""
+        return float(self.cost(node).max(initial=0.0))
+
+    @cached_property
+    def incoming(self) -> npt.NDArray[np.bool_]:
+        """Mask [N, M] of the touched links that only items on their nodes load, so that delta is the cost."""
+        known = np.append(self.base == 0, False)
+        return known[self.touched]
+
+    def valid(self, node: Ints) -> bool:
+        """Whether slots, copies apart and pins are respected."""
+        if (np.bincount(node, minlength=self.nodes) > self.slots).any():
+            return False
+        pins = self.pinned >= 0
+        if (node[pins] != self.pinned[pins]).any():
+            return False
+        pairs, count = np.unique(node * (self.expert.max() + 1) + self.expert, return_counts=True)
+        return bool((count <= self.together[pairs // (self.expert.max() + 1)]).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """All MoE layers of an instance.
+
+    Attributes
+    ----------
+    name : str
+    moe_layers : tuple of int
+        Index in the model of each MoE layer.
+    links : tuple of str
+        Names of the K distinct links; links that always cost the same are represented by the first of them.
+    twins : tuple of int
+        How many real links each of them stands for.
+    demand : float array [MoE layers, nodes, experts]
+        ``T[l, s, e]``: tokens per step that start on node s and choose expert e.
+    copies : int array [MoE layers, experts]
+        Copies of each expert.
+    groups : int
+        DP groups of ``group`` routing; 0 for ``even`` routing.
+    copies_are_free : bool
+        Whether another choice of copies would be allowed (a budget of redundant slots).
+    redundant_in_all : int or None
+        Copies beyond one of each expert that all layers may have together; None where the number is each layer's own.
+    minimise : str
+        ``layers``: the sum over layers of z; ``aggregate``: the largest cost of any link over all layers.
+    capacity : Capacity
+    room_is_given : bool
+        Whether layers' bounds may take it that no layer has more room than ``capacity.node_slots`` gives it.
+    together : int array [nodes]
+    pinned : dict
+        (MoE layer, expert, replica) to global GPU id.
+    gpus_per_node, shards : int
+        GPUs of a node; GPUs that share one expert.
+    hops : int array [nodes, nodes]
+        Links that a token from node s to node d crosses.
+    gpu_price : float
+        Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    """
+
+    name: str
+    moe_layers: tuple[int, ...]
+    links: tuple[str, ...]
+    twins: tuple[int, ...]
+    demand: Floats
+    copies: Ints
+    groups: int
+    copies_are_free: bool
+    redundant_in_all: int | None
+    minimise: Literal["layers", "aggregate"]
+    capacity: Capacity
+    room_is_given: bool
+    together: Ints
+    pinned: dict[tuple[int, int, int], int]
+    gpus_per_node: int
+    shards: int
+    hops: Ints
+    gpu_price: float
+    touched: Ints
+    _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
+    _change: Floats  # [N, M, N]: (node, touched link, source)
+
+    def __len__(self) -> int:
+        return len(self.moe_layers)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the cluster."""
+        return int(self.demand.shape[1])
+
+    def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
+        """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
+        return replica_order(self.copies[index] if copies is None else copies)
+
+    def layer(self, index: int, copies: Ints | None = None) -> LayerProblem:
+        """Compile the index-th MoE layer, with ``copies`` [experts] if given instead of the problem's own."""
+        expert, replica = self.items(index, copies)
+        tokens = self.item_demand(index, expert, replica)
+        nodes, touching = self.touched.shape
+        delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
+        pinned = np.full(len(expert), -1, dtype=np.int64)
+        for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True)):
+            gpu = self.pinned.get((index, e, r)) if self.pinned else None
+            pinned[i] = -1 if gpu is None else gpu // self.gpus_per_node
+        return LayerProblem(
+            layer=self.moe_layers[index],
+            expert=expert,
+            replica=replica,
+            kind=np.arange(len(expert)) if self.groups else expert,
+            slots=self.capacity.node_slots[index],
+            widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
+            together=self.together,
+            pinned=pinned,
+            base=self._reference @ tokens.sum(axis=1),
+            touched=self.touched,
+            delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
+            load=tokens.sum(axis=0),
+            copies_are_free=self.copies_are_free,
+            gpu_price=self.gpu_price,
+        )
+
+    def with_room(self, node_slots: Ints, slots: Ints) -> Problem:
+        """Return the problem with other slots of nodes and GPUs in each layer, which its bounds take as given."""
+        return replace(self, capacity=replace(self.capacity, node_slots=node_slots, slots=slots), room_is_given=True)
+
+    def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
+        """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
+        tokens = self.demand[index][:, expert]
+        if not self.groups:
+            return np.asarray(tokens / np.bincount(expert)[expert])
+        group = np.arange(self.nodes) * self.groups // self.nodes
+        return np.asarray(np.where(group[:, None] == replica[None, :], tokens, 0.0))
+
+    def crossings(self, index: int, layer: LayerProblem) -> Floats:
+        """Tokens of each item times the links that they cross if it is on each node [I, N]."""
+        return np.asarray(self.item_demand(index, layer.expert, layer.replica).T @ self.hops)
+
+
+def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
+    """Compile an instance and its traffic to arrays; a budget of redundant slots goes to experts by load.
+
+    Raises
+    ------
+    InputError
+        The instance asks for a routing or dispatch rule that this version cannot solve.
+    InfeasibleError
+        No placement can exist.
+    """
+    _refuse_unsupported(instance)
+    capacity = find_capacity(instance)
+    tokens = demand(instance, traffic)
+    placement = instance.placement
+    node_gb_per_s = instance.cluster.fabric.node_gb_per_s
+    routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
+    scale = node_gb_per_s / routes.bandwidth if instance.objective.metric == "time" else np.ones(len(routes.links))
+    keep, twins = _distinct(routes.shares, scale)
+    reference, touched, change = _touched(routes.shares[keep], scale[keep], instance.cluster.nodes)
+    index = {layer: i for i, layer in enumerate(instance.moe_layers)}
+    gpus_per_node = instance.cluster.gpus_per_node
+    failed = np.bincount(np.array(placement.failed_gpus, int) // gpus_per_node, minlength=instance.cluster.nodes)
+    places = (gpus_per_node - failed) // instance.parallelism.expert_tp
+    return Problem(
+        name=instance.name,
+        moe_layers=instance.moe_layers,
+        links=tuple(routes.links[k] for k in keep),
+        twins=tuple(twins),
+        demand=tokens,
+        copies=_copies(instance, tokens),
+        groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
+        copies_are_free=placement.replicas != "dp",
+        redundant_in_all=(
+            placement.replicas.redundant_slots_in_all if isinstance(placement.replicas, SharedSlots) else None
+        ),
+        minimise=instance.objective.minimise,
+        capacity=capacity,
+        room_is_given=False,
+        together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
+        pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
+        gpus_per_node=gpus_per_node,
+        shards=instance.parallelism.expert_tp,
+        hops=routes.hops,
+        gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
+        touched=touched,
+        _reference=reference,
+        _change=change,
+    )
+
+
+def demand(instance: Instance, traffic: Traffic) -> Floats:
+    """Return the expected demand ``T[l, s, e]`` [MoE layers, nodes, experts] in tokens per step."""
+    per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+    share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
+    return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
+
+
+def replica_order(copies: Ints) -> tuple[Ints, Ints]:
+    """Expert and replica of each item, ordered by replica, then expert, for ``copies`` [experts]."""
+    pairs = [(r, e) for r in range(int(copies.max())) for e in np.flatnonzero(copies > r)]
+    replica, expert = np.array(pairs, dtype=np.int64).T
+    return expert, replica
+
+
+def copies_by_load(load: Floats, replicas: int, most: int) -> Ints:
+    """Give each expert one copy, then each further one to the expert with the most load per copy, up to ``most`` each.
+
+    Greedy marginal allocation minimises the largest load per copy (the first step of the public EPLB heuristic).
+    """
+    copies = np.ones(len(load), dtype=np.int64)
+    for _ in range(replicas - len(load)):
+        per_copy = np.where(copies < most, load / copies, -1.0)
+        copies[int(per_copy.argmax())] += 1
+    return copies
+
+
+def _copies(instance: Instance, tokens: Floats) -> Ints:
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    if instance.placement.replicas == "dp":
+        return np.full((layers, experts), instance.parallelism.dp, dtype=np.int64)
+    cluster, shards = instance.cluster, instance.parallelism.expert_tp
+    works = np.full(instance.gpus, True)
+    works[list(instance.placement.failed_gpus)] = False
+    places = works.reshape(cluster.nodes, -1).sum(axis=1) // shards
+    most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
+    loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
+    return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
+
+
+def _refuse_unsupported(instance: Instance) -> None:
+    placement, mistakes = instance.placement, []
+    if placement.replica_routing not in {"group", "even"}:
+        mistakes.append(
+            Mistake(
+                placement.replica_routing,
+                "group or even (all that this version can solve)",
+                "placement.replica_routing",
+            )
+        )
+    if placement.dispatch != "per-expert":
+        expected = "per-expert (all that this version can solve)"
+        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
+    if mistakes:
+        raise InputError(mistakes)
+
+
+def _distinct(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
+    """Group links that carry the same in every placement; return the first of each group, and the sizes."""
+    first: dict[bytes, int] = {}
+    size: dict[int, int] = {}
+    for k in range(len(scale)):
+        row = shares[[k]]
+        key = row.indices.tobytes() + np.round(row.data * scale[k], 12).tobytes()
+        leader = first.setdefault(key, k)
+        size[leader] = size.get(leader, 0) + 1
+    return list(size), list(size.values())
+
+
+def _touched(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
+    """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
+    links = len(scale)
+    reference = np.zeros((links, nodes))
+    changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
+    for k in range(links):
+        share = scale[k] * shares[[k]].toarray().reshape(nodes, nodes)
+        reference[k] = np.sort(share, axis=1)[:, (nodes - 1) // 2]  # the value at most destinations
+        change = share - reference[k][:, None]
+        for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12).tolist():
+            changes[node].append((k, change[:, node]))
+    most = max(1, max(map(len, changes), default=1))
+    touched = np.full((nodes, most), links, dtype=np.int64)
+    change_at = np.zeros((nodes, most, nodes))
+    for node, found in enumerate(changes):
+        for m, (k, change) in enumerate(found):
+            touched[node, m] = k
+            change_at[node, m] = change
+    return reference, touched, change_at

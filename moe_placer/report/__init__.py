@@ -1,5 +1,0 @@
-"""Reports of comparisons: a page and the same as Markdown, made from rows alone."""
-
-from moe_placer.report.write import write_report
-
-__all__ = ["write_report"]

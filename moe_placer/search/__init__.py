@@ -1,0 +1,1 @@
+"""Local search: exact moves, neighbourhoods, and the choice of replicas."""

@@ -1,0 +1,231 @@
+"""Exact changes of the link costs when items trade places, for whole neighbourhoods at a time.
+
+A free slot counts as an item that costs nothing, so one formula serves swaps and moves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.problem.compile import LayerProblem
+
+__all__ = ["CALL", "Moves", "excess", "repair"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_BLOCK = 4_000_000  # numbers in one temporary array
+_REPAIRS = 20  # changes per item before a repair is given up
+CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
+
+
+class Moves:
+    """A placement of one layer, changed by trades.
+
+    Attributes
+    ----------
+    node : int array [I]
+        Node of each item.
+    cost : float array [K]
+        Cost of each link.
+    evaluated : int
+        Link costs looked at so far: deterministic effort.
+    """
+
+    def __init__(self, layer: LayerProblem, node: Ints) -> None:
+        self.evaluated = 0
+        self.layer = layer
+        self._shared = _shared_links(layer.touched, layer.links)
+        self._delta = np.concatenate([layer.delta, np.zeros((1, *layer.delta.shape[1:]))])  # last: an empty slot
+        self._copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+        self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
+        self.reset(node)
+
+    def reset(self, node: Ints) -> None:
+        """Start again from another placement."""
+        self.node = node.copy()
+        self._refresh()
+
+    @property
+    def z(self) -> float:
+        """Cost of the worst link."""
+        return float(self.cost.max(initial=0.0))
+
+    def excess(self, target: float) -> float:
+        """Sum over links of the squared cost above ``target``."""
+        return float(excess(self.cost, target))
+
+    def apply(self, item: int, partner: int, to: int) -> None:
+        """Put ``item`` on node ``to``; ``partner`` takes its place unless it is -1, a free slot."""
+        if partner >= 0:
+            self.node[partner] = self.node[item]
+        self.node[item] = to
+        self._refresh()
+
+    def best_trade(self, items: Ints, target: float) -> tuple[float, int, int, int]:
+        """Find the trade of one of ``items`` with anything that lowers `excess` the most.
+
+        Returns
+        -------
+        change : float
+            Of the excess; not below 0 where no trade helps.
+        item, partner, to : int
+            What to `apply`.
+        """
+        partners, nodes = self._partners()
+        best = (np.inf, -1, -1, -1)
+        self.evaluated += CALL + 2 * len(items) * len(partners) * self.layer.touched.shape[1]
+        block = max(1, _BLOCK // max(1, len(partners) * self.layer.touched.shape[1]))
+        for first in range(0, len(items), block):
+            some = items[first : first + block]
+            change = self._change(some, partners, nodes, target)
+            at = int(change.argmin())
+            i, j = divmod(at, len(partners))
+            if change[i, j] < best[0]:
+                best = (float(change[i, j]), int(some[i]), int(partners[j]), int(nodes[j]))
+        return best
+
+    def random_trade(self, item: int, rng: np.random.Generator) -> bool:
+        """Trade ``item`` with a random allowed partner; False if there is none."""
+        partners, nodes = self._partners()
+        items = np.array([item])
+        self.evaluated += CALL + len(partners)
+        blocked = self._not_allowed(items, partners, nodes, self.node[items])[0] | (nodes == self.node[item])
+        allowed = np.flatnonzero(~blocked)
+        if not len(allowed):
+            return False
+        chosen = int(rng.choice(allowed))
+        self.apply(item, int(partners[chosen]), int(nodes[chosen]))
+        return True
+
+    def items_at_worst(self) -> Ints:
+        """Items on nodes that touch the worst link: one of them must move for z to fall."""
+        touches = (self.layer.touched == int(self.cost.argmax())).any(axis=1)
+        return np.flatnonzero(touches[self.node])
+
+    def _partners(self) -> tuple[Ints, Ints]:
+        """Every item, and one free slot of every node that has any (item -1), with their nodes."""
+        layer = self.layer
+        free = np.flatnonzero(np.bincount(self.node, minlength=layer.nodes) < layer.slots)
+        partners = np.concatenate([np.arange(layer.items), np.full(len(free), -1)])
+        return partners, np.concatenate([self.node, free])
+
+    def _change(self, items: Ints, partners: Ints, nodes: Ints, target: float) -> Floats:
+        """Change of the excess [items, partners] if they trade places; infinite where that is not allowed."""
+        touched = self.layer.touched
+        here = self.node[items]
+        cost = np.append(self.cost, -np.inf)  # untouched padding never counts
+        at_here = self._delta[partners][:, here].transpose(1, 0, 2) - self._delta[items, here][:, None]
+        at_there = self._delta[items][:, nodes] - self._delta[partners, nodes][None]
+        # A link that both nodes touch changes by the sum of both; count it once, on this side.
+        twin = self._shared[here[:, None], nodes[None, :]]  # [items, partners, M]
+        both = twin >= 0
+        at_here += np.where(both, np.take_along_axis(at_there, np.maximum(twin, 0), axis=2), 0.0)
+        also = self._shared[nodes[None, :], here[:, None]] >= 0
+        old_here, old_there = cost[touched[here]], cost[touched[nodes]]
+        change = _squares(old_here[:, None] + at_here - target) - _squares(old_here - target)[:, None]
+        new_there = _over(old_there[None] + at_there - target) ** 2 - (_over(old_there - target) ** 2)[None]
+        change += np.where(also, 0.0, new_there).sum(axis=2)
+        change[here[:, None] == nodes[None, :]] = np.inf
+        change[self._not_allowed(items, partners, nodes, here)] = np.inf
+        return change
+
+    def _not_allowed(self, items: Ints, partners: Ints, nodes: Ints, here: Ints) -> npt.NDArray[np.bool_]:
+        layer = self.layer
+        real = partners >= 0
+        stuck = np.where(real, layer.pinned[partners] >= 0, False)
+        blocked = (layer.pinned[items] >= 0)[:, None] | stuck[None, :]
+        if self._apart_binds:
+            mine, theirs = layer.expert[items], np.where(real, layer.expert[partners], -1)
+            same = mine[:, None] == theirs[None, :]
+            full = self._copies[mine][:, nodes] >= layer.together[nodes][None, :]
+            full_back = (layer.together[here][:, None] <= self._copies[theirs][:, here].T) & real[None, :]
+            blocked = blocked | (~same & (full | full_back))
+        return blocked
+
+    def _refresh(self) -> None:
+        self.cost = self.layer.cost(self.node)
+        if self._apart_binds:
+            self._copies[:] = 0
+            np.add.at(self._copies, (self.layer.expert, self.node), 1)
+
+
+def excess(cost: Floats, target: float) -> Floats:
+    """Sum over the last axis, links, of the squared cost above ``target``."""
+    return _squares(cost - target)
+
+
+def _over(value: Floats) -> Floats:
+    return np.maximum(0.0, value)
+
+
+def _squares(value: Floats) -> Floats:
+    over = _over(value)
+    total: Floats = np.einsum("...m,...m->...", over, over)
+    return total
+
+
+def _shared_links(touched: Ints, links: int) -> Ints:
+    """``shared[a, b, m]``: where in b's list the m-th link of a is, or -1."""
+    nodes, most = touched.shape
+    shared = np.full((nodes, nodes, most), -1, dtype=np.int64)
+    position = np.full((links + 1, nodes), -1, dtype=np.int64)
+    for m in range(most):
+        position[touched[:, m], np.arange(nodes)] = m
+    position[links] = -1
+    for m in range(most):
+        shared[:, :, m] = position[touched[:, m]]
+    return shared
+
+
+def repair(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | None:
+    """Return ``node`` with the fewest obvious changes that make it valid, or None if that fails.
+
+    Pinned items go home; items of overfull nodes and copies that are too close move to where there is room, or trade
+    places with an item for which both sides are allowed.
+    """
+    node = np.where(layer.pinned >= 0, layer.pinned, node)
+    for _ in range(_REPAIRS * layer.items):
+        wrong = _misplaced(layer, node)
+        if not len(wrong):
+            return node
+        if not any(_rehouse(layer, node, int(item), rng) for item in rng.permutation(wrong)):
+            _shake(layer, node, rng)
+    return None
+
+
+def _shake(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> None:
+    """Swap two movable items at random, to leave a corner in which nothing can be mended directly."""
+    movable = np.flatnonzero(layer.pinned < 0)
+    if len(movable) > 1:
+        one, other = rng.choice(movable, 2, replace=False)
+        node[one], node[other] = node[other], node[one]
+
+
+def _misplaced(layer: LayerProblem, node: Ints) -> Ints:
+    """Items that could move to mend something: all movable ones of an overfull node, and copies too close."""
+    movable = layer.pinned < 0
+    overfull = np.bincount(node, minlength=layer.nodes) > layer.slots
+    copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+    np.add.at(copies, (layer.expert, node), 1)
+    close = (copies > layer.together[None, :])[layer.expert, node]
+    return np.flatnonzero(movable & (overfull[node] | close))
+
+
+def _rehouse(layer: LayerProblem, node: Ints, item: int, rng: np.random.Generator) -> bool:
+    """Move one item to a node with room, or swap it with one that may come here."""
+    here, expert = node[item], layer.expert[item]
+    copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+    np.add.at(copies, (layer.expert, node), 1)
+    welcome = (copies[expert] < layer.together) & (np.arange(layer.nodes) != here)
+    room = np.flatnonzero(welcome & (np.bincount(node, minlength=layer.nodes) < layer.slots))
+    if len(room):
+        node[item] = rng.choice(room)
+        return True
+    fits_here = (copies[layer.expert, here] < layer.together[here]) & (layer.expert != expert)
+    partners = np.flatnonzero(welcome[node] & fits_here & (layer.pinned < 0) & (node != here))
+    if not len(partners):
+        return False
+    partner = int(rng.choice(partners))
+    node[item], node[partner] = node[partner], here
+    return True

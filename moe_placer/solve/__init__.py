@@ -1,0 +1,1 @@
+"""One run: from an instance through a solver to a verified placement."""

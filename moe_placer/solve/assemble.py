@@ -1,0 +1,203 @@
+"""From layers' results to a placement that states its figures, as the file has them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import Bound
+from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
+from moe_placer.decomposition.memory import Room
+from moe_placer.errors import NothingFoundError, VerificationError
+from moe_placer.fabric import build_fabric, kinds_of_links
+from moe_placer.instance import Instance
+from moe_placer.limits import Limits
+from moe_placer.placement import (
+    SCHEMA,
+    AggregateRecord,
+    InstanceKey,
+    LayerRecord,
+    MemoryRecord,
+    Placement,
+    SolverRecord,
+)
+from moe_placer.problem.compile import Problem
+from moe_placer.result import LayerResult
+from moe_placer.solve.base import Solver
+from moe_placer.solve.gpu_assignment import pack
+from moe_placer.traffic import Traffic
+
+__all__ = ["state_placement"]
+
+
+def state_placement(
+    instance: Instance,
+    traffic: Traffic,
+    problem: Problem,
+    by_load: npt.NDArray[np.int64],
+    method: Solver,
+    results: Sequence[LayerResult],
+    limits: Limits,
+    seed: int,
+    room: Room | None,
+) -> Placement:
+    """Give every replica its GPUs, and put what is known of the placement beside it.
+
+    Raises
+    ------
+    VerificationError
+        The method broke the limits of nodes, or named a GPU that does not exist.
+    NothingFoundError
+        The replicas of a node do not go on its GPUs.
+    """
+    packed = _pack(problem, method, results)
+    gpu = []
+    for index, result in enumerate(results):
+        expert, _ = problem.items(index, result.copies)
+        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
+        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
+            rows[e].append(gpus if problem.shards > 1 else gpus[0])
+        gpu.append(tuple(tuple(row) for row in rows))
+    parameters = {
+        "gap": limits.gap,
+        "time_limit_s": limits.time_s,
+        "workers": limits.workers,
+        "work": limits.total_work,
+    }
+    return Placement(
+        schema=SCHEMA,
+        instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
+        solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
+        gpu=tuple(gpu),
+        layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        memory=_memory_record(room, results),
+        aggregate=_aggregate_record(problem, results),
+        versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
+        traffic=_traffic_facts(instance, traffic),
+        fabric=_fabric_facts(instance),
+        replicas=_replica_facts(problem, by_load, method.name, results),
+    )
+
+
+def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> list[list[tuple[int, ...]]]:
+    """Give every item GPUs; where that fails, say whether the method broke the nodes' limits."""
+    for result in results:
+        if result.gpu is not None and not ((result.gpu >= 0) & (result.gpu < len(problem.capacity.room))).all():
+            raise VerificationError(f"the placement of {method.name} names a GPU that does not exist", ["gpu-id"])
+    try:
+        return pack(problem, results)
+    except NothingFoundError:
+        for index, result in enumerate(results):
+            if result.node is not None and not problem.layer(index, result.copies).valid(result.node):
+                layer = problem.moe_layers[index]
+                message = f"the placement of {method.name} breaks slots, pins or distances of nodes in layer {layer}"
+                raise VerificationError(message, ["slots"]) from None
+        raise
+
+
+def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+    assert result.node is not None
+    layer, bound = problem.layer(index, result.copies), result.bound
+    cost = layer.cost(result.node)
+    return LayerRecord(
+        layer=problem.moe_layers[index],
+        z=result.z,
+        bound=min(bound.value, result.z),
+        proof=bound.proof,
+        weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
+        threshold=bound.threshold,
+        hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
+        any_copies=bound.any_copies or None,
+        worst_link=problem.links[int(cost.argmax())] if result.z > 0 else "",
+        # A search with these copies proves nothing of others.
+        solver_bound=None if problem.copies_are_free else result.solver_bound,
+    )
+
+
+def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+    """Say what the layers come to together, and what bounds that if their bounds add up."""
+    totals, bounds = link_totals(problem, results), [result.bound for result in results]
+    value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
+    record = AggregateRecord(value=value, worst_link=problem.links[int(totals.argmax())] if value > 0 else "")
+    if not bound:
+        return record
+    return record.model_copy(
+        update={
+            "bound": min(bound, value),
+            "proof": "dual",
+            "weights": _named_weights(problem, bounds[0]),
+            "any_copies": bounds[0].any_copies or None,
+        }
+    )
+
+
+def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+    """Say what bounds the sum of z where memory binds over layers, if its room was divided with a proof."""
+    prices = None if room is None else room.bounds[0].room_prices
+    if room is None or prices is None:
+        return None
+    return MemoryRecord(bound=min(room.total, sum(result.z for result in results)), room_prices=tuple(prices.tolist()))
+
+
+def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
+    if bound.weights is None:
+        return None
+    return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:
+    return {
+        "kind": instance.traffic.kind,
+        "tokens_per_gpu": instance.traffic.tokens_per_gpu,
+        "recordings": [{"name": r.name, "tokens": float(r.tokens.max())} for r in traffic.recordings],
+        "mix": traffic.mix.tolist(),
+    }
+
+
+def _fabric_facts(instance: Instance) -> dict[str, object]:
+    """Bandwidths by kind of link: enough to see what a cost means."""
+    fabric = instance.cluster.fabric
+    metric, links = instance.objective.metric, kinds_of_links(build_fabric(instance))
+    return {"kind": fabric.kind, "node_gb_per_s": fabric.node_gb_per_s, "metric": metric, "links": links}
+
+
+def _replica_facts(
+    problem: Problem, by_load: npt.NDArray[np.int64], method: str, results: Sequence[LayerResult]
+) -> dict[str, object]:
+    """Return the ``replicas`` block of a placement file (docs/files.md).
+
+    Parameters
+    ----------
+    by_load : int array [MoE layers, experts]
+        Copies by load, with an equal share of the budget in every layer: what other choices are compared with.
+    method : str
+        Name of the solver.
+    """
+    chosen = zip(results, problem.copies, strict=True)
+    copies = np.stack([own if result.copies is None else result.copies for result, own in chosen])
+    each = copies.sum(axis=1)
+    facts: dict[str, object] = {"per_layer": int(each[0]) if (each == each[0]).all() else each.tolist()}
+    if problem.redundant_in_all is not None:
+        facts |= {"redundant_in_all": int((copies - 1).sum()), "redundant_slots_in_all": problem.redundant_in_all}
+    if not problem.copies_are_free:
+        return facts | {"copies": "given by the instance", "bound_covers_choice_of_copies": True}
+    others = (copies != by_load).any(axis=1)
+    facts["copies"] = "chosen by load"
+    if others.any():
+        load = problem.demand.sum(axis=1)
+        hottest, usual = (load / copies).max(axis=1), (load / by_load).max(axis=1)
+        growth = np.where(usual > 0, hottest / np.where(usual > 0, usual, 1.0), 1.0)
+        facts["copies"] = f"chosen by {method}, other than by load in {others.sum()} of {len(others)} MoE layers"
+        facts["hottest_copy_over_by_load"] = {"mean": float(growth.mean()), "most": float(growth.max())}
+    return facts | {"bound_covers_choice_of_copies": all(result.bound.any_copies for result in results)}

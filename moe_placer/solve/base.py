@@ -1,0 +1,56 @@
+"""What a solver is: arrays, limits and a seed go in, one result per layer comes out.
+
+A solver knows no file format. `tests/test_contract.py` runs every registered solver through the same suite.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import Problem
+from moe_placer.result import LayerResult, Report
+
+__all__ = ["Solver", "Start"]
+
+Start = Sequence[npt.NDArray[np.int64] | None]  # per MoE layer, the node of each item, where there is any
+
+
+class Solver(ABC):
+    """A method that places all layers.
+
+    Attributes
+    ----------
+    name : str
+        As in ``--solver``.
+    summary : str
+        One line for ``moe-placer solvers``.
+    source : str
+        Where the method is from.
+    exact : bool
+        Whether it can prove optimality, given time.
+    """
+
+    name: str
+    summary: str
+    source: str = ""
+    exact: bool = False
+
+    def unavailable(self) -> str | None:
+        """Say why this solver cannot run here at all (a package that is missing); None where it can."""
+        return None
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Say why this solver cannot serve a problem; None where it can."""
+        del problem
+        return None
+
+    @abstractmethod
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers, reporting better results as they come; stop at ``limits.deadline`` with the best so far."""

@@ -1,0 +1,131 @@
+"""Which GPU of its node an expert replica goes to: the step after the real decision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import NothingFoundError
+from moe_placer.problem.compile import Problem
+from moe_placer.result import LayerResult
+
+__all__ = ["pack"]
+
+Ints = npt.NDArray[np.int64]
+Gpus = tuple[int, ...]  # of one replica: one GPU, or one per shard
+
+
+def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
+    """Give every item GPUs of its node.
+
+    Layers are packed in order, each on the GPUs that hold the least so far, so memory stays even. Where GPUs take
+    several items of a layer, the hottest come first, each to the GPU with the least load in this layer; else items keep
+    their order. Where the method decided GPUs itself, these stay.
+
+    Returns
+    -------
+    list
+        Per MoE layer, per item, its GPUs.
+
+    Raises
+    ------
+    NothingFoundError
+        The GPUs of a node cannot take what it was given.
+    """
+    held = np.zeros(len(problem.capacity.room), dtype=np.int64)
+    packed = []
+    for index, result in enumerate(results):
+        if result.gpu is not None:
+            layer: list[Gpus] = [(int(gpu),) for gpu in result.gpu]
+        else:
+            layer = _pack_layer(problem, index, result, held)
+        for gpus in layer:
+            held[list(gpus)] += 1
+        packed.append(layer)
+    return packed
+
+
+def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:
+    assert result.node is not None
+    expert, replica = problem.items(index, result.copies)
+    slots = problem.capacity.slots[index]
+    load = problem.item_demand(index, expert, replica).sum(axis=0)
+    room_left = problem.capacity.room - held
+    packed: list[Gpus] = [()] * len(result.node)
+    for n in np.unique(result.node):
+        first = int(n) * problem.gpus_per_node
+        gpus = [g for g in range(first, first + problem.gpus_per_node) if slots[g] and room_left[g] > 0]
+        free = {g: int(min(slots[g], room_left[g])) for g in gpus}
+        here = np.flatnonzero(result.node == n).tolist()
+        pins = {i: problem.pinned.get((index, int(expert[i]), int(replica[i]))) for i in here}
+        for i, taken in _choose(problem, here, expert, load, pins, free, held).items():
+            packed[i] = taken
+    return packed
+
+
+def _choose(
+    problem: Problem,
+    items: list[int],
+    expert: Ints,
+    load: npt.NDArray[np.float64],
+    pins: dict[int, int | None],
+    free: dict[int, int],
+    held: Ints,
+) -> dict[int, Gpus]:
+    """Give items of one node GPUs, by load and memory use; by maximum flow where taking them in order gets stuck."""
+    chosen: dict[int, Gpus] = {}
+    left = dict(free)
+    on: dict[int, set[int]] = {g: set() for g in free}
+    weigh = max(free.values(), default=0) > 1  # a GPU that takes one item has that item's load, whichever it is
+    carries = dict.fromkeys(free, 0.0)
+    # An expert with several copies here needs as many GPUs: those first, or the last copy may find none.
+    copies = Counter(int(expert[i]) for i in items)
+    for i in sorted(items, key=lambda i: (pins[i] is None, -copies[int(expert[i])], -load[i] if weigh else 0.0)):
+        e, pin = int(expert[i]), pins[i]
+        able = [g for g in ([pin] if pin is not None else left) if left.get(g, 0) > 0 and e not in on[g]]
+        able.sort(key=lambda g: (carries[g], held[g] + free[g] - left[g], g))
+        taken = tuple(able[: problem.shards])
+        if len(taken) < problem.shards:
+            return _by_flow(problem, items, expert, pins, free)
+        for g in taken:
+            left[g] -= 1
+            carries[g] += float(load[i]) if weigh else 0.0
+            on[g].add(e)
+        chosen[i] = taken
+    return chosen
+
+
+def _by_flow(
+    problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int]
+) -> dict[int, Gpus]:
+    """Match experts with GPUs exactly: expert e needs copies * shards different GPUs, GPU g takes free[g]."""
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    need: Counter[int] = Counter()
+    pinned = {(int(expert[i]), g) for i, g in pins.items() if g is not None}
+    left = Counter(free)
+    left.subtract(g for _, g in pinned)
+    for i in items:
+        if pins[i] is None:
+            need[int(expert[i])] += problem.shards
+    for e, count in need.items():
+        graph.add_edge("source", ("expert", e), capacity=count)
+        for g in free:
+            if (e, g) not in pinned:
+                graph.add_edge(("expert", e), ("gpu", g), capacity=1)
+    for g, count in left.items():
+        graph.add_edge(("gpu", g), "sink", capacity=max(0, count))
+    value, flow = nx.maximum_flow(graph, "source", "sink") if need else (0, {})
+    if value < sum(need.values()) or min(left.values(), default=0) < 0:
+        node = min(free, default=0) // problem.gpus_per_node
+        raise NothingFoundError(f"the GPUs of node {node} cannot take the {len(items)} expert replicas it was given")
+    supply = {e: [g for g in free if flow[("expert", e)].get(("gpu", g))] for e in need}
+    chosen: dict[int, Gpus] = {}
+    for i in items:
+        pin, mine = pins[i], supply.get(int(expert[i]), [])
+        chosen[i] = (pin,) if pin is not None else tuple(mine.pop(0) for _ in range(problem.shards))
+    return chosen

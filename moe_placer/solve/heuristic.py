@@ -1,0 +1,142 @@
+"""The bases of methods that make one pass over a layer and prove nothing."""
+
+from __future__ import annotations
+
+import heapq
+from abc import abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import best_bound
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.result import LayerResult, Report, Status, Stop
+from moe_placer.search.moves import repair
+from moe_placer.solve.base import Solver, Start
+from moe_placer.solve.layerwise import LayerSolver
+
+__all__ = ["Heuristic", "OnePass", "gpu_result", "heuristic_result", "lightest_first"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class Heuristic(LayerSolver):
+    """A one-pass method: says where it would put each item; slots, copies apart and pins are then seen to."""
+
+    quick = True
+
+    @abstractmethod
+    def place(self, layer: LayerProblem, rng: np.random.Generator) -> Ints:
+        """Return the node of each item [I]."""
+
+    def solve_layer(
+        self,
+        layer: LayerProblem,
+        gap: float,
+        work: float,
+        rng: np.random.Generator,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
+        """Place one layer in one pass; limits and start do not matter."""
+        del gap, work, start, deadline
+        return heuristic_result(layer, self.place(layer, rng), rng)
+
+
+class OnePass(Solver):
+    """A one-pass method that looks at more than a layer's links: at its GPUs, hops, or the number of copies."""
+
+    @abstractmethod
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place the index-th MoE layer."""
+
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers, one pass each; limits and start do not matter."""
+        del limits, start
+        results = []
+        for index in range(len(problem)):
+            results.append(self.place_layer(problem, index, np.random.default_rng((seed, index))))
+            report(index, results[-1])
+        return results
+
+
+def heuristic_result(
+    layer: LayerProblem,
+    node: Ints,
+    rng: np.random.Generator,
+    gpu: Ints | None = None,
+    copies: Ints | None = None,
+    repaired: int = 0,
+) -> LayerResult:
+    """Repair what a method decided, and say what it comes to; its GPUs are kept only if nothing had to move.
+
+    ``repaired`` counts what the method mended before.
+    """
+    mended = repair(layer, node, rng)
+    bound = best_bound(layer)
+    if mended is None:
+        return LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.FINISHED)
+    moved = int((mended != node).sum())
+    return LayerResult(
+        mended,
+        layer.z(mended),
+        bound,
+        Status.FEASIBLE,
+        Stop.FINISHED,
+        gpu=gpu if not moved else None,
+        copies=copies,
+        repaired=moved + repaired,
+    )
+
+
+def gpu_result(
+    problem: Problem, layer: LayerProblem, gpu: Ints, rng: np.random.Generator, copies: Ints | None = None
+) -> LayerResult:
+    """Say what GPUs [I] that a method decided come to, once copies of one expert on one GPU have been moved apart."""
+    gpu, moved = _apart_on_gpus(layer, gpu, problem.gpus_per_node)
+    doubled = len(gpu) - len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert))
+    keep = None if doubled or problem.pinned else gpu  # else GPUs are chosen last, evenly by memory
+    return heuristic_result(layer, gpu // problem.gpus_per_node, rng, keep, copies, repaired=moved + doubled)
+
+
+def _apart_on_gpus(layer: LayerProblem, gpu: Ints, gpus_per_node: int) -> tuple[Ints, int]:
+    """Trade the second copy of an expert on a GPU for the most similar item, of its own node where there is one."""
+    gpu = gpu.copy()
+    held = np.zeros((int(layer.expert.max()) + 1, int(gpu.max()) + 1), dtype=np.int64)
+    np.add.at(held, (layer.expert, gpu), 1)
+    moved = 0
+    for i in np.flatnonzero(held[layer.expert, gpu] > 1).tolist():
+        here, expert = gpu[i], layer.expert[i]
+        partners = np.flatnonzero((held[expert, gpu] == 0) & (held[layer.expert, here] == 0))
+        if held[expert, here] < 2 or not len(partners):
+            continue
+        away = gpu[partners] // gpus_per_node != here // gpus_per_node
+        j = int(partners[np.lexsort((np.abs(layer.load[partners] - layer.load[i]), away))[0]])
+        np.add.at(
+            held, ([expert, expert, layer.expert[j], layer.expert[j]], [here, gpu[j], gpu[j], here]), [-1, 1, -1, 1]
+        )
+        gpu[[i, j]] = gpu[[j, i]]
+        moved += 1
+    return gpu, moved
+
+
+def lightest_first(load: Floats, slots: Ints) -> Ints:
+    """Put the heaviest item first, each into the lightest pack with a slot left; return the pack of each item.
+
+    Of equally heavy items, and of equally light packs, the first is taken.
+    """
+    packs = [(0.0, pack) for pack in np.flatnonzero(slots > 0).tolist()]
+    heapq.heapify(packs)
+    left = slots.copy()
+    result = np.zeros(len(load), dtype=np.int64)
+    for item in np.argsort(-load, kind="stable").tolist():
+        weight, pack = heapq.heappop(packs)
+        result[item] = pack
+        left[pack] -= 1
+        if left[pack] > 0:
+            heapq.heappush(packs, (weight + float(load[item]), pack))
+    return result

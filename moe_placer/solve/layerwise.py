@@ -1,0 +1,297 @@
+"""Runs a one-layer method on all layers: over processes, in rounds, within one budget.
+
+Every round gives each layer that is not within the gap twice the effort of the round before, so layers that are done
+leave their time to those that are not. A layer's result depends on its arrays, the seed and the effort only, never on
+which worker was first.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_placer.bounds.bounds import Bound, best_bound
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap
+from moe_placer.solve.base import Solver, Start
+from moe_placer.workers import leave_interrupts_to_parent, usable_cores
+
+__all__ = ["LayerSolver", "solve_layers"]
+
+FIRST_ROUND = 0.25  # deterministic effort per layer in the first round
+_POLL_S = 0.1
+_MOST_BREAKAGES = 3  # of the pool, before what is there has to do
+_PATIENCE_S = 5.0  # how long an interrupted worker may take to hand in its best
+
+Accept = Callable[[int, LayerResult], None]
+
+
+class LayerSolver(Solver):
+    """A method that places one layer at a time; layers are tasks that take arrays and return arrays.
+
+    Attributes
+    ----------
+    quick : bool
+        One pass of milliseconds per layer: runs in this process, once.
+    """
+
+    quick: bool = False
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse to minimise the aggregate, since layers are taken apart; one-pass methods minimise nothing anyway."""
+        if problem.minimise == "layers" or self.quick:
+            return None
+        return "it minimises every layer's worst link apart, and objective.minimise: aggregate needs all layers jointly"
+
+    @abstractmethod
+    def solve_layer(
+        self,
+        layer: LayerProblem,
+        gap: float,
+        work: float,
+        rng: np.random.Generator,
+        start: LayerResult | None,
+        deadline: Deadline,
+    ) -> LayerResult:
+        """Place one layer.
+
+        Parameters
+        ----------
+        gap, work, deadline
+            When to stop: at a relative gap, after so much deterministic effort, at a point in time.
+        start : LayerResult or None
+            A result to improve; the one returned is not worse. Where it has ``copies``, its items are those of these.
+        """
+
+    def solve(
+        self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+    ) -> list[LayerResult]:
+        """Place all layers, over worker processes where that pays."""
+        return solve_layers(self, problem, limits, seed, start, report)
+
+
+def solve_layers(
+    solver: LayerSolver,
+    problem: Problem,
+    limits: Limits,
+    seed: int,
+    start: Start | None,
+    report: Report,
+    known: Sequence[LayerResult] | None = None,
+) -> list[LayerResult]:
+    """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any."""
+    layers = [problem.layer(index) for index in range(len(problem))]
+    nodes = start if start is not None and not solver.quick else [None] * len(layers)
+    best = [_starting(layer, node, limits.gap) for layer, node in zip(layers, nodes, strict=True)]
+    if known is not None:
+        best = list(known)
+    run = _Run(solver, problem, limits, seed, best, report)
+    if solver.quick:
+        run.everything_here()
+    elif limits.workers == 1:
+        run.in_rounds(run.round_here)
+    else:
+        with _pool(min(limits.workers, len(problem), usable_cores())) as pool, _stop_file() as stop_file:
+            run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, stop_file, layers, work, number))
+    return [result if result is not None else _nothing(limits) for result in run.best]
+
+
+def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | None:
+    """Say what a start is worth: a layer that a quick bound shows to be good enough needs no search."""
+    if node is None:
+        return None
+    bound, z = best_bound(layer), layer.z(node)
+    here = gap(z, bound.value)
+    if here <= OPTIMAL_GAP:
+        return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
+    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.TIME)
+
+
+def _nothing(limits: Limits) -> LayerResult:
+    stop = Stop.INTERRUPTED if limits.deadline.interrupted() else Stop.TIME
+    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, stop)
+
+
+def _task(
+    solver: LayerSolver,
+    layer: LayerProblem,
+    gap: float,
+    work: float,
+    seed: tuple[int, ...],
+    start: LayerResult | None,
+    deadline: Deadline,
+) -> LayerResult:
+    return solver.solve_layer(layer, gap, work, np.random.default_rng(seed), start, deadline)
+
+
+def _task_in_worker(
+    solver: LayerSolver,
+    layer: LayerProblem,
+    gap: float,
+    work: float,
+    seed: tuple[int, ...],
+    start: LayerResult | None,
+    seconds: float,
+    stop_file: str,
+) -> LayerResult:
+    """Run in a worker process: clocks differ between processes, so the deadline comes as seconds left."""
+    deadline = Deadline(time.monotonic() + seconds, Path(stop_file).exists)
+    if deadline.interrupted() and start is not None:
+        return start  # what waits in the queue when the run ends is handed back, so that nothing need be cancelled
+    return _task(solver, layer, gap, work, seed, start, deadline)
+
+
+class _Run:
+    """The state of one solve."""
+
+    def __init__(
+        self,
+        solver: LayerSolver,
+        problem: Problem,
+        limits: Limits,
+        seed: int,
+        best: list[LayerResult | None],
+        report: Report,
+    ) -> None:
+        self.solver, self.problem, self.limits, self.seed = solver, problem, limits, seed
+        self.best, self.report = best, report
+        self.breakages = 0
+
+    def everything_here(self) -> None:
+        for index in range(len(self.problem)):
+            # Quick methods always finish: they are what an interrupted or hopeless run falls back on.
+            self._accept(index, self._solve_here(index, 0.0, 0))
+
+    def in_rounds(self, run_round: Callable[[list[int], float, int], None]) -> None:
+        """Repeat rounds of doubled effort until every layer is done, or the limits are reached."""
+        spent, work, number = 0.0, FIRST_ROUND, 0
+        for index, result in enumerate(self.best):
+            if result is not None and self._done(index):
+                self.report(index, result)
+        waiting = [index for index in range(len(self.problem)) if not self._done(index)]
+        while waiting and not self.limits.deadline.over:
+            left = self.limits.total_work - spent
+            if left <= 0 and number > 0:
+                self._stop(waiting, Stop.TIME)
+                return
+            effort = work if number == 0 else min(work, left / len(waiting))
+            run_round(waiting, effort, number)
+            spent += sum(result.work for i in waiting if (result := self.best[i]) is not None)
+            waiting = [i for i in waiting if not self._done(i)]
+            work, number = 2 * work, number + 1
+        self._stop(waiting, Stop.INTERRUPTED if self.limits.deadline.interrupted() else Stop.TIME)
+
+    def round_here(self, layers: list[int], work: float, number: int) -> None:
+        for index in layers:
+            if self.limits.deadline.over:
+                return
+            self._accept(index, self._solve_here(index, work, number))
+
+    def round_in_pool(self, pool: Any, stop_file: Path, layers: list[int], work: float, number: int) -> None:
+        """One task per layer; when workers die, what they had not finished is tried again once."""
+        waiting = list(layers)
+        while waiting and self.breakages <= _MOST_BREAKAGES:
+            futures: dict[Future[LayerResult], int] = {}
+            try:
+                for index in waiting:
+                    futures[self._submit(pool, stop_file, index, work, number)] = index
+                self._collect(futures, stop_file)
+                return
+            except _broken_pool():
+                self.breakages += 1
+                finished = {futures[f] for f in futures if f.done() and not f.cancelled() and f.exception() is None}
+                for future, index in futures.items():
+                    if index in finished:
+                        self._accept(index, future.result())
+                waiting = [index for index in waiting if index not in finished]
+
+    def _submit(self, pool: Any, stop_file: Path, index: int, work: float, number: int) -> Future[LayerResult]:
+        future: Future[LayerResult] = pool().submit(
+            _task_in_worker,
+            self.solver,
+            self.problem.layer(index),
+            self.limits.gap,
+            work,
+            (self.seed, index, number),
+            self.best[index],
+            self.limits.deadline.left,
+            str(stop_file),
+        )
+        return future
+
+    def _collect(self, futures: dict[Future[LayerResult], int], stop_file: Path) -> None:
+        """Take results as they come; on an interrupt, ask workers for their best and give them a moment."""
+        pending, give_up = set(futures), float("inf")
+        while pending and time.monotonic() < give_up:
+            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._accept(futures[future], future.result())
+            if self.limits.deadline.over and give_up == float("inf"):
+                stop_file.touch()
+                give_up = time.monotonic() + _PATIENCE_S
+
+    def _solve_here(self, index: int, work: float, number: int) -> LayerResult:
+        seed = (self.seed, index, number)
+        return _task(
+            self.solver, self.problem.layer(index), self.limits.gap, work, seed, self.best[index], self.limits.deadline
+        )
+
+    def _accept(self, index: int, result: LayerResult) -> None:
+        before = self.best[index]
+        self.best[index] = result
+        if before is None or result.z < before.z or result.best_bound > before.best_bound:
+            self.report(index, result)
+
+    def _done(self, index: int) -> bool:
+        result = self.best[index]
+        return result is not None and result.stop in {Stop.PROVED, Stop.GAP, Stop.FINISHED}
+
+    def _stop(self, layers: list[int], reason: Stop) -> None:
+        for index in layers:
+            result = self.best[index]
+            if result is not None and not self._done(index):
+                self.best[index] = replace(result, stop=reason)
+
+
+def _broken_pool() -> type[BaseException]:
+    from concurrent.futures.process import BrokenProcessPool  # only once something broke
+
+    return BrokenProcessPool
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Callable[[], Any]]:
+    """Hand out the process pool, a new one after workers were killed; stop it at the end."""
+    import loky  # its import costs, and quick methods do without
+
+    def pool() -> Any:
+        return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=leave_interrupts_to_parent)
+
+    # What breaks the pool comes back as an exception, which `round_in_pool` handles; users need no traceback beside it.
+    log = logging.getLogger("concurrent.futures")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield pool
+    finally:
+        with suppress(Exception):
+            pool().shutdown(wait=False, kill_workers=True)
+        log.setLevel(level)
+
+
+@contextmanager
+def _stop_file() -> Iterator[Path]:
+    """Give a path that workers watch: once it exists, they hand in their best."""
+    with tempfile.TemporaryDirectory(prefix="moe-placer-") as folder:
+        yield Path(folder) / "stop"

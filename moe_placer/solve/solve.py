@@ -1,0 +1,283 @@
+"""From an instance to a verified placement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bound
+from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
+from moe_placer.decomposition.memory import Room, share_room
+from moe_placer.decomposition.memory_rounding import fit_room
+from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
+from moe_placer.instance import Instance
+from moe_placer.limits import Deadline, Limits
+from moe_placer.placement import (
+    Placement,
+)
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
+from moe_placer.solve.assemble import state_placement
+from moe_placer.solve.base import Solver
+from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.progress import Progress, Reporter
+from moe_placer.solve.registry import DEFAULT, find_solver
+from moe_placer.solve.warm_start import better_start, find_counts, run_baselines
+from moe_placer.traffic import Traffic, load_traffic
+from moe_placer.verifier import Verification, verify
+
+__all__ = ["Progress", "Solution", "solve"]
+
+_SHOWN = 10  # violations printed in an error
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A verified placement, and how it was reached.
+
+    Attributes
+    ----------
+    placement : Placement
+        As in the placement file.
+    verification : Verification
+        What the independent verifier recomputed; it found no violation.
+    baselines : mapping
+        Name of a heuristic to what it gives of the `objective` (tokens at node-link speed), or to why it cannot serve.
+    status : tuple of Status
+        What we have, per MoE layer.
+    stop : tuple of Stop
+        Why the search stopped, per MoE layer.
+    seconds : float
+        Wall-clock time of everything, from reading the traffic to the verdict.
+    repaired : int
+        Copies that the method had put too close together, and that were moved apart.
+    traffic : Traffic
+    minimise : str
+        Which objective: ``layers`` or ``aggregate``.
+    """
+
+    placement: Placement
+    verification: Verification
+    baselines: Mapping[str, float | str]
+    status: tuple[Status, ...]
+    stop: tuple[Stop, ...]
+    seconds: float
+    repaired: int
+    traffic: Traffic
+    minimise: Literal["layers", "aggregate"]
+
+    @property
+    def objective(self) -> float:
+        """What was minimised, as recomputed: the sum over layers of z, or the aggregate."""
+        return self.verification.total_z if self.minimise == "layers" else self.verification.aggregate
+
+    @property
+    def bound(self) -> float:
+        """What no placement's `objective` is below, as derived anew."""
+        return self.verification.total_bound if self.minimise == "layers" else self.verification.aggregate_bound
+
+    @property
+    def gap(self) -> float:
+        """How far the objective is above its re-checkable bound; infinite where only the bound is 0."""
+        return gap(self.objective, self.bound)
+
+    @property
+    def gaps(self) -> npt.NDArray[np.float64]:
+        """How far each layer's z is above its re-checkable bound [MoE layers]; infinite where only the bound is 0."""
+        return np.array([gap(check.z, check.bound) for check in self.verification.layers])
+
+    @property
+    def solver_gaps(self) -> npt.NDArray[np.float64]:
+        """The same against what only the solver's search proved, where that is more [MoE layers]."""
+        records = self.placement.layers
+        pairs = zip(records, self.verification.layers, strict=True)
+        return np.array([gap(check.z, max(record.bound, record.solver_bound or 0.0)) for record, check in pairs])
+
+
+def solve(
+    instance: Instance,
+    traffic: Traffic | None = None,
+    *,
+    solver: str | Solver = DEFAULT,
+    limits: Limits | None = None,
+    seed: int = 0,
+    start: Placement | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    interrupted: Callable[[], bool] | None = None,
+) -> Solution:
+    """Place every expert of every MoE layer, and have the placement verified.
+
+    Parameters
+    ----------
+    traffic : Traffic, optional
+        Absent: what the instance names.
+    solver : str or Solver
+        A registered name (``moe-placer solvers``), or a solver of your own.
+    limits : Limits, optional
+        Time, gap, workers, deterministic effort; absent: 60 s, 0.1%, one worker.
+    seed : int
+        Of everything random; the same seed and limits give the same placement while no clock strikes.
+    start : Placement, optional
+        A placement to improve on; the heuristics' best is used beside it.
+    progress : callable, optional
+        Told of the placement that the search starts from, and of every improvement.
+    interrupted : callable, optional
+        Asked now and then; once it says True, the best placement so far is verified and returned.
+
+    Raises
+    ------
+    InputError, UsageError
+        The instance, its traffic or the call is wrong.
+    InfeasibleError
+        No placement can exist, and the message says why.
+    NothingFoundError
+        The limits ran out, or the method failed, before there was a placement.
+    VerificationError
+        The verifier disagrees with the solver: a defect of this program.
+    """
+    begun = time.monotonic()
+    limits = limits or Limits()
+    limits = replace(limits, deadline=Deadline(begun + limits.time_s, interrupted or limits.deadline.interrupted))
+    method = find_solver(solver) if isinstance(solver, str) else solver
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, expected 0 or more")
+    if reason := method.unavailable():
+        raise UsageError(f"the solver {method.name} cannot run here: {reason}")
+    traffic = traffic if traffic is not None else load_traffic(instance)
+    problem = compile_problem(instance, traffic)
+    if reason := method.refuses(problem):
+        raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
+    kept = find_counts(problem, start) if start is not None and problem.capacity.binds else None
+    room = share_room(problem, limits, kept) if _can_share_room(problem, method) else None
+    if room is not None:
+        problem = room.problem
+    elif kept is not None and (fitted := fit_room(problem, kept)) is not None:
+        problem = replace(fitted, room_is_given=False)
+    baselines, first = run_baselines(problem, seed)
+    by_load = problem.copies
+    if start is not None:
+        problem, first = better_start(problem, first, start)
+
+    def build(results: Sequence[LayerResult]) -> Placement:
+        return state_placement(instance, traffic, problem, by_load, method, results, limits, seed, room)
+
+    report = Reporter(problem, limits, progress, baselines, build, room)
+    if isinstance(method, LayerSolver) and not method.quick:
+        report.start(first)  # quick methods ignore it; others may
+    results = _run(method, problem, limits, seed, first, report, room)
+    placement = build(results)
+    verification = verify(instance, placement, traffic)
+    _insist(verification, method)
+    return Solution(
+        placement,
+        verification,
+        baselines,
+        tuple(result.status for result in results),
+        tuple(result.stop for result in results),
+        time.monotonic() - begun,
+        sum(result.repaired for result in results),
+        traffic,
+        problem.minimise,
+    )
+
+
+def _can_share_room(problem: Problem, method: Solver) -> bool:
+    """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
+    slow = isinstance(method, LayerSolver) and not method.quick
+    apart = problem.minimise == "layers" and problem.redundant_in_all is None
+    return slow and apart and problem.capacity.binds and problem.shards == 1
+
+
+def _run(
+    method: Solver,
+    problem: Problem,
+    limits: Limits,
+    seed: int,
+    start: list[LayerResult | None],
+    report: Callable[[int, LayerResult], None],
+    room: Room | None,
+) -> list[LayerResult]:
+    """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
+    nodes = [result.node if result is not None else None for result in start]
+    results = method.solve(problem, limits, seed, nodes, report)
+    if len(results) != len(problem):
+        raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
+    if room is not None:
+        results = [room.restated(index, result) for index, result in enumerate(results)]
+    for index, result in enumerate(results):
+        layer = problem.moe_layers[index]
+        if result.status is Status.INFEASIBLE:
+            raise InfeasibleError(f"{problem.name}: {method.name} proved that layer {layer} has no valid placement")
+        if result.node is None:
+            hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
+            raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
+        if not _fits(problem, index, result):
+            message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"
+            raise VerificationError(message, ["slots"])
+    for index, bound in _missing_bounds(problem, results, limits):
+        try:
+            results[index] = replace(results[index], bound=bound, solver_bound=_word(results[index]))
+        except FalseBoundError as error:
+            raise VerificationError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
+        report(index, results[index])
+    return results
+
+
+def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Limits) -> Iterator[tuple[int, Bound]]:
+    """Bound what the method left unbounded."""
+    if problem.minimise == "aggregate":
+        if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
+            layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
+            yield from enumerate(bound_jointly(layers, limits))
+        return
+    for index, result in enumerate(results):
+        proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP
+        if result.bound.weights is None and not proved:
+            bound = _missing_bound(problem, results, index, limits.deadline)
+            if bound.weights is not None:
+                yield index, bound
+
+
+def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int, deadline: Deadline) -> Bound:
+    """Bound a layer that the method did not: by its relaxation, or, when time is over, by weights that cost nothing.
+
+    Those of the nearest layer that has some are within 0.1% of its own where layers are alike.
+    """
+    layer = problem.layer(index, results[index].copies)
+    if not deadline.over:
+        bound = relaxed_bound(layer, deadline.left)
+        if bound.weights is not None:
+            return bound
+    lent = [other for other in range(len(results)) if results[other].bound.weights is not None]
+    nearest = sorted(lent, key=lambda other: abs(other - index))[:1]
+    weights = [w for other in nearest if (w := results[other].bound.weights) is not None] or even_weights(layer)
+    return max((best_bound(layer, w) for w in weights), key=lambda b: b.value, default=best_bound(layer))
+
+
+def _fits(problem: Problem, index: int, result: LayerResult) -> bool:
+    expert, _ = problem.items(index, result.copies)
+    node = np.asarray(result.node)
+    return node.shape == expert.shape and bool(((node >= 0) & (node < problem.nodes)).all())
+
+
+def _word(result: LayerResult) -> float | None:
+    """Return what only the solver says of its bound, where another takes its place."""
+    said = result.best_bound if result.bound.proof == "solver" else result.solver_bound
+    return said or None
+
+
+def _insist(verification: Verification, method: Solver) -> None:
+    """Raise where solver and verifier disagree, whoever is right."""
+    if verification.ok:
+        return
+    shown = [f"  {violation}" for violation in verification.violations[:_SHOWN]]
+    more = len(verification.violations) - len(shown)
+    rest = [f"  ... and {more:,} more"] if more > 0 else []
+    found = "\n".join([*shown, *rest])
+    message = f"the placement of {method.name} fails verification, so nothing was written:\n{found}"
+    raise VerificationError(message, [violation.rule for violation in verification.violations])

@@ -1,0 +1,141 @@
+"""Where a search starts from: the baselines' best, or a placement that is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import Bound
+from moe_placer.decomposition.aggregate import link_totals
+from moe_placer.errors import InputError, Mistake
+from moe_placer.limits import Limits
+from moe_placer.placement import Placement
+from moe_placer.problem.compile import Problem
+from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.solve.registry import find_solver
+
+__all__ = ["BASELINES", "better_start", "find_counts", "run_baselines"]
+
+Ints = npt.NDArray[np.int64]
+
+BASELINES = ("contiguous", "eplb", "greedy")
+
+
+def run_baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[LayerResult | None]]:
+    """Run the quick heuristics: what users have today, and where the search starts from."""
+    totals: dict[str, float | str] = {}
+    best: list[LayerResult | None] = [None] * len(problem)
+    for name in BASELINES:
+        method = find_solver(name)
+        if reason := method.unavailable() or method.refuses(problem):
+            totals[name] = reason
+            continue
+        results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
+        found = _objective(problem, results)
+        totals[name] = "it finds no valid placement" if found is None else found
+        usable = [
+            replace(r, gpu=None, repaired=0) if r.node is not None and r.copies is None else None for r in results
+        ]
+        best = _better_of(problem, best, usable)
+    return totals, best
+
+
+def _objective(problem: Problem, results: Sequence[LayerResult | None]) -> float | None:
+    """Return what is minimised; None where a layer has no placement."""
+    placed = [result for result in results if result is not None and result.node is not None]
+    if len(placed) < len(problem):
+        return None
+    if problem.minimise == "layers":
+        return float(sum(result.z for result in placed))
+    return float(link_totals(problem, placed).max(initial=0.0))
+
+
+def better_start(
+    problem: Problem, first: list[LayerResult | None], start: Placement
+) -> tuple[Problem, list[LayerResult | None]]:
+    """Take the better of ``first`` and ``start``, layer by layer; the problem then has the copies of these.
+
+    All layers take the same side where the aggregate counts, and where they share a budget of copies, unless ``start``
+    has the copies of ``first``.
+
+    Raises
+    ------
+    InputError
+        ``start`` is of another shape, or breaks a constraint.
+    """
+    copies = _copies_of(problem, start)
+    given = replace(problem, copies=copies)
+    found = [_result(given, index, start) for index in range(len(problem))]
+    shared = problem.redundant_in_all is not None and not np.array_equal(copies, problem.copies)
+    if problem.minimise == "aggregate" or shared:
+        now, then = _objective(problem, first), _objective(given, found)
+        better = np.full(len(problem), now is None or (then is not None and then < now))
+    else:
+        better = np.array([mine is None or theirs.z < mine.z for mine, theirs in zip(first, found, strict=True)])
+    best = [theirs if take else mine for take, mine, theirs in zip(better, first, found, strict=True)]
+    return replace(problem, copies=np.where(better[:, None], copies, problem.copies)), best
+
+
+def _copies_of(problem: Problem, start: Placement) -> Ints:
+    """Return the copies [MoE layers, experts] of a start; they must be the problem's, or a choice that it allows."""
+    if len(start.gpu) != len(problem):
+        raise _wrong(f"a start placement of {len(start.gpu)} MoE layers", f"{len(problem)}, as {problem.name} has")
+    rows = []
+    for index, (experts, own) in enumerate(zip(start.gpu, problem.copies, strict=True)):
+        row = np.array([len(gpus) for gpus in experts])
+        known = row.shape == own.shape and (row > 0).all()
+        same = known and np.array_equal(row, own)
+        fits = known and (row.sum() == own.sum() or problem.redundant_in_all is not None)
+        if not same and not (problem.copies_are_free and fits):
+            layer = problem.moe_layers[index]
+            raise _wrong(f"a start placement with other copies of experts in layer {layer}", f"those of {problem.name}")
+        rows.append(row)
+    copies = np.stack(rows)
+    if problem.redundant_in_all is not None and (copies - 1).sum() > problem.redundant_in_all:
+        found = f"a start placement with {(copies - 1).sum():,} redundant replicas over all layers"
+        raise _wrong(found, f"at most the {problem.redundant_in_all:,} of {problem.name}")
+    return copies
+
+
+def _result(problem: Problem, index: int, start: Placement) -> LayerResult:
+    """Return one layer of a start at node level."""
+    layer = problem.layer(index)
+    pairs = zip(layer.expert.tolist(), layer.replica.tolist(), strict=True)
+    node = np.array([start.shards(index, e)[r][0] for e, r in pairs]) // problem.gpus_per_node
+    if node.max() >= problem.nodes or not layer.valid(node):
+        found = f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}"
+        raise _wrong(found, "one that is valid")
+    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
+
+
+def _wrong(found: str, expected: str) -> InputError:
+    return InputError(Mistake(found, expected, "start"))
+
+
+def find_counts(problem: Problem, start: Placement) -> Ints | None:
+    """Count the copies that a placement has on each node [layers, nodes]; None where no solver can keep them."""
+    counts = np.zeros((len(problem), problem.nodes), dtype=np.int64)
+    if len(start.gpu) != len(problem):
+        return None
+    for layer, experts in enumerate(start.gpu):
+        first = [copy[0] for e in range(len(experts)) for copy in start.shards(layer, e)]
+        node = np.array(first, dtype=np.int64) // problem.gpus_per_node
+        if len(node) != problem.copies[layer].sum() or node.max() >= problem.nodes:
+            return None
+        counts[layer] = np.bincount(node, minlength=problem.nodes)
+    return counts
+
+
+def _better_of(
+    problem: Problem, first: Sequence[LayerResult | None], other: Sequence[LayerResult | None]
+) -> list[LayerResult | None]:
+    """Take the better of two placements: layer by layer, or as a whole where the aggregate counts."""
+    if problem.minimise == "aggregate":
+        one, two = _objective(problem, first), _objective(problem, other)
+        if one is not None or two is not None:
+            return list(first if two is None or (one is not None and one <= two) else other)
+    pairs = zip(first, other, strict=True)
+    return [b if a is None or (b is not None and b.z < a.z) else a for a, b in pairs]
