@@ -357,7 +357,7 @@ def test_what_does_not_fit_the_memory_left_is_refused_by_its_header(
         stream.write(header("(300000000, 2, 2)", "'|u1'"))
         stream.truncate(128 + 1_200_000_000)
     assert str(only_mistake(read_trace, file)) == (
-        f"{file}: topk: found 300,000,000 tokens, whose choices take 1.2 GB, "
+        f"{file}: topk: found choices of 300,000,000 tokens: 1.2 GB, "
         "expected at most the 1.0 GB of memory that are left here"
     )
 

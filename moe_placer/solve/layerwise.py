@@ -115,9 +115,8 @@ def solve_layers(
     """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any."""
     # One layer's arrays at a time: those of all layers together are large.
     nodes = start if start is not None and not solver.quick else [None] * len(problem)
-    best = (
-        list(known) if known is not None else [_starting(problem, i, node, limits.gap) for i, node in enumerate(nodes)]
-    )
+    best: list[LayerResult | None]
+    best = [*known] if known else [_starting(problem, index, node, limits.gap) for index, node in enumerate(nodes)]
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()

@@ -67,10 +67,8 @@ def _read_topk(file: Path, stream: IO[bytes], header: _Header, experts: int) -> 
     """
     kind = np.dtype(np.uint8 if experts <= 256 else np.uint16)
     tokens, layers, top_k = header.shape
-    needed, left = math.prod(header.shape) * kind.itemsize, available_memory()
-    if needed > left:
-        expected = f"at most the {left / 1e9:,.1f} GB of memory that are left here"
-        raise _wrong(file, "topk", f"{tokens:,} tokens, whose choices take {needed / 1e9:,.1f} GB", expected)
+    needed = math.prod(header.shape) * kind.itemsize
+    _refuse_more_than_memory(file, "topk", f"choices of {tokens:,} tokens", needed)
     flat = np.empty(math.prod(header.shape), kind)
     ids = flat.reshape(header.shape, order="F" if header.fortran else "C")
     load = np.zeros((layers, experts))
@@ -110,8 +108,7 @@ def read_load(file: Path, instance: Instance) -> Recording:
             if header.dtype.kind not in "iuf":
                 raise _wrong(file, "load", f"values of type {header.dtype}", "numbers")
             _check_load_shape(file, header.shape, expected)
-            flat = np.concatenate([block for _, block in _blocks(stream, header, 1)]).astype(np.float64)
-            load = flat.reshape(header.shape, order="F" if header.fortran else "C")
+            load = _whole(file, "load", stream, header).astype(np.float64)
     outside = ~((load >= 0) & (load <= _MOST))  # NaN is outside, too
     if outside.any():
         layer, expert = map(int, np.argwhere(outside)[0])
@@ -131,9 +128,9 @@ def read_array(file: Path, key: str) -> npt.NDArray[Any]:
         The file is missing, damaged or hostile, or has no such array, or an empty one.
     """
     with _open_array(file, key) as (stream, header):
-        if not header.bytes:
+        if not header.bytes or not header.shape:
             raise _wrong(file, key, f"shape {header.shape}", "at least one entry")
-        return np.concatenate(list(_blocks(stream, header)))
+        return _whole(file, key, stream, header)
 
 
 def _wrong(file: Path, path: str, found: str, expected: str) -> InputError:
@@ -265,6 +262,22 @@ def _blocks(stream: IO[bytes], header: _Header, row: int) -> Iterator[tuple[int,
         yield start, np.frombuffer(data, header.dtype)
     if stream.read(1):  # only at the end is the checksum compared
         raise ValueError("more data than its header says")
+
+
+def _whole(file: Path, key: str, stream: IO[bytes], header: _Header) -> npt.NDArray[Any]:
+    """Read an array as it is, into the memory that its header declares."""
+    _refuse_more_than_memory(file, key, f"an array of shape {header.shape}", header.bytes)
+    flat = np.empty(math.prod(header.shape), header.dtype)
+    for start, block in _blocks(stream, header, 1):
+        flat[start : start + len(block)] = block
+    return flat.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def _refuse_more_than_memory(file: Path, key: str, what: str, needed: int) -> None:
+    left = available_memory()
+    if needed > left:
+        expected = f"at most the {left / 1e9:,.1f} GB of memory that are left here"
+        raise _wrong(file, key, f"{what}: {needed / 1e9:,.1f} GB", expected)
 
 
 def _csv(file: Path) -> npt.NDArray[np.float64]:
