@@ -17,9 +17,9 @@ from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.limits import WORK_PER_SECOND, Deadline
 from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.symmetry import Kinds
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
@@ -45,36 +45,29 @@ class Mip(LayerSolver):
             return "the package ortools is not installed"
         return None
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
+    def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
+        layer, gap, work, start, deadline = task.layer, task.gap, task.work, task.start, task.deadline
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
-            bound = relaxed_bound(layer, deadline.left if np.isfinite(deadline.at) else None)
+            bound = relaxed_bound(layer, task.seconds)
         if start is not None:
             start = replace(start, bound=bound)
             if relative_gap(start.z, start.best_bound) <= max(gap, OPTIMAL_GAP):
                 return _finished(start, gap, 0.0, deadline)
         model = Model(layer, start.node if start is not None else None)
-        node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(rng.integers(2**31)), deadline)
+        node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(task.rng.integers(2**31)), deadline)
         if infeasible and start is None:
             return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
-        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.TIME, work=work)
+        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, why_stopped(task.deadline), work=work)
         if node is not None and layer.valid(node) and layer.z(node) < best.z:
-            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.TIME, best.solver_bound)
+            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.WORK, best.solver_bound)
         if best.node is None:
             return best
         if layer.copies_are_free:  # the model has the copies that are given: of others, it proves nothing
             done = relative_gap(best.z, own) <= max(gap, OPTIMAL_GAP)
             best = _finished(best, gap, work, deadline)
-            return replace(best, stop=Stop.FINISHED) if done and best.stop is Stop.TIME else best
+            return replace(best, stop=Stop.FINISHED) if done and best.stop in {Stop.TIME, Stop.WORK} else best
         own = min(best.z, max(own, best.solver_bound or 0.0))
         best = replace(best, solver_bound=own if own > bound.value else None)
         return _finished(best, gap, work, deadline)
@@ -83,7 +76,7 @@ class Mip(LayerSolver):
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
     here = relative_gap(result.z, result.best_bound)
     status = Status.OPTIMAL if here <= OPTIMAL_GAP else Status.FEASIBLE
-    stop = Stop.INTERRUPTED if deadline.interrupted() else Stop.TIME
+    stop = why_stopped(deadline)
     if here <= gap:
         stop = Stop.GAP
     if status is Status.OPTIMAL:
