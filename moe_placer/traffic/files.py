@@ -20,7 +20,7 @@ from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording
 
-__all__ = ["read_load", "read_trace"]
+__all__ = ["ArrayHeader", "array_of_bytes", "names_of_arrays", "open_array", "read_blocks", "read_load", "read_trace"]
 
 Ids = npt.NDArray[np.integer]
 
@@ -32,13 +32,16 @@ _MOST = 1e18  # of one count; sums stay finite
 
 
 @dataclass(frozen=True)
-class _Header:
+class ArrayHeader:
+    """Shape, order and type of an array that is still in its file."""
+
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
 
     @property
     def bytes(self) -> int:
+        """Size of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -53,9 +56,9 @@ def read_trace(file: Path, instance: Instance) -> Recording:
     layers, experts = len(instance.moe_layers), instance.model.experts
     parts: list[Ids] = []
     load = np.zeros((layers, experts))
-    with _open_array(file, "topk") as (stream, header):
+    with open_array(file, "topk") as (stream, header):
         _check_topk_header(file, header, instance)
-        for ids in _blocks(stream, header):
+        for ids in read_blocks(stream, header):
             first = sum(map(len, parts))
             _check_ids(file, ids, first, experts)
             parts.append(ids.astype(np.uint8 if experts <= 256 else np.uint16))
@@ -77,11 +80,11 @@ def read_load(file: Path, instance: Instance) -> Recording:
         load = _csv(file)
         _check_load_shape(file, load.shape, expected)
     else:
-        with _open_array(file, "load") as (stream, header):
+        with open_array(file, "load") as (stream, header):
             if header.dtype.kind not in "iuf":
                 raise _wrong(file, "load", f"values of type {header.dtype}", "numbers")
             _check_load_shape(file, header.shape, expected)
-            load = np.concatenate(list(_blocks(stream, header))).astype(np.float64)
+            load = np.concatenate(list(read_blocks(stream, header))).astype(np.float64)
     outside = ~((load >= 0) & (load <= _MOST))  # NaN is outside, too
     if outside.any():
         layer, expert = map(int, np.argwhere(outside)[0])
@@ -101,7 +104,7 @@ def _reason(error: Exception) -> str:
     return str(text).splitlines()[0][:200]  # what NumPy adds is advice for programmers
 
 
-def _check_topk_header(file: Path, header: _Header, instance: Instance) -> None:
+def _check_topk_header(file: Path, header: ArrayHeader, instance: Instance) -> None:
     """Refuse what does not fit the model before any memory is taken for it."""
     layers, top_k = len(instance.moe_layers), instance.model.top_k
     if header.dtype.kind not in "iu":
@@ -140,8 +143,8 @@ def _check_load_shape(file: Path, shape: tuple[int, ...], expected: tuple[int, i
 
 
 @contextmanager
-def _open_array(file: Path, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
-    """Open one array without running or inflating anything that the file smuggles in.
+def open_array(file: Path, key: str, most: int | None = None) -> Iterator[tuple[IO[bytes], ArrayHeader]]:
+    """Open one array, of at most ``most`` bytes (absent: `MAX_BYTES`), without running or inflating anything that the file smuggles in.
 
     Parsing an untrusted zip archive and .npy header raises errors of many kinds; all mean the same to the user.
     """
@@ -152,18 +155,51 @@ def _open_array(file: Path, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
         with file.open("rb") as raw, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if npy:
-                yield raw, _read_header(raw, file.stat().st_size)
+                yield raw, _read_header(raw, file.stat().st_size, most)
                 return
             with zipfile.ZipFile(raw) as archive:
                 if f"{key}.npy" not in archive.namelist():
                     raise _wrong(file, "", f"no array `{key}`", kind)
                 member = archive.getinfo(f"{key}.npy")
                 with archive.open(member) as stream:
-                    yield stream, _read_header(stream, member.file_size)
+                    yield stream, _read_header(stream, member.file_size, most)
     except InputError:
         raise
     except Exception as error:
         raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+
+
+def names_of_arrays(file: Path) -> list[str]:
+    """List the arrays of a .npz file, in order.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged.
+    """
+    kind = "a NumPy .npz file"
+    _check_is_file(file, kind)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except Exception as error:
+        raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+
+
+def array_of_bytes(raw: bytes) -> npt.NDArray[Any]:
+    """Return the array that the bytes of a .npy file hold; nothing is unpickled.
+
+    Raises
+    ------
+    ValueError
+        They are no such bytes, or some are missing.
+    """
+    stream = io.BytesIO(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = _read_header(stream, len(raw))
+    values = np.frombuffer(raw, header.dtype, offset=stream.tell())
+    return values.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def _check_is_file(file: Path, kind: str) -> None:
@@ -177,7 +213,7 @@ def _check_is_file(file: Path, kind: str) -> None:
     raise _wrong(file, "", found, kind)
 
 
-def _read_header(stream: IO[bytes], size: int) -> _Header:
+def _read_header(stream: IO[bytes], size: int, most: int | None = None) -> ArrayHeader:
     """Read the header of an .npy stream of ``size`` bytes, with which it must agree."""
     version = np.lib.format.read_magic(stream)
     if version not in {(1, 0), (2, 0), (3, 0)}:
@@ -186,17 +222,18 @@ def _read_header(stream: IO[bytes], size: int) -> _Header:
     shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it contains pickled Python objects, which are never loaded")
-    header = _Header(shape, fortran, dtype)
+    header = ArrayHeader(shape, fortran, dtype)
     if min(shape, default=0) < 0:
         raise ValueError(f"its shape {shape} is negative")
-    if header.bytes > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES / 1e9:g} GB once unpacked")
+    limit = most or MAX_BYTES
+    if header.bytes > limit:
+        raise ValueError(f"more than {limit / 1e9:g} GB once unpacked")
     if stream.tell() + header.bytes != size:
         raise ValueError("its header and its size disagree: truncated?")
     return header
 
 
-def _blocks(stream: IO[bytes], header: _Header) -> Iterator[npt.NDArray[Any]]:
+def read_blocks(stream: IO[bytes], header: ArrayHeader) -> Iterator[npt.NDArray[Any]]:
     """Read an array of some rows block by block; of Fortran order, all at once, since no row is in one piece."""
     rows = header.shape[0]
     row_bytes = header.bytes // rows
