@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
@@ -251,12 +250,9 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
 
     Raises
     ------
-    InputError
-        The instance asks for a routing or dispatch rule that this version cannot solve.
     InfeasibleError
         No placement can exist.
     """
-    _refuse_unsupported(instance)
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
@@ -333,23 +329,6 @@ def _copies(instance: Instance, tokens: Floats) -> Ints:
     most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
     loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
     return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
-
-
-def _refuse_unsupported(instance: Instance) -> None:
-    placement, mistakes = instance.placement, []
-    if placement.replica_routing not in {"group", "even"}:
-        mistakes.append(
-            Mistake(
-                placement.replica_routing,
-                "group or even (all that this version can solve)",
-                "placement.replica_routing",
-            )
-        )
-    if placement.dispatch != "per-expert":
-        expected = "per-expert (all that this version can solve)"
-        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
-    if mistakes:
-        raise InputError(mistakes)
 
 
 def _distinct(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:

@@ -20,7 +20,16 @@ from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording
 
-__all__ = ["ArrayHeader", "array_of_bytes", "names_of_arrays", "open_array", "read_blocks", "read_load", "read_trace"]
+__all__ = [
+    "ArrayHeader",
+    "array_of_bytes",
+    "names_of_arrays",
+    "open_array",
+    "read_array",
+    "read_blocks",
+    "read_load",
+    "read_trace",
+]
 
 Ids = npt.NDArray[np.integer]
 
@@ -95,6 +104,20 @@ def read_load(file: Path, instance: Instance) -> Recording:
     return Recording(file.name, load, load.sum(axis=1) / instance.model.top_k)
 
 
+def read_array(file: Path, key: str) -> npt.NDArray[Any]:
+    """Read one array of a .npz file as it is.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or hostile, or has no such array, or an empty one.
+    """
+    with open_array(file, key) as (stream, header):
+        if not header.bytes:
+            raise _wrong(file, key, f"shape {header.shape}", "at least one entry")
+        return np.concatenate(list(read_blocks(stream, header)))
+
+
 def _wrong(file: Path, path: str, found: str, expected: str) -> InputError:
     return InputError(Mistake(found, expected, path, file))
 
@@ -144,7 +167,7 @@ def _check_load_shape(file: Path, shape: tuple[int, ...], expected: tuple[int, i
 
 @contextmanager
 def open_array(file: Path, key: str, most: int | None = None) -> Iterator[tuple[IO[bytes], ArrayHeader]]:
-    """Open one array, of at most ``most`` bytes (absent: `MAX_BYTES`), without running or inflating anything that the file smuggles in.
+    """Open one array of at most ``most`` bytes, without running or inflating anything that the file smuggles in.
 
     Parsing an untrusted zip archive and .npy header raises errors of many kinds; all mean the same to the user.
     """
