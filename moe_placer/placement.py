@@ -79,6 +79,9 @@ class LayerRecord(_Record):
         For ``hot-experts``: the replica that some node must hold.
     any_copies : bool or None
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
+    bound_given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof does not hold for every choice: what it proves
+        for the placement's; ``bound`` is 0 then.
     worst_link : str
         Name of the link with cost z; empty where no link carries anything.
     solver_bound : float or None
@@ -93,6 +96,7 @@ class LayerRecord(_Record):
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
     any_copies: bool | None = None
+    bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""
     solver_bound: NonNegativeFloat | None = None
 

@@ -30,6 +30,8 @@ class Network:
     ----------
     links : tuple of str
         Names.
+    bandwidth : float array [links]
+        GB/s, one direction.
     scale : float array [links]
         Cost of one token on each link.
     link, source, target : int arrays [entries]
@@ -39,6 +41,7 @@ class Network:
     """
 
     links: tuple[str, ...]
+    bandwidth: Floats
     scale: Floats
     link: Ints
     source: Ints
@@ -49,6 +52,12 @@ class Network:
         """Tokens on each link, given ``flow[s, d]`` tokens from node s to node d."""
         tokens = self.share * flow[self.source, self.target]
         return np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
+
+    @cached_property
+    def longest(self) -> int:
+        """Most links that the traffic of one pair of nodes crosses, over all of its routes."""
+        nodes = int(max(self.source.max(initial=0), self.target.max(initial=0))) + 1
+        return int(np.bincount(self.source * nodes + self.target).max(initial=0))
 
     @cached_property
     def arrivals(self) -> tuple[Floats, list[Ints]]:
@@ -87,11 +96,11 @@ def read_network(instance: Instance) -> Network:
     hops, paths = _shortest_paths(adjacency)
 
     links: list[str] = []
-    scale: list[float] = []
+    bandwidth: list[float] = []
     entries: list[tuple[Ints, Ints, Ints, Floats]] = []
     for index, (tail, head) in enumerate(graph.edges):
         links.append(link_name(tail, head))
-        scale.append(instance.cluster.fabric.node_gb_per_s / graph.edges[tail, head]["bandwidth"])
+        bandwidth.append(graph.edges[tail, head]["bandwidth"])
         u, v = place[tail], place[head]
         # Which nodes have the link on a shortest route at all: keeps the pairs to look at few.
         sources = np.flatnonzero(hops[:nodes, u] + 1 == hops[:nodes, v])
@@ -101,11 +110,17 @@ def read_network(instance: Instance) -> Network:
         s, d = s[crosses], d[crosses]
         entries.append((np.full(len(s), index), s, d, paths[s, u] * paths[v, d] / paths[s, d]))
 
-    if instance.objective.metric == "tokens":
-        scale = [1.0] * len(links)
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
-    return Network(tuple(links), np.array(scale, dtype=np.float64), link, source, target, share)
+    speeds = np.array(bandwidth, dtype=np.float64)
+    return Network(tuple(links), speeds, _scale(instance, speeds), link, source, target, share)
+
+
+def _scale(instance: Instance, bandwidth: Floats) -> Floats:
+    """Cost of one token on links of these bandwidths."""
+    if instance.objective.metric == "tokens":
+        return np.ones(len(bandwidth))
+    return np.asarray(instance.cluster.fabric.node_gb_per_s / bandwidth)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -118,10 +133,8 @@ def _read_dragonfly(instance: Instance) -> Network:
         entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
     link, sources, targets = column[:3].astype(np.int64)
-    scale = instance.cluster.fabric.node_gb_per_s / np.array(list(bandwidths.values()))
-    if instance.objective.metric == "tokens":
-        scale = np.ones(len(bandwidths))
-    return Network(tuple(bandwidths), scale, link, sources, targets, column[3])
+    speeds = np.array(list(bandwidths.values()))
+    return Network(tuple(bandwidths), speeds, _scale(instance, speeds), link, sources, targets, column[3])
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:
