@@ -78,6 +78,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         layers=checks,
         cost=load * network.scale,
         load=load,
+        us=load * network.us_per_token,
         links=network.links,
         worst_pair=np.array([layer.worst_pair for layer in layers]),
         memory=memory,

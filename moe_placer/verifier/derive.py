@@ -69,24 +69,29 @@ class Checker:
         """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
         cost = layer.load * self.network.scale
         z = float(cost.max(initial=0.0))
-        worst = self.network.links[int(cost.argmax())] if z > 0 else ""
+        at = int(cost.argmax()) if z > 0 else None
+        worst = self.network.links[at] if at is not None else ""
+        tokens = float(layer.load[at]) if at is not None else 0.0
+        us = tokens * float(self.network.us_per_token[at]) if at is not None else 0.0
         if record is None:
-            return LayerCheck(layer.layer, z, worst, 0.0, "")
+            return LayerCheck(layer.layer, z, worst, 0.0, "", tokens, us)
         copies = None if layer.copies is None else layer.copies.tolist()
         lacking = [*proofs.check_proof(self.instance, record, layer.layer, self.network.links, copies)]
         self.violations.extend([*records.check_order(record, layer.layer), *lacking])
         given, bound = None, 0.0
         derivable = not lacking and record.proof != "solver"
         if derivable:
-            derived = self._believed(self._derive(layer, record), z, [layer], "its z")
+            proved = self._believed(self._derive(layer, record), z, [layer], "its z")
             if proofs.copies_are_free(self.instance) and not record.any_copies:
-                given = derived
+                given = proved
             else:
-                bound = derived
-        check = LayerCheck(layer.layer, z, worst, bound, record.proof, given, _claimed(record))
+                bound = proved
+        check = LayerCheck(layer.layer, z, worst, bound, record.proof, tokens, us, given, _claimed(record))
         if layer.demand is not None:
             sent, of_instance = self._sent(layer), derivable and given is None
-            self.violations.extend(records.check_figures(record, check, self.network.links, cost, of_instance, sent))
+            self.violations.extend(
+                records.check_figures(record, check, self.network.links, cost, layer.load, of_instance, sent)
+            )
             self.violations.extend(records.check_given_replicas(record, check, sent))
         return check
 
@@ -113,14 +118,15 @@ class Checker:
         self.violations.extend(lacking)
         if any(layer.demand is None for layer in self.layers):
             return 0.0
-        totals = sum((layer.load * self.network.scale for layer in self.layers), np.zeros(len(self.network.links)))
+        load = np.sum([layer.load for layer in self.layers], axis=0)
+        totals = load * self.network.scale
         derived = None
         if record.proof is not None and not lacking:
             terms = [self._weighted(layer, record.weights or {}, record.any_copies) for layer in self.layers]
             largest = float(totals.max(initial=0.0))
             derived = self._believed(sum_below(terms), largest, self.layers, "its hottest link over all layers")
         sent = self._sent(*self.layers)
-        self.violations.extend(records.check_aggregate(record, self.network.links, totals, derived, sent))
+        self.violations.extend(records.check_aggregate(record, self.network.links, totals, load, derived, sent))
         return derived or 0.0
 
     def check_memory(self, placement: Placement, total_z: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from moe_placer.fabric.graph import build_fabric, link_name, node_name
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.verifier.capacity import BYTES_PER_VALUE, GB
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 
 __all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
@@ -34,6 +36,8 @@ class Network:
         GB/s, one direction.
     scale : float array [links]
         Cost of one token on each link.
+    us_per_token : float array [links]
+        Microseconds of one token on each link, one way, at its real bandwidth.
     link, source, target : int arrays [entries]
         Traffic from node ``source`` to node ``target`` crosses ``link`` ...
     share : float array [entries]
@@ -43,6 +47,7 @@ class Network:
     links: tuple[str, ...]
     bandwidth: Floats
     scale: Floats
+    us_per_token: Floats
     link: Ints
     source: Ints
     target: Ints
@@ -96,11 +101,11 @@ def read_network(instance: Instance) -> Network:
     hops, paths = _shortest_paths(adjacency)
 
     links: list[str] = []
-    bandwidth: list[float] = []
+    bandwidths: list[float] = []
     entries: list[tuple[Ints, Ints, Ints, Floats]] = []
     for index, (tail, head) in enumerate(graph.edges):
         links.append(link_name(tail, head))
-        bandwidth.append(graph.edges[tail, head]["bandwidth"])
+        bandwidths.append(graph.edges[tail, head]["bandwidth"])
         u, v = place[tail], place[head]
         # Which nodes have the link on a shortest route at all: keeps the pairs to look at few.
         sources = np.flatnonzero(hops[:nodes, u] + 1 == hops[:nodes, v])
@@ -112,15 +117,7 @@ def read_network(instance: Instance) -> Network:
 
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
-    speeds = np.array(bandwidth, dtype=np.float64)
-    return Network(tuple(links), speeds, _scale(instance, speeds), link, source, target, share)
-
-
-def _scale(instance: Instance, bandwidth: Floats) -> Floats:
-    """Cost of one token on links of these bandwidths."""
-    if instance.objective.metric == "tokens":
-        return np.ones(len(bandwidth))
-    return np.asarray(instance.cluster.fabric.node_gb_per_s / bandwidth)
+    return Network(tuple(links), *_speeds(instance, bandwidths), link, source, target, share)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -133,8 +130,17 @@ def _read_dragonfly(instance: Instance) -> Network:
         entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
     link, sources, targets = column[:3].astype(np.int64)
-    speeds = np.array(list(bandwidths.values()))
-    return Network(tuple(bandwidths), speeds, _scale(instance, speeds), link, sources, targets, column[3])
+    return Network(tuple(bandwidths), *_speeds(instance, bandwidths.values()), link, sources, targets, column[3])
+
+
+def _speeds(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats, Floats, Floats]:
+    """Bandwidths of links (GB/s), and what one token costs there, and takes one way in microseconds."""
+    gb_per_s = np.array(list(bandwidths), dtype=np.float64)
+    model, fabric = instance.model, instance.cluster.fabric
+    token_gb = model.hidden_size * BYTES_PER_VALUE[model.dtype] / GB
+    seconds = token_gb / (gb_per_s * fabric.link_utilization)
+    cost = np.ones_like(gb_per_s) if instance.objective.metric == "tokens" else fabric.node_gb_per_s / gb_per_s
+    return gb_per_s, cost, 1e6 * seconds
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:

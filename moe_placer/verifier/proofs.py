@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
@@ -122,6 +120,6 @@ def _check_weights(
     if wrong:
         found = f"a weight of {record.weights[wrong[0]]:.9g} for {wrong[0][:60]!r}"
         yield Violation("weights", f"{found}, required is 0 to 1", layer)
-    total = float(np.sum(list(record.weights.values())))
+    total = sum(record.weights.values())
     if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
         yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)
