@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
@@ -40,9 +40,8 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     Raises
     ------
     InputError
-        The traffic does not fit the instance, or the instance asks for a rule that this version cannot verify.
+        The traffic does not fit the instance.
     """
-    _refuse_unsupported(instance)
     if traffic is None:
         traffic = load_traffic(instance)
     mistakes = find_traffic_mistakes(instance, traffic)
@@ -87,16 +86,3 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         facts_checked=facts.checked,
         facts_not_checked=facts.not_checked,
     )
-
-
-def _refuse_unsupported(instance: Instance) -> None:
-    placement = instance.placement
-    mistakes = []
-    if placement.replica_routing not in {"group", "even"}:
-        expected = "group or even (this version cannot verify other rules)"
-        mistakes.append(Mistake(placement.replica_routing, expected, "placement.replica_routing"))
-    if placement.dispatch != "per-expert":
-        expected = "per-expert (this version cannot verify others)"
-        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
-    if mistakes:
-        raise InputError(mistakes)
