@@ -128,7 +128,7 @@ def test_prompts_are_told_apart(tmp_path: Path) -> None:
     recorded = read(*write_sglang_detail(truth, tmp_path, by_token=True))
     tokens = [len(ids) for ids in truth.topk[0]]
     lengths = [part for count in tokens for part in (count // 2, count - count // 2)]
-    assert recorded.arrays["token_sequence"].tolist() == np.repeat(np.arange(4), lengths).tolist()
+    assert recorded.arrays["seq"].tolist() == np.repeat(np.arange(4), lengths).tolist()
 
 
 def test_ranks_that_record_the_same_tokens_are_read_once(tmp_path: Path) -> None:

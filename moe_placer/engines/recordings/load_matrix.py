@@ -21,7 +21,7 @@ from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Tally
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
-from moe_placer.traffic.files import names_of_arrays, open_array, read_blocks
+from moe_placer.traffic.files import names_of_arrays, read_array
 
 __all__ = ["LOAD_SUFFIXES", "read_load_matrices"]
 
@@ -29,7 +29,6 @@ LOAD_SUFFIXES = {".npy", ".npz", ".csv", ".json", ".parquet"}
 
 _KIND = "counts [layers, experts] or [steps, layers, experts]"
 _MOST_TEXT_BYTES = 200_000_000
-_MOST_BYTES = 1_000_000_000
 _MOST_COUNT = 2**53
 _WHOLE = f"a whole number from 0 to {_MOST_COUNT:,}; shares can be used as they are (traffic.kind: load)"
 _LONG = ("layer", "expert", "count")
@@ -85,11 +84,7 @@ def _numpy(file: Path) -> npt.NDArray[Any]:
         key = next(
             (name for name in ("load", "logical_count") if name in names), names[0] if len(names) == 1 else "load"
         )
-    with open_array(file, key, _MOST_BYTES) as (stream, header):
-        if len(header.shape) not in {2, 3} or 0 in header.shape or header.dtype.kind not in "iuf":
-            found = f"{header.dtype} of shape {list(header.shape)}"
-            raise InputError(Mistake(found, f"numbers: {_KIND}", key, file))
-        return np.concatenate(list(read_blocks(stream, header)))
+    return read_array(file, key)
 
 
 def _json(file: Path) -> npt.NDArray[Any]:

@@ -81,8 +81,8 @@ class Recorded:
     arrays : dict of str to array
         What else is there: ``window_load`` [windows, MoE layers, experts]; ``source_load`` [source ranks, MoE layers,
         experts]; ``topk`` [kept tokens, MoE layers, top_k] with ``token_source``, ``token_window`` and
-        ``token_sequence`` [kept tokens]; ``rank_tokens`` [source ranks, MoE layers, ranks] and ``rdma_tokens`` [source
-        ranks, MoE layers, nodes], which the engine measured.
+        ``seq``, the number of its sequence [kept tokens]; ``rank_tokens`` [source ranks, MoE layers, ranks] and
+        ``rdma_tokens`` [source ranks, MoE layers, nodes], which the engine measured.
     """
 
     about: About
@@ -176,11 +176,11 @@ def _whole_tokens(tally: Tally, rows: Ints, top_k: int, arrays: dict[str, npt.ND
         return 0
     small = np.uint8 if tally.load.shape[1] <= 256 else np.uint16
     arrays["topk"] = topk[whole].astype(small)
-    of_token = {"source": tally.kept.source, "window": tally.kept.window, "sequence": tally.kept.sequence}
-    for name, parts in of_token.items():
+    kept = tally.kept
+    for name, parts in (("token_source", kept.source), ("token_window", kept.window), ("seq", kept.sequence)):
         values = np.concatenate(parts)[whole]
-        if (values >= 0).any():
-            arrays[f"token_{name}"] = values.astype(np.int32)
+        if (values >= 0).all():
+            arrays[name] = values.astype(np.int32)
     return int(whole.sum())
 
 

@@ -23,7 +23,7 @@ from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally, count_choices, draw_tokens
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
-from moe_placer.traffic.files import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_blocks
+from moe_placer.traffic.files import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_rows
 
 __all__ = ["is_routed_experts", "read_routed_experts"]
 
@@ -146,8 +146,9 @@ def _sequences(file: Path) -> Iterator[_Sequence]:
             with _open(file, name) as (_, header):
                 if header.dtype.kind not in "iu":
                     raise InputError(Mistake(f"values of type {header.dtype}", _KIND, name, file))
-                if header.fortran and header.bytes > _MOST_IN_MEMORY:
-                    raise InputError(Mistake("an array in Fortran order", "C order: np.ascontiguousarray", name, file))
+                if header.fortran and header.bytes:
+                    expected = "C order: numpy.ascontiguousarray before it is saved"
+                    raise InputError(Mistake("an array in Fortran order", expected, name, file))
                 yield _Sequence(file, name, header.shape, partial(_stored_blocks, file, name))
         return
     held = 0
@@ -170,7 +171,7 @@ def _open(file: Path, name: str) -> AbstractContextManager[tuple[IO[bytes], Arra
 def _stored_blocks(file: Path, name: str) -> Iterator[npt.NDArray[Any]]:
     with _open(file, name) as (stream, header):
         if 0 not in header.shape:
-            yield from read_blocks(stream, header)
+            yield from read_rows(stream, header)
 
 
 def _one_block(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
