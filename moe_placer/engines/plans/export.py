@@ -113,7 +113,7 @@ def export_plan(instance: Instance, placement: Placement | None, form: str, file
     plan, deployment = plan_from_placement(instance, placement, chosen)
     return Export(
         content=chosen.encode(plan, deployment, mtp_layers),
-        engine=chosen.rules.label,
+        engine=chosen.reader,
         start=chosen.start(plan, deployment, file),
         warnings=(*chosen.warnings(plan, deployment), *_routing(chosen, plan, deployment), *_repeats(plan)),
         deployment=deployment,
@@ -180,4 +180,4 @@ def check_file(form: str, file: Path, instance: Instance | None = None) -> Check
     warnings = list(_repeats(plan)) if known else []
     if chosen.suffix and file.suffix != chosen.suffix:
         warnings.append(f"{chosen.rules.label} reads only files whose names end in {chosen.suffix}.")
-    return CheckedFile(chosen.rules.label, plan, known, plan.ranks, raw, tuple(warnings))
+    return CheckedFile(chosen.reader, plan, known, plan.ranks, raw, tuple(warnings))

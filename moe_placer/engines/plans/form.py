@@ -79,6 +79,11 @@ class PlanForm(ABC):
         """What its engine demands."""
         return ENGINES[self.layout.engine]
 
+    @property
+    def reader(self) -> str:
+        """Engine and version that read its files."""
+        return self.rules.label
+
     @abstractmethod
     def encode(self, plan: Plan, deployment: Deployment, mtp_layers: int = 0) -> bytes:
         """Return the file's bytes.

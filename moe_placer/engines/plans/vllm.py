@@ -88,6 +88,7 @@ class VllmInitialMapForm(VllmPlanForm):
     name = "vllm-initial-map"
     what = "vLLM with pull request #49572 (open): eplb_config.initial_expert_map_path"
     mtp = "the proposal says nothing of draft models"
+    reader = "vLLM with pull request #49572 (open)"
     consequences: ClassVar[Mapping[Fault, str]] = {
         "kind": "with #49572 refuses it",
         "range": "with #49572 refuses it",

@@ -26,6 +26,7 @@ class VllmJsonlForm(PlanForm):
 
     name = "vllm-jsonl"
     what = "vLLM with pull request #41141 (open): eplb_config.initial_mapping_path"
+    reader = "vLLM with pull request #41141 (open)"
     mtp = "the proposal says nothing of draft models"
     consequences: ClassVar[Mapping[Fault, str]] = dict.fromkeys(
         ("kind", "range", "slots", "missing"), "with #41141 refuses it"
