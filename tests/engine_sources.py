@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import sys
 import types
@@ -170,5 +171,6 @@ def ascend(version: str) -> SimpleNamespace:
 
     path = source_of("vllm-ascend", version) / "vllm_ascend" / "eplb" / "core" / "eplb_utils.py"
     names = {"expert_file_to_tensor", "generate_log2phy_map"}
-    given = {"json": json, "torch": torch, "defaultdict": collections.defaultdict}
+    logger = logging.getLogger("vllm")
+    given = {"json": json, "torch": torch, "defaultdict": collections.defaultdict, "logger": logger}
     return SimpleNamespace(**functions_of(path, names, **given))

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from moe_placer.cli.bench_command import bench
 from moe_placer.cli.check_file_command import check_file
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
@@ -21,6 +20,7 @@ from moe_placer.cli.schedule_command import schedule
 from moe_placer.cli.schema_command import schema
 from moe_placer.cli.solve_command import solve
 from moe_placer.cli.solvers_command import solvers
+from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
 from moe_placer.errors import MoePlacerError
@@ -36,7 +36,9 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+ 70  a defect of this program or of a solver: please report it
 """
+_DEFECT = 70  # EX_SOFTWARE of sysexits.h
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,8 +56,8 @@ for _command in (
     dag,
     schedule,
     sweep,
-    bench,
     compare,
+    split,
     report,
     export,
     check_file,
@@ -105,7 +107,8 @@ def _run(arguments: list[str] | None) -> int:
             return _fail(f"output cannot be written: {error.strerror}", 1)
         if os.environ.get("MOE_PLACER_DEBUG"):
             raise
-        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)
+        where = "set MOE_PLACER_DEBUG=1 for where"
+        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} ({where})", _DEFECT)
 
 
 def _fail(message: str, code: int) -> int:

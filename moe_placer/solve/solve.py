@@ -14,7 +14,7 @@ from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bo
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
 from moe_placer.decomposition.memory import Room, share_room
 from moe_placer.decomposition.memory_rounding import fit_room
-from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
+from moe_placer.errors import DefectError, InfeasibleError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import (
@@ -33,6 +33,7 @@ from moe_placer.verifier import Verification, verify
 
 __all__ = ["Progress", "Solution", "solve"]
 
+_MORE = {Stop.TIME: "give it more time, or another solver", Stop.WORK: "give it more effort, or another solver"}
 _SHOWN = 10  # violations printed in an error
 
 
@@ -137,7 +138,7 @@ def solve(
         No placement can exist, and the message says why.
     NothingFoundError
         The limits ran out, or the method failed, before there was a placement.
-    VerificationError
+    DefectError
         The verifier disagrees with the solver: a defect of this program.
     """
     begun = time.monotonic()
@@ -206,7 +207,7 @@ def _run(
     nodes = [result.node if result is not None else None for result in start]
     results = method.solve(problem, limits, seed, nodes, report)
     if len(results) != len(problem):
-        raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
+        raise DefectError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
     if room is not None:
         results = [room.restated(index, result) for index, result in enumerate(results)]
     for index, result in enumerate(results):
@@ -214,16 +215,16 @@ def _run(
         if result.status is Status.INFEASIBLE:
             raise InfeasibleError(f"{problem.name}: {method.name} proved that layer {layer} has no valid placement")
         if result.node is None:
-            hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
+            hint = _MORE.get(result.stop, "try another solver")
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
         if not _fits(problem, index, result):
             message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"
-            raise VerificationError(message, ["slots"])
+            raise DefectError(message, ["slots"])
     for index, bound in _missing_bounds(problem, results, limits):
         try:
             results[index] = replace(results[index], bound=bound, solver_bound=_word(results[index]))
         except FalseBoundError as error:
-            raise VerificationError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
+            raise DefectError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
         report(index, results[index])
     return results
 
@@ -280,4 +281,4 @@ def _insist(verification: Verification, method: Solver) -> None:
     rest = [f"  ... and {more:,} more"] if more > 0 else []
     found = "\n".join([*shown, *rest])
     message = f"the placement of {method.name} fails verification, so nothing was written:\n{found}"
-    raise VerificationError(message, [violation.rule for violation in verification.violations])
+    raise DefectError(message, [violation.rule for violation in verification.violations])
