@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import pack
 from moe_placer.traffic import Traffic
 
-__all__ = ["state_placement"]
+__all__ = ["bare_placement", "state_placement"]
 
 
 def state_placement(
@@ -54,14 +55,7 @@ def state_placement(
     NothingFoundError
         The replicas of a node do not go on its GPUs.
     """
-    packed = _pack(problem, method, results)
-    gpu = []
-    for index, result in enumerate(results):
-        expert, _ = problem.items(index, result.copies)
-        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
-        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
-            rows[e].append(gpus if problem.shards > 1 else gpus[0])
-        gpu.append(tuple(tuple(row) for row in rows))
+    gpu = _gpu_lists(problem, results, _pack(problem, method, results))
     parameters = {
         "gap": limits.gap,
         "time_limit_s": limits.time_s,
@@ -72,7 +66,7 @@ def state_placement(
         schema=SCHEMA,
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
         solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
-        gpu=tuple(gpu),
+        gpu=gpu,
         layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
         memory=_memory_record(room, results),
         aggregate=_aggregate_record(problem, results),
@@ -81,6 +75,46 @@ def state_placement(
         fabric=_fabric_facts(instance),
         replicas=_replica_facts(problem, by_load, method.name, results),
     )
+
+
+def bare_placement(
+    instance: Instance, traffic: Traffic, problem: Problem, solver: str, seed: int, results: Sequence[LayerResult]
+) -> Placement:
+    """Give every replica its GPUs, and state nothing of the placement: for what is not written, only measured.
+
+    Parameters
+    ----------
+    solver : str
+        Name of the method.
+    results : sequence of LayerResult
+        One per MoE layer, each with its nodes.
+
+    Raises
+    ------
+    NothingFoundError
+        The replicas of a node do not go on its GPUs.
+    """
+    return Placement(
+        schema=SCHEMA,
+        instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
+        solver=SolverRecord(name=solver, version=_version("moe-placer"), seed=seed),
+        gpu=_gpu_lists(problem, results, pack(problem, results)),
+        layers=(),
+    )
+
+
+def _gpu_lists(
+    problem: Problem, results: Sequence[LayerResult], packed: Sequence[Sequence[tuple[int, ...]]]
+) -> tuple[tuple[Any, ...], ...]:
+    """Return ``gpu[l][e]`` of the placement file; ``packed`` has, per layer, the GPUs of each item."""
+    gpu = []
+    for index, result in enumerate(results):
+        expert, _ = problem.items(index, result.copies)
+        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
+        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
+            rows[e].append(gpus if problem.shards > 1 else gpus[0])
+        gpu.append(tuple(tuple(row) for row in rows))
+    return tuple(gpu)
 
 
 def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> list[list[tuple[int, ...]]]:

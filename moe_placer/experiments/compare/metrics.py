@@ -16,7 +16,7 @@ from moe_placer.traffic import Traffic
 from moe_placer.verifier.loads import choices_per_token, copy_demand, read_network
 from moe_placer.verifier.rules import Copy, read_copies
 
-__all__ = ["Flows", "metrics", "rounded"]
+__all__ = ["Flows", "find_flows", "metrics", "rounded"]
 
 Floats = npt.NDArray[np.float64]
 
