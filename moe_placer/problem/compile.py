@@ -22,6 +22,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
+from moe_placer.problem.coverage import Coverage
 from moe_placer.traffic import Traffic
 
 __all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
@@ -64,6 +65,9 @@ class LayerProblem:
         Whether other numbers of copies would be allowed; bounds must then hold for these too.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    coverage : Coverage or None
+        Where a token goes once to each node: what decides the cost, which is then not linear. ``base`` and ``delta``
+        still say what one copy per chosen expert would cost, which is all that methods of that model look at.
     """
 
     layer: int
@@ -80,6 +84,7 @@ class LayerProblem:
     load: Floats
     copies_are_free: bool = False
     gpu_price: float = 0.0
+    coverage: Coverage | None = None
 
     @property
     def items(self) -> int:
@@ -98,6 +103,8 @@ class LayerProblem:
 
     def cost(self, node: Ints) -> Floats:
         """Cost of every link [K] when item i is on ``node[i]``."""
+        if self.coverage is not None:
+            return self.coverage.cost(self.expert, self.replica, node)
         items = np.arange(self.items)
         touched = self.touched[node]
         total = np.bincount(touched.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)
