@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
 
-.PHONY: help solve test test-all lint types clean
+.PHONY: help solve test test-all test-lowest lint types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,11 @@ test: $(VENV)/.dev  ## Run the tests, without the slow ones
 
 test-all: $(VENV)/.dev  ## Run all tests, the slow ones too
 	$(BIN)/pytest -n auto -m ''
+
+test-lowest:  ## Run the tests with the lowest allowed versions of the dependencies (needs uv)
+	uv venv --quiet --python 3.11 .venv-lowest
+	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/pytest -n auto
 
 lint: $(VENV)/.dev  ## Check style
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+    from moe_placer.dag import write_dags
     from moe_placer.errors import (
         InfeasibleError,
         InputError,
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from moe_placer.instance import Instance, load_instance
+    from moe_placer.instance import Instance, load_instance, make_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.result import Status, Stop
+    from moe_placer.schedule.step import simulate
+    from moe_placer.schedule.workload import Workload
     from moe_placer.solve.progress import Progress
     from moe_placer.solve.solve import Solution, solve
-    from moe_placer.traffic import Recording, Traffic, load_traffic
+    from moe_placer.traffic import Recording, Traffic, load_traffic, make_traffic
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
 _HOME = {
@@ -52,11 +56,16 @@ _HOME = {
     "Verification": "verifier",
     "VerificationError": "errors",
     "Violation": "verifier",
+    "Workload": "schedule.workload",
     "load_instance": "instance",
     "load_placement": "placement",
     "load_traffic": "traffic",
+    "make_instance": "instance",
+    "make_traffic": "traffic",
+    "simulate": "schedule.step",
     "solve": "solve.solve",
     "verify": "verifier",
+    "write_dags": "dag",
 }
 
 __all__ = [
@@ -80,11 +89,17 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Violation",
+    "Workload",
+    "__version__",
     "load_instance",
     "load_placement",
     "load_traffic",
+    "make_instance",
+    "make_traffic",
+    "simulate",
     "solve",
     "verify",
+    "write_dags",
 ]
 
 
@@ -95,6 +110,10 @@ del globals()["solve"]
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use, so that importing the package costs next to nothing."""
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import
+
+        return version("moe-placer")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -81,6 +81,8 @@ class LayerRecord(_Record):
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
     worst_link : str
         Name of the link with cost z; empty where no link carries anything.
+    worst_link_tokens : float or None
+        Plain tokens per step on that link; absent in files of older versions.
     solver_bound : float or None
         A higher bound that only the solver's own search proved.
     """
@@ -94,6 +96,7 @@ class LayerRecord(_Record):
     hot: tuple[int, int] | None = None
     any_copies: bool | None = None
     worst_link: str = ""
+    worst_link_tokens: NonNegativeFloat | None = None
     solver_bound: NonNegativeFloat | None = None
 
 
@@ -106,6 +109,8 @@ class AggregateRecord(_Record):
         Cost of that link over all layers (tokens per step at node-link speed).
     worst_link : str
         Its name; empty where no link carries anything.
+    worst_link_tokens : float or None
+        Plain tokens per step on that link over all layers; absent in files of older versions.
     bound : float or None
         No placement has a smaller value; absent where nothing is known.
     proof : "dual" or None
@@ -118,6 +123,7 @@ class AggregateRecord(_Record):
 
     value: NonNegativeFloat
     worst_link: str = ""
+    worst_link_tokens: NonNegativeFloat | None = None
     bound: NonNegativeFloat | None = None
     proof: Literal["dual"] | None = None
     weights: Mapping[str, NonNegativeFloat] | None = None

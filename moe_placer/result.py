@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
+from moe_placer.errors import MoePlacerError
 
 __all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap"]
 
 
-class FalseBoundError(ValueError):
+class FalseBoundError(MoePlacerError, ValueError):
     """A bound is above what was found."""
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.bounds.relaxation import relax
 from moe_placer.decomposition.aggregate import solve_aggregate
-from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_copies, with_copies
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop
 from moe_placer.result import gap as relative_gap
@@ -20,7 +20,7 @@ from moe_placer.search.neighbourhood import around_worst_link, cut_out
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import recopy
 from moe_placer.solve.base import Start
-from moe_placer.solve.layerwise import LayerSolver, solve_layers
+from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
 from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]
@@ -73,50 +73,45 @@ class Auto(LayerSolver):
         apart = super().solve(problem, replace(limits, work=_APART * work, deadline=deadline), seed, start, report)
         return solve_aggregate(problem, replace(limits, work=(1 - _APART) * work), seed, apart, report)
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
+    def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; the first call solves the relaxation, later ones search on."""
+        layer, start = task.layer, task.start
         if start is not None and start.z == 0:
             return replace(start, bound=best_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
         copies = start.copies if start is not None else None
         if copies is not None:
             layer = with_copies(layer, copies)
+            task = replace(task, layer=layer)
         result, spent = start, 0.0
         if start is None or start.bound.weights is None:
-            result, spent = _from_relaxation(layer, gap, rng, start, deadline)
+            result, spent = _from_relaxation(task)
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
-        settle = layer.items * layer.nodes <= _SMALL or work >= _EXACT_WORK
-        target = result.bound.value * (1 + _AIM * gap)
-        part = (work - spent) / (1 + settle)
+        settle = layer.items * layer.nodes <= _SMALL or task.work >= _EXACT_WORK
+        target = result.bound.value * (1 + _AIM * task.gap)
+        part = (task.work - spent) / (1 + settle)
         recopying = _RECOPYING * part if layer.copies_are_free and could_pay(layer, result.z, target) else 0.0
-        if _open(result, gap, deadline):
+        if _open(result, task):
             assert result.node is not None
-            found = search(layer, result.node, target, part - recopying, rng, deadline)
+            found = search(layer, result.node, target, part - recopying, task.rng, task.deadline)
             spent += found.work
             if found.z < result.z:
                 result = replace(result, node=found.node, z=found.z)
-        if recopying and _open(result, gap, deadline):
+        if recopying and _open(result, task):
             assert result.node is not None
-            recopied = recopy(layer, result.node, target, recopying, rng, deadline)
+            recopied = recopy(layer, result.node, target, recopying, task.rng, task.deadline)
             spent += recopied.work
             if recopied.z < result.z:
                 layer, copies = recopied.layer, count_copies(recopied.layer)
                 result = replace(result, node=recopied.node, z=recopied.z, solver_bound=None)
-        if settle and _open(result, gap, deadline):
+        if settle and _open(result, task):
             whole = layer.items * layer.nodes <= _WHOLE
             exact = _by_neighbourhoods if not whole else _with_choice if layer.copies_are_free else CpSat().solve_layer
-            result = exact(layer, gap, max(_LEAST_WORK, work - spent), rng, replace(result, copies=None), deadline)
+            work = max(_LEAST_WORK, task.work - spent)
+            result = exact(replace(task, layer=layer, work=work, start=replace(result, copies=None)))
             copies = result.copies if result.copies is not None else copies
             spent += result.work
-        return _finished(replace(result, copies=copies), gap, spent)
+        return _finished(replace(result, copies=copies), task.gap, spent)
 
 
 def _by_shares(
@@ -152,89 +147,80 @@ def _of_its_share(result: LayerResult) -> LayerResult:
     return own if result.stop in {Stop.PROVED, Stop.GAP} else replace(own, stop=result.stop)
 
 
-def _open(result: LayerResult, gap: float, deadline: Deadline) -> bool:
+def _open(result: LayerResult, task: LayerTask) -> bool:
     """Whether there is something left to do, and time."""
-    return relative_gap(result.z, result.best_bound) > max(gap, OPTIMAL_GAP) and not deadline.over
+    return relative_gap(result.z, result.best_bound) > max(task.gap, OPTIMAL_GAP) and not task.deadline.over
 
 
-def _from_relaxation(
-    layer: LayerProblem, gap: float, rng: np.random.Generator, start: LayerResult | None, deadline: Deadline
-) -> tuple[LayerResult | None, float]:
+def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
 
     Without slots the relaxation is several times faster and hardly weaker, so large layers try that one first; where
     copies are free, it is the one that bounds them all.
     """
-    result, bound, spent = start, best_bound(layer), 0.0
+    layer = task.layer
+    result, bound, spent = task.start, best_bound(layer), 0.0
     size = layer.items * layer.nodes
     for without_slots in (True, False) if layer.copies_are_free or size > _LARGE else (False,):
-        relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None, any_copies=without_slots)
+        relaxation = relax(layer, task.seconds, any_copies=without_slots)
         spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
         if relaxation is None:
             break
         if without_slots or not layer.copies_are_free:
             bound = max(best_bound(layer, relaxation.weights), bound, key=lambda b: b.value)
-        node = round_shares(layer, relaxation.share, rng)
+        node = round_shares(layer, relaxation.share, task.rng)
         if node is not None:
-            found = search(layer, node, bound.value, 0.0, rng, deadline)
+            found = search(layer, node, bound.value, 0.0, task.rng, task.deadline)
             spent += found.work
             if result is None or found.z < result.z:
                 result = LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME)
-        if result is not None and relative_gap(result.z, bound.value) <= _AIM * gap:
+        if result is not None and relative_gap(result.z, bound.value) <= _AIM * task.gap:
             break
     if result is None:
         return None, spent
-    return replace(result, bound=_with_threshold(layer, bound, result.z, deadline)), spent
+    return replace(result, bound=_with_threshold(task, bound, result.z)), spent
 
 
-def _with_threshold(layer: LayerProblem, bound: Bound, z: float, deadline: Deadline) -> Bound:
+def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:
     """Raise the bound by what a placement better than z may not contain, where that is anything."""
+    layer = task.layer
     if layer.copies_are_free:
         return bound
     forbidden = beyond(layer, z)
-    if not forbidden[:, layer.widest > 0].any() or deadline.over:
+    if not forbidden[:, layer.widest > 0].any() or task.deadline.over:
         return bound
-    relaxation = relax(layer, deadline.left if np.isfinite(deadline.at) else None, forbidden)
+    relaxation = relax(layer, task.seconds, forbidden)
     weights = relaxation.weights if relaxation is not None else bound.weights
     if weights is None:
         return bound
     return max(bound, threshold_bound(layer, weights, z), key=lambda b: b.value)
 
 
-def _with_choice(
-    layer: LayerProblem, gap: float, work: float, rng: np.random.Generator, start: LayerResult, deadline: Deadline
-) -> LayerResult:
+def _with_choice(task: LayerTask) -> LayerResult:
     """Let CP-SAT settle the layer with the copies it has, then look for others; finished where it finds none."""
+    layer, start = task.layer, task.start
+    assert start is not None
     assert start.node is not None
-    model = Model(layer, start.bound.value, start.node)
-    given = model.solve(start.bound, gap, work, int(rng.integers(2**31)), start, deadline)
+    given = Model(layer, start.bound.value, start.node).solve(task, start.bound)
     chooser = None if given.stop is not Stop.FINISHED else choosing_model(layer, start.bound, given)
     if chooser is None:
         return given
-    seed = int(rng.integers(2**31))
-    chosen = chooser.solve(given.bound, gap, _CHOICE_WORK, seed, replace(given, stop=Stop.TIME), deadline)
+    chosen = chooser.solve(replace(task, work=_CHOICE_WORK, start=replace(given, stop=Stop.TIME)), given.bound)
     stop = Stop.FINISHED if chosen.stop is Stop.TIME and chosen.z >= given.z else chosen.stop
     return replace(chosen, stop=stop, work=given.work + chosen.work)
 
 
-def _by_neighbourhoods(
-    layer: LayerProblem,
-    gap: float,
-    work: float,
-    rng: np.random.Generator,
-    start: LayerResult,
-    deadline: Deadline,
-) -> LayerResult:
+def _by_neighbourhoods(task: LayerTask) -> LayerResult:
     """Let CP-SAT place a few nodes anew at a time, around the worst link (large neighbourhood search, Shaw 1998)."""
-    result, spent = start, 0.0
-    while spent < work and _open(result, gap, deadline):
+    assert task.start is not None
+    layer, result, spent = task.layer, task.start, 0.0
+    while spent < task.work and _open(result, task):
         assert result.node is not None
-        part = cut_out(layer, result.node, around_worst_link(layer, result.node, _NODES, rng))
+        part = cut_out(layer, result.node, around_worst_link(layer, result.node, _NODES, task.rng))
         here = part.local(result.node)
         begin = LayerResult(here, part.layer.z(here), result.bound, Status.FEASIBLE, Stop.TIME)
-        solved = Model(part.layer, result.bound.value, here).solve(
-            result.bound, gap / 2, _PART_WORK, int(rng.integers(2**31)), begin, deadline
-        )
+        whole = replace(task, layer=part.layer, gap=task.gap / 2, work=_PART_WORK, start=begin)
+        solved = Model(part.layer, result.bound.value, here).solve(whole, result.bound)
         spent += max(_LEAST_WORK, solved.work)
         if solved.node is not None and solved.z < begin.z:
             node = part.whole(result.node, solved.node)

@@ -27,7 +27,7 @@ from moe_placer.problem.replicas import count_copies, with_copies
 from moe_placer.problem.symmetry import Kinds
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -58,26 +58,19 @@ class CpSat(LayerSolver):
             return "the package ortools is not installed"
         return None
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
+    def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
+        layer, start = task.layer, task.start
         if start is not None and start.copies is not None:
             layer = with_copies(layer, start.copies)
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
-            bound = relaxed_bound(layer, deadline.left if np.isfinite(deadline.at) else None)
-        if start is not None and relative_gap(start.z, bound.value) <= gap:
+            bound = relaxed_bound(layer, task.seconds)
+        if start is not None and relative_gap(start.z, bound.value) <= task.gap:
             stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
             return replace(start, bound=bound, stop=stop, status=_status(start.z, bound.value))
         model = choosing_model(layer, bound, start) or Model(layer, bound.value, start.node if start else None)
-        return model.solve(bound, gap, work, int(rng.integers(2**31)), start, deadline)
+        return model.solve(task, bound)
 
 
 def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:
@@ -193,37 +186,27 @@ class Model:
         counts = np.array([[solver.value(v) for v in row] for row in self.x])
         return self.layer, self.kinds.place(counts, self.layer)
 
-    def solve(
-        self, bound: Bound, gap: float, work: float, seed: int, start: LayerResult | None, deadline: Deadline
-    ) -> LayerResult:
-        """Search until the gap, the deterministic effort or the deadline."""
+    def solve(self, task: LayerTask, bound: Bound) -> LayerResult:
+        """Search until the gap, the deterministic effort or the deadline; ``task.layer`` is not looked at."""
         solver = self.cp_model.CpSolver()
         parameters = solver.parameters
         parameters.num_workers = 1  # layers run in parallel; one thread each keeps runs repeatable
-        parameters.random_seed = seed % (2**31)
-        parameters.relative_gap_limit = gap
-        parameters.max_deterministic_time = work
+        parameters.random_seed = int(task.rng.integers(2**31))
+        parameters.relative_gap_limit = task.gap
+        parameters.max_deterministic_time = task.work
         parameters.linearization_level = 2
         parameters.catch_sigint_signal = False
-        if np.isfinite(deadline.at):
-            parameters.max_time_in_seconds = max(0.01, deadline.left)
-        status = _solve_watched(solver, self.model, deadline)
-        return self._result(solver, status, bound, gap, start, deadline)
+        if task.seconds is not None:
+            parameters.max_time_in_seconds = max(0.01, task.seconds)
+        status = _solve_watched(solver, self.model, task.deadline)
+        return self._result(solver, status, task, bound)
 
-    def _result(
-        self,
-        solver: cp_model.CpSolver,
-        status: Any,
-        bound: Bound,
-        gap: float,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
-        cp = self.cp_model
+    def _result(self, solver: cp_model.CpSolver, status: Any, task: LayerTask, bound: Bound) -> LayerResult:
+        cp, start, gap = self.cp_model, task.start, task.gap
         work = solver.response_proto.deterministic_time
         if status == cp.INFEASIBLE and start is None:
             return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
-        stop = Stop.INTERRUPTED if deadline.interrupted() else Stop.TIME
+        stop = Stop.INTERRUPTED if task.deadline.interrupted() else Stop.TIME
         own = max(0.0, (solver.best_objective_bound - self.slack) / self.factor)
         node, z, copies = (start.node, start.z, start.copies) if start is not None else (None, np.inf, None)
         if status in {cp.OPTIMAL, cp.FEASIBLE}:

@@ -19,7 +19,7 @@ from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.symmetry import Kinds
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
 from moe_placer.result import gap as relative_gap
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
@@ -45,25 +45,18 @@ class Mip(LayerSolver):
             return "the package ortools is not installed"
         return None
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
+    def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
+        layer, gap, work, start, deadline = task.layer, task.gap, task.work, task.start, task.deadline
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
-            bound = relaxed_bound(layer, deadline.left if np.isfinite(deadline.at) else None)
+            bound = relaxed_bound(layer, task.seconds)
         if start is not None:
             start = replace(start, bound=bound)
             if relative_gap(start.z, start.best_bound) <= max(gap, OPTIMAL_GAP):
                 return _finished(start, gap, 0.0, deadline)
         model = Model(layer, start.node if start is not None else None)
-        node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(rng.integers(2**31)), deadline)
+        node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(task.rng.integers(2**31)), deadline)
         if infeasible and start is None:
             return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
         best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.TIME, work=work)

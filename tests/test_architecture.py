@@ -29,12 +29,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("decomposition",),
     ("solve",),
-    ("engines",),
+    ("engines", "plugin"),
     ("experiments",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LOOSE = {"errors", "files", "workers", "limits", "placement", "result"}
+LOOSE = {"errors", "files", "workers", "limits", "placement", "result", "plugin"}
 HEAVY = ("ortools", "scipy.optimize")
 
 

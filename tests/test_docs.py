@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_placer.solve.registry import BUILT_IN
 
@@ -56,6 +57,16 @@ def test_every_method_is_described() -> None:
 def test_the_changelog_knows_this_version() -> None:
     version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
     assert f"\n## {version} " in (REPO / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_names_this_version() -> None:
+    version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (REPO / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("file", sorted((REPO / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_files_for_the_forge_are_valid_yaml(file: Path) -> None:
+    assert isinstance(yaml.safe_load(file.read_text()), dict)
 
 
 def test_the_readmes_python_runs() -> None:

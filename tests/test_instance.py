@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from moe_placer.errors import InputError
-from moe_placer.instance import Instance, load_instance
+from moe_placer.instance import Instance, load_instance, make_instance
 from moe_placer.instance.sizes import expert_bytes, memory_parts, token_bytes
 from moe_placer.instance.yaml_reader import read_yaml
 
@@ -237,3 +238,16 @@ def test_the_json_schema_takes_what_is_read_and_refuses_what_is_not() -> None:
         assert list(validator.iter_errors({**good, section: {**good[section], field: value}})), (section, field)
     assert list(validator.iter_errors({**good, "name": ".."}))
     assert list(validator.iter_errors({k: v for k, v in good.items() if k != "cluster"}))
+
+
+def test_an_instance_is_made_without_a_file() -> None:
+    made = make_instance(**TINY)
+    assert made == Instance.model_validate(TINY)
+    assert made.sha256 == Instance.model_validate(TINY).sha256
+
+
+def test_all_mistakes_of_an_instance_without_a_file_are_reported() -> None:
+    with pytest.raises(InputError) as caught:
+        make_instance(**{**TINY, "model": {**TINY["model"], "experts": 0, "top_k": "two"}, "parallelism": {"dp": 3}})
+    assert {mistake.path for mistake in caught.value.mistakes} >= {"model.experts", "model.top_k", "parallelism.dp"}
+    assert all(mistake.file is None and mistake.line is None for mistake in caught.value.mistakes)

@@ -14,9 +14,8 @@ from builders import tiny_instance, tiny_traffic
 
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem
 from moe_placer.result import LayerResult, Status, Stop
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import LayerSolver, LayerTask
 from moe_placer.solve.solve import Progress, Solution, solve
 
 
@@ -31,18 +30,11 @@ class Stub(LayerSolver):
     def happen(self, deadline: Deadline) -> None:
         pass
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
-        self.happen(deadline)
+    def solve_layer(self, task: LayerTask) -> LayerResult:
+        self.happen(task.deadline)
+        start = task.start
         assert start is not None
-        return LayerResult(start.node, start.z, best_bound(layer), Status.FEASIBLE, Stop.TIME, work=work)
+        return LayerResult(start.node, start.z, best_bound(task.layer), Status.FEASIBLE, Stop.TIME, work=task.work)
 
 
 class DiesOnce(Stub):
@@ -122,16 +114,9 @@ class FirstSlots(Stub):
 
     quick = True
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
-        assert start is None
+    def solve_layer(self, task: LayerTask) -> LayerResult:
+        layer = task.layer
+        assert task.start is None
         node = np.repeat(np.arange(layer.nodes), layer.widest)[: layer.items]
         return LayerResult(node, layer.z(node), best_bound(layer), Status.FEASIBLE, Stop.FINISHED)
 

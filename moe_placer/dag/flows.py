@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.fabric import Routes, build_fabric, compile_routes
+from moe_placer.fabric import Routes, build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -34,6 +34,8 @@ class LayerFlow:
         Whether the node's tokens may go to this replica at all.
     chosen : float
         Experts that one token chooses.
+    load : float array [links]
+        Plain tokens per step.
     cost : float array [links]
         As in placement-model.md: tokens at node-link speed; plain tokens under ``metric: tokens``.
     """
@@ -42,6 +44,7 @@ class LayerFlow:
     tokens: Floats
     uses: npt.NDArray[np.bool_]
     chosen: Floats
+    load: Floats
     cost: Floats
 
 
@@ -81,10 +84,8 @@ class Flows:
         np.add.at(flow.T, home, tokens.T)
         np.fill_diagonal(flow, 0.0)
         load = np.asarray(self.routes.shares @ flow.ravel())
-        scale = np.ones_like(load)
-        if instance.objective.metric == "time":
-            scale = instance.cluster.fabric.node_gb_per_s / self.routes.bandwidth
-        return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load * scale)
+        cost = load * token_cost(instance, self.routes.bandwidth)
+        return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load, cost)
 
     def _shares(self, copies: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
         """Share of a node's tokens for an expert that goes to each of its copies: [nodes, copies].

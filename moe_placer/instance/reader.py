@@ -15,7 +15,7 @@ from moe_placer.instance.instance import Instance
 from moe_placer.instance.wording import Loc, expected, found, real_path, shown
 from moe_placer.instance.yaml_reader import Document, dotted, read_yaml
 
-__all__ = ["load_instance"]
+__all__ = ["load_instance", "make_instance"]
 
 
 def load_instance(path: str | Path) -> Instance:
@@ -37,6 +37,45 @@ def load_instance(path: str | Path) -> Instance:
         Lists every mistake in the file, each with line, field, what was found and what is expected.
     """
     document = read_yaml(Path(path))
+    instance = _checked(document)
+    if document.file is not None:
+        instance._directory = document.file.parent
+    return instance
+
+
+def make_instance(**sections: Any) -> Instance:
+    """Build an instance in Python, without a file; every mistake is reported at once, as from a file.
+
+    Parameters
+    ----------
+    **sections
+        ``name`` and the sections of an instance file (``model``, ``cluster``, ``parallelism``, ``placement``,
+        ``traffic``, ``objective``), each as a mapping of its fields or as an object of `moe_placer.instance.schema`.
+
+    Raises
+    ------
+    InputError
+        Lists every mistake, each with field, what was found and what is expected.
+
+    Examples
+    --------
+    >>> instance = make_instance(
+    ...     name="mine",
+    ...     model=dict(layers=4, hidden_size=1024, attention_heads=8, head_dim=128, experts=16, top_k=2,
+    ...                expert_hidden_size=512),
+    ...     cluster=dict(nodes=4, gpus_per_node=8, gpu=dict(memory_gb=80),
+    ...                  fabric=dict(kind="fat-tree", nodes_per_leaf=2, spines=2)),
+    ...     parallelism=dict(dp=2),
+    ...     traffic=dict(kind="synthetic", tokens_per_gpu=256),
+    ... )
+    >>> instance.gpus, instance.replicas_per_layer
+    (32, 32)
+    """
+    return _checked(Document(None, dict(sections)))
+
+
+def _checked(document: Document) -> Instance:
+    """Validate a document's data; raise all mistakes at once."""
     if not isinstance(document.data, dict):
         what = f"{shown(document.data)} at the top level"
         fields = "a section of `field: value` lines"
@@ -52,7 +91,6 @@ def load_instance(path: str | Path) -> Instance:
     if mistakes or document.mistakes:
         first = {(m.line, m.path): m for m in [*mistakes, *document.mistakes]}
         raise InputError(sorted(first.values(), key=lambda m: (m.line or 0, m.path)))
-    instance._directory = document.file.parent
     return instance
 
 

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import yaml
 
+from moe_placer.errors import MoePlacerError
+
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "Mapping", "Node", "NotPlainError", "Scalar", "Sequence", "compose"]
 
 MAX_VALUES = 300_000
@@ -21,7 +23,7 @@ _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class NotPlainError(Exception):
+class NotPlainError(MoePlacerError):
     """The text is not YAML, or not the plain YAML that instances are written in."""
 
     def __init__(self, found: str, expected: str, line: int | None = None) -> None:

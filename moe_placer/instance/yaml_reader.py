@@ -32,9 +32,9 @@ _MAX_DIGITS = 400  # no meaningful size has more; int() of millions of digits ta
 
 @dataclass
 class Document:
-    """A parsed file: plain Python data, the line on which each field stands, and what YAML itself found wrong."""
+    """Plain Python data, the file it is from, the line on which each field stands, and what YAML itself found wrong."""
 
-    file: Path
+    file: Path | None
     data: Any
     lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
@@ -146,6 +146,8 @@ class Problem:
         Names of the K distinct links; links that always cost the same are represented by the first of them.
     twins : tuple of int
         How many real links each of them stands for.
+    token_cost : float array [K]
+        Cost of one token on each of the named links.
     demand : float array [MoE layers, nodes, experts]
         ``T[l, s, e]``: tokens per step that start on node s and choose expert e.
     copies : int array [MoE layers, experts]
@@ -176,6 +178,7 @@ class Problem:
     moe_layers: tuple[int, ...]
     links: tuple[str, ...]
     twins: tuple[int, ...]
+    token_cost: Floats
     demand: Floats
     copies: Ints
     groups: int
@@ -264,9 +267,8 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
-    node_gb_per_s = instance.cluster.fabric.node_gb_per_s
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
-    scale = node_gb_per_s / routes.bandwidth if instance.objective.metric == "time" else np.ones(len(routes.links))
+    scale = token_cost(instance, routes.bandwidth)
     keep, twins = _distinct(routes.shares, scale)
     reference, touched, change = _touched(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
@@ -278,6 +280,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         moe_layers=instance.moe_layers,
         links=tuple(routes.links[k] for k in keep),
         twins=tuple(twins),
+        token_cost=scale[keep],
         demand=tokens,
         copies=_copies(instance, tokens),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,

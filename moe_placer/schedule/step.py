@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
-from moe_placer.schedule.figures import find_figures
+from moe_placer.schedule.figures import Figures, find_figures
 from moe_placer.schedule.simulate import simulate_placement
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["StepTime", "step_time"]
+__all__ = ["StepTime", "simulate", "step_time"]
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,23 @@ def step_time(instance: Instance, placement: Placement, traffic: Traffic, worklo
     InputError
         Placement or traffic do not fit the instance.
     """
-    figures = find_figures(simulate_placement(instance, placement, traffic, workload))
+    figures = simulate(instance, placement, traffic, workload)
     return StepTime(figures.latency_us, figures.communication_us)
+
+
+def simulate(instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None) -> Figures:
+    """Simulate one step of a placement: latency, throughput, MFU, memory, shares of time, critical path.
+
+    Parameters
+    ----------
+    instance, placement, traffic
+        What runs where, and which tokens choose which experts.
+    workload : Workload, optional
+        Prefill or decode, tokens per GPU, context, micro-batches; absent: a prefill of the instance's own tokens.
+
+    Raises
+    ------
+    InputError
+        Placement or traffic do not fit the instance.
+    """
+    return find_figures(simulate_placement(instance, placement, traffic, workload))

@@ -103,6 +103,7 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
+    worst_link, worst_tokens = _worst_link(problem, cost)
     return LayerRecord(
         layer=problem.moe_layers[index],
         z=result.z,
@@ -112,7 +113,8 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         any_copies=bound.any_copies or None,
-        worst_link=problem.links[int(cost.argmax())] if result.z > 0 else "",
+        worst_link=worst_link,
+        worst_link_tokens=worst_tokens,
         # A search with these copies proves nothing of others.
         solver_bound=None if problem.copies_are_free else result.solver_bound,
     )
@@ -122,7 +124,8 @@ def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> Aggre
     """Say what the layers come to together, and what bounds that if their bounds add up."""
     totals, bounds = link_totals(problem, results), [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
-    record = AggregateRecord(value=value, worst_link=problem.links[int(totals.argmax())] if value > 0 else "")
+    worst_link, worst_tokens = _worst_link(problem, totals)
+    record = AggregateRecord(value=value, worst_link=worst_link, worst_link_tokens=worst_tokens)
     if not bound:
         return record
     return record.model_copy(
@@ -133,6 +136,14 @@ def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> Aggre
             "any_copies": bounds[0].any_copies or None,
         }
     )
+
+
+def _worst_link(problem: Problem, cost: npt.NDArray[np.float64]) -> tuple[str, float]:
+    """Name the link of the largest cost [K], and its plain tokens; no name where no link carries anything."""
+    if not cost.any():
+        return "", 0.0
+    worst = int(cost.argmax())
+    return problem.links[worst], float(cost[worst] / problem.token_cost[worst])
 
 
 def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import best_bound
-from moe_placer.limits import Deadline, Limits
+from moe_placer.limits import Limits
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.result import LayerResult, Report, Status, Stop
 from moe_placer.search.moves import repair
 from moe_placer.solve.base import Solver, Start
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 __all__ = ["Heuristic", "OnePass", "gpu_result", "heuristic_result", "lightest_first"]
 
@@ -31,18 +31,9 @@ class Heuristic(LayerSolver):
     def place(self, layer: LayerProblem, rng: np.random.Generator) -> Ints:
         """Return the node of each item [I]."""
 
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
+    def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer in one pass; limits and start do not matter."""
-        del gap, work, start, deadline
-        return heuristic_result(layer, self.place(layer, rng), rng)
+        return heuristic_result(task.layer, self.place(task.layer, task.rng), task.rng)
 
 
 class OnePass(Solver):

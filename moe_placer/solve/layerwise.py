@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, ga
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import leave_interrupts_to_parent, usable_cores
 
-__all__ = ["LayerSolver", "solve_layers"]
+__all__ = ["LayerSolver", "LayerTask", "solve_layers"]
 
 FIRST_ROUND = 0.25  # deterministic effort per layer in the first round
 _POLL_S = 0.1
@@ -35,6 +35,38 @@ _MOST_BREAKAGES = 3  # of the pool, before what is there has to do
 _PATIENCE_S = 5.0  # how long an interrupted worker may take to hand in its best
 
 Accept = Callable[[int, LayerResult], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTask:
+    """One layer to place, and when to stop.
+
+    Attributes
+    ----------
+    layer : LayerProblem
+    gap : float
+        Stop when z is within this fraction of the bound: 0.001 is 0.1%.
+    work : float
+        Stop after so much deterministic effort, about seconds of one slow core.
+    rng : numpy.random.Generator
+        The only source of randomness, so that the same task gives the same result.
+    start : LayerResult or None
+        A result to improve. Where it has ``copies``, its items are those of these.
+    deadline : Deadline
+        Stop at this point in time, or when somebody asks for the best so far.
+    """
+
+    layer: LayerProblem
+    gap: float
+    work: float
+    rng: np.random.Generator
+    start: LayerResult | None = None
+    deadline: Deadline = field(default_factory=Deadline)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds left until the deadline; None where there is none."""
+        return self.deadline.left if np.isfinite(self.deadline.at) else None
 
 
 class LayerSolver(Solver):
@@ -55,23 +87,13 @@ class LayerSolver(Solver):
         return "it minimises every layer's worst link apart, and objective.minimise: aggregate needs all layers jointly"
 
     @abstractmethod
-    def solve_layer(
-        self,
-        layer: LayerProblem,
-        gap: float,
-        work: float,
-        rng: np.random.Generator,
-        start: LayerResult | None,
-        deadline: Deadline,
-    ) -> LayerResult:
+    def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer.
 
-        Parameters
-        ----------
-        gap, work, deadline
-            When to stop: at a relative gap, after so much deterministic effort, at a point in time.
-        start : LayerResult or None
-            A result to improve; the one returned is not worse. Where it has ``copies``, its items are those of these.
+        Returns
+        -------
+        LayerResult
+            Not worse than ``task.start``.
         """
 
     def solve(
@@ -123,33 +145,12 @@ def _nothing(limits: Limits) -> LayerResult:
     return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, stop)
 
 
-def _task(
-    solver: LayerSolver,
-    layer: LayerProblem,
-    gap: float,
-    work: float,
-    seed: tuple[int, ...],
-    start: LayerResult | None,
-    deadline: Deadline,
-) -> LayerResult:
-    return solver.solve_layer(layer, gap, work, np.random.default_rng(seed), start, deadline)
-
-
-def _task_in_worker(
-    solver: LayerSolver,
-    layer: LayerProblem,
-    gap: float,
-    work: float,
-    seed: tuple[int, ...],
-    start: LayerResult | None,
-    seconds: float,
-    stop_file: str,
-) -> LayerResult:
+def _in_worker(solver: LayerSolver, task: LayerTask, seconds: float, stop_file: str) -> LayerResult:
     """Run in a worker process: clocks differ between processes, so the deadline comes as seconds left."""
     deadline = Deadline(time.monotonic() + seconds, Path(stop_file).exists)
-    if deadline.interrupted() and start is not None:
-        return start  # what waits in the queue when the run ends is handed back, so that nothing need be cancelled
-    return _task(solver, layer, gap, work, seed, start, deadline)
+    if deadline.interrupted() and task.start is not None:
+        return task.start  # what waits in the queue when the run ends is handed back, so nothing need be cancelled
+    return solver.solve_layer(replace(task, deadline=deadline))
 
 
 class _Run:
@@ -218,15 +219,7 @@ class _Run:
 
     def _submit(self, pool: Any, stop_file: Path, index: int, work: float, number: int) -> Future[LayerResult]:
         future: Future[LayerResult] = pool().submit(
-            _task_in_worker,
-            self.solver,
-            self.problem.layer(index),
-            self.limits.gap,
-            work,
-            (self.seed, index, number),
-            self.best[index],
-            self.limits.deadline.left,
-            str(stop_file),
+            _in_worker, self.solver, self._task(index, work, number), self.limits.deadline.left, str(stop_file)
         )
         return future
 
@@ -242,10 +235,12 @@ class _Run:
                 give_up = time.monotonic() + _PATIENCE_S
 
     def _solve_here(self, index: int, work: float, number: int) -> LayerResult:
-        seed = (self.seed, index, number)
-        return _task(
-            self.solver, self.problem.layer(index), self.limits.gap, work, seed, self.best[index], self.limits.deadline
-        )
+        return self.solver.solve_layer(replace(self._task(index, work, number), deadline=self.limits.deadline))
+
+    def _task(self, index: int, work: float, number: int) -> LayerTask:
+        """Return the task without its deadline, which is not one of other processes."""
+        rng = np.random.default_rng((self.seed, index, number))
+        return LayerTask(self.problem.layer(index), self.limits.gap, work, rng, self.best[index])
 
     def _accept(self, index: int, result: LayerResult) -> None:
         before = self.best[index]

@@ -87,12 +87,21 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     load = np.stack([layer.load for layer in layers])
     worst_pair = np.array([layer.worst_pair for layer in layers])
     cost = load * network.scale
-    aggregate_bound, wrong = _check_aggregate(instance, network, layers, cost.sum(axis=0), placement.aggregate)
+    aggregate_bound, wrong = _check_aggregate(instance, network, layers, placement.aggregate)
     violations += wrong
     memory_bound, wrong = _check_memory(instance, network, layers, placement)
     violations += wrong
     return Verification(
-        tuple(violations), tuple(checks), cost, load, network.links, worst_pair, memory, aggregate_bound, memory_bound
+        tuple(violations),
+        tuple(checks),
+        cost,
+        load,
+        load * network.us_per_token,
+        network.links,
+        worst_pair,
+        memory,
+        aggregate_bound,
+        memory_bound,
     )
 
 
@@ -159,17 +168,20 @@ def _check_layer(
     """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
     cost = layer.load * network.scale
     z = float(cost.max(initial=0.0))
-    worst = network.links[int(cost.argmax())] if z > 0 else ""
+    at = int(cost.argmax()) if z > 0 else None
+    worst = network.links[at] if at is not None else ""
+    tokens = float(layer.load[at]) if at is not None else 0.0
+    us = tokens * float(network.us_per_token[at]) if at is not None else 0.0
     if record is None:
-        return LayerCheck(layer.layer, z, worst, 0.0, ""), []
+        return LayerCheck(layer.layer, z, worst, 0.0, "", tokens, us), []
     copies = None if layer.copies is None else layer.copies.tolist()
     lacking = [*records.check_proof(record, layer.layer, network.links, copies, _copies_are_free(instance))]
     derivable = not lacking and record.proof != "solver"
     bound = _derive_bound(instance, network, layer, record) if derivable else 0.0
-    check = LayerCheck(layer.layer, z, worst, bound, record.proof)
+    check = LayerCheck(layer.layer, z, worst, bound, record.proof, tokens, us)
     violations = [*records.check_order(record, layer.layer), *lacking]
     if layer.demand is not None:
-        violations += records.check_figures(record, check, network.links, cost, derivable)
+        violations += records.check_figures(record, check, network.links, cost, layer.load, derivable)
     return check, violations
 
 
@@ -199,7 +211,7 @@ def _weighted_bound(
 
 
 def _check_aggregate(
-    instance: Instance, network: Network, layers: list[_Layer], totals: Floats, record: AggregateRecord | None
+    instance: Instance, network: Network, layers: list[_Layer], record: AggregateRecord | None
 ) -> tuple[float, list[Violation]]:
     """Derive the bound on the largest link total anew; compare what is stated of it, if every layer is whole."""
     if record is None:
@@ -211,7 +223,9 @@ def _check_aggregate(
     if record.proof is not None and not lacking:
         slots, weights = node_slots(instance), record.weights or {}
         derived = sum(_weighted_bound(network, layer, slots, weights, record.any_copies) for layer in layers)
-    return derived or 0.0, [*lacking, *records.check_aggregate(record, network.links, totals, derived)]
+    load = np.sum([layer.load for layer in layers], axis=0)
+    wrong = records.check_aggregate(record, network.links, load * network.scale, load, derived)
+    return derived or 0.0, [*lacking, *wrong]
 
 
 def _check_memory(

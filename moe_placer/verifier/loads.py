@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
+from moe_placer.verifier.rules import BYTES_PER_VALUE, GB
 
 __all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
 
@@ -32,6 +34,8 @@ class Network:
         Names.
     scale : float array [links]
         Cost of one token on each link.
+    us_per_token : float array [links]
+        Microseconds of one token on each link, one way, at its real bandwidth.
     link, source, target : int arrays [entries]
         Traffic from node ``source`` to node ``target`` crosses ``link`` ...
     share : float array [entries]
@@ -40,6 +44,7 @@ class Network:
 
     links: tuple[str, ...]
     scale: Floats
+    us_per_token: Floats
     link: Ints
     source: Ints
     target: Ints
@@ -87,11 +92,11 @@ def read_network(instance: Instance) -> Network:
     hops, paths = _shortest_paths(adjacency)
 
     links: list[str] = []
-    scale: list[float] = []
+    bandwidths: list[float] = []
     entries: list[tuple[Ints, Ints, Ints, Floats]] = []
     for index, (tail, head) in enumerate(graph.edges):
         links.append(link_name(tail, head))
-        scale.append(instance.cluster.fabric.node_gb_per_s / graph.edges[tail, head]["bandwidth"])
+        bandwidths.append(graph.edges[tail, head]["bandwidth"])
         u, v = place[tail], place[head]
         # Which nodes have the link on a shortest route at all: keeps the pairs to look at few.
         sources = np.flatnonzero(hops[:nodes, u] + 1 == hops[:nodes, v])
@@ -101,11 +106,9 @@ def read_network(instance: Instance) -> Network:
         s, d = s[crosses], d[crosses]
         entries.append((np.full(len(s), index), s, d, paths[s, u] * paths[v, d] / paths[s, d]))
 
-    if instance.objective.metric == "tokens":
-        scale = [1.0] * len(links)
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
-    return Network(tuple(links), np.array(scale, dtype=np.float64), link, source, target, share)
+    return Network(tuple(links), *_cost_and_time(instance, bandwidths), link, source, target, share)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -118,10 +121,18 @@ def _read_dragonfly(instance: Instance) -> Network:
         entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
     link, sources, targets = column[:3].astype(np.int64)
-    scale = instance.cluster.fabric.node_gb_per_s / np.array(list(bandwidths.values()))
-    if instance.objective.metric == "tokens":
-        scale = np.ones(len(bandwidths))
-    return Network(tuple(bandwidths), scale, link, sources, targets, column[3])
+    per_token = _cost_and_time(instance, bandwidths.values())
+    return Network(tuple(bandwidths), *per_token, link, sources, targets, column[3])
+
+
+def _cost_and_time(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats, Floats]:
+    """Cost, and microseconds one way, of one token on links of these bandwidths (GB/s)."""
+    gb_per_s = np.array(list(bandwidths), dtype=np.float64)
+    model, fabric = instance.model, instance.cluster.fabric
+    token_gb = model.hidden_size * BYTES_PER_VALUE[model.dtype] / GB
+    seconds = token_gb / (gb_per_s * fabric.link_utilization)
+    cost = np.ones_like(gb_per_s) if instance.objective.metric == "tokens" else fabric.node_gb_per_s / gb_per_s
+    return cost, 1e6 * seconds
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:

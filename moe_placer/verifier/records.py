@@ -22,6 +22,8 @@ __all__ = [
     "check_proof",
 ]
 
+Floats = npt.NDArray[np.float64]
+
 Z_TOLERANCE = 1e-6  # relative
 WEIGHT_TOLERANCE = 1e-6
 ROUNDING = 1e-9  # of bounds: relative, and absolute
@@ -72,17 +74,22 @@ def check_aggregate_proof(
 
 
 def check_aggregate(
-    record: AggregateRecord, links: tuple[str, ...], totals: npt.NDArray[np.float64], derived: float | None
+    record: AggregateRecord, links: tuple[str, ...], totals: Floats, load: Floats, derived: float | None
 ) -> Iterator[Violation]:
     """Rules ``aggregate``, ``worst-link`` and ``bound`` for what is stated of all layers together.
 
-    ``totals`` are the costs of links over all layers; ``derived`` is what the proof gives, if it can be derived.
+    Parameters
+    ----------
+    totals, load : float array [links]
+        Costs, and plain tokens, of links over all layers.
+    derived : float or None
+        What the proof gives, if it can be derived.
     """
     value = float(totals.max(initial=0.0))
     if not math.isclose(record.value, value, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
         found = f"states an aggregate of {record.value:.9g} tokens"
         yield Violation("aggregate", f"{found}, required is {value:.9g} tokens, as recomputed")
-    yield from _check_worst_link(record, value, None, dict(zip(links, map(float, totals), strict=True)))
+    yield from _check_worst_link(record, value, None, links, totals, load)
     bound = record.bound or 0.0
     if derived is not None and bound > derived * (1 + ROUNDING) + ROUNDING:
         required = f"required are at most the {derived:.12g} tokens that its weights give"
@@ -141,16 +148,21 @@ def check_memory_bound(record: MemoryRecord, derived: float, total_z: float) -> 
 
 
 def check_figures(
-    record: LayerRecord, check: LayerCheck, links: tuple[str, ...], cost: npt.NDArray[np.float64], derived: bool
+    record: LayerRecord, check: LayerCheck, links: tuple[str, ...], cost: Floats, load: Floats, derived: bool
 ) -> Iterator[Violation]:
     """Rules ``z``, ``worst-link``, ``bound`` and ``solver-bound``: stated figures are what they really are.
 
-    ``derived`` says that the bound could be derived from what the record carries.
+    Parameters
+    ----------
+    cost, load : float array [links]
+        Cost, and plain tokens, of each link.
+    derived : bool
+        Whether the bound could be derived from what the record carries.
     """
     z, layer = check.z, check.layer
     if not math.isclose(record.z, z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
         yield Violation("z", f"states a z of {record.z:.9g} tokens, required is {z:.9g} tokens, as recomputed", layer)
-    yield from _check_worst_link(record, z, layer, dict(zip(links, map(float, cost), strict=True)))
+    yield from _check_worst_link(record, z, layer, links, cost, load)
     if derived and record.bound > check.bound * (1 + ROUNDING) + ROUNDING:
         required = f"required are at most the {check.bound:.12g} tokens that its proof ({record.proof}) gives"
         yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
@@ -169,14 +181,30 @@ def check_figures(
 
 
 def _check_worst_link(
-    record: LayerRecord | AggregateRecord, z: float, layer: int | None, cost: dict[str, float]
+    record: LayerRecord | AggregateRecord,
+    z: float,
+    layer: int | None,
+    links: tuple[str, ...],
+    cost: Floats,
+    load: Floats,
 ) -> Iterator[Violation]:
-    name = record.worst_link
+    """Check that a link of the largest cost is named, and the plain tokens stated beside it, where they are."""
+    name, tokens = record.worst_link, 0.0
     if not name:
         if z > ROUNDING:
             yield Violation("worst-link", f"names no worst link, required is one that costs {z:.9g} tokens", layer)
-    elif name not in cost:
+            return
+    elif name not in links:
         yield Violation("worst-link", f"names {name[:60]!r}, required is a link of the fabric", layer)
-    elif not math.isclose(cost[name], z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
-        found = f"names {name}, which costs {cost[name]:.9g} tokens"
-        yield Violation("worst-link", f"{found}, required is a link that costs {z:.9g} tokens", layer)
+        return
+    else:
+        at = links.index(name)
+        tokens = float(load[at])
+        if not math.isclose(cost[at], z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
+            found = f"names {name}, which costs {cost[at]:.9g} tokens"
+            yield Violation("worst-link", f"{found}, required is a link that costs {z:.9g} tokens", layer)
+            return
+    stated = record.worst_link_tokens
+    if stated is not None and not math.isclose(stated, tokens, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
+        found = f"states {stated:.9g} plain tokens on its worst link ({name or 'none'})"
+        yield Violation("worst-link", f"{found}, required are {tokens:.9g}, as recomputed", layer)

@@ -24,7 +24,7 @@ RULES: tuple[str, ...] = (
     "failed",  # failed GPUs hold nothing
     "pinned",  # pinned replicas are where they are pinned
     "z",  # the stated z is the cost of the worst link
-    "worst-link",  # the stated worst link has that cost
+    "worst-link",  # the stated worst link has that cost, and the tokens stated beside it
     "weights",  # link weights are there where the proof needs them, and are weights
     "proof",  # the threshold or the hot replica that the proof needs is there and exists
     "bound",  # the proof gives at least the stated bound, which is at most z
@@ -78,6 +78,10 @@ class LayerCheck:
         What the record's proof gives when derived anew; 0 where only the solver vouches for it.
     proof : str
         The record's kind of proof; empty without a record.
+    worst_link_tokens : float
+        Plain tokens per step on the worst link.
+    worst_link_us : float
+        Microseconds that it needs for them, one way, at its real bandwidth.
     """
 
     layer: int
@@ -85,6 +89,8 @@ class LayerCheck:
     worst_link: str
     bound: float
     proof: str
+    worst_link_tokens: float = 0.0
+    worst_link_us: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +107,8 @@ class Verification:
         Tokens per step at node-link speed.
     load : float array [MoE layers, links]
         Tokens per step.
+    us : float array [MoE layers, links]
+        Microseconds that each link needs for these tokens, one way, at its real bandwidth whatever the metric counts.
     links : tuple of str
         Names of the links, in the order of these arrays.
     worst_pair : float array [MoE layers]
@@ -118,6 +126,7 @@ class Verification:
     layers: tuple[LayerCheck, ...]
     cost: Floats
     load: Floats
+    us: Floats
     links: tuple[str, ...]
     worst_pair: Floats
     memory: Floats
@@ -148,6 +157,26 @@ class Verification:
     def aggregate(self) -> float:
         """The largest cost of any link summed over the layers; at most `total_z`."""
         return float(self.cost.sum(axis=0).max(initial=0.0))
+
+    @property
+    def aggregate_tokens(self) -> float:
+        """Plain tokens on `aggregate_link` over all layers."""
+        return float(self.load.sum(axis=0)[self.links.index(self.aggregate_link)]) if self.aggregate_link else 0.0
+
+    @property
+    def aggregate_us(self) -> float:
+        """Microseconds that `aggregate_link` needs for them, one way."""
+        return float(self.us.sum(axis=0)[self.links.index(self.aggregate_link)]) if self.aggregate_link else 0.0
+
+    @property
+    def dispatch_us(self) -> float:
+        """Microseconds of all layers' dispatch one after the other, each as long as its slowest link needs."""
+        return float(self.us.max(axis=1, initial=0.0).sum())
+
+    @property
+    def busiest_link_us(self) -> float:
+        """Microseconds that the link with most to do needs for the dispatch of all layers together."""
+        return float(self.us.sum(axis=0).max(initial=0.0))
 
     @property
     def aggregate_link(self) -> str:

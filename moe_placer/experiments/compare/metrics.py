@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import build_fabric
-from moe_placer.fabric.graph import link_name
+from moe_placer.fabric import dispatch_us, link_bandwidths
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import GB, token_bytes
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
-from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, read_network
+from moe_placer.verifier.loads import choices_per_token, copy_demand, read_network
 from moe_placer.verifier.rules import Copy, read_copies
 
 __all__ = ["Flows", "metrics", "rounded"]
@@ -89,7 +87,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
         "node_balancedness": _balancedness(node),
         "busiest_gpu_tokens": float(_largest(gpu).sum()),
         "busiest_node_tokens": float(_largest(node).sum()),
-        "communication_us": _communication_us(instance, network, load),
+        "communication_us": dispatch_us(instance, link_bandwidths(instance, network.links), load),
         "step_us": None,
         "link_cost": rounded(cost),
         "gpu_load": rounded(flows.gpu),
@@ -103,15 +101,6 @@ def _largest(rows: Floats) -> Floats:
 def _balancedness(load: Floats) -> float:
     largest = _largest(load)
     return float(np.where(largest > 0, load.mean(axis=1) / np.where(largest > 0, largest, 1.0), 1.0).mean())
-
-
-def _communication_us(instance: Instance, network: Network, load: Floats) -> float:
-    """Microseconds of all layers' slowest links; bandwidths count even where the objective is in tokens alone."""
-    edges = build_fabric(instance).edges(data=True)
-    bandwidth = {link_name(source, target): float(data["bandwidth"]) for source, target, data in edges}
-    gb_per_s = np.array([bandwidth[name] for name in network.links])
-    seconds = load * token_bytes(instance) / (gb_per_s * GB * instance.cluster.fabric.link_utilization)
-    return 1e6 * float(_largest(seconds).sum())
 
 
 def rounded(matrix: Floats) -> list[list[float]]:

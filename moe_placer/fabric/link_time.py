@@ -1,0 +1,67 @@
+"""What tokens on links cost, and how long they take: the one place where loads become costs and times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.fabric.graph import build_fabric, link_name
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import token_us
+
+__all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "token_cost"]
+
+Floats = npt.NDArray[np.float64]
+
+# What a cost is, in the words that every table, drawing and page uses.
+COST = {
+    "time": "cost: tokens at node-link speed (a token on a link of half a node's bandwidth costs 2)",
+    "tokens": "cost: plain tokens, whatever the link's bandwidth (metric: tokens)",
+}
+
+
+def link_bandwidths(instance: Instance, links: Sequence[str]) -> Floats:
+    """Bandwidths of links by name, in GB/s, one direction [K]."""
+    edges = build_fabric(instance).edges(data=True)
+    known = {link_name(source, target): float(data["bandwidth"]) for source, target, data in edges}
+    return np.array([known[name] for name in links], dtype=np.float64)
+
+
+def token_cost(instance: Instance, gb_per_s: Floats) -> Floats:
+    """Cost of one token on links of these bandwidths [K]: ``B_node / bandwidth``, or 1 under ``metric: tokens``."""
+    if instance.objective.metric == "tokens":
+        return np.ones_like(gb_per_s)
+    return np.asarray(instance.cluster.fabric.node_gb_per_s / gb_per_s)
+
+
+def link_us(instance: Instance, gb_per_s: Floats, load: Floats) -> Floats:
+    """Microseconds, one way, that each link needs for its tokens, at its real bandwidth whatever the metric counts.
+
+    Parameters
+    ----------
+    gb_per_s : float array [K]
+        Bandwidths of the links.
+    load : float array [..., K]
+        Plain tokens on each of them.
+
+    Returns
+    -------
+    float array [..., K]
+        ``tokens * bytes per token / (bandwidth * link_utilization)``.
+    """
+    return np.asarray(load * (token_us(instance) * instance.cluster.fabric.node_gb_per_s / gb_per_s))
+
+
+def dispatch_us(instance: Instance, gb_per_s: Floats, load: Floats) -> float:
+    """Microseconds of the dispatch of layers one after the other, each as long as the link that needs longest.
+
+    Parameters
+    ----------
+    gb_per_s : float array [K]
+        Bandwidths of the links.
+    load : float array [MoE layers, K]
+        Plain tokens per step on each of them.
+    """
+    return float(link_us(instance, gb_per_s, load).max(axis=-1, initial=0.0).sum())
