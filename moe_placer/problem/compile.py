@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
@@ -23,6 +22,8 @@ from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
+from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
 __all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
@@ -172,6 +173,8 @@ class Problem:
         Links that a token from node s to node d crosses.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    coverage : tuple of Coverage
+        One per MoE layer where a token goes once to each node; empty where every chosen expert gets its own copy.
     """
 
     name: str
@@ -193,6 +196,7 @@ class Problem:
     shards: int
     hops: Ints
     gpu_price: float
+    coverage: tuple[Coverage, ...]
     touched: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
     _change: Floats  # [N, M, N]: (node, touched link, source)
@@ -228,6 +232,7 @@ class Problem:
             widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
             together=self.together,
             pinned=pinned,
+            coverage=self.coverage[index] if self.coverage else None,
             base=self._reference @ tokens.sum(axis=1),
             touched=self.touched,
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
@@ -269,8 +274,8 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     placement = instance.placement
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
     scale = token_cost(instance, routes.bandwidth)
-    keep, twins = _distinct(routes.shares, scale)
-    reference, touched, change = _touched(routes.shares[keep], scale[keep], instance.cluster.nodes)
+    keep, twins = distinct_links(routes.shares, scale)
+    reference, touched, change = touched_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
     failed = np.bincount(np.array(placement.failed_gpus, int) // gpus_per_node, minlength=instance.cluster.nodes)
@@ -297,6 +302,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
         gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
+        coverage=compile_coverage(instance, traffic, scaled_rows(routes.shares[keep], scale[keep])),
         touched=touched,
         _reference=reference,
         _change=change,
@@ -352,41 +358,5 @@ def _refuse_unsupported(instance: Instance) -> None:
                 "placement.replica_routing",
             )
         )
-    if placement.dispatch != "per-expert":
-        expected = "per-expert (all that this version can solve)"
-        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
     if mistakes:
         raise InputError(mistakes)
-
-
-def _distinct(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
-    """Group links that carry the same in every placement; return the first of each group, and the sizes."""
-    first: dict[bytes, int] = {}
-    size: dict[int, int] = {}
-    for k in range(len(scale)):
-        row = shares[[k]]
-        key = row.indices.tobytes() + np.round(row.data * scale[k], 12).tobytes()
-        leader = first.setdefault(key, k)
-        size[leader] = size.get(leader, 0) + 1
-    return list(size), list(size.values())
-
-
-def _touched(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
-    """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
-    links = len(scale)
-    reference = np.zeros((links, nodes))
-    changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
-    for k in range(links):
-        share = scale[k] * shares[[k]].toarray().reshape(nodes, nodes)
-        reference[k] = np.sort(share, axis=1)[:, (nodes - 1) // 2]  # the value at most destinations
-        change = share - reference[k][:, None]
-        for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12).tolist():
-            changes[node].append((k, change[:, node]))
-    most = max(1, max(map(len, changes), default=1))
-    touched = np.full((nodes, most), links, dtype=np.int64)
-    change_at = np.zeros((nodes, most, nodes))
-    for node, found in enumerate(changes):
-        for m, (k, change) in enumerate(found):
-            touched[node, m] = k
-            change_at[node, m] = change
-    return reference, touched, change_at

@@ -190,7 +190,8 @@ def _can_share_room(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
     slow = isinstance(method, LayerSolver) and not method.quick
     apart = problem.minimise == "layers" and problem.redundant_in_all is None
-    return slow and apart and problem.capacity.binds and problem.shards == 1
+    linear = not problem.coverage
+    return slow and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
 def _run(
@@ -234,6 +235,8 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
         if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
             layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
+        return
+    if problem.coverage:  # link weights of one copy per chosen expert prove nothing where copies are saved
         return
     for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP

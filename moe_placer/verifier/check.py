@@ -23,8 +23,9 @@ from moe_placer.verifier.bounds_anew import (
     priced_cost,
     threshold_bound,
 )
-from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, find_traffic_mistakes, read_network
+from moe_placer.verifier.loads import Network, choices_per_token, find_traffic_mistakes, read_network
 from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.sending import find_dispatch_mistakes, sends_every_choice, tokens_between
 from moe_placer.verifier.verification import LayerCheck, Verification, Violation
 
 __all__ = ["verify"]
@@ -59,7 +60,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     _refuse_unsupported(instance)
     if traffic is None:
         traffic = load_traffic(instance)
-    mistakes = find_traffic_mistakes(instance, traffic)
+    mistakes = find_traffic_mistakes(instance, traffic) or find_dispatch_mistakes(instance, traffic)
     if mistakes:
         raise InputError(mistakes)
 
@@ -111,9 +112,6 @@ def _refuse_unsupported(instance: Instance) -> None:
     if placement.replica_routing not in {"group", "even"}:
         expected = "group or even (this version cannot verify other rules)"
         mistakes.append(Mistake(placement.replica_routing, expected, "placement.replica_routing"))
-    if placement.dispatch != "per-expert":
-        expected = "per-expert (this version cannot verify others)"
-        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
     if mistakes:
         raise InputError(mistakes)
 
@@ -147,19 +145,9 @@ def _read_layers(
             continue
         count = Counter(copy.expert for copy in of_layer[row])
         counts = np.array([count[expert] for expert in range(instance.model.experts)])
-        demand = copy_demand(instance, traffic, choices[:, row], counts)
-        flow = _flow(instance, demand, of_layer[row])
+        flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row])
         layers.append(_Layer(layer, counts, demand, network.load(flow), float(flow.max())))
     return layers
-
-
-def _flow(instance: Instance, demand: Floats, copies: Sequence[Copy]) -> Floats:
-    """Tokens from every node to every other node: what stays in a node crosses no link."""
-    flow = np.zeros((instance.cluster.nodes, instance.cluster.nodes))
-    for item, copy in enumerate(copies):
-        flow[:, copy.gpus[0] // instance.cluster.gpus_per_node] += demand[:, item]
-    np.fill_diagonal(flow, 0.0)
-    return flow
 
 
 def _check_layer(
