@@ -6,7 +6,7 @@ These names are a contract: they keep their meaning within a minor version, and 
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import LayerResult, Report, Status, Stop
+from moe_placer.result import LayerResult, Report, Status, Stop, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.heuristic import Heuristic, OnePass
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
@@ -30,4 +30,5 @@ __all__ = [
     "Stop",
     "best_bound",
     "find_solver",
+    "why_stopped",
 ]

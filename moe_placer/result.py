@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
 from moe_placer.errors import MoePlacerError
+from moe_placer.limits import Deadline
 
-__all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap"]
+__all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap", "why_stopped"]
 
 
 class FalseBoundError(MoePlacerError, ValueError):
@@ -33,9 +34,17 @@ class Stop(StrEnum):
 
     PROVED = "proved"
     GAP = "gap reached"
-    TIME = "time"
+    TIME = "time"  # the clock struck
+    WORK = "effort spent"  # deterministic effort, before the clock struck
     INTERRUPTED = "interrupted"
     FINISHED = "finished"  # the method has no more steps
+
+
+def why_stopped(deadline: Deadline) -> Stop:
+    """Say why a search that is not done ends now: interrupted, out of time, or else out of effort."""
+    if deadline.interrupted():
+        return Stop.INTERRUPTED
+    return Stop.TIME if deadline.over else Stop.WORK
 
 
 OPTIMAL_GAP = 1e-6  # closer than this to its bound, a z counts as equal to it

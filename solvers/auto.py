@@ -10,10 +10,10 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.bounds.relaxation import relax
 from moe_placer.decomposition.aggregate import solve_aggregate
-from moe_placer.limits import Limits
+from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_copies, with_copies
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import round_shares, search
 from moe_placer.search.neighbourhood import around_worst_link, cut_out
@@ -88,7 +88,7 @@ class Auto(LayerSolver):
         if start is None or start.bound.weights is None:
             result, spent = _from_relaxation(task)
         if result is None:
-            return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME, work=spent)
+            return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, why_stopped(task.deadline), work=spent)
         settle = layer.items * layer.nodes <= _SMALL or task.work >= _EXACT_WORK
         target = result.bound.value * (1 + _AIM * task.gap)
         part = (task.work - spent) / (1 + settle)
@@ -113,7 +113,7 @@ class Auto(LayerSolver):
             result = exact(replace(task, layer=layer, work=work, start=replace(result, copies=None)))
             copies = result.copies if result.copies is not None else copies
             spent += result.work
-        return _finished(replace(result, copies=copies), task.gap, spent)
+        return _finished(replace(result, copies=copies), task.gap, spent, task.deadline)
 
 
 def _by_shares(
@@ -175,7 +175,7 @@ def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
             found = search(layer, node, bound.value, 0.0, task.rng, task.deadline)
             spent += found.work
             if result is None or found.z < result.z:
-                result = LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME)
+                result = LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.WORK)
         if result is not None and relative_gap(result.z, bound.value) <= _AIM * task.gap:
             break
     if result is None:
@@ -207,8 +207,8 @@ def _with_choice(task: LayerTask) -> LayerResult:
     chooser = None if given.stop is not Stop.FINISHED else choosing_model(layer, start.bound, given)
     if chooser is None:
         return given
-    chosen = chooser.solve(replace(task, work=_CHOICE_WORK, start=replace(given, stop=Stop.TIME)), given.bound)
-    stop = Stop.FINISHED if chosen.stop is Stop.TIME and chosen.z >= given.z else chosen.stop
+    chosen = chooser.solve(replace(task, work=_CHOICE_WORK, start=replace(given, stop=Stop.WORK)), given.bound)
+    stop = Stop.FINISHED if chosen.stop is Stop.WORK and chosen.z >= given.z else chosen.stop
     return replace(chosen, stop=stop, work=given.work + chosen.work)
 
 
@@ -220,7 +220,7 @@ def _by_neighbourhoods(task: LayerTask) -> LayerResult:
         assert result.node is not None
         part = cut_out(layer, result.node, around_worst_link(layer, result.node, _NODES, task.rng))
         here = part.local(result.node)
-        begin = LayerResult(here, part.layer.z(here), result.bound, Status.FEASIBLE, Stop.TIME)
+        begin = LayerResult(here, part.layer.z(here), result.bound, Status.FEASIBLE, Stop.WORK)
         whole = replace(task, layer=part.layer, gap=task.gap / 2, work=_PART_WORK, start=begin)
         solved = Model(part.layer, result.bound.value, here).solve(whole, result.bound)
         spent += max(_LEAST_WORK, solved.work)
@@ -230,10 +230,10 @@ def _by_neighbourhoods(task: LayerTask) -> LayerResult:
     return replace(result, work=spent)
 
 
-def _finished(result: LayerResult, gap: float, work: float) -> LayerResult:
+def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
     """Say what we have and why we stop."""
     here = relative_gap(result.z, result.best_bound)
     if here <= OPTIMAL_GAP:
         return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED, work=work)
-    stop = Stop.FINISHED if result.stop is Stop.FINISHED else Stop.TIME
+    stop = Stop.FINISHED if result.stop is Stop.FINISHED else why_stopped(deadline)
     return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else stop, work=work)

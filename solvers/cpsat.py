@@ -25,7 +25,7 @@ from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import count_copies, with_copies
 from moe_placer.problem.symmetry import Kinds
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import refuses_coverage
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
@@ -211,7 +211,7 @@ class Model:
         work = solver.response_proto.deterministic_time
         if status == cp.INFEASIBLE and start is None:
             return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
-        stop = Stop.INTERRUPTED if task.deadline.interrupted() else Stop.TIME
+        stop = why_stopped(task.deadline)
         own = max(0.0, (solver.best_objective_bound - self.slack) / self.factor)
         node, z, copies = (start.node, start.z, start.copies) if start is not None else (None, np.inf, None)
         if status in {cp.OPTIMAL, cp.FEASIBLE}:

@@ -17,7 +17,7 @@ from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.limits import WORK_PER_SECOND, Deadline
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.symmetry import Kinds
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import refuses_coverage
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
@@ -64,15 +64,15 @@ class Mip(LayerSolver):
         node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(task.rng.integers(2**31)), deadline)
         if infeasible and start is None:
             return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
-        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.TIME, work=work)
+        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, why_stopped(task.deadline), work=work)
         if node is not None and layer.valid(node) and layer.z(node) < best.z:
-            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.TIME, best.solver_bound)
+            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.WORK, best.solver_bound)
         if best.node is None:
             return best
         if layer.copies_are_free:  # the model has the copies that are given: of others, it proves nothing
             done = relative_gap(best.z, own) <= max(gap, OPTIMAL_GAP)
             best = _finished(best, gap, work, deadline)
-            return replace(best, stop=Stop.FINISHED) if done and best.stop is Stop.TIME else best
+            return replace(best, stop=Stop.FINISHED) if done and best.stop in {Stop.TIME, Stop.WORK} else best
         own = min(best.z, max(own, best.solver_bound or 0.0))
         best = replace(best, solver_bound=own if own > bound.value else None)
         return _finished(best, gap, work, deadline)
@@ -81,7 +81,7 @@ class Mip(LayerSolver):
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
     here = relative_gap(result.z, result.best_bound)
     status = Status.OPTIMAL if here <= OPTIMAL_GAP else Status.FEASIBLE
-    stop = Stop.INTERRUPTED if deadline.interrupted() else Stop.TIME
+    stop = why_stopped(deadline)
     if here <= gap:
         stop = Stop.GAP
     if status is Status.OPTIMAL:

@@ -250,7 +250,7 @@ def test_a_folder_named_without_dags_is_bad_input(tmp_path: Path) -> None:
     assert none.returncode == 1
 
 
-@pytest.mark.parametrize("command", ["solve", "bench", "compare", "report"])
+@pytest.mark.parametrize("command", ["solve", "compare", "split", "report"])
 def test_help_shows_examples_line_by_line(command: str) -> None:
     said = run(command, "--help").stdout
     assert "\\b" not in said

@@ -11,8 +11,8 @@ import pytest
 from builders import VARIANTS, in_order, level_traffic, placement_data, recomputed, tiny_instance, tiny_traffic
 
 from moe_placer.errors import InputError, UsageError
-from moe_placer.experiments.compare import Folder, metrics
-from moe_placer.experiments.compare.metrics import find_flows, rounded
+from moe_placer.experiments.compare import Folder
+from moe_placer.experiments.compare.metrics import find_flows, metrics, rounded
 from moe_placer.experiments.compare.moves import contiguous_plan, count_moves
 from moe_placer.experiments.compare.trajectory import find_seconds, trajectory
 from moe_placer.fabric import build_fabric, compile_routes
@@ -90,6 +90,10 @@ def checked(*layers: tuple[float, float]) -> Any:
     return SimpleNamespace(layers=checks, total_z=sum(z for z, _ in layers), total_bound=sum(b for _, b in layers))
 
 
+def noted(events: Any) -> Any:
+    return SimpleNamespace(events=events, better_s=2.5)
+
+
 def test_a_trajectory_begins_when_every_layer_is_placed_and_ends_as_verified() -> None:
     events = [
         (1.0, 0, 120.0, 0.0, 0.0),
@@ -100,7 +104,16 @@ def test_a_trajectory_begins_when_every_layer_is_placed_and_ends_as_verified() -
     end = checked((100.0, 99.5), (201.0, 200.0))
     points = trajectory(events, end, 5.0)
     assert points == [[2.0, 420.0, 0.0], [3.0, 400.0, 99.5], [4.0, 301.0, 299.5]]
-    assert find_seconds(events, points, end, 5.0) == {"total": 5.0, "first": 2.0, "within_1_percent": 4.0, "final": 4.0}
+    assert find_seconds(noted(events), points, end, 5.0) == {
+        "total": 5.0,
+        "first": 2.0,
+        "better": 2.5,
+        "bounded": 4.0,
+        "within_1_percent": 4.0,
+        "within_0_1_percent": None,
+        "proved": None,
+        "final": 4.0,
+    }
 
 
 def test_what_the_end_contradicts_was_a_lie() -> None:
@@ -108,7 +121,7 @@ def test_what_the_end_contradicts_was_a_lie() -> None:
     end = checked((100.0, 90.0))
     points = trajectory(events, end, 3.0)
     assert points == [[2.0, 110.0, 90.0], [3.0, 100.0, 90.0]]
-    assert find_seconds(events, points, end, 3.0)["within_1_percent"] is None
+    assert find_seconds(noted(events), points, end, 3.0)["within_1_percent"] is None
     assert trajectory([], end, 3.0) == [[3.0, 100.0, 90.0]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from builders import tiny_instance, tiny_traffic
 
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Deadline, Limits
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Status, Stop, why_stopped
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 from moe_placer.solve.solve import Progress, Solution, solve
 
@@ -136,3 +137,25 @@ def test_layers_that_start_optimal_are_not_searched() -> None:
     solution = solve(instance, traffic, solver=Raises())
     assert set(solution.stop) == {Stop.PROVED}
     assert solution.verification.total_z == 0
+
+
+class Spends(Stub):
+    """Uses up the effort that it is given, and finds nothing."""
+
+    def solve_layer(self, task: LayerTask) -> LayerResult:
+        return replace(super().solve_layer(task), stop=why_stopped(task.deadline))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_effort_that_is_spent_is_not_time(workers: int) -> None:
+    solution = run(Spends(), workers, time_s=60.0)
+    assert set(solution.stop) - {Stop.PROVED} == {Stop.WORK}  # some layers start optimal
+    assert solution.seconds < 30
+
+
+def test_why_a_search_stops() -> None:
+    now = time.monotonic()
+    assert why_stopped(Deadline(now + 60)) is Stop.WORK
+    assert why_stopped(Deadline(now - 1)) is Stop.TIME
+    assert why_stopped(Deadline(now + 60, lambda: True)) is Stop.INTERRUPTED
+    assert why_stopped(Deadline(now - 1, lambda: True)) is Stop.INTERRUPTED

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.simgrid.chart import draw
 from benchmarks.simgrid.figures import Row, Rows, agreement, beside, by, excess, ranking
 from benchmarks.simgrid.models import MODELS
-from moe_placer.experiments.bench.environment import environment_in_words
+from moe_placer.experiments.environment import environment_in_words
 
 __all__ = ["build_page", "is_large"]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from benchmarks.simgrid.models import NetworkModel
 from benchmarks.simgrid.paths import list_paths
 from moe_placer.errors import UsageError
-from moe_placer.experiments.bench.process import run_child
+from moe_placer.experiments.process import run_child
 from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB

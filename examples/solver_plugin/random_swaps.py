@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.plugin import LayerResult, LayerSolver, LayerTask, Status, Stop, best_bound
+from moe_placer.plugin import LayerResult, LayerSolver, LayerTask, Status, Stop, best_bound, why_stopped
 
 _SWAPS_PER_WORK = 2_000  # deterministic effort is counted, not timed, so that the same seed gives the same placement
 
@@ -33,6 +33,6 @@ class RandomSwaps(LayerSolver):
             else:
                 node[[a, b]] = node[[b, a]]
             swaps += 1
-        stop = Stop.GAP if z <= start.bound.value * (1 + task.gap) else Stop.TIME
+        stop = Stop.GAP if z <= start.bound.value * (1 + task.gap) else why_stopped(task.deadline)
         # What a start proved of itself (status, stop) is not true of another placement: state both anew.
         return replace(start, node=node, z=z, status=Status.FEASIBLE, stop=stop, work=swaps / _SWAPS_PER_WORK)

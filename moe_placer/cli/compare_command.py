@@ -24,11 +24,27 @@ Examples:
   moe-placer compare instances/h100-128.yaml -o reports/2026-11-24-seed-plan
   moe-placer compare instances/dsv2-lite-128.yaml --solvers contiguous,eplb,auto \\
     --trace a1.npz --trace b1.npz --held-out a2.npz --held-out b2.npz --seeds 0,1
+  moe-placer compare --config reports/2026-11-24-real-traces/config.json --find parts -o reports/mine
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("instances", metavar="INSTANCE...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("instances", metavar="INSTANCE...", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Run what this config.json of another comparison asks for; only --jobs, --patience, --memory, --find, "
+    "--update-best-known, -o and -q apply beside it.",
+)
+@click.option(
+    "--find",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder in which --config's instances (NAME.yaml), recordings and plans are looked for. Repeatable.  "
+    "[instances, and this folder]",
+)
 @click.option("--solvers", metavar="A,B,C", help="Names, see `moe-placer solvers`.  [all]")
 @trace_option
 @click.option(
@@ -72,42 +88,36 @@ Examples:
     type=float,
     help="Memory of a run, with all its processes, beyond which it is ended.  [80% of the machine's / jobs]",
 )
+@click.option(
+    "--update-best-known", "best_known", metavar="FILE", type=click.Path(path_type=Path), help="Enter what beats FILE."
+)
 @click.option("--question", metavar="TEXT", help="What the comparison is to answer, for its page.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="[reports/DATE-compare]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 def compare(
-    instances: tuple[Path, ...],
-    solvers: str | None,
-    traces: tuple[Path, ...],
-    held_out: tuple[Path, ...],
-    next_window: bool,
-    current: tuple[Path, ...],
-    time_limit: float,
-    gap: float,
-    seeds: str,
-    workers: int,
     jobs: int | None,
     patience: float,
     memory: float | None,
-    question: str | None,
+    best_known: Path | None,
     output: Path | None,
     quiet: bool,
+    **asked: Any,
 ) -> int:
-    """Compare solvers on each INSTANCE: every solver, every seed, each run verified and in a process of its own.
+    """Compare solvers on each INSTANCE: how good, how fast; each run verified and in a process of its own.
 
     Writes config.json, environment.json and results.jsonl, one row a run, and the page made from these. The same
     command again continues what was interrupted. Traces apply to instances with `traffic.kind: trace`. A solver that
     crashes, hangs or lies is a row that says so.
     """
-    from moe_placer.experiments.bench import describe_environment
-    from moe_placer.experiments.compare import Folder, Given, Settings, build_matrix
-    from moe_placer.solve.registry import solver_names
+    from moe_placer.experiments.best_known import update_best_known
+    from moe_placer.experiments.compare import Folder
+    from moe_placer.experiments.environment import describe_environment
 
     _require_positive("patience", patience)
     _require_positive("memory", memory)
-    names = _names(solvers) if solvers is not None else solver_names()
-    settings = Settings(time_limit, gap, workers)
-    matrix = build_matrix(instances, names, _numbers(seeds), settings, Given(traces, held_out, next_window, current))
+    matrix, question = _matrix(**asked)
+    _warn_of_missing_libraries()
+    workers = matrix.config["parameters"]["workers"]
     environment, jobs = describe_environment(), jobs or max(1, usable_cores() // workers)
     most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
     folder = Folder(
@@ -129,8 +139,53 @@ def compare(
         )
         return 130
     click.echo(folder.path / "results.jsonl")
+    if best_known is not None:
+        update_best_known(best_known, folder.rows, folder.environment, folder.path.resolve().name)
     _write_page(folder.path)
     return _exit_code(folder)
+
+
+def _matrix(
+    instances: tuple[Path, ...],
+    config: Path | None,
+    find: tuple[Path, ...],
+    solvers: str | None,
+    traces: tuple[Path, ...],
+    held_out: tuple[Path, ...],
+    next_window: bool,
+    current: tuple[Path, ...],
+    time_limit: float,
+    gap: float,
+    seeds: str,
+    workers: int,
+    question: str | None,
+) -> tuple[Any, str | None]:
+    """Return what is to be run, from the options or from a file of another comparison, and its question."""
+    from moe_placer.errors import UsageError
+    from moe_placer.experiments.compare import Given, Settings, build_matrix, read_config
+    from moe_placer.solve.registry import solver_names
+
+    if config is not None:
+        if instances:
+            raise UsageError("instances and --config are given; --config names its own instances")
+        arguments, asked = read_config(config, find or (Path("instances"), Path()))
+        return build_matrix(*arguments), question or asked
+    if not instances:
+        raise UsageError("no INSTANCE is given, expected at least one (or --config FILE)")
+    names = _names(solvers) if solvers is not None else solver_names()
+    given = Given(traces, held_out, next_window, current)
+    return build_matrix(instances, names, _numbers(seeds), Settings(time_limit, gap, workers), given), question
+
+
+def _warn_of_missing_libraries() -> None:
+    """Say before the runs, not after them, that there will be no page."""
+    from moe_placer.errors import UsageError
+    from moe_placer.experiments.report.write import require_libraries
+
+    try:
+        require_libraries()
+    except UsageError as error:
+        click.echo(f"moe-placer: the rows will be written, but no page: {error}", err=True)
 
 
 def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float], quiet: bool) -> None:

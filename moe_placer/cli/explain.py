@@ -42,8 +42,8 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
         lines.append(
             f"{len(shares)} expert copies, {most}; the bound may divide copies over nodes, a placement cannot."
         )
-    if solution.stop[index] is Stop.TIME:
-        lines.append(" A larger --time-limit may find more.")
+    if solution.stop[index] in {Stop.TIME, Stop.WORK}:
+        lines.append(f" A larger {'--time-limit' if solution.stop[index] is Stop.TIME else '--work'} may find more.")
     return "".join(lines)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from moe_placer.cli.bench_command import bench
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.inspect_command import inspect
@@ -19,6 +18,7 @@ from moe_placer.cli.schedule_command import schedule
 from moe_placer.cli.schema_command import schema
 from moe_placer.cli.solve_command import solve
 from moe_placer.cli.solvers_command import solvers
+from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
 from moe_placer.errors import MoePlacerError
@@ -43,7 +43,7 @@ def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
-for _command in (solve, verify, inspect, schema, solvers, dag, schedule, sweep, bench, compare, report):
+for _command in (solve, verify, inspect, schema, solvers, dag, schedule, sweep, compare, split, report):
     cli.add_command(_command)
 
 

@@ -151,7 +151,7 @@ def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet:
 def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quiet: bool) -> None:
     """Write the folder; without the libraries of pages, say so after the rows are there."""
     from moe_placer.errors import UsageError
-    from moe_placer.experiments.bench import describe_environment
+    from moe_placer.experiments.environment import describe_environment
     from moe_placer.experiments.sweep.folder import write_page, write_rows
 
     run = {"points": len(rows), "seconds": round(seconds, 1), "workers": workers}

@@ -17,7 +17,7 @@ from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.decomposition.column_generation import Decomposition
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, descend
 from moe_placer.search.moves import Moves, repair
 
@@ -181,9 +181,7 @@ class _Search:
     def _reason(self) -> Stop:
         if self._within(1.0):
             return Stop.GAP
-        if self.deadline.interrupted():
-            return Stop.INTERRUPTED
-        return Stop.TIME if self.spent else Stop.FINISHED
+        return why_stopped(self.deadline) if self.spent else Stop.FINISHED
 
     def _results(self, stop: Stop, status: Status) -> list[LayerResult]:
         bounds = self.bounds or [Bound(0.0, "solver")] * len(self.layers)
@@ -202,7 +200,7 @@ class _Search:
         now = (self.best.value, self.bound)
         if now[0] < self.told[0] or now[1] > self.told[1] * (1 + _NEWS):
             self.told = now
-            for index, result in enumerate(self._results(Stop.TIME, Status.FEASIBLE)):
+            for index, result in enumerate(self._results(Stop.WORK, Status.FEASIBLE)):
                 self.report(index, result)
 
     def _keep(self, plan: _Plan) -> None:

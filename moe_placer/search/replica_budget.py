@@ -211,6 +211,6 @@ def _result(before: LayerResult, now: _Placed, gap: float) -> LayerResult:
         return before
     z, bound = now.layer.z(now.node), before.bound if before.bound.any_copies else Bound(0.0, "solver")
     here = relative_gap(z, bound.value)
-    status, stop = (Status.OPTIMAL, Stop.PROVED) if here <= OPTIMAL_GAP else (Status.FEASIBLE, Stop.TIME)
-    stop = Stop.GAP if stop is Stop.TIME and here <= gap else stop
+    status, stop = (Status.OPTIMAL, Stop.PROVED) if here <= OPTIMAL_GAP else (Status.FEASIBLE, Stop.WORK)
+    stop = Stop.GAP if stop is Stop.WORK and here <= gap else stop
     return replace(before, node=now.node, z=z, bound=bound, status=status, stop=stop, solver_bound=None, copies=copies)

@@ -23,7 +23,7 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import leave_interrupts_to_parent, usable_cores
 
@@ -137,12 +137,11 @@ def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | No
     here = gap(z, bound.value)
     if here <= OPTIMAL_GAP:
         return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
-    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.TIME)
+    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.WORK)
 
 
 def _nothing(limits: Limits) -> LayerResult:
-    stop = Stop.INTERRUPTED if limits.deadline.interrupted() else Stop.TIME
-    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, stop)
+    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, why_stopped(limits.deadline))
 
 
 def _in_worker(solver: LayerSolver, task: LayerTask, seconds: float, stop_file: str) -> LayerResult:
@@ -184,14 +183,13 @@ class _Run:
         while waiting and not self.limits.deadline.over:
             left = self.limits.total_work - spent
             if left <= 0 and number > 0:
-                self._stop(waiting, Stop.TIME)
-                return
+                break
             effort = work if number == 0 else min(work, left / len(waiting))
             run_round(waiting, effort, number)
             spent += sum(result.work for i in waiting if (result := self.best[i]) is not None)
             waiting = [i for i in waiting if not self._done(i)]
             work, number = 2 * work, number + 1
-        self._stop(waiting, Stop.INTERRUPTED if self.limits.deadline.interrupted() else Stop.TIME)
+        self._stop(waiting, why_stopped(self.limits.deadline))
 
     def round_here(self, layers: list[int], work: float, number: int) -> None:
         for index in layers:

@@ -33,6 +33,7 @@ from moe_placer.verifier import Verification, verify
 
 __all__ = ["Progress", "Solution", "solve"]
 
+_MORE = {Stop.TIME: "give it more time, or another solver", Stop.WORK: "give it more effort, or another solver"}
 _SHOWN = 10  # violations printed in an error
 
 
@@ -215,7 +216,7 @@ def _run(
         if result.status is Status.INFEASIBLE:
             raise InfeasibleError(f"{problem.name}: {method.name} proved that layer {layer} has no valid placement")
         if result.node is None:
-            hint = "give it more time, or another solver" if result.stop is Stop.TIME else "try another solver"
+            hint = _MORE.get(result.stop, "try another solver")
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
         if not _fits(problem, index, result):
             message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"

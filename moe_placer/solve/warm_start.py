@@ -108,7 +108,7 @@ def _result(problem: Problem, index: int, start: Placement) -> LayerResult:
     if node.max() >= problem.nodes or not layer.valid(node):
         found = f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}"
         raise _wrong(found, "one that is valid")
-    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.TIME)
+    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.WORK)
 
 
 def _wrong(found: str, expected: str) -> InputError:

@@ -20,7 +20,7 @@ from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording
 
-__all__ = ["read_load", "read_trace"]
+__all__ = ["read_array", "read_load", "read_trace"]
 
 Ids = npt.NDArray[np.integer]
 
@@ -90,6 +90,20 @@ def read_load(file: Path, instance: Instance) -> Recording:
     if len(empty):
         raise _wrong(file, f"load[{empty[0]}]", "a layer without any load", "some load in every layer")
     return Recording(file.name, load, load.sum(axis=1) / instance.model.top_k)
+
+
+def read_array(file: Path, key: str) -> npt.NDArray[Any]:
+    """Read one array of a .npz file as it is.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or hostile, or has no such array, or an empty one.
+    """
+    with _open_array(file, key) as (stream, header):
+        if not header.bytes:
+            raise _wrong(file, key, f"shape {header.shape}", "at least one entry")
+        return np.concatenate(list(_blocks(stream, header)))
 
 
 def _wrong(file: Path, path: str, found: str, expected: str) -> InputError:

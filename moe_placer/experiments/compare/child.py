@@ -13,12 +13,12 @@ import numpy as np
 
 from moe_placer.errors import InfeasibleError, InputError, MoePlacerError, NothingFoundError, UsageError
 from moe_placer.errors import VerificationError as Refuted
-from moe_placer.experiments.bench.process import end_with_parent, presentable
-from moe_placer.experiments.bench.recorder import Recorder, peak_memory
 from moe_placer.experiments.compare.cell import Cell
 from moe_placer.experiments.compare.metrics import metrics
 from moe_placer.experiments.compare.moves import contiguous_plan, count_moves, plan_of
-from moe_placer.experiments.compare.trajectory import find_seconds, trajectory
+from moe_placer.experiments.compare.recorder import RivalRecorder, cpu_seconds, peak_memory
+from moe_placer.experiments.compare.trajectory import find_seconds, find_speed, no_seconds, trajectory
+from moe_placer.experiments.process import end_with_parent, presentable
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import compile_problem
@@ -36,20 +36,22 @@ _BOUND_RULES = {"bound", "solver-bound", "weights", "proof"}
 def run(cell: Cell) -> dict[str, Any]:
     """Run a cell here and return its row, whatever the solver does short of ending the process."""
     method = find_solver(cell.solver)  # imports count as start-up
-    recorder = Recorder(time.monotonic())
+    begun = time.monotonic()
     instance, traffic, held_out, current = cell.open()
+    recorder = RivalRecorder(instance, traffic, begun)
     limits = Limits(time_s=cell.time_limit_s, gap=cell.gap, workers=cell.workers)
     try:
         solution = solve(instance, traffic, solver=method, limits=limits, seed=cell.seed, progress=recorder)
     except (Exception, SystemExit) as error:
-        seconds = {"total": round(recorder.now, 3), "first": None, "within_1_percent": None, "final": None}
         status, reason = _explain(error, cell, instance, traffic)
-        return cell.head() | {"status": status, "reason": _short(reason), "seconds": seconds}
-    points = trajectory(recorder.events, solution.verification, recorder.now)
+        return cell.head() | {"status": status, "reason": _short(reason), "seconds": no_seconds(recorder.now)}
+    total_s = recorder.now
+    points = trajectory(recorder.events, solution.verification, total_s)
     head = {
         "status": "ok",
         "reason": None,
-        "seconds": find_seconds(recorder.events, points, solution.verification, recorder.now),
+        "seconds": find_seconds(recorder, points, solution.verification, total_s),
+        "speed": find_speed(recorder.events, solution.verification, cell.time_limit_s),
     }
     plan = plan_of(current) if current else contiguous_plan(instance, traffic)
     moves = count_moves(solution.placement, plan)
@@ -71,6 +73,7 @@ def _facts(solution: Solution, instance: Instance, held_out: Traffic | None) -> 
         "bound": word,
         "proof": [check.proof for check in checked.layers],
         "recheckable": recheckable,
+        "memory_bound": _finite(checked.memory_bound) or None,
         "covers_copies": bool(placement.replicas.get("bound_covers_choice_of_copies", True)),
         "gap_median": _finite(float(np.median(gaps))),
         "gap_largest": _finite(float(gaps.max())),
@@ -136,7 +139,8 @@ def main() -> None:
     except MoePlacerError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    row["peak_bytes"] = peak_memory()
+    row["peak_bytes"] = row["largest_process_bytes"] = peak_memory()
+    row["cpu_s"] = cpu_seconds()
     Path(sys.argv[1]).write_text(json.dumps(row, allow_nan=False), encoding="utf-8")
 
 

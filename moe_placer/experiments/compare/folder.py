@@ -27,6 +27,7 @@ class Folder:
     Attributes
     ----------
     path : Path
+    environment : dict
     rows : list of dict
         What is there already.
 
@@ -46,6 +47,7 @@ class Folder:
         for name, content in (("config.json", config), ("environment.json", environment)):
             if not (path / name).exists():
                 write_atomically(path / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        self.environment = dict(environment)
         self.rows: list[Row] = []
 
     @property

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from threading import Event
 from typing import Any
 
-from moe_placer.experiments.bench.process import run_child
 from moe_placer.experiments.compare.cell import Cell
+from moe_placer.experiments.compare.trajectory import no_seconds
+from moe_placer.experiments.process import run_child
 
 __all__ = ["run_cells"]
 
@@ -52,20 +56,21 @@ def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> 
     """Run a cell and return its row; None where it was stopped."""
     if stop.is_set():
         return None
+    busy = _busy_s()
     ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stop, most_bytes)
     if ended.output is not None:
         row: Row = json.loads(ended.output)
+        row["cores_used_by_others"] = _others(busy, row.pop("cpu_s"), ended.seconds)
         row["peak_bytes"] = max(row["peak_bytes"], ended.all_processes_bytes or 0)
         if row["status"] == "ok":
             _predict_step(cell, row, patience_s, stop, most_bytes)
         return None if stop.is_set() else row
     if stop.is_set():
         return None
-    seconds = {"total": round(ended.seconds, 3), "first": None, "within_1_percent": None, "final": None}
     return cell.head() | {
         "status": "hung" if ended.hung else "crashed",
         "reason": ended.failed,
-        "seconds": seconds,
+        "seconds": no_seconds(ended.seconds),
         "peak_bytes": ended.all_processes_bytes,
     }
 
@@ -78,3 +83,17 @@ def _predict_step(cell: Cell, row: Row, patience_s: float, stop: Event, most_byt
     for name, step_us in json.loads(ended.output).items():
         if row["traffic"][name] is not None:
             row["traffic"][name]["step_us"] = step_us
+
+
+def _others(busy_s: float | None, own_s: float, seconds: float) -> float | None:
+    """Return the cores that anything but the run took meanwhile; None where the system does not tell."""
+    now_s = _busy_s()
+    return None if busy_s is None or now_s is None else round(max(0.0, now_s - busy_s - own_s) / seconds, 2)
+
+
+def _busy_s() -> float | None:
+    """Return processor seconds that the whole machine has spent; None where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        user, nice, system = map(int, Path("/proc/stat").read_text(encoding="utf-8").split()[1:4])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    return None

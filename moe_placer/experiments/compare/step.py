@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import MoePlacerError
-from moe_placer.experiments.bench.process import end_with_parent
 from moe_placer.experiments.compare.cell import Cell
+from moe_placer.experiments.process import end_with_parent
 from moe_placer.placement import SCHEMA, Placement
 from moe_placer.schedule.step import step_time
 

@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
 
-__all__ = ["Comparison", "Config", "InstanceRow", "Link", "Metrics", "RunRow", "read_comparison"]
+__all__ = [
+    "Comparison",
+    "Config",
+    "InstanceRow",
+    "Link",
+    "Metrics",
+    "RunRow",
+    "read_comparison",
+    "read_config_file",
+]
 
 _MOST = 2_000_000_000  # bytes of results.jsonl; one run of 1,024 GPUs over 61 layers has about 3 MB
 _ROW = "moe-placer/row/1"
@@ -102,8 +111,20 @@ class Seconds(_Record):
 
     total: float | None = None
     first: float | None = None
+    better: float | None = None
+    bounded: float | None = None
     within_1_percent: float | None = None
+    within_0_1_percent: float | None = None
+    proved: float | None = None
     final: float | None = None
+
+
+class Speed(_Record):
+    """How a run came down to its bound: the primal integral (seconds), and layers bounded, with the time of one."""
+
+    primal_integral: float | None = None
+    bounded_layers: int | None = None
+    seconds_per_bounded_layer: float | None = None
 
 
 class Spread(_Record):
@@ -125,7 +146,11 @@ class RunRow(_Record):
     status: str
     reason: str | None = None
     seconds: Seconds = Seconds()
+    speed: Speed = Speed()
     peak_bytes: float | None = None
+    largest_process_bytes: float | None = None
+    cores_used_by_others: float | None = None
+    stop: dict[str, int] = {}
     z: list[float] = []
     bound: list[float | None] = []
     proof: list[str | None] = []
@@ -188,7 +213,7 @@ def read_comparison(folder: Path) -> Comparison:
     InputError
         One is missing, truncated or contradicts itself; of results, with the line.
     """
-    config = _checked(Config, _object(folder / "config.json"), folder / "config.json", None)
+    config = read_config_file(folder / "config.json")
     environment = _object(folder / "environment.json")
     file = folder / "results.jsonl"
     instances: dict[str, InstanceRow] = {}
@@ -213,6 +238,17 @@ def read_comparison(folder: Path) -> Comparison:
     for number, run in runs.values():
         _check_run(run, instances, file, number)
     return Comparison(config, environment, list(instances.values()), _ordered(config, list(instances), runs))
+
+
+def read_config_file(file: Path) -> Config:
+    """Read what a comparison asked.
+
+    Raises
+    ------
+    InputError
+        The file is missing, truncated or wrong.
+    """
+    return _checked(Config, _object(file), file, None)
 
 
 def _ordered(config: Config, instances: list[str], runs: dict[str, tuple[int, RunRow]]) -> list[RunRow]:

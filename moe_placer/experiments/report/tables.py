@@ -184,14 +184,47 @@ _COSTS: tuple[AnyColumn, ...] = (
 _TIME: tuple[AnyColumn, ...] = (
     Column("first, s", "Until every layer had a placement.", lambda s: s.run.seconds.first, ",.2f"),
     Column(
+        "better, s",
+        "Until the first placement with a smaller sum of worst links than contiguous and eplb had passed the verifier.",
+        lambda s: s.run.seconds.better,
+        ",.2f",
+    ),
+    Column(
         "within 1%, s",
         "Until every layer was within 1% of its bound; a dash: never.",
         lambda s: s.run.seconds.within_1_percent,
         ",.2f",
     ),
+    Column("within 0.1%, s", "The same within 0.1%.", lambda s: s.run.seconds.within_0_1_percent, ",.2f"),
+    Column(
+        "proved, s",
+        "Until every layer was proved optimal, by its bound or by the solver's own word.",
+        lambda s: s.run.seconds.proved,
+        ",.2f",
+    ),
     Column("final, s", "Until the placement was the final one.", lambda s: s.run.seconds.final, ",.2f"),
     Column("total, s", "From start to verified end.", lambda s: s.run.seconds.total, ",.2f"),
-    Column("peak memory, MB", "Of all processes of the run.", lambda s: s.run.peak_bytes, ",.0f", 1e-6),
+    Column(
+        "primal integral, s",
+        "Integral over the time limit of (z - final bound) / z for the sums over layers, 1 before the first placement "
+        "(Berthold, 2013); less is better.",
+        lambda s: s.run.speed.primal_integral,
+        ",.3f",
+    ),
+    Column(
+        "peak memory, MB",
+        "Of all processes of the run together, sampled 20 times a second.",
+        lambda s: s.run.peak_bytes,
+        ",.0f",
+        1e-6,
+    ),
+    Column("largest process, MB", "Peak of the largest process.", lambda s: s.run.largest_process_bytes, ",.0f", 1e-6),
+    Column(
+        "others, cores",
+        "Cores that other work on the machine took meanwhile; where it is not near 0, times say so much less.",
+        lambda s: s.run.cores_used_by_others,
+        ".1f",
+    ),
     Column("seeds", "Runs that gave a placement; the one of median z is shown.", _of_seeds(lambda s: s.seeds), ".0f"),
     Column("lowest, tokens", "Least sum of worst links over the seeds.", _of_seeds(lambda s: s.lowest), ",.0f"),
     Column("highest, tokens", "Largest.", _of_seeds(lambda s: s.highest), ",.0f"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_placer.experiments.report.figures import Standing, standings
+from moe_placer.experiments.report.growth import MEANING, growths
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
 from moe_placer.experiments.report.sentences import summary
 from moe_placer.experiments.report.tables import NOT_KNOWN, TABLES, cells_of, columns_of
@@ -44,6 +45,8 @@ def context(comparison: Comparison) -> dict[str, Any]:
             }
             for run in comparison.failed
         ],
+        "growths": growths(comparison),
+        "growth_meaning": MEANING,
         "setup": _setup(comparison),
         "headings": _headings(comparison),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_placer.experiments.bench.environment import environment_in_words
+from moe_placer.experiments.environment import environment_in_words
 from moe_placer.experiments.report.markdown import plain
 from moe_placer.experiments.sweep.chart import caption, draw
 from moe_placer.experiments.sweep.words import AXES, answers, by, said, shares_in_percent, varied

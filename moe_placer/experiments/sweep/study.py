@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat, ValidationError
 
 from moe_placer.errors import InputError, Mistake, UsageError
-from moe_placer.experiments.bench import describe_environment
+from moe_placer.experiments.environment import describe_environment
 from moe_placer.experiments.sweep.sweep import Grid, Plan, list_points, make_plan, run_points
 from moe_placer.files import read_bounded
 from moe_placer.instance import load_instance

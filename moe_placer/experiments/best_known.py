@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import yaml
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import write_atomically
 
-__all__ = ["read_best_known", "update_best_known"]
+__all__ = ["proved_total", "read_best_known", "update_best_known"]
 
 _HEAD = """\
 # The best objective (sum over layers of the worst link, tokens per step at node-link speed) and the best re-checkable
-# bound ever seen of each instance. `moe-placer bench --update-best-known` keeps it; tests compare it with every report.
+# bound ever seen of each instance. `moe-placer compare --update-best-known` keeps it; tests compare it with reports.
 """
 _SLACK = 1e-9  # relative; smaller differences are rounding
 
@@ -47,16 +48,22 @@ def update_best_known(
     Parameters
     ----------
     rows : iterable of mapping
-        Of a benchmark; rows that failed do not count.
+        Of a comparison (`results.jsonl`); runs without a verified placement do not count.
     environment : mapping
-        Of the same benchmark, for its date.
+        Of the same comparison, for its date.
     report : str
-        Name of the benchmark's folder.
+        Name of the comparison's folder.
     """
     entries = {_key(entry): entry for entry in read_best_known(path)}
+    known: dict[str, Mapping[str, Any]] = {}
     for row in rows:
-        if row["failed"] is None and row["verified"]:
-            entry = entries.setdefault(_key(row), _new(row))
+        if row["kind"] == "instance":
+            known[row["sha256"]] = row
+        elif row["status"] == "ok":
+            instance = known[row["instance_sha256"]]
+            key = {"instance_sha256": instance["sha256"], "traffic_sha256": instance["traffic_sha256"]}
+            first = {"instance": instance["name"], **key, "recordings": instance["recordings"]}
+            entry = entries.setdefault(_key(key), {**first, "objective": None, "bound": None})
             _improve(entry, row, {"date": environment["date"], "report": report})
     ordered = sorted(entries.values(), key=lambda entry: (entry["instance"], entry["traffic_sha256"]))
     text = yaml.safe_dump({"entries": ordered}, sort_keys=False, allow_unicode=True, width=110)
@@ -67,17 +74,20 @@ def _key(record: Mapping[str, Any]) -> tuple[str, str]:
     return record["instance_sha256"], record["traffic_sha256"]
 
 
-def _new(row: Mapping[str, Any]) -> Entry:
-    fields = ("instance", "instance_sha256", "traffic_sha256", "recordings")
-    return {**{field: row[field] for field in fields}, "objective": None, "bound": None}
-
-
 def _improve(entry: Entry, row: Mapping[str, Any], origin: Mapping[str, str]) -> None:
     by = {"solver": row["solver"], "version": row["version"], **origin}
     objective, bound = entry["objective"], entry["bound"]
-    if objective is None or row["z"] < objective["value"] * (1 - _SLACK):
-        entry["objective"] = {"value": row["z"], **by, "checked": "recomputed by the verifier"}
+    z, proved = row["traffic"]["solved_for"]["z_total"], proved_total(row)
+    if objective is None or z < objective["value"] * (1 - _SLACK):
+        entry["objective"] = {"value": z, **by, "checked": "recomputed by the verifier"}
     # A bound for one choice of copies says nothing of another.
-    if row["bound_holds_for_any_copies"] and (bound is None or row["bound"] > bound["value"] * (1 + _SLACK)):
-        proofs = ", ".join(f"{proof} in {count} layers" for proof, count in sorted(row["proofs"].items()))
-        entry["bound"] = {"value": row["bound"], **by, "proved": f"{proofs}; derived anew by the verifier"}
+    if row["covers_copies"] and (bound is None or proved > bound["value"] * (1 + _SLACK)):
+        counts = sorted(Counter(row["proof"]).items())
+        proofs = ", ".join(f"{proof} in {count} layers" for proof, count in counts)
+        entry["bound"] = {"value": proved, **by, "proved": f"{proofs}; derived anew by the verifier"}
+
+
+def proved_total(row: Mapping[str, Any]) -> float:
+    """Return the sum over layers of the bounds of a run that were derived anew; a solver's word counts as 0."""
+    total = sum(bound for bound, checked in zip(row["bound"], row["recheckable"], strict=True) if checked)
+    return max(float(total), float(row.get("memory_bound") or 0.0))

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: the machine, the versions, the commit."""
+"""What runs were made on: the machine, the versions, the commit."""
 
 from __future__ import annotations
 
