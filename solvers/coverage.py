@@ -71,4 +71,3 @@ def _finished(result: LayerResult, within: float) -> LayerResult:
     if here <= OPTIMAL_GAP:
         return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED)
     return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= within else Stop.TIME)
-

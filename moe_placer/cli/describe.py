@@ -201,8 +201,6 @@ def _unsupported(instance: Instance) -> str | None:
     placement = instance.placement
     if placement.replica_routing not in {"group", "even"}:
         return f"placement.replica_routing: {placement.replica_routing} (group and even can be solved)"
-    if placement.dispatch != "per-expert":
-        return f"placement.dispatch: {placement.dispatch} (per-expert can be solved)"
     return None
 
 

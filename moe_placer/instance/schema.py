@@ -180,7 +180,11 @@ class Placement(Section):
     )
     replica_routing: Literal["group", "even", "nearest", "optimal"] = "group"
     replicas_apart: Literal["gpu", "node"] = "gpu"
-    dispatch: Literal["per-expert", "per-node"] = "per-expert"
+    dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
+        "per-expert",
+        description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "
+        "holds any of them (inside a node the copy is forwarded).",
+    )
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")

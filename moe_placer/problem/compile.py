@@ -22,8 +22,9 @@ from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu, slots_by_gpu
 from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
-from moe_placer.problem.sending import compile_coverage
+from moe_placer.problem.sending import compile_coverage, find_dispatch_mistakes
 from moe_placer.traffic import Traffic
 
 __all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
@@ -245,6 +246,22 @@ class Problem:
         """Return the problem with other slots of nodes and GPUs in each layer, which its bounds take as given."""
         return replace(self, capacity=replace(self.capacity, node_slots=node_slots, slots=slots), room_is_given=True)
 
+    def on_gpus(self) -> Problem:
+        """Return the problem with every GPU as a node of its own, where a token goes once to each GPU."""
+        node = np.arange(self.nodes * self.gpus_per_node) // self.gpus_per_node
+        return replace(
+            self,
+            demand=self.demand[:, node] / self.gpus_per_node,
+            capacity=capacity_by_gpu(self.capacity),
+            together=np.minimum(slots_by_gpu(self.capacity), 1),
+            gpus_per_node=1,
+            hops=self.hops[np.ix_(node, node)],
+            coverage=sent_by_gpu(self.coverage, node),
+            touched=self.touched[node],
+            _reference=self._reference[:, node],
+            _change=self._change[node][:, :, node],
+        )
+
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
         tokens = self.demand[index][:, expert]
@@ -280,7 +297,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     gpus_per_node = instance.cluster.gpus_per_node
     failed = np.bincount(np.array(placement.failed_gpus, int) // gpus_per_node, minlength=instance.cluster.nodes)
     places = (gpus_per_node - failed) // instance.parallelism.expert_tp
-    return Problem(
+    problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,
         links=tuple(routes.links[k] for k in keep),
@@ -307,6 +324,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         _reference=reference,
         _change=change,
     )
+    return problem.on_gpus() if problem.coverage and placement.dispatch == "per-gpu" else problem
 
 
 def demand(instance: Instance, traffic: Traffic) -> Floats:
@@ -358,5 +376,6 @@ def _refuse_unsupported(instance: Instance) -> None:
                 "placement.replica_routing",
             )
         )
+    mistakes += find_dispatch_mistakes(instance)
     if mistakes:
         raise InputError(mistakes)

@@ -132,7 +132,7 @@ class Coverage:
     sending: Sending
 
     def covered(self, expert: Ints, replica: Ints, node: Ints) -> Floats:
-        """Return ``cov`` [views, files, nodes] where replica ``replica[i]`` of expert ``expert[i]`` is on ``node[i]``."""
+        """Return ``cov`` [views, files, nodes] where replica ``replica[i]`` of ``expert[i]`` is on ``node[i]``."""
         if self.sending.drawn and np.bincount(expert).max() > 1:
             return self._drawn(expert, node)
         views = np.zeros_like(replica) if self.sending.drawn else replica

@@ -161,8 +161,8 @@ class DrawnTables(Tables):
             part = missed[self._first[file] : self._first[file + 1]] / self._tokens[file]
             covered = 1.0 - part.sum(axis=0)
             gained = covered[None, :] + (1.0 - ratio) * (chosen @ part)
-            self.cov[0, file, where] = covered[0]
-            self.added[0, file, :, where] = gained[:, 0]
+            self.cov[view, file, where] = covered[0]
+            self.added[view, file, :, where] = gained[:, 0]
             self.dropped[file, here] = covered[position]
             self.swapped[file, here] = gained[:, position].T
         self.evaluated += missed.size * (1 + self._choice.shape[1])

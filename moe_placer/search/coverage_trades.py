@@ -173,7 +173,7 @@ class CoverageTrades:
         t = self.tables
         a, b, q = trades.item, trades.partner, trades.to
         p, rows = t.place[a], np.arange(len(a))
-        views, files, nodes = t.cov.shape
+        views, files = t.cov.shape[:2]
         change = np.zeros((2, len(a), views, files))  # at p, at q
         real = b >= 0
         same = real & (t.view[a] == t.view[np.maximum(b, 0)])
@@ -197,13 +197,13 @@ class CoverageTrades:
         if self._apart_binds:
             same = layer.expert[:, None] == layer.expert[None, :]
             fits = self._fits()[:, node]
-            allowed &= same | (fits & fits.T)
-        return allowed
+            allowed = allowed & (same | (fits & fits.T))
+        return np.asarray(allowed)
 
     def _allowed_moves(self, free: Bools) -> Bools:
         layer = self.layer
         allowed = (layer.pinned < 0)[:, None] & free[None, :] & (self.node[:, None] != np.arange(layer.nodes)[None, :])
-        return allowed & self._fits() if self._apart_binds else allowed
+        return np.asarray(allowed & self._fits() if self._apart_binds else allowed)
 
     def _fits(self) -> Bools:
         """Whether one more copy of each item's expert may be on each node [items, nodes]."""

@@ -25,7 +25,7 @@ from moe_placer.verifier.bounds_anew import (
 )
 from moe_placer.verifier.loads import Network, choices_per_token, find_traffic_mistakes, read_network
 from moe_placer.verifier.rules import Copy
-from moe_placer.verifier.sending import find_dispatch_mistakes, sends_every_choice, tokens_between
+from moe_placer.verifier.sending import check_proofs_fit, find_dispatch_mistakes, sends_every_choice, tokens_between
 from moe_placer.verifier.verification import LayerCheck, Verification, Violation
 
 __all__ = ["verify"]
@@ -75,6 +75,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         *rules.check_apart(instance, copies),
         *rules.check_failed(instance, copies),
         *rules.check_pinned(instance, copies),
+        *check_proofs_fit(instance, placement),
     ]
     network = read_network(instance)
     whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
@@ -174,7 +175,7 @@ def _check_layer(
 
 
 def _derive_bound(instance: Instance, network: Network, layer: _Layer, record: LayerRecord) -> float:
-    if layer.demand is None or layer.copies is None:
+    if layer.demand is None or layer.copies is None or not sends_every_choice(instance):
         return 0.0
     slots = node_slots(instance)
     if record.proof == "hot-experts" and record.hot is not None:
@@ -208,7 +209,7 @@ def _check_aggregate(
     if any(layer.demand is None for layer in layers):
         return 0.0, lacking
     derived = None
-    if record.proof is not None and not lacking:
+    if record.proof is not None and not lacking and sends_every_choice(instance):
         slots, weights = node_slots(instance), record.weights or {}
         derived = sum(_weighted_bound(network, layer, slots, weights, record.any_copies) for layer in layers)
     load = np.sum([layer.load for layer in layers], axis=0)
@@ -225,7 +226,7 @@ def _check_memory(
         return 0.0, []
     weights = [layer.weights for layer in placement.layers]
     lacking = [*records.check_memory_proof(record, instance.cluster.nodes, weights, _copies_are_free(instance))]
-    if lacking or len(weights) != len(layers):
+    if lacking or len(weights) != len(layers) or not sends_every_choice(instance):
         return 0.0, lacking
     slots, prices = node_slots(instance), np.array(record.room_prices)
     derived, total_z = -float(prices @ rules.node_room(instance)), 0.0

@@ -6,22 +6,25 @@ What `verify` and comparisons count; each formula is the definition of the place
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
+from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import copy_demand
 from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.verification import Violation
 
-__all__ = ["find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
+__all__ = ["check_proofs_fit", "find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_OF_EVERY_CHOICE = {"dual", "hot-experts", "threshold"}
 _BLOCK = 2_000_000  # numbers in one temporary array
 
 
@@ -45,10 +48,26 @@ def find_dispatch_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake
     return [Mistake(found, expected, f"traffic.recordings[{index}]") for index in blind]
 
 
+def check_proofs_fit(instance: Instance, placement: Placement) -> Iterator[Violation]:
+    """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place."""
+    if sends_every_choice(instance):
+        return
+    required = f"required is one for placement.dispatch: {instance.placement.dispatch}"
+    for record in placement.layers:
+        if record.proof in _OF_EVERY_CHOICE:
+            yield Violation(
+                "proof", f"proof: {record.proof} of a copy for every chosen expert, {required}", record.layer
+            )
+    if placement.aggregate is not None and placement.aggregate.proof is not None:
+        yield Violation("proof", f"a bound on the aggregate from a copy for every chosen expert, {required}")
+    if placement.memory is not None:
+        yield Violation("proof", f"a bound that counts memory from a copy for every chosen expert, {required}")
+
+
 def tokens_between(
     instance: Instance, traffic: Traffic, row: int, choices: Floats, copies: Sequence[Copy]
 ) -> tuple[Floats, Floats]:
-    """Copies of tokens per step from every node to every other [nodes, nodes], and tokens per replica.
+    """Count the copies of tokens per step from every node to every other, and the tokens of every replica.
 
     Parameters
     ----------
