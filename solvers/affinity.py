@@ -2,7 +2,7 @@
 
 Occult (arXiv 2505.13345, 2025) groups experts greedily by how often they are activated together; GRACE-MoE (arXiv
 2509.25041, 2025) groups by affinity and then evens out load. Neither looks at links. Here groups fill nodes one after
-the other; then experts trade places between the busiest node and another as long as that lowers the larger of both loads,
+the other; then experts trade places between the busiest node and another as long as that lowers the larger load,
 each time by the trade that costs the least co-activation, until the busiest node is within 10% of the mean.
 """
 

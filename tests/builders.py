@@ -94,6 +94,19 @@ def tiny_traffic(instance: Instance, seed: int = 0, recordings: int = 2) -> Traf
     return Traffic(tuple(drawn), rng.dirichlet(np.ones(recordings), instance.cluster.nodes))
 
 
+def tiny_tokens(instance: Instance, seed: int = 0, tokens: tuple[int, ...] = (17, 40)) -> Traffic:
+    """Draw recordings of so many tokens each, every one with its set of experts, and an uneven mix on every node."""
+    rng = np.random.default_rng(seed)
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    drawn = []
+    for index, count in enumerate(tokens):
+        keys = rng.exponential(rng.gamma(0.7, 1.0, (layers, experts)) + 0.05, (count, layers, experts))
+        topk = np.argsort(-keys, axis=2)[:, :, : instance.model.top_k].astype(np.uint8)
+        load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
+        drawn.append(Recording(f"tokens-{index}", load.astype(np.float64), np.full(layers, float(count)), topk))
+    return Traffic(tuple(drawn), rng.dirichlet(np.ones(len(tokens)), instance.cluster.nodes))
+
+
 def level_traffic(instance: Instance, load: Sequence[Sequence[float]], tokens: float) -> Traffic:
     """Give every node the same loads [MoE layers][experts], of so many tokens."""
     table = np.array(load, dtype=np.float64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import tiny_instance, tiny_tokens, tiny_traffic
 
 from moe_placer.bounds.bounds import Bound, dual_bound
 from moe_placer.errors import NothingFoundError, VerificationError
@@ -61,13 +61,53 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "tokens": {"parallelism": {"dp": 1}, "cluster": {"gpus_per_node": 1}, "objective": {"metric": "tokens"}},
     "sharded": {"parallelism": {"dp": 1, "expert_tp": 2}},
+    "per node": {
+        "model": {"experts": 6},
+        "cluster": {"nodes": 3, "gpus_per_node": 2},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-node"},
+    },
+    "per node, group": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 2, "gpus_per_node": 4},
+        "placement": {"dispatch": "per-node"},
+    },
+    "per node, even": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 3},
+        "placement": {"dispatch": "per-node", "replica_routing": "even"},
+    },
+    "per node, budget": {
+        "model": {"experts": 4},
+        "cluster": {"nodes": 3},
+        "parallelism": {"dp": 1},
+        "placement": {
+            "dispatch": "per-node",
+            "replica_routing": "even",
+            "replicas": {"redundant_slots": 2},
+            "replicas_apart": "node",
+            "pinned": [{"layer": 1, "expert": 2, "gpu": 0}],
+        },
+    },
+    "per gpu": {
+        "model": {"experts": 6},
+        "cluster": {"nodes": 2, "gpus_per_node": 2},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-gpu", "slots_per_gpu": 2, "failed_gpus": [3]},
+    },
+    "per gpu, alone": {
+        "cluster": {"gpus_per_node": 1},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-gpu"},
+    },
     "one node": {"cluster": {"nodes": 1, "gpus_per_node": 4}, "parallelism": {"dp": 1}},
 }
 
 
 def small(name: str, seed: int = 0) -> tuple[Instance, Traffic]:
     instance = tiny_instance(**SMALL[name])
-    return instance, tiny_traffic(instance, seed)
+    once = instance.placement.dispatch != "per-expert"
+    return instance, tiny_tokens(instance, seed) if once else tiny_traffic(instance, seed)
 
 
 def smallest_z(layer: LayerProblem) -> float:
@@ -85,7 +125,9 @@ def attempt(solver: str, name: str, **limits: Any) -> Solution:
         with pytest.raises(NothingFoundError, match="cannot serve"):
             solve(instance, traffic, solver=solver)
         pytest.skip(f"{solver} refuses: {reason}")
-    return solve(instance, traffic, solver=solver, limits=Limits(**{"time_s": 20.0, "gap": 0.0, **limits}))
+    # A search that proves nothing uses up its effort.
+    effort = {"work": 1.0} if instance.placement.dispatch != "per-expert" else {}
+    return solve(instance, traffic, solver=solver, limits=Limits(**{"time_s": 20.0, "gap": 0.0, **effort, **limits}))
 
 
 @pytest.mark.parametrize("name", SMALL)
