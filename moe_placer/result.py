@@ -19,6 +19,8 @@ __all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap", 
 class FalseBoundError(MoePlacerError, ValueError):
     """A bound is above what was found."""
 
+    exit_code = 70
+
 
 class Status(StrEnum):
     """What we have."""

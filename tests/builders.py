@@ -79,7 +79,12 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_instance(**changes: Any) -> Instance:
-    """Build the tiny instance, with sections merged in: ``tiny_instance(cluster={"gpus_per_node": 3})``."""
+    """Build the tiny instance, with sections merged in: ``tiny_instance(cluster={"gpus_per_node": 3})``.
+
+    Its traffic is of expert loads, or of traces where a unit of dispatch other than per-expert asks for these.
+    """
+    if changes.get("placement", {}).get("dispatch", "per-expert") != "per-expert":
+        changes = {"traffic": {"kind": "trace", "tokens_per_gpu": 100.0}, **changes}
     return Instance.model_validate(merged(TINY, changes))
 
 

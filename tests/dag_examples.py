@@ -63,6 +63,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "failed-gpu": {"parallelism": {"dp": 1}, "placement": {"failed_gpus": [5]}},
     "failed-node": {"parallelism": {"dp": 1}, "placement": {"failed_gpus": [0, 1], "slots_per_gpu": 2}},
+    "failed-group": {"parallelism": {"dp": 1, "attention_tp": 1}, "placement": {"failed_gpus": [1, 2]}},
+    "failed-in-every-group": {"parallelism": {"dp": 1}, "placement": {"failed_gpus": [0, 3, 5], "slots_per_gpu": 2}},
+    "failed-group-over-nodes": {
+        "parallelism": {"dp": 1, "attention_tp": 3},
+        "placement": {"failed_gpus": [2, 4, 5], "slots_per_gpu": 2},
+    },
     "fractions": {"traffic": {"tokens_per_gpu": 0.37}},
     "many-groups": {"cluster": {"nodes": 6}, "parallelism": {"dp": 6}, "placement": {"slots_per_gpu": 2}},
     "special-characters": {"name": "a<b>&\"c\"'d'{|}; ü→\t]]>--%"},

@@ -21,6 +21,7 @@ Flow = tuple[Name, int, int]  # whose it is, source and destination nodes
 ONCE = {"input", "split", "gather", "output"}
 COLLECTIVE = {"split", "gather", "gate_scatter"}
 SEND = {"dispatch_send", "combine_send"}
+ALONE = {"embedding_reduce", "attention_reduce", "mlp_reduce", "sample_reduce", "gate_scatter"}  # free on one GPU
 WAITS_ONLY = {"input", "output", "dispatch_receive", "combine_receive"}
 
 
@@ -47,7 +48,7 @@ def cost_of(
     dag: Dag, op: Operation, instance: Instance, workload: Workload, timing: Timing, condition: Condition
 ) -> Cost:
     """Return what one micro-batch of an operation costs."""
-    if op.kind in WAITS_ONLY:
+    if op.kind in WAITS_ONLY or (len(op.gpus) == 1 and op.kind in ALONE):
         return Cost()
     asked = (workload.tokens_per_gpu or instance.traffic.tokens_per_gpu) / instance.traffic.tokens_per_gpu
     share = asked if op.kind in ONCE else asked / workload.micro_batches

@@ -11,7 +11,7 @@ import pytest
 from builders import tiny_instance, tiny_tokens, tiny_traffic
 
 from moe_placer.bounds.bounds import Bound, dual_bound
-from moe_placer.errors import NothingFoundError, VerificationError
+from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import LayerProblem, compile_problem
@@ -228,5 +228,6 @@ class Short(Liar):
 @pytest.mark.parametrize("solver", [Liar(), Sloppy(), Short()], ids=["bound", "slots", "layers"])
 def test_a_solver_that_lies_is_caught(solver: Solver) -> None:
     instance = tiny_instance(model={"experts": 8}, parallelism={"dp": 1})
-    with pytest.raises(VerificationError):
+    with pytest.raises(DefectError) as caught:
         solve(instance, tiny_traffic(instance), solver=solver)
+    assert caught.value.exit_code == 70

@@ -165,12 +165,12 @@ def test_loads_do_not_say_what_fires_together(dispatch: str) -> None:
 
 
 def test_combinations_that_cannot_be_solved_say_why() -> None:
-    apart = tiny_instance(placement={"dispatch": "per-gpu", "slots_per_gpu": 2, "replicas_apart": "node"})
     with pytest.raises(InputError, match="copies apart by node cannot be solved"):
-        compile_problem(apart, tiny_tokens(apart))
-    sharded = tiny_instance(parallelism={"dp": 1, "expert_tp": 2}, placement={"dispatch": "per-gpu"})
+        tiny_instance(placement={"dispatch": "per-gpu", "slots_per_gpu": 2, "replicas_apart": "node"})
     with pytest.raises(InputError, match="needs its tokens on all of them"):
-        compile_problem(sharded, tiny_tokens(sharded))
+        tiny_instance(parallelism={"dp": 1, "expert_tp": 2}, placement={"dispatch": "per-gpu"})
+    with pytest.raises(InputError, match="loads do not say"):
+        tiny_instance(placement={"dispatch": "per-node"}, traffic={"kind": "load"})
 
 
 def test_a_proof_of_one_copy_per_expert_is_no_proof_here() -> None:

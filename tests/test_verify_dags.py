@@ -246,6 +246,15 @@ def _a_replica_twice_and_one_not_at_all(dag: Dag) -> None:
 
 
 @breaks("dag-traffic")
+def _attends_to_fewer_tokens(dag: Dag) -> None:
+    attention = dag.operation("L1.attention.g0")
+    (one,) = dag.incoming(attention.id)
+    before = one.shape[0]
+    resize(dag, one, before - 50)
+    attention.flops *= (before - 50) / before
+
+
+@breaks("dag-traffic")
 def _a_link_that_looks_cooler(dag: Dag) -> None:
     costs = dag.facts["links"][1]
     costs[max(costs, key=costs.get)] *= 0.5

@@ -34,7 +34,9 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+ 70  a defect of this program or of a solver: please report it
 """
+_DEFECT = 70  # EX_SOFTWARE of sysexits.h
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,7 +91,8 @@ def _run(arguments: list[str] | None) -> int:
             return _fail(f"output cannot be written: {error.strerror}", 1)
         if os.environ.get("MOE_PLACER_DEBUG"):
             raise
-        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)
+        where = "set MOE_PLACER_DEBUG=1 for where"
+        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} ({where})", _DEFECT)
 
 
 def _fail(message: str, code: int) -> int:

@@ -126,7 +126,10 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
     """Write the placement, then its DAGs as far as no signal stops it; every file whole or not at all."""
     placement = folder / "placement.json"
     solution.placement.write(placement)
-    if no_dag:
+    if not no_dag and instance.placement.dispatch != "per-expert":
+        unit = instance.placement.dispatch
+        click.echo(f"moe-placer: no DAGs, which send a copy per chosen expert, not {unit} as the instance", err=True)
+    if no_dag or instance.placement.dispatch != "per-expert":
         return [placement]
     from moe_placer.dag import write_dags
 

@@ -146,7 +146,7 @@ def _predict(weaver: Weaver, crew: Crew, before: Operation) -> Operation:
     weaver.connect(before, norm, f"hidden.g{g}", shape)
     weaver.connect(norm, head, f"normed.g{g}", shape)
     weaver.connect(head, sample, f"logits.g{g}", (crew.total, model.vocab_size))
-    if len(crew.gpus) == 1:
+    if not crew.shares:
         return sample
     total = weaver.add(f"sample_reduce.g{g}", "sample_reduce", crew.gpus, group=crew.group)
     name = f"likeliest.g{g}"

@@ -1,34 +1,44 @@
-"""Who works together: tensor-parallel groups, the GPUs of a node, and the tokens that start on each."""
+"""Who works together: the GPUs that serve, tensor-parallel groups, and the tokens that each attends to.
+
+One fact decides it for all drawings and for the schedule: a GPU serves if it has not failed. Where a whole node has
+failed, all of its GPUs count as serving: the placement model starts tokens on every node, and its links carry them.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe_placer.instance import Instance
 
-__all__ = ["Crew", "find_crews", "first_gpu", "node_gpus", "ring"]
+__all__ = ["Crew", "find_crews", "first_gpu", "lost_nodes", "node_gpus", "ring"]
 
 
 @dataclass(frozen=True)
 class Crew:
-    """GPUs that share attention, dense MLPs and embeddings: a tensor-parallel group.
+    """GPUs that share attention, dense MLPs and embeddings: a tensor-parallel group, as far as it serves.
 
     Attributes
     ----------
     index : int
+        Of the group: its GPUs are among the index-th ``attention_tp`` ones.
     group : int
         DP group that its first node belongs to.
     gpus : tuple of int
-        Those that work; all of them where none does, since their users are still there.
+        Those that serve; never empty.
     tokens : dict
-        Node to tokens that start on the crew's GPUs there, failed ones included.
+        Node to tokens that start there and that the crew attends to. On each of these nodes it has a GPU that serves.
+    shares : bool
+        Whether tensor parallelism divides its work, and results are to be summed. It does so for all crews or for none,
+        however many GPUs a crew has left.
     """
 
     index: int
     group: int
     gpus: tuple[int, ...]
     tokens: dict[int, float]
+    shares: bool
 
     @property
     def head(self) -> tuple[int]:
@@ -42,24 +52,37 @@ class Crew:
 
 
 def find_crews(instance: Instance) -> list[Crew]:
-    """Divide the GPUs into crews of ``attention_tp`` neighbours; the last one may be smaller."""
-    cluster, size = instance.cluster, instance.parallelism.attention_tp
-    crews = []
-    for index, first in enumerate(range(0, instance.gpus, size)):
-        ids = range(first, min(first + size, instance.gpus))
-        tokens: dict[int, float] = {}
-        for gpu in ids:
-            node = gpu // cluster.gpus_per_node
-            tokens[node] = tokens.get(node, 0.0) + instance.traffic.tokens_per_gpu
-        group = min(tokens) * instance.parallelism.dp // cluster.nodes
-        crews.append(Crew(index, group, _working(instance, ids), tokens))
-    return crews
+    """Divide the GPUs into crews of ``attention_tp`` neighbours; the last one may be smaller.
+
+    A group of which no GPU serves on a node is no crew there: its users go to the crews that have GPUs on this node, in
+    proportion to how many.
+    """
+    per_node, size = instance.cluster.gpus_per_node, instance.parallelism.attention_tp
+    tokens: dict[int, dict[int, float]] = defaultdict(dict)
+    members: dict[int, list[int]] = defaultdict(list)
+    for node in range(instance.cluster.nodes):
+        here: dict[int, list[int]] = defaultdict(list)
+        for gpu in node_gpus(instance, node):
+            here[gpu // size].append(gpu)
+        of_group = {g: len(_overlap(g * size, (g + 1) * size, node * per_node, (node + 1) * per_node)) for g in here}
+        stranded = (per_node - sum(of_group.values())) / sum(map(len, here.values()))
+        for g, gpus in here.items():
+            tokens[g][node] = (of_group[g] + stranded * len(gpus)) * instance.traffic.tokens_per_gpu
+            members[g] += gpus
+    dp, nodes, shares = instance.parallelism.dp, instance.cluster.nodes, min(size, instance.gpus) > 1
+    return [Crew(g, min(tokens[g]) * dp // nodes, tuple(members[g]), tokens[g], shares) for g in sorted(tokens)]
 
 
 def node_gpus(instance: Instance, node: int) -> tuple[int, ...]:
-    """GPUs of a node that work; all of them where none does."""
+    """GPUs of a node that serve: those that work; all of them where none does."""
     size = instance.cluster.gpus_per_node
     return _working(instance, range(node * size, (node + 1) * size))
+
+
+def lost_nodes(instance: Instance) -> list[int]:
+    """Nodes of which every GPU has failed."""
+    per_node, failed = instance.cluster.gpus_per_node, set(instance.placement.failed_gpus)
+    return [n for n in range(instance.cluster.nodes) if failed.issuperset(range(n * per_node, (n + 1) * per_node))]
 
 
 def first_gpu(instance: Instance) -> int:
@@ -73,6 +96,10 @@ def ring(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(order, order[1:] + order[:1], strict=True)) if len(order) > 1 else ()
 
 
-def _working(instance: Instance, ids: Iterable[int]) -> tuple[int, ...]:
+def _working(instance: Instance, ids: range) -> tuple[int, ...]:
     failed = set(instance.placement.failed_gpus)
     return tuple(gpu for gpu in ids if gpu not in failed) or tuple(ids)
+
+
+def _overlap(first: int, end: int, low: int, high: int) -> range:
+    return range(max(first, low), min(end, high))

@@ -80,7 +80,7 @@ def _gate(weaver: Weaver, moe: _Layer, crew: Crew, attended: Operation) -> Opera
     weights = model.hidden_size * model.experts
     gate.flops, gate.bytes_read = 2 * crew.total * weights, weights * weaver.precision
     weaver.connect(attended, gate, f"attended.g{g}", (crew.total, model.hidden_size))
-    if len(crew.gpus) == 1:
+    if not crew.shares:
         return gate
     scatter = weaver.add(moe.name(f"gate_scatter.g{g}"), "gate_scatter", crew.gpus, moe.index, crew.group)
     home = crew.head[0] // weaver.instance.cluster.gpus_per_node

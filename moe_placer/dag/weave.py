@@ -85,8 +85,11 @@ class Weaver:
         return self.reduce(attention, crew, "attention_reduce", "attention", layer)
 
     def reduce(self, op: Operation, crew: Crew, kind: Kind, what: str, layer: int | None = None) -> Operation:
-        """Add the all-reduce of what a crew's GPUs computed in part; a crew of one GPU needs none."""
-        if len(crew.gpus) == 1:
+        """Add the all-reduce of what a crew's GPUs computed in part; without tensor parallelism there is none.
+
+        A crew that has one GPU left sums what it alone has: all crews are alike, so that merged ones are too.
+        """
+        if not crew.shares:
             return op
         name = f"{kind}.g{crew.index}" if layer is None else f"L{layer}.{kind}.g{crew.index}"
         total = self.add(name, kind, crew.gpus, layer, crew.group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from moe_placer.dag.deployment import lost_nodes
 from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import VIEWS, View, count_tensors
@@ -69,6 +70,8 @@ def write_dags(
             f"{' and '.join(left_out)} left out: all layers have about {tensors:,} tensors, and files are written "
             f"(and verified) up to {MOST_TENSORS:,}"
         )
+    for node in lost_nodes(instance):
+        tell(f"node {node} has no GPU that works; its tokens and links are counted all the same, so it is drawn whole")
     written: list[Path] = []
     for view in views:
         for suffix, text in _texts(view, instance, placement, traffic, tell):

@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
@@ -24,7 +23,7 @@ from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu, slots_by_gpu
 from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
-from moe_placer.problem.sending import compile_coverage, find_dispatch_mistakes
+from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
 __all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
@@ -280,12 +279,9 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
 
     Raises
     ------
-    InputError
-        The instance asks for a routing or dispatch rule that this version cannot solve.
     InfeasibleError
         No placement can exist.
     """
-    _refuse_unsupported(instance)
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
@@ -364,18 +360,3 @@ def _copies(instance: Instance, tokens: Floats) -> Ints:
     most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
     loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
     return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
-
-
-def _refuse_unsupported(instance: Instance) -> None:
-    placement, mistakes = instance.placement, []
-    if placement.replica_routing not in {"group", "even"}:
-        mistakes.append(
-            Mistake(
-                placement.replica_routing,
-                "group or even (all that this version can solve)",
-                "placement.replica_routing",
-            )
-        )
-    mistakes += find_dispatch_mistakes(instance)
-    if mistakes:
-        raise InputError(mistakes)

@@ -11,7 +11,7 @@ from moe_placer.instance import Instance
 from moe_placer.problem.coverage import Coverage, Sending, token_sets
 from moe_placer.traffic import Traffic
 
-__all__ = ["compile_coverage", "counts_tokens_once", "find_dispatch_mistakes"]
+__all__ = ["compile_coverage", "counts_tokens_once"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,20 +23,6 @@ def counts_tokens_once(instance: Instance) -> bool:
     """
     placement = instance.placement
     return placement.dispatch == "per-node" or (placement.dispatch == "per-gpu" and placement.slots_per_gpu > 1)
-
-
-def find_dispatch_mistakes(instance: Instance) -> list[Mistake]:
-    """List what cannot be solved together with the unit of dispatch."""
-    placement, mistakes = instance.placement, []
-    if placement.dispatch != "per-gpu":
-        return []
-    if instance.parallelism.expert_tp > 1:
-        expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
-        mistakes.append(Mistake("per-gpu with parallelism.expert_tp above 1", expected, "placement.dispatch"))
-    if counts_tokens_once(instance) and placement.replicas_apart == "node":
-        expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
-        mistakes.append(Mistake("node", expected, "placement.replicas_apart"))
-    return mistakes
 
 
 def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_array) -> tuple[Coverage, ...]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import BYTES_PER_VALUE, GB
-from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, REDUCES, SENDS, Program
+from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, REDUCES, SENDS, Program
 from moe_placer.schedule.workload import Condition, Timing, Workload
 
 __all__ = ["Durations", "context_flops", "find_durations", "kv_bytes_per_token"]
@@ -75,9 +75,12 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     reading = read / (gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization)
     busy = _US * np.where(computes, np.maximum(calculating, reading), 0.0) * _slowness(program, condition)
     busy += _US * scale * _moving(program, timing, reduces, size)
-    steps = np.where(reduces, 2 * (size - 1), np.where(collective, 1, 0))
+    # A tensor-parallel group with one GPU left has nobody to exchange anything with.
+    alone = (reduces | program.of_kinds(GATING)) & (size == 1)
+    steps = np.where(reduces, 2 * (size - 1), np.where(collective & ~alone, 1, 0))
     step_us = np.where(program.network > 0, timing.network_step_us, timing.nvlink_step_us)
-    overhead = np.where(computes, timing.kernel_us, np.where(collective | sends, timing.collective_us, 0.0))
+    talks = (collective | sends) & ~alone
+    overhead = np.where(computes, timing.kernel_us, np.where(talks, timing.collective_us, 0.0))
     latency = np.zeros(len(program))
     for p, sent in program.sent.items():
         latency[p] = timing.network_step_us if sent.any() else timing.nvlink_step_us

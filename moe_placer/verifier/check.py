@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 from moe_placer.placement import AggregateRecord, LayerRecord, Placement
 from moe_placer.traffic import load_traffic
@@ -55,9 +55,8 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     Raises
     ------
     InputError
-        The traffic does not fit the instance, or the instance asks for a rule that this version cannot verify.
+        The traffic does not fit the instance.
     """
-    _refuse_unsupported(instance)
     if traffic is None:
         traffic = load_traffic(instance)
     mistakes = find_traffic_mistakes(instance, traffic) or find_dispatch_mistakes(instance, traffic)
@@ -105,16 +104,6 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         aggregate_bound,
         memory_bound,
     )
-
-
-def _refuse_unsupported(instance: Instance) -> None:
-    placement = instance.placement
-    mistakes = []
-    if placement.replica_routing not in {"group", "even"}:
-        expected = "group or even (this version cannot verify other rules)"
-        mistakes.append(Mistake(placement.replica_routing, expected, "placement.replica_routing"))
-    if mistakes:
-        raise InputError(mistakes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,23 +95,51 @@ class Deployment:
         return table
 
     @cached_property
-    def tensor_groups(self) -> list[frozenset[int]]:
-        """GPUs that do attention, dense layers, embedding and head together: neighbours that work."""
-        size = self.instance.parallelism.attention_tp
-        ends = range(0, self.instance.gpus, size)
-        return [self._working(range(first, min(first + size, self.instance.gpus))) for first in ends]
+    def serving(self) -> frozenset[int]:
+        """GPUs that may do anything at all: those that work, and of a node where none does, all.
+
+        Tokens start on such a node all the same, as its links have it.
+        """
+        failed, size = set(self.instance.placement.failed_gpus), self.instance.cluster.gpus_per_node
+        lost = {node for node, count in Counter(self.node(gpu) for gpu in failed).items() if count == size}
+        return frozenset(gpu for gpu in range(self.instance.gpus) if gpu not in failed or self.node(gpu) in lost)
 
     @cached_property
-    def users(self) -> frozenset[int]:
-        """GPUs that may do anything at all: those that work, and all of a group or node where none does."""
-        size = self.instance.cluster.gpus_per_node
-        nodes = [self._working(range(n * size, (n + 1) * size)) for n in range(self.instance.cluster.nodes)]
-        return frozenset().union(*self.tensor_groups, *nodes)
+    def tensor_groups(self) -> dict[int, frozenset[int]]:
+        """GPUs that do attention, dense layers, embedding and head together: neighbours that serve; none is empty."""
+        groups: dict[int, set[int]] = {}
+        for gpu in self.serving:
+            groups.setdefault(gpu // self.instance.parallelism.attention_tp, set()).add(gpu)
+        return {index: frozenset(groups[index]) for index in sorted(groups)}
 
-    def _working(self, gpus: Iterable[int]) -> frozenset[int]:
-        """Those that work; all where none does, since the users of these GPUs are still there."""
-        every = frozenset(gpus)
-        return every - set(self.instance.placement.failed_gpus) or every
+    @cached_property
+    def group_tokens(self) -> dict[int, float]:
+        """Tokens that each of these groups attends to.
+
+        Every GPU of a group brings its users, failed ones too; to whom no GPU of the group is left in their node, these
+        are divided evenly among all GPUs that serve there.
+        """
+        size, every = self.instance.parallelism.attention_tp, self.instance.traffic.tokens_per_gpu
+        tokens = dict.fromkeys(self.tensor_groups, 0.0)
+        for gpu in range(self.instance.gpus):
+            here = self.serving_of_node[self.node(gpu)]
+            own = [other for other in here if other // size == gpu // size]
+            for other in [gpu] if own else here:
+                tokens[other // size] += every / (1 if own else len(here))
+        return tokens
+
+    @cached_property
+    def serving_of_node(self) -> dict[int, list[int]]:
+        """Those of each node, in order."""
+        found: dict[int, list[int]] = {}
+        for gpu in sorted(self.serving):
+            found.setdefault(self.node(gpu), []).append(gpu)
+        return found
+
+    @property
+    def shares_attention(self) -> bool:
+        """Whether tensor-parallel groups have several GPUs, failed ones counted."""
+        return min(self.instance.parallelism.attention_tp, self.instance.gpus) > 1
 
     def node(self, gpu: int) -> int:
         """Node of a GPU."""

@@ -73,7 +73,7 @@ class Network:
             cost[position, self.source[here]] = self.share[here] * self.scale[self.link[here]]
             for row in cost:
                 if rows.setdefault(row.tobytes(), len(rows)) == len(table):
-                    table.append(row)
+                    table.append(row.copy())  # a view would keep all of `cost` in memory
             of_node.append(np.unique(np.array([rows[row.tobytes()] for row in cost], dtype=np.int64)))
         return np.array(table).reshape(-1, nodes), of_node
 

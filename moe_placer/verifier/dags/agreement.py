@@ -63,16 +63,16 @@ def check_layers(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
 
 def check_gpus(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
     """Rule ``dag-gpus``: GPUs exist and work; in every layer, tensor-parallel groups attend, and their first gates."""
-    count, users = deployment.instance.gpus, deployment.users
+    count, serving = deployment.instance.gpus, deployment.serving
     placed = {gpu for layer in deployment.moe.values() for gpus in layer.gpus.values() for gpu in gpus}
     for name, op in dag.operations.items():
         if beyond := [gpu for gpu in op["gpus"] if gpu >= count]:
             yield dag.breach("dag-gpus", name, f"GPU {beyond[0]} does not exist; there are {count}")
-        elif failed := [gpu for gpu in op["gpus"] if gpu not in users and gpu not in placed]:
+        elif failed := [gpu for gpu in op["gpus"] if gpu not in serving and gpu not in placed]:
             yield dag.breach("dag-gpus", name, f"GPU {failed[0]} has failed")
     required = {
-        "attention": Counter(gpu for group in deployment.tensor_groups for gpu in group),
-        "gate": Counter(min(group) for group in deployment.tensor_groups),
+        "attention": Counter(gpu for group in deployment.tensor_groups.values() for gpu in group),
+        "gate": Counter(min(group) for group in deployment.tensor_groups.values()),
     }
     for layer, operations in _of_layer(dag).items():
         for kind, once in required.items():
@@ -122,12 +122,10 @@ def check_communication(dag: DagFile, deployment: Deployment) -> Iterator[DagVio
 
 
 def _is_shared(op: Row, deployment: Deployment) -> bool:
-    """Whether every group of GPUs that does the operation has several."""
+    """Whether the operation is divided among GPUs by tensor parallelism, failed ones counted."""
     if op["kind"] == "expert":
         return deployment.instance.parallelism.expert_tp > 1
-    groups = {gpu // deployment.instance.parallelism.attention_tp for gpu in op["gpus"]}
-    known = deployment.tensor_groups
-    return all(index < len(known) and len(known[index]) > 1 for index in groups)
+    return deployment.shares_attention
 
 
 def check_experts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
@@ -182,6 +180,19 @@ def check_traffic(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation
             yield dag.breach("dag-traffic", name, f"{found:,.3f} tokens arrive, the placement gives it {required:,.3f}")
     for row in dag.edges:
         yield from _check_between_nodes(dag, row, deployment, batches)
+    yield from _check_attention(dag, deployment, batches)
+
+
+def _check_attention(dag: DagFile, deployment: Deployment, batches: dict[int, set[object]]) -> Iterator[DagViolation]:
+    """Every tensor-parallel group attends to the tokens that start on its GPUs, and to those of GPUs that failed."""
+    size = deployment.instance.parallelism.attention_tp
+    for name, op in dag.operations.items():
+        if op["kind"] == "attention" and "layer" in op:
+            groups = {gpu // size for gpu in op["gpus"]}
+            required = sum(deployment.group_tokens.get(group, 0.0) for group in groups) / len(batches[op["layer"]])
+            found = sum(shape[0] for shape in op["inputs"].values())
+            if differs(found, required):
+                yield dag.breach("dag-traffic", name, f"{found:,.3f} tokens arrive, {required:,.3f} start on its GPUs")
 
 
 def _check_facts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:

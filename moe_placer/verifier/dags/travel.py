@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from moe_placer.verifier.dags.files import DagFile, Row
 from moe_placer.verifier.dags.rules import DagViolation, differs
@@ -35,11 +35,14 @@ def _known(gpus: list[int], deployment: Deployment) -> bool:
     return all(gpu < deployment.instance.gpus for gpu in gpus)
 
 
-def _group_nodes(gpus: list[int], deployment: Deployment) -> list[set[int]]:
-    """Nodes of every tensor-parallel group that has some of these GPUs; failed ones count, since their users send."""
-    size, count = deployment.instance.parallelism.attention_tp, deployment.instance.gpus
-    firsts = sorted({gpu // size * size for gpu in gpus})
-    return [{deployment.node(gpu) for gpu in range(first, min(first + size, count))} for first in firsts]
+def _groups(gpus: list[int], deployment: Deployment) -> list[frozenset[int]]:
+    """GPUs of every tensor-parallel group that has some of these."""
+    size, known = deployment.instance.parallelism.attention_tp, deployment.tensor_groups
+    return [known.get(index, frozenset()) for index in sorted({gpu // size for gpu in gpus})]
+
+
+def _nodes(gpus: Iterable[int], deployment: Deployment) -> set[int]:
+    return {deployment.node(gpu) for gpu in gpus}
 
 
 def _travel(source: Row, target: Row, deployment: Deployment) -> str:
@@ -48,18 +51,19 @@ def _travel(source: Row, target: Row, deployment: Deployment) -> str:
     between = "nvlink" if len({*source["gpus"], *target["gpus"]}) > 1 else "same-gpu"
     if kind in {"split", "gather"}:
         many = target if kind == "split" else source
-        nodes = set().union(*_group_nodes(many["gpus"], deployment))
-        return "network" if nodes - {_home(deployment)} else between
+        return "network" if _nodes(many["gpus"], deployment) - {_home(deployment)} else between
     if kind in _WITHIN_GROUP:
-        spread = any(len(nodes) > 1 for nodes in _group_nodes(target["gpus"], deployment))
-        return "network" if spread else between
+        groups = _groups(target["gpus"], deployment)
+        if any(len(_nodes(group, deployment)) > 1 for group in groups):
+            return "network"
+        return "nvlink" if any(len(group) > 1 for group in groups) else "same-gpu"
     if kind == "expert_reduce":
         return between
     if ends in _ALL_TO_ALL:
         s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
         return "network" if s != d else between
     if kind == "aggregate" and source["kind"] in {"combine", "combine_receive"}:
-        spread = any(len(nodes) > 1 for nodes in _group_nodes(target["gpus"], deployment))
+        spread = any(len(_nodes(group, deployment)) > 1 for group in _groups(target["gpus"], deployment))
         return "network" if spread else "same-gpu"
     return "same-gpu"
 
@@ -133,10 +137,7 @@ def check_groups(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
             if op["kind"] == "expert_reduce":
                 continue  # names no experts; what it sums does
         else:
-            first = op["gpus"][0]
-            if op["kind"] not in {"dispatch_send", "combine_receive"}:  # these belong to a node
-                first -= first % instance.parallelism.attention_tp
-            required = {deployment.node(first) * instance.parallelism.dp // instance.cluster.nodes}
+            required = {deployment.node(op["gpus"][0]) * instance.parallelism.dp // instance.cluster.nodes}
         if {op["group"]} != required:
             message = f"it is of DP group {op['group']}, required is {', '.join(map(str, sorted(required))) or 'none'}"
             yield dag.breach("dag-gpus", name, message)
