@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import with_copies
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.grouping import group_by_affinity, shuffled
 from moe_placer.search.moves import repair
@@ -44,10 +44,10 @@ class CoverageSolver(LayerSolver):
             layer = with_copies(layer, start.copies)
         starts = _starts(layer, task)
         if not starts:
-            return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.TIME)
+            return LayerResult(None, np.inf, best_bound(layer), Stop.TIME)
         bound = start.bound if start is not None else best_bound(layer)
         found = search_coverage(layer, starts, bound.value, task.work, task.rng, task.deadline)
-        result = LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.TIME, work=found.work)
+        result = LayerResult(found.node, found.z, bound, Stop.TIME, work=found.work)
         if start is not None and start.node is not None and start.z <= found.z:
             result = replace(start, work=found.work)
         return _finished(result, task.gap)
@@ -66,8 +66,8 @@ def _starts(layer: LayerProblem, task: LayerTask) -> list[Ints]:
 
 
 def _finished(result: LayerResult, within: float) -> LayerResult:
-    """Say what we have and why we stop."""
+    """Say why we stop."""
     here = gap(result.z, result.best_bound)
     if here <= OPTIMAL_GAP:
-        return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED)
-    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= within else Stop.TIME)
+        return replace(result, stop=Stop.PROVED)
+    return replace(result, stop=Stop.GAP if here <= within else Stop.TIME)

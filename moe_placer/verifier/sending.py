@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
-from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import copy_demand
 from moe_placer.verifier.rules import Copy
 from moe_placer.verifier.verification import Violation
 
-__all__ = ["check_proofs_fit", "find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
+__all__ = ["check_proof_fits", "find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -48,20 +47,11 @@ def find_dispatch_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake
     return [Mistake(found, expected, f"traffic.recordings[{index}]") for index in blind]
 
 
-def check_proofs_fit(instance: Instance, placement: Placement) -> Iterator[Violation]:
+def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, what: str) -> Iterator[Violation]:
     """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place."""
-    if sends_every_choice(instance):
-        return
-    required = f"required is one for placement.dispatch: {instance.placement.dispatch}"
-    for record in placement.layers:
-        if record.proof in _OF_EVERY_CHOICE:
-            yield Violation(
-                "proof", f"proof: {record.proof} of a copy for every chosen expert, {required}", record.layer
-            )
-    if placement.aggregate is not None and placement.aggregate.proof is not None:
-        yield Violation("proof", f"a bound on the aggregate from a copy for every chosen expert, {required}")
-    if placement.memory is not None:
-        yield Violation("proof", f"a bound that counts memory from a copy for every chosen expert, {required}")
+    if proof in _OF_EVERY_CHOICE and not sends_every_choice(instance):
+        required = f"required is a proof for placement.dispatch: {instance.placement.dispatch}"
+        yield Violation("proof", f"{what}, which counts a copy for every chosen expert, {required}", layer)
 
 
 def tokens_between(
