@@ -181,7 +181,11 @@ class Placement(Section):
         "{redundant_slots_in_all: n}, over all layers.",
     )
     replica_routing: Literal["group", "even"] = "group"
-    replicas_apart: Literal["gpu", "node"] = "gpu"
+    replicas_apart: Literal["gpu", "node", "none"] = Field(
+        "gpu",
+        description="Where copies of one expert never meet; none: two may share a GPU, as engines' own planners have it "
+        "(solvers put them apart all the same).",
+    )
     dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
         "per-expert",
         description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "
