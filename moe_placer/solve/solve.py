@@ -24,6 +24,7 @@ from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solve.assemble import state_placement
 from moe_placer.solve.base import Solver
+from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.progress import Progress, Reporter
 from moe_placer.solve.registry import DEFAULT, find_solver
@@ -120,7 +121,7 @@ def solve(
     solver : str or Solver
         A registered name (``moe-placer solvers``), or a solver of your own.
     limits : Limits, optional
-        Time, gap, workers, deterministic effort; absent: 60 s, 0.1%, one worker.
+        Time, gap, workers, deterministic effort, memory; absent: 60 s, 0.1%, one worker, the memory that is left.
     seed : int
         Of everything random; the same seed and limits give the same placement while no clock strikes.
     start : Placement, optional
@@ -137,7 +138,7 @@ def solve(
     InfeasibleError
         No placement can exist, and the message says why.
     NothingFoundError
-        The limits ran out, or the method failed, before there was a placement.
+        The limits ran out, or the method failed, before there was a placement; or memory cannot suffice.
     DefectError
         The verifier disagrees with the solver: a defect of this program.
     """
@@ -149,6 +150,8 @@ def solve(
         raise UsageError(f"seed is {seed}, expected 0 or more")
     if reason := method.unavailable():
         raise UsageError(f"the solver {method.name} cannot run here: {reason}")
+    searches = not (isinstance(method, LayerSolver) and method.quick)
+    refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
