@@ -149,7 +149,7 @@ def test_a_mutation_is_reported_and_only_that(rule: str, variant: dict[str, Any]
 
 
 def test_every_rule_has_a_mutation() -> None:
-    elsewhere = {"memory", "apart", "aggregate"}  # below, test_aggregate: they need a placement of their own
+    elsewhere = {"memory", "apart", "aggregate", "contradiction", "facts"}  # below, test_aggregate, test_proofs
     assert {rule for rule, *_ in MUTATIONS} | elsewhere == set(RULES)
     assert len(set(RULES)) == len(RULES)
 
@@ -184,6 +184,8 @@ def test_copies_of_one_expert_do_not_share_a_gpu() -> None:
     assert rules_of(instance, honest(instance, traffic, gpu), traffic) == []
     gpu[0][0] = [0, 0]
     assert rules_of(instance, honest(instance, traffic, gpu), traffic) == ["apart"]
+    lenient = tiny_instance(placement={"slots_per_gpu": 2, "replicas_apart": "none"})
+    assert rules_of(lenient, honest(lenient, traffic, gpu), traffic) == []
 
 
 def test_copies_of_one_expert_do_not_share_a_node_where_the_instance_asks() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import leave_interrupts_to_parent, usable_cores
 
@@ -136,12 +136,12 @@ def _starting(problem: Problem, index: int, node: Any, within: float) -> LayerRe
     bound, z = best_bound(layer), layer.z(node)
     here = gap(z, bound.value)
     if here <= OPTIMAL_GAP:
-        return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
-    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.WORK)
+        return LayerResult(node, z, bound, Stop.PROVED)
+    return LayerResult(node, z, bound, Stop.GAP if here <= within else Stop.WORK)
 
 
 def _nothing(limits: Limits) -> LayerResult:
-    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, why_stopped(limits.deadline))
+    return LayerResult(None, np.inf, Bound(0.0, "solver"), why_stopped(limits.deadline))
 
 
 def _in_worker(solver: LayerSolver, task: LayerTask, seconds: float, stop_file: str) -> LayerResult:

@@ -21,7 +21,16 @@ from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording
 from moe_placer.workers import available_memory
 
-__all__ = ["read_array", "read_load", "read_trace"]
+__all__ = [
+    "ArrayHeader",
+    "array_of_bytes",
+    "names_of_arrays",
+    "open_array",
+    "read_array",
+    "read_load",
+    "read_rows",
+    "read_trace",
+]
 
 Ids = npt.NDArray[np.integer]
 
@@ -35,13 +44,16 @@ _MOST = 1e18  # of one count; sums stay finite
 
 
 @dataclass(frozen=True)
-class _Header:
+class ArrayHeader:
+    """Shape, order and type of an array that is still in its file."""
+
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
 
     @property
     def bytes(self) -> int:
+        """Size of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -53,13 +65,13 @@ def read_trace(file: Path, instance: Instance) -> Recording:
     InputError
         The file is missing, damaged, hostile, or does not fit the instance's model.
     """
-    with _open_array(file, "topk") as (stream, header):
+    with open_array(file, "topk") as (stream, header):
         _check_topk_header(file, header, instance)
         topk, load = _read_topk(file, stream, header, instance.model.experts)
     return Recording(file.name, load, np.full(len(load), float(len(topk))), topk)
 
 
-def _read_topk(file: Path, stream: IO[bytes], header: _Header, experts: int) -> tuple[Ids, npt.NDArray[np.float64]]:
+def _read_topk(file: Path, stream: IO[bytes], header: ArrayHeader, experts: int) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Return the ids [tokens, layers, top_k] and how often each expert was chosen [layers, experts].
 
     The ids, in the smallest type that holds them, are all that is ever in memory, but for one block: what that takes
@@ -104,7 +116,7 @@ def read_load(file: Path, instance: Instance) -> Recording:
         load = _csv(file)
         _check_load_shape(file, load.shape, expected)
     else:
-        with _open_array(file, "load") as (stream, header):
+        with open_array(file, "load") as (stream, header):
             if header.dtype.kind not in "iuf":
                 raise _wrong(file, "load", f"values of type {header.dtype}", "numbers")
             _check_load_shape(file, header.shape, expected)
@@ -127,7 +139,7 @@ def read_array(file: Path, key: str) -> npt.NDArray[Any]:
     InputError
         The file is missing, damaged or hostile, or has no such array, or an empty one.
     """
-    with _open_array(file, key) as (stream, header):
+    with open_array(file, key) as (stream, header):
         if not header.bytes or not header.shape:
             raise _wrong(file, key, f"shape {header.shape}", "at least one entry")
         return _whole(file, key, stream, header)
@@ -142,7 +154,7 @@ def _reason(error: Exception) -> str:
     return str(text).splitlines()[0][:200]  # what NumPy adds is advice for programmers
 
 
-def _check_topk_header(file: Path, header: _Header, instance: Instance) -> None:
+def _check_topk_header(file: Path, header: ArrayHeader, instance: Instance) -> None:
     """Refuse what does not fit the model before any memory is taken for it."""
     layers, top_k = len(instance.moe_layers), instance.model.top_k
     if header.dtype.kind not in "iu":
@@ -160,7 +172,7 @@ def _check_topk_header(file: Path, header: _Header, instance: Instance) -> None:
         raise InputError(mistakes)
 
 
-def _check_ids(file: Path, block: Ids, start: int, header: _Header, experts: int) -> None:
+def _check_ids(file: Path, block: Ids, start: int, header: ArrayHeader, experts: int) -> None:
     """Check a block of ids whose first is number ``start`` of the file."""
     if block.min() < 0 or block.max() >= experts:
         first = int(np.argmax((block < 0) | (block >= experts)))
@@ -185,8 +197,8 @@ def _check_load_shape(file: Path, shape: tuple[int, ...], expected: tuple[int, i
 
 
 @contextmanager
-def _open_array(file: Path, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
-    """Open one array without running or inflating anything that the file smuggles in.
+def open_array(file: Path, key: str, most: int | None = None) -> Iterator[tuple[IO[bytes], ArrayHeader]]:
+    """Open one array of at most ``most`` bytes, without running or inflating anything that the file smuggles in.
 
     Parsing an untrusted zip archive and .npy header raises errors of many kinds; all mean the same to the user.
     """
@@ -197,7 +209,7 @@ def _open_array(file: Path, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
         with file.open("rb") as raw, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if npy:
-                yield raw, _read_header(raw, file.stat().st_size)
+                yield raw, _read_header(raw, file.stat().st_size, most)
                 return
             with zipfile.ZipFile(raw) as archive:
                 if f"{key}.npy" not in archive.namelist():
@@ -205,11 +217,50 @@ def _open_array(file: Path, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
                 member = archive.getinfo(f"{key}.npy")
                 _refuse_bomb(file, key, member)
                 with archive.open(member) as stream:
-                    yield stream, _read_header(stream, member.file_size)
+                    yield stream, _read_header(stream, member.file_size, most)
     except InputError:
         raise
     except Exception as error:
         raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+
+
+def read_rows(stream: IO[bytes], header: ArrayHeader) -> Iterator[npt.NDArray[Any]]:
+    """Yield blocks of the rows of an array that is in C order, as `open_array` gives it."""
+    for _, block in _blocks(stream, header, math.prod(header.shape[1:])):
+        yield block.reshape(-1, *header.shape[1:])
+
+
+def names_of_arrays(file: Path) -> list[str]:
+    """List the arrays of a .npz file, in order.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged.
+    """
+    kind = "a NumPy .npz file"
+    _check_is_file(file, kind)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except Exception as error:
+        raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+
+
+def array_of_bytes(raw: bytes) -> npt.NDArray[Any]:
+    """Return the array that the bytes of a .npy file hold; nothing is unpickled.
+
+    Raises
+    ------
+    ValueError
+        They are no such bytes, or some are missing.
+    """
+    stream = io.BytesIO(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = _read_header(stream, len(raw))
+    values = np.frombuffer(raw, header.dtype, offset=stream.tell())
+    return values.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def _refuse_bomb(file: Path, key: str, member: zipfile.ZipInfo) -> None:
@@ -231,7 +282,7 @@ def _check_is_file(file: Path, kind: str) -> None:
     raise _wrong(file, "", found, kind)
 
 
-def _read_header(stream: IO[bytes], size: int) -> _Header:
+def _read_header(stream: IO[bytes], size: int, most: int | None = None) -> ArrayHeader:
     """Read the header of an .npy stream of ``size`` bytes, with which it must agree."""
     version = np.lib.format.read_magic(stream)
     if version not in {(1, 0), (2, 0), (3, 0)}:
@@ -240,17 +291,18 @@ def _read_header(stream: IO[bytes], size: int) -> _Header:
     shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it contains pickled Python objects, which are never loaded")
-    header = _Header(shape, fortran, dtype)
+    header = ArrayHeader(shape, fortran, dtype)
     if min(shape, default=0) < 0:
         raise ValueError(f"its shape {shape} is negative")
-    if header.bytes > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES / 1e9:g} GB once unpacked")
+    limit = most or MAX_BYTES
+    if header.bytes > limit:
+        raise ValueError(f"more than {limit / 1e9:g} GB once unpacked")
     if stream.tell() + header.bytes != size:
         raise ValueError("its header and its size disagree: truncated?")
     return header
 
 
-def _blocks(stream: IO[bytes], header: _Header, row: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _blocks(stream: IO[bytes], header: ArrayHeader, row: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Read an array's values in the order of the file: number of the first, and a block of ``row`` or a multiple."""
     count, size = math.prod(header.shape), header.dtype.itemsize
     step = max(1, _BLOCK_BYTES // (row * size)) * row
@@ -264,7 +316,7 @@ def _blocks(stream: IO[bytes], header: _Header, row: int) -> Iterator[tuple[int,
         raise ValueError("more data than its header says")
 
 
-def _whole(file: Path, key: str, stream: IO[bytes], header: _Header) -> npt.NDArray[Any]:
+def _whole(file: Path, key: str, stream: IO[bytes], header: ArrayHeader) -> npt.NDArray[Any]:
     """Read an array as it is, into the memory that its header declares."""
     _refuse_more_than_memory(file, key, f"an array of shape {header.shape}", header.bytes)
     flat = np.empty(math.prod(header.shape), header.dtype)
