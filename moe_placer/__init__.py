@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     __version__: str
     from moe_placer.dag import write_dags
     from moe_placer.errors import (
+        DefectError,
         InfeasibleError,
         InputError,
         Mistake,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
 _HOME = {
+    "DefectError": "errors",
     "InfeasibleError": "errors",
     "InputError": "errors",
     "Instance": "instance",
@@ -69,6 +71,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DefectError",
     "InfeasibleError",
     "InputError",
     "Instance",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "DefectError",
     "InfeasibleError",
     "InputError",
     "Mistake",
@@ -95,3 +96,12 @@ class VerificationError(MoePlacerError):
     def __init__(self, message: str, rules: Sequence[str] = ()) -> None:
         self.rules = tuple(rules)
         super().__init__(message)
+
+
+class DefectError(VerificationError):
+    """A result of this program, or of a solver that it called, is wrong, so nothing was written (exit code 70).
+
+    70 is ``EX_SOFTWARE`` of sysexits.h: what was asked for is not at fault.
+    """
+
+    exit_code = 70

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["read_bounded", "write_atomically"]
+__all__ = ["read_bounded", "replaced_atomically", "write_atomically"]
 
 
 def read_bounded(path: Path, most: int, expected: str) -> bytes:
@@ -49,13 +52,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     InputError
         The place cannot be written to.
     """
-    raw = content.encode() if isinstance(content, str) else content
+    with replaced_atomically(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Give a stream whose content takes the place of ``path`` once all is written; on an error, nothing changes.
+
+    Raises
+    ------
+    InputError
+        The place cannot be written to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(raw)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             umask = os.umask(0)

@@ -79,6 +79,9 @@ class LayerRecord(_Record):
         For ``hot-experts``: the replica that some node must hold.
     any_copies : bool or None
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
+    bound_given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof does not hold for every choice: what it proves
+        for the placement's; ``bound`` is 0 then.
     worst_link : str
         Name of the link with cost z; empty where no link carries anything.
     worst_link_tokens : float or None
@@ -95,6 +98,7 @@ class LayerRecord(_Record):
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
     any_copies: bool | None = None
+    bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""
     worst_link_tokens: NonNegativeFloat | None = None
     solver_bound: NonNegativeFloat | None = None

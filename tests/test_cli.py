@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_placer.cli import main
+from moe_placer.result import FalseBoundError
+
 REPO = Path(__file__).parent.parent
 TINY = REPO / "instances" / "tiny.yaml"
 SEED_PLAN = REPO / "instances" / "h100-128.yaml"
@@ -78,7 +81,9 @@ def test_solve_writes_the_placement_and_its_dags(solved: Path) -> None:
 def test_verify_agrees_and_finds_tampering(solved: Path, tmp_path: Path) -> None:
     good = run("verify", TINY, solved / "placement.json")
     assert good.returncode == 0
-    assert "18 rules hold in all 2 layers" in good.stdout
+    assert "20 rules hold in all 2 layers" in good.stdout
+    assert "re-derived          2 of 2 layers\n" in good.stdout
+    assert "not checked: solver, versions, traffic.recordings.name" in good.stdout
     content = json.loads((solved / "placement.json").read_text())
     content["gpu"][1][2] = content["gpu"][1][3]
     bad = tmp_path / "placement.json"
@@ -161,7 +166,7 @@ def test_wrong_instances_are_1(tmp_path: Path) -> None:
         says="changed.yaml:16: cluster.nodes: found -4, expected at least 1",
     )
     routing = write(tmp_path, "traffic:\n", "placement: {replica_routing: nearest}\ntraffic:\n")
-    fails(1, "solve", routing, says="all that this version can solve")
+    fails(1, "solve", routing, says="expected one of group or even (nearest is planned, not there yet)")
 
 
 def test_what_cannot_be_is_3_and_writes_nothing(tmp_path: Path) -> None:
@@ -257,3 +262,18 @@ def test_help_shows_examples_line_by_line(command: str) -> None:
     first, *others = [line.strip() for line in said.partition("Example")[2].splitlines()[1:] if line.strip()]
     assert first.startswith("moe-placer ")
     assert not any(" moe-placer " in line for line in [first, *others])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("what nobody thought of"), FalseBoundError("a bound too high")])
+def test_a_defect_is_70_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, error: Exception
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("moe_placer.solvers.greedy.Greedy.place", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["solve", str(TINY), "-o", str(tmp_path / "out"), "-q", "--solver", "greedy"])
+    assert ended.value.code == 70
+    assert str(error) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -15,7 +15,6 @@ from dag_examples import VARIANTS, contiguous, drawn_traffic, example, placement
 
 from moe_placer.dag import VIEWS, build_dag, write_dags
 from moe_placer.errors import InputError, UsageError
-from moe_placer.instance.schema import Placement as Asked
 from moe_placer.traffic.recording import Traffic
 
 ANY = pytest.mark.parametrize("name", VARIANTS)
@@ -158,9 +157,6 @@ def test_what_does_not_fit_is_refused_all_at_once(tmp_path: Path) -> None:
         build_dag(instance, short, Traffic(traffic.recordings, traffic.mix[:2]))
     paths = {mistake.path for mistake in caught.value.mistakes}
     assert paths >= {"gpu", "gpu[0]", "gpu[0][2]", "gpu[1][0]", "traffic.mix"}
-    nearest = Asked.model_validate({"replica_routing": "nearest", "dispatch": "per-node"})
-    with pytest.raises(InputError, match="group or even"):
-        write_dags(instance.model_copy(update={"placement": nearest}), placement, traffic, tmp_path)
     with pytest.raises(UsageError, match="simplified_moe_dag"):
         write_dags(instance, placement, traffic, tmp_path, ["simplified"])
     assert not list(tmp_path.iterdir())

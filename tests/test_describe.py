@@ -34,6 +34,8 @@ def test_tiny_by_hand() -> None:
         "leaf->spine": {"links": 4, "gb_per_s": 50},
         "spine->leaf": {"links": 4, "gb_per_s": 50},
     }
+    assert told.gpu == "small"
+    assert "on 4 GPUs (small) in 4 nodes" in told.to_text()
     assert told.us_per_1000_tokens == pytest.approx(1000 * 128 / (100e9 * 0.8) * 1e6)
     assert told.wire_us == pytest.approx(100 * 2 * 3 / 4 * 1.6 / 1000)  # 3 of 4 choices leave their node
     assert told.infeasible is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,26 @@ def test_any_text_gives_an_input_error(tmp_path_factory: pytest.TempPathFactory,
         load(tmp_path_factory.mktemp("any"), text.encode("utf-8", "surrogatepass"))
 
 
+OFFERED_NOWHERE = (
+    ("placement", "replica_routing", "nearest"),
+    ("placement", "replica_routing", "optimal"),
+    ("placement", "dispatch", "per-node"),
+    ("placement", "dispatch", "per-gpu"),
+)
+
+
+@pytest.mark.parametrize(("section", "field", "value"), OFFERED_NOWHERE)
+def test_what_nothing_can_serve_is_not_offered(tmp_path: Path, section: str, field: str, value: str) -> None:
+    text = re.sub(f"{field}: [a-z-]+", f"{field}: {value}", SEED_PLAN)
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text)
+    (mistake,) = caught.value.mistakes
+    offered = {"replica_routing": "one of group or even", "dispatch": "per-expert"}[field]
+    assert (mistake.path, mistake.found) == (f"{section}.{field}", f"the text '{value}'")
+    assert mistake.expected == f"{offered} ({value} is planned, not there yet)"
+    assert not re.search("nearest|optimal|per-node|per-gpu", json.dumps(Instance.model_json_schema()))
+
+
 LINES = SEED_PLAN.splitlines()
 
 
@@ -226,13 +248,14 @@ def test_the_json_schema_takes_what_is_read_and_refuses_what_is_not() -> None:
     Draft202012Validator.check_schema(validator.schema)
     for file in FILES:
         assert not list(validator.iter_errors(read_yaml(file).data)), file.name
-    good = read_yaml(FOLDER / "tiny.yaml").data
+    good = read_yaml(FOLDER / "h100-128.yaml").data
     for section, field, value in (
         ("model", "layers", 0),
         ("model", "top_k", "two"),
         ("model", "unknown", 1),
         ("cluster", "nodes", 1e9),
         ("traffic", "kind", "guess"),
+        *OFFERED_NOWHERE,
         ("cluster", "fabric", {"kind": "rail"}),
     ):
         assert list(validator.iter_errors({**good, section: {**good[section], field: value}})), (section, field)

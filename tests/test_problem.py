@@ -11,7 +11,6 @@ from builders import VARIANTS, level_traffic, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.errors import InputError
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.problem.compile import Problem, compile_problem, copies_by_load, demand
@@ -105,12 +104,3 @@ def test_copies_by_load_minimise_the_largest_load_per_copy(load: list[float], ex
     assert copies.min() >= 1
     every = (np.array(c) for c in product(range(1, extra + 2), repeat=len(load)) if sum(c) == replicas)
     assert (loads / copies).max() == pytest.approx(min((loads / c).max() for c in every))
-
-
-@pytest.mark.parametrize(
-    "placement", [{"replica_routing": "nearest"}, {"replica_routing": "optimal"}, {"dispatch": "per-node"}]
-)
-def test_what_cannot_be_solved_yet_is_refused(placement: dict[str, Any]) -> None:
-    instance = tiny_instance(placement=placement)
-    with pytest.raises(InputError, match="all that this version can solve"):
-        compile_problem(instance, tiny_traffic(instance))

@@ -204,6 +204,19 @@ def test_memory_counts_every_expert_and_the_cache() -> None:
     assert not find_figures(simulate(program, Workload("decode", 1e6, 1e3))).memory.fits
 
 
+def test_what_is_reserved_for_the_cache_counts_as_taken() -> None:
+    used = 10 * 50 * 2 * 64 * 2  # bytes, on each of the two GPUs
+    for reserved_gb, taken in ((0.0, used), (used / 2e9, used), (0.25, 0.25e9)):
+        program = two_nodes(placement={"kv_cache_gb": reserved_gb})
+        memory = find_figures(simulate(program, Workload("decode", 10.0, 50.0))).memory
+        assert memory.kv_cache == pytest.approx([used] * 2)
+        assert memory.high_water == pytest.approx(memory.weights + taken + memory.activations)
+        assert memory.fits
+    free = memory.size - memory.weights - memory.activations
+    full = two_nodes(placement={"kv_cache_gb": float(free.min()) / 1e9 + 1e-6})
+    assert not find_figures(simulate(full, Workload("decode", 10.0, 50.0))).memory.fits
+
+
 def test_the_plan_holds_within_five_points() -> None:
     names = ("computation", "communication", "synchronization", "overhead")
     assert plan_holds(dict(zip(names, (0.44, 0.31, 0.15, 0.10), strict=True)))

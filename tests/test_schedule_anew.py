@@ -139,6 +139,7 @@ def test_activations_by_hand(model: dict[str, object], largest: int) -> None:
     program = compile_program(instance, placement_of(instance, [[[0], [1]]]), traffic)
     memory = find_figures(simulate(program, Workload())).memory
     assert memory.activations == pytest.approx([2 * (2 * 100 * 64 + largest)] * 2)  # bf16
+    assert memory.kv_reserved == pytest.approx(0.0)
     assert memory.high_water == pytest.approx(memory.weights + memory.kv_cache + memory.activations)
 
 

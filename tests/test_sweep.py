@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +232,11 @@ def test_steps_grow_with_batch_context_and_oversubscription() -> None:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_the_most_tokens_just_fit(phase: Any) -> None:
+@pytest.mark.parametrize("reserved_gb", [0.0, 0.1, 0.9])
+def test_the_most_tokens_just_fit(phase: Any, reserved_gb: float) -> None:
     program = plan().program
+    asked = program.instance.placement.model_copy(update={"kv_cache_gb": reserved_gb})
+    program = replace(program, instance=program.instance.model_copy(update={"placement": asked}))
     memory = find_figures(simulate(program, Workload(phase, 7.0, 100.0))).memory
     most = most_tokens(memory, 7.0)
     assert find_figures(simulate(program, Workload(phase, most * 0.9999, 100.0))).memory.fits

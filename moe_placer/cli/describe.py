@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import SharedSlots
+from moe_placer.instance.schema import Gpu, SharedSlots
 from moe_placer.instance.sizes import (
     BYTES_PER_VALUE,
     GB,
@@ -64,6 +64,8 @@ class Description:
 
     Attributes
     ----------
+    gpu : str
+        What ``cluster.gpu.name`` calls a GPU.
     memory_gb : dict
         Per GPU: ``capacity``, ``experts`` (if spread evenly), ``attention``, ``dense``, ``embeddings``,
         ``kv_cache_reserved`` and ``left``.
@@ -79,8 +81,8 @@ class Description:
         Microseconds that 1,000 tokens at node-link speed take on the wire.
     hottest_compute_us, wire_us : float or None
         Microseconds per layer: the hottest copy's matrices; a node's link, if experts sat anywhere.
-    infeasible, unsupported : str or None
-        Why no placement can exist; why this version cannot solve it.
+    infeasible : str or None
+        Why no placement can exist.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Description:
     top_k: int
     nodes: int
     gpus: int
+    gpu: str
     failed_gpus: int
     slots_per_layer: int
     replicas_per_layer: int
@@ -104,7 +107,6 @@ class Description:
     hottest_compute_us: float | None
     wire_us: float | None
     infeasible: str | None
-    unsupported: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
@@ -128,6 +130,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         top_k=instance.model.top_k,
         nodes=instance.cluster.nodes,
         gpus=instance.gpus,
+        gpu=instance.cluster.gpu.name,
         failed_gpus=failed,
         slots_per_layer=(instance.gpus - failed) * instance.placement.slots_per_gpu // instance.parallelism.expert_tp,
         replicas_per_layer=instance.replicas_per_layer,
@@ -143,7 +146,6 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
         wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
         infeasible=why_infeasible(instance),
-        unsupported=_unsupported(instance),
     )
 
 
@@ -197,18 +199,10 @@ def _tokens_leaving(instance: Instance) -> float:
     return started * (1 - 1 / cluster.nodes)
 
 
-def _unsupported(instance: Instance) -> str | None:
-    placement = instance.placement
-    if placement.replica_routing not in {"group", "even"}:
-        return f"placement.replica_routing: {placement.replica_routing} (group and even can be solved)"
-    if placement.dispatch != "per-expert":
-        return f"placement.dispatch: {placement.dispatch} (per-expert can be solved)"
-    return None
-
-
 def _size_lines(d: Description) -> list[str]:
     memory = d.memory_gb
     failed = f" ({d.failed_gpus} of them failed)" if d.failed_gpus else ""
+    called = "" if d.gpu == Gpu.model_fields["name"].default else f" ({d.gpu})"
     spare = d.slots_per_layer - d.replicas_per_layer
     if spare == 0:
         room = "every slot is taken"
@@ -231,8 +225,8 @@ def _size_lines(d: Description) -> list[str]:
         budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
         has = f"{budget}; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
     return [
-        f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, on {d.gpus:,} GPUs{failed} "
-        f"in {d.nodes} nodes.",
+        f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, "
+        f"on {d.gpus:,} GPUs{called}{failed} in {d.nodes} nodes.",
         f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
@@ -276,6 +270,4 @@ def _verdict_lines(d: Description) -> list[str]:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:
         lines.append("Verdict: slots and memory suffice, counted over all GPUs.")
-    if d.unsupported:
-        lines.append(f"This version cannot solve it: {d.unsupported}.")
     return lines

@@ -12,6 +12,7 @@ import click
 
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
+from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
@@ -34,7 +35,9 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+ 70  a defect of this program or of a solver: please report it
 """
+_DEFECT = 70  # EX_SOFTWARE of sysexits.h
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,7 +46,20 @@ def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
-for _command in (solve, verify, inspect, schema, solvers, dag, schedule, sweep, compare, split, report):
+for _command in (
+    import_recording,
+    solve,
+    verify,
+    inspect,
+    schema,
+    solvers,
+    dag,
+    schedule,
+    sweep,
+    compare,
+    split,
+    report,
+):
     cli.add_command(_command)
 
 
@@ -89,7 +105,8 @@ def _run(arguments: list[str] | None) -> int:
             return _fail(f"output cannot be written: {error.strerror}", 1)
         if os.environ.get("MOE_PLACER_DEBUG"):
             raise
-        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} (set MOE_PLACER_DEBUG=1 for where)", 1)
+        where = "set MOE_PLACER_DEBUG=1 for where"
+        return _fail(f"defect in moe-placer: {type(error).__name__}: {error} ({where})", _DEFECT)
 
 
 def _fail(message: str, code: int) -> int:

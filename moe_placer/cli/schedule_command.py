@@ -173,6 +173,7 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
         "memory_bytes": {
             "weights": memory.weights.tolist(),
             "kv_cache": memory.kv_cache.tolist(),
+            "kv_reserved": memory.kv_reserved.tolist(),
             "activations": memory.activations.tolist(),
             "size": memory.size.tolist(),
             "fits": memory.fits,

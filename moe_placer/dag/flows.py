@@ -118,7 +118,7 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, st
     Raises
     ------
     InputError
-        They do not fit, or the instance asks for replica routing or dispatch that DAGs do not know.
+        They do not fit.
     """
     mistakes = check_fit(instance, placement, traffic, stand_ins=stand_ins)
     if mistakes:
@@ -129,15 +129,7 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, st
 
 def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> list[Mistake]:
     """List what keeps a DAG from being built."""
-    asked, mistakes = instance.placement, []
-    if asked.replica_routing not in {"group", "even"}:
-        expected = "group or even (DAGs know no other rule)"
-        mistakes.append(Mistake(asked.replica_routing, expected, "placement.replica_routing"))
-    if asked.dispatch != "per-expert":
-        mistakes.append(Mistake(asked.dispatch, "per-expert (DAGs know no other)", "placement.dispatch"))
-    mistakes += _placement_mistakes(instance, placement, stand_ins)
-    mistakes += _traffic_mistakes(instance, traffic)
-    return mistakes
+    return [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
 
 
 def _placement_mistakes(instance: Instance, placement: Placement, stand_ins: bool) -> Iterator[Mistake]:

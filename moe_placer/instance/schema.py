@@ -66,7 +66,7 @@ class Model(Section):
 class Gpu(Section):
     """One GPU; all are alike unless ``cluster.gpu_memory_gb`` says otherwise."""
 
-    name: str = "GPU"
+    name: str = Field("GPU", min_length=1, max_length=100, description="What `inspect` calls it.")
     memory_gb: PositiveFloat = Field(le=100_000, description="GB (1e9 bytes).")
     peak_tflops: PositiveFloat = Field(400.0, le=1e6, description="Dense peak at the model's precision, TFLOP/s.")
     mfu: float = Field(0.60, gt=0, le=1, description="Share of the peak that is reached.")
@@ -178,9 +178,9 @@ class Placement(Section):
         description="dp: one copy of every expert per DP group; or {redundant_slots: n}, in every layer; or "
         "{redundant_slots_in_all: n}, over all layers.",
     )
-    replica_routing: Literal["group", "even", "nearest", "optimal"] = "group"
+    replica_routing: Literal["group", "even"] = "group"
     replicas_apart: Literal["gpu", "node"] = "gpu"
-    dispatch: Literal["per-expert", "per-node"] = "per-expert"
+    dispatch: Literal["per-expert"] = "per-expert"
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")

@@ -14,7 +14,12 @@ __all__ = ["Loc", "expected", "found", "real_path"]
 
 Loc = tuple[str | int, ...]
 
-_PLANNED = {"rail", "graph"}  # fabrics
+# Values that are announced, by field: until they are there, what is offered instead is said with a word about them.
+_PLANNED = {
+    "fabric": {"rail", "graph"},
+    "replica_routing": {"nearest", "optimal"},
+    "dispatch": {"per-node", "per-gpu"},
+}
 _SECTION = "a section of `field: value` lines"
 _EXPECTED = {
     "missing": "this field, which has no default",
@@ -83,7 +88,8 @@ def expected(detail: ErrorDetails, path: Loc, data: Any, root: type[BaseModel]) 
     if kind == "literal_error":
         if path == ("placement", "replicas"):
             return "dp, {redundant_slots: n} or {redundant_slots_in_all: n}"
-        return f"one of {str(context['expected']).replace(chr(39), '')}"
+        offered = str(context["expected"]).replace("'", "")
+        return (offered if " or " not in offered else f"one of {offered}") + _planned(path, detail["input"])
     if kind == "too_long":
         return f"at most {context['max_length']:,}"
     if kind == "string_too_long":
@@ -133,8 +139,13 @@ def _known_field(path: Loc, data: Any, root: type[BaseModel]) -> str:
 
 def _kinds(path: Loc, data: Any, root: type[BaseModel], tag: str) -> str:
     kinds = [kind for section in _sections(path, data, root) for kind in _kind_of(section)]
-    note = f" ({tag} is planned, not there yet)" if tag in _PLANNED and path[-1:] == ("fabric",) else ""
-    return f"kind: {', '.join(kinds[:-1])} or {kinds[-1]}{note}"
+    return f"kind: {', '.join(kinds[:-1])} or {kinds[-1]}{_planned(path, tag)}"
+
+
+def _planned(path: Loc, value: Any) -> str:
+    field = path[-1] if path else ""
+    planned = isinstance(field, str) and isinstance(value, str) and value in _PLANNED.get(field, ())
+    return f" ({value} is planned, not there yet)" if planned else ""
 
 
 def _sections(path: Loc, data: Any, root: type[BaseModel]) -> list[type[BaseModel]]:

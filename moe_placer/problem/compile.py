@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
@@ -30,6 +29,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-12
+_NO_CHANGE = 1e-12  # of a cost per token
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,12 +251,9 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
 
     Raises
     ------
-    InputError
-        The instance asks for a routing or dispatch rule that this version cannot solve.
     InfeasibleError
         No placement can exist.
     """
-    _refuse_unsupported(instance)
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
@@ -335,23 +332,6 @@ def _copies(instance: Instance, tokens: Floats) -> Ints:
     return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
 
 
-def _refuse_unsupported(instance: Instance) -> None:
-    placement, mistakes = instance.placement, []
-    if placement.replica_routing not in {"group", "even"}:
-        mistakes.append(
-            Mistake(
-                placement.replica_routing,
-                "group or even (all that this version can solve)",
-                "placement.replica_routing",
-            )
-        )
-    if placement.dispatch != "per-expert":
-        expected = "per-expert (all that this version can solve)"
-        mistakes.append(Mistake(placement.dispatch, expected, "placement.dispatch"))
-    if mistakes:
-        raise InputError(mistakes)
-
-
 def _distinct(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
     """Group links that carry the same in every placement; return the first of each group, and the sizes."""
     first: dict[bytes, int] = {}
@@ -370,11 +350,25 @@ def _touched(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Float
     reference = np.zeros((links, nodes))
     changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
     for k in range(links):
-        share = scale[k] * shares[[k]].toarray().reshape(nodes, nodes)
-        reference[k] = np.sort(share, axis=1)[:, (nodes - 1) // 2]  # the value at most destinations
-        change = share - reference[k][:, None]
-        for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12).tolist():
-            changes[node].append((k, change[:, node]))
+        row = shares[[k]]
+        source, target = np.divmod(row.indices, nodes)
+        share = scale[k] * row.data
+        # Only a source that uses the link to most destinations has a value at most of them that is not 0.
+        many = np.bincount(source, minlength=nodes) > nodes // 2
+        whole, place = np.flatnonzero(many), np.cumsum(many) - 1
+        dense = np.zeros((len(whole), nodes))
+        dense[place[source[many[source]]], target[many[source]]] = share[many[source]]
+        reference[k, whole] = np.sort(dense, axis=1)[:, (nodes - 1) // 2]
+        dense -= reference[k, whole, None]
+        few = ~many[source] & (share > _NO_CHANGE)
+        for node in np.union1d(
+            target[few], np.flatnonzero(np.abs(dense).max(axis=0, initial=0.0) > _NO_CHANGE)
+        ).tolist():
+            change = np.zeros(nodes)
+            change[whole] = dense[:, node]
+            here = ~many[source] & (target == node)
+            change[source[here]] = share[here]
+            changes[node].append((k, change))
     most = max(1, max(map(len, changes), default=1))
     touched = np.full((nodes, most), links, dtype=np.int64)
     change_at = np.zeros((nodes, most, nodes))

@@ -36,6 +36,8 @@ class Memory:
         Attention, dense layers, embeddings, and the experts placed there.
     kv_cache : float array
         Keys and values of every token that the step attends to, in all layers.
+    kv_reserved : float array
+        What ``placement.kv_cache_gb`` keeps free for these, used or not.
     activations : float array
         Hidden states, and the most that a part of the model has beside them, with all micro-batches at once.
     size : float array
@@ -44,13 +46,14 @@ class Memory:
 
     weights: Floats
     kv_cache: Floats
+    kv_reserved: Floats
     activations: Floats
     size: Floats
 
     @property
     def high_water(self) -> Floats:
-        """All of it together."""
-        return self.weights + self.kv_cache + self.activations
+        """All of it together; of the KV cache, what is used or what is reserved, whichever is more."""
+        return self.weights + np.maximum(self.kv_cache, self.kv_reserved) + self.activations
 
     @property
     def fits(self) -> bool:
@@ -218,6 +221,7 @@ def _memory(timeline: Timeline) -> Memory:
     return Memory(
         weights=parts.total - parts.kv_cache + held * expert_bytes(instance),
         kv_cache=resident * kv_bytes_per_token(instance) * instance.model.layers / size,
+        kv_reserved=np.full(instance.gpus, parts.kv_cache),
         activations=_activations(instance, group, size, received),
         size=np.array([gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus)]),
     )

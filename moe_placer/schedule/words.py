@@ -113,8 +113,10 @@ def _more(timeline: Timeline, figures: Figures) -> list[str]:
             f"Links, of what they can carry meanwhile: busiest {busiest}; mean {figures.link_utilization.mean():.1%}."
         )
     full = int((memory.high_water - memory.size).argmax())
+    reserved = memory.kv_reserved[full]
+    kept = f" (reserved: {reserved / GB:,.1f})" if reserved else ""
     parts = (
-        f"weights {memory.weights[full] / GB:,.1f}, KV cache {memory.kv_cache[full] / GB:,.1f}, "
+        f"weights {memory.weights[full] / GB:,.1f}, KV cache {memory.kv_cache[full] / GB:,.1f}{kept}, "
         f"activations {memory.activations[full] / GB:,.1f}"
     )
     fits = "fits" if memory.fits else "DOES NOT FIT: use fewer tokens per GPU, a shorter context, or more GPUs"

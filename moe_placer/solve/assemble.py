@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import Bound
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import Room
-from moe_placer.errors import NothingFoundError, VerificationError
+from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
@@ -49,7 +49,7 @@ def state_placement(
 
     Raises
     ------
-    VerificationError
+    DefectError
         The method broke the limits of nodes, or named a GPU that does not exist.
     NothingFoundError
         The replicas of a node do not go on its GPUs.
@@ -87,7 +87,7 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
     """Give every item GPUs; where that fails, say whether the method broke the nodes' limits."""
     for result in results:
         if result.gpu is not None and not ((result.gpu >= 0) & (result.gpu < len(problem.capacity.room))).all():
-            raise VerificationError(f"the placement of {method.name} names a GPU that does not exist", ["gpu-id"])
+            raise DefectError(f"the placement of {method.name} names a GPU that does not exist", ["gpu-id"])
     try:
         return pack(problem, results)
     except NothingFoundError:
@@ -95,7 +95,7 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
             if result.node is not None and not problem.layer(index, result.copies).valid(result.node):
                 layer = problem.moe_layers[index]
                 message = f"the placement of {method.name} breaks slots, pins or distances of nodes in layer {layer}"
-                raise VerificationError(message, ["slots"]) from None
+                raise DefectError(message, ["slots"]) from None
         raise
 
 

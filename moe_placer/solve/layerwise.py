@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import Workers, asked_to_stop, usable_cores
 
@@ -109,11 +109,10 @@ def solve_layers(
     known: Sequence[LayerResult] | None = None,
 ) -> list[LayerResult]:
     """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any."""
-    layers = [problem.layer(index) for index in range(len(problem))]
-    nodes = start if start is not None and not solver.quick else [None] * len(layers)
-    best = [_starting(layer, node, limits.gap) for layer, node in zip(layers, nodes, strict=True)]
-    if known is not None:
-        best = list(known)
+    # One layer's arrays at a time: those of all layers together are large.
+    nodes = start if start is not None and not solver.quick else [None] * len(problem)
+    best: list[LayerResult | None]
+    best = [*known] if known else [_starting(problem, index, node, limits.gap) for index, node in enumerate(nodes)]
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
@@ -125,19 +124,20 @@ def solve_layers(
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
-def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | None:
+def _starting(problem: Problem, index: int, node: Any, within: float) -> LayerResult | None:
     """Say what a start is worth: a layer that a quick bound shows to be good enough needs no search."""
     if node is None:
         return None
+    layer = problem.layer(index)
     bound, z = best_bound(layer), layer.z(node)
     here = gap(z, bound.value)
     if here <= OPTIMAL_GAP:
-        return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
-    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.WORK)
+        return LayerResult(node, z, bound, Stop.PROVED)
+    return LayerResult(node, z, bound, Stop.GAP if here <= within else Stop.WORK)
 
 
 def _nothing(limits: Limits) -> LayerResult:
-    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, why_stopped(limits.deadline))
+    return LayerResult(None, np.inf, Bound(0.0, "solver"), why_stopped(limits.deadline))
 
 
 Timed = tuple[LayerTask, float]  # a task, and the seconds left for it
@@ -165,6 +165,7 @@ class _Run:
         self.solver, self.problem, self.limits, self.seed = solver, problem, limits, seed
         self.best, self.report = best, report
         self.deaths = 0  # of workers
+        self.killed: set[int] = set()  # layers whose workers died again
 
     def everything_here(self) -> None:
         for index in range(len(self.problem)):
@@ -185,9 +186,10 @@ class _Run:
             effort = work if number == 0 else min(work, left / len(waiting))
             run_round(waiting, effort, number)
             spent += sum(result.work for i in waiting if (result := self.best[i]) is not None)
-            waiting = [i for i in waiting if not self._done(i)]
+            waiting = [i for i in waiting if not self._done(i) and i not in self.killed]
             work, number = 2 * work, number + 1
         self._stop(waiting, Stop.KILLED if self.deaths >= _MOST_DEATHS else why_stopped(self.limits.deadline))
+        self._stop(self.killed, Stop.KILLED)
 
     def round_here(self, layers: list[int], work: float, number: int) -> None:
         for index in layers:
@@ -210,8 +212,10 @@ class _Run:
                     self._accept(index, result)
                     continue
                 self.deaths += 1
-                if tries[index] < _MOST_TRIES:
-                    tries[index] += 1
+                tries[index] += 1
+                if tries[index] > _MOST_TRIES:
+                    self.killed.add(index)
+                else:
                     pool.put(index, make[index])
             over = self.limits.deadline.over
             if over or self.deaths >= _MOST_DEATHS:
@@ -241,7 +245,7 @@ class _Run:
         result = self.best[index]
         return result is not None and result.stop in {Stop.PROVED, Stop.GAP, Stop.FINISHED}
 
-    def _stop(self, layers: list[int], reason: Stop) -> None:
+    def _stop(self, layers: Iterable[int], reason: Stop) -> None:
         for index in layers:
             result = self.best[index]
             if result is not None and not self._done(index):

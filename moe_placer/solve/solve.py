@@ -14,7 +14,7 @@ from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bo
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
 from moe_placer.decomposition.memory import Room, share_room
 from moe_placer.decomposition.memory_rounding import fit_room
-from moe_placer.errors import InfeasibleError, NothingFoundError, UsageError, VerificationError
+from moe_placer.errors import DefectError, InfeasibleError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import (
@@ -142,7 +142,7 @@ def solve(
         No placement can exist, and the message says why.
     NothingFoundError
         The limits ran out, or the method failed, before there was a placement.
-    VerificationError
+    DefectError
         The verifier disagrees with the solver: a defect of this program.
     """
     begun = time.monotonic()
@@ -213,7 +213,7 @@ def _run(
     nodes = [result.node if result is not None else None for result in start]
     results = method.solve(problem, limits, seed, nodes, report)
     if len(results) != len(problem):
-        raise VerificationError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
+        raise DefectError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
     if room is not None:
         results = [room.restated(index, result) for index, result in enumerate(results)]
     for index, result in enumerate(results):
@@ -225,12 +225,12 @@ def _run(
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
         if not _fits(problem, index, result):
             message = f"the placement of {method.name} has not one node that exists for every replica in layer {layer}"
-            raise VerificationError(message, ["slots"])
+            raise DefectError(message, ["slots"])
     for index, bound in _missing_bounds(problem, results, limits):
         try:
             results[index] = replace(results[index], bound=bound, solver_bound=_word(results[index]))
         except FalseBoundError as error:
-            raise VerificationError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
+            raise DefectError(f"{method.name}, layer {problem.moe_layers[index]}: {error}", ["z"]) from None
         report(index, results[index])
     return results
 
@@ -287,4 +287,4 @@ def _insist(verification: Verification, method: Solver) -> None:
     rest = [f"  ... and {more:,} more"] if more > 0 else []
     found = "\n".join([*shown, *rest])
     message = f"the placement of {method.name} fails verification, so nothing was written:\n{found}"
-    raise VerificationError(message, [violation.rule for violation in verification.violations])
+    raise DefectError(message, [violation.rule for violation in verification.violations])

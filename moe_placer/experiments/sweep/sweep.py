@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from moe_placer.errors import UsageError
@@ -32,6 +33,8 @@ __all__ = [
     "most_tokens",
     "run_points",
 ]
+
+Floats = npt.NDArray[np.float64]
 
 ROW = "moe-placer/sweep/1"
 Row = dict[str, Any]
@@ -168,10 +171,16 @@ def on_fabric(program: Program, oversubscription: float | None) -> Program:
 
 
 def most_tokens(memory: Memory, tokens_per_gpu: float) -> float:
-    """Return the most tokens per GPU that every GPU's memory holds: all but the weights grows with them."""
+    """Return the most tokens per GPU that every GPU's memory holds: all but weights and what is reserved grows."""
     free = memory.size - memory.weights
-    per_token = (memory.kv_cache + memory.activations) / tokens_per_gpu
-    return max(0.0, float(np.divide(free, per_token, out=np.full_like(free, np.inf), where=per_token > 0).min()))
+    reserved = _that_fit(free - memory.kv_reserved, memory.activations / tokens_per_gpu)
+    return min(reserved, _that_fit(free, (memory.kv_cache + memory.activations) / tokens_per_gpu))
+
+
+def _that_fit(free: Floats, per_token: Floats) -> float:
+    """Return the most tokens with which no GPU needs more than it has free; 0 where one has nothing free."""
+    most = np.divide(free, per_token, out=np.where(free >= 0, np.inf, 0.0), where=per_token > 0)
+    return max(0.0, float(most.min()))
 
 
 def run_points(plans: Sequence[Plan], points: Sequence[Point], workers: int) -> Iterator[tuple[int, Row]]:

@@ -1,4 +1,4 @@
-"""Worker processes: how many make sense, and how to run one function on many inputs.
+"""Worker processes, and how to run one function on many inputs by them.
 
 A worker is a plain process with one socket pair to the one that started it. There are no semaphores, no shared memory,
 no temporary files and no helper process, so nothing is left when all of them are killed at once; and a worker ends with
@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from moe_placer.errors import NothingFoundError, UsageError
+from moe_placer.workers.machine import usable_cores
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Workers", "asked_to_stop", "count_deaths", "run_each", "usable_cores"]
+__all__ = ["Workers", "asked_to_stop", "count_deaths", "run_each"]
 
 Key = TypeVar("Key")
 Shared = TypeVar("Shared")
@@ -34,11 +35,6 @@ _POLL_S = 0.1
 
 _deaths: ContextVar[list[int] | None] = ContextVar("deaths", default=None)
 _stop_pipe: list[int] = []  # in a worker: becomes readable when it is asked to stop
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may use: more workers than these only take memory and time to start."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
