@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat
 from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded, write_atomically
+from moe_placer.files import parse_json, read_bounded, write_atomically
 from moe_placer.instance.yaml_reader import dotted
 
 __all__ = [
@@ -208,25 +208,12 @@ def load_placement(path: str | Path) -> Placement:
     """
     file = Path(path)
     raw = read_bounded(file, MAX_BYTES, _EXPECTED)
+    # pydantic's own JSON parser lets duplicate keys pass.
+    content = parse_json(raw, _EXPECTED, file)
     try:
-        # pydantic's own JSON parser lets duplicate keys pass; Python's takes a hook.
-        content = json.loads(raw, object_pairs_hook=_without_duplicates)
         return Placement.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise InputError(_mistakes(error, file)) from None
-    except RecursionError:
-        raise InputError(Mistake("deeply nested JSON", _EXPECTED, file=file)) from None
-    except ValueError as error:
-        raise InputError(Mistake(f"text that is not JSON ({error})", _EXPECTED, file=file)) from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key[:60]!r} stands twice in one object")
-        result[key] = value
-    return result
 
 
 def _mistakes(error: ValidationError, file: Path) -> list[Mistake]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
+from moe_placer.instance.engine_rules import ENGINES
 from moe_placer.instance.schema import Gpu, SharedSlots
 from moe_placer.instance.sizes import (
     BYTES_PER_VALUE,
@@ -75,6 +76,8 @@ class Description:
         Expert replicas of one layer, with equal shares of ``redundant_slots_in_all`` where layers share a budget.
     links : dict
         Kind of link to number of links and GB/s of each.
+    engine : str or None
+        Name of the inference engine that is to load the placement.
     minimise : str
         ``objective.minimise``.
     us_per_1000_tokens : float
@@ -101,6 +104,7 @@ class Description:
     memory_gb: dict[str, float]
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
+    engine: str | None
     minimise: str
     us_per_1000_tokens: float
     skew: Skew | None
@@ -114,7 +118,8 @@ class Description:
 
     def to_text(self) -> str:
         """Return plain words, one fact a line."""
-        return "\n".join([*_size_lines(self), *_network_lines(self), *_demand_lines(self), *_verdict_lines(self)])
+        parts = (_size_lines, _engine_lines, _network_lines, _demand_lines, _verdict_lines)
+        return "\n".join(line for part in parts for line in part(self))
 
 
 def describe(instance: Instance, traffic: Traffic | None) -> Description:
@@ -140,6 +145,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_of_links(build_fabric(instance)),
+        engine=instance.engine,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
         skew=tokens,
@@ -231,6 +237,17 @@ def _size_lines(d: Description) -> list[str]:
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
         f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire.",
+    ]
+
+
+def _engine_lines(d: Description) -> list[str]:
+    if d.engine is None:
+        return []
+    rules = ENGINES[d.engine]
+    even = "as modelled here" if rules.replica_routing == "even" else "modelled here as any copy with equal chance"
+    return [
+        f"Engine: {rules.label}, {d.replicas_per_layer // d.gpus} slots on each of {d.gpus:,} GPUs in every layer.",
+        f"Copies: {rules.replica_rule}; {even}.",
     ]
 
 

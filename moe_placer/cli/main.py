@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from moe_placer.cli.check_file_command import check_file
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
+from moe_placer.cli.export_command import export
 from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
@@ -59,6 +61,8 @@ for _command in (
     compare,
     split,
     report,
+    export,
+    check_file,
 ):
     cli.add_command(_command)
 

@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_placer.cli.options import as_json, instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.options import (
+    as_json,
+    engine_option,
+    instance_argument,
+    json_option,
+    open_instance,
+    trace_option,
+)
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
+    from moe_placer.instance.schema import Engine
     from moe_placer.solve.solve import Solution
 
 __all__ = ["solve"]
@@ -36,6 +44,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @instance_argument
 @trace_option
+@engine_option
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
@@ -52,6 +61,7 @@ Examples:
 def solve(
     instance: Path,
     traces: tuple[Path, ...],
+    engine: Engine | None,
     solver: str,
     time_limit: float,
     gap: float,
@@ -74,7 +84,7 @@ def solve(
     from moe_placer.solve.solve import solve as place
 
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work)
-    opened = open_instance(instance, traces)
+    opened = open_instance(instance, traces, engine)
     before = load_placement(start) if start else None
     with _stop_on_signal() as interrupted, show_progress(opened.name, time_limit, quiet or json_) as progress:
         solution = place(

@@ -88,7 +88,8 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     if solution.deaths:
         lines.append(_said_of(solution))
     if solution.repaired:
-        lines.append(f"{solution.repaired} copies stood too close together and were moved apart.")
+        why = "too close together, pinned elsewhere, or without a slot in their group"
+        lines.append(f"{solution.repaired} replicas are not where the method puts them: they were {why}.")
     reasons = {str(stop): sum(s is stop for s in solution.stop) for stop in dict.fromkeys(solution.stop)}
     stops = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     lines.append(f"Verified independently in {solution.seconds:.1f} s all told. Why layers stopped: {stops}.")

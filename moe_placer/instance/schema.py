@@ -11,6 +11,7 @@ __all__ = [
     "Cluster",
     "Dragonfly",
     "Dtype",
+    "Engine",
     "FatTree",
     "FullMesh",
     "Gpu",
@@ -27,6 +28,7 @@ __all__ = [
     "TraceTraffic",
 ]
 
+Engine = Literal["sglang", "vllm", "trtllm"]
 Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
 
 T = TypeVar("T")
@@ -203,6 +205,11 @@ class _RecordedTraffic(_Traffic):
     )
     mix: ListOf[ListOf[Annotated[float, Field(ge=0, le=1)]]] | None = Field(
         None, description="Per node: the share of its tokens from each file; absent: every node alike."
+    )
+    sources: Literal["mix", "recorded"] = Field(
+        "mix",
+        description="mix: nodes have tokens as mix says; recorded: each node's tokens are like those of its own ranks "
+        "in the one file, as `moe-placer import` keeps them (source_load, token_source).",
     )
 
 

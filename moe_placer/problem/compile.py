@@ -198,6 +198,11 @@ class Problem:
         """Nodes of the cluster."""
         return int(self.demand.shape[1])
 
+    @property
+    def group_of_node(self) -> Ints:
+        """DP group of each node's tokens [nodes], of which group r uses replica r; all 0 without groups."""
+        return np.asarray(np.arange(self.nodes) * self.groups // self.nodes)
+
     def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
         return replica_order(self.copies[index] if copies is None else copies)
@@ -238,8 +243,7 @@ class Problem:
         tokens = self.demand[index][:, expert]
         if not self.groups:
             return np.asarray(tokens / np.bincount(expert)[expert])
-        group = np.arange(self.nodes) * self.groups // self.nodes
-        return np.asarray(np.where(group[:, None] == replica[None, :], tokens, 0.0))
+        return np.asarray(np.where(self.group_of_node[:, None] == replica[None, :], tokens, 0.0))
 
     def crossings(self, index: int, layer: LayerProblem) -> Floats:
         """Tokens of each item times the links that they cross if it is on each node [I, N]."""

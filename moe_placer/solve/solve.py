@@ -57,7 +57,8 @@ class Solution:
     seconds : float
         Wall-clock time of everything, from reading the traffic to the verdict.
     repaired : int
-        Copies that the method had put too close together, and that were moved apart.
+        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
+        or a DP group's nodes had no slot left.
     traffic : Traffic
     minimise : str
         Which objective: ``layers`` or ``aggregate``.
