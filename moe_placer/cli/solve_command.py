@@ -172,6 +172,8 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
 
 
 def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[str, Any]:
+    from moe_placer.cli.summary import name_deaths
+
     verification, records = solution.verification, solution.placement.layers
     gaps, own = solution.gaps.tolist(), solution.solver_gaps.tolist()
     contiguous = solution.baselines.get("contiguous")
@@ -194,6 +196,7 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
         "baselines": dict(solution.baselines),
         "better_than_contiguous": better,
         "repaired": solution.repaired,
+        "workers_died_of": name_deaths(solution.deaths),
         "seconds": solution.seconds,
         "layers": [
             {

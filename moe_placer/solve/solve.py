@@ -31,6 +31,7 @@ from moe_placer.solve.registry import DEFAULT, find_solver
 from moe_placer.solve.warm_start import better_start, find_counts, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
+from moe_placer.workers import count_deaths
 
 __all__ = ["Progress", "Solution", "solve"]
 
@@ -62,6 +63,8 @@ class Solution:
     traffic : Traffic
     minimise : str
         Which objective: ``layers`` or ``aggregate``.
+    deaths : tuple of int
+        Exit codes of worker processes that died; below 0 the signal that killed one. Their layers were tried again.
     """
 
     placement: Placement
@@ -73,6 +76,7 @@ class Solution:
     repaired: int
     traffic: Traffic
     minimise: Literal["layers", "aggregate"]
+    deaths: tuple[int, ...] = ()
 
     @property
     def objective(self) -> float:
@@ -174,7 +178,8 @@ def solve(
     report = Reporter(problem, limits, progress, baselines, build, room)
     if isinstance(method, LayerSolver) and not method.quick:
         report.start(first)  # quick methods ignore it; others may
-    results = _run(method, problem, limits, seed, first, report, room)
+    with count_deaths() as deaths:
+        results = _run(method, problem, limits, seed, first, report, room)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
@@ -188,6 +193,7 @@ def solve(
         sum(result.repaired for result in results),
         traffic,
         problem.minimise,
+        tuple(deaths),
     )
 
 
