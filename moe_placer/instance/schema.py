@@ -183,8 +183,8 @@ class Placement(Section):
     replica_routing: Literal["group", "even"] = "group"
     replicas_apart: Literal["gpu", "node", "none"] = Field(
         "gpu",
-        description="Where copies of one expert never meet; none: two may share a GPU, as engines' own planners have it "
-        "(solvers put them apart all the same).",
+        description="Where copies of one expert never meet; none: two may share a GPU, as plans of engines do (solvers "
+        "put them apart all the same).",
     )
     dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
         "per-expert",

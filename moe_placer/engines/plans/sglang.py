@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from moe_placer.engines.pickle_reader import Integers, NotPlainTensorsError, StoredTensor
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start, default_slots
 from moe_placer.engines.plans.plan import Deployment, Plan
+from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, StoredTensor
 from moe_placer.engines.torch_file import TorchFile, open_torch_file
 from moe_placer.files import parse_json
 
