@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from moe_placer.cli.link_words import link_words
 from moe_placer.fabric import COST
+from moe_placer.result import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.solve.solve import Solution
 
-__all__ = ["print_summary"]
+__all__ = ["name_deaths", "print_summary"]
 
 _TABLE = 100  # characters that the table may take, whatever the terminal has
 
@@ -113,6 +116,8 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
         chosen = str(solution.placement.replicas["copies"])
         hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
         lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
+    if solution.deaths:
+        lines.append(_said_of(solution))
     if solution.repaired:
         why = "too close together, pinned elsewhere, or without a slot in their group"
         lines.append(f"{solution.repaired} replicas are not where the method puts them: they were {why}.")
@@ -130,6 +135,21 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
             f"{found.total_z:,.0f})."
         )
     return lines
+
+
+def _said_of(solution: Solution) -> str:
+    """Say that workers died, of what, and what became of their layers."""
+    died = name_deaths(solution.deaths)
+    causes = ", ".join(f"{died.count(cause)} by {cause}" for cause in dict.fromkeys(died))
+    kept = solution.stop.count(Stop.KILLED)
+    then = f"{kept} layers keep what they had" if kept else "their layers were tried again"
+    count = f"{len(died)} worker process{'es' if len(died) > 1 else ''}"
+    return f"{count} died ({causes}), most likely for want of memory; {then}. Fewer --workers need less."
+
+
+def name_deaths(deaths: Sequence[int]) -> list[str]:
+    """Name what each worker died of: a signal, or an exit code."""
+    return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in deaths]
 
 
 def _share(gap: float) -> str:

@@ -181,8 +181,16 @@ class Placement(Section):
         "{redundant_slots_in_all: n}, over all layers.",
     )
     replica_routing: Literal["group", "even"] = "group"
-    replicas_apart: Literal["gpu", "node"] = "gpu"
-    dispatch: Literal["per-expert"] = "per-expert"
+    replicas_apart: Literal["gpu", "node", "none"] = Field(
+        "gpu",
+        description="Where copies of one expert never meet; none: two may share a GPU, as plans of engines do (solvers "
+        "put them apart all the same).",
+    )
+    dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
+        "per-expert",
+        description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "
+        "holds any of them (inside a node the copy is forwarded).",
+    )
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
