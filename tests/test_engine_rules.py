@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_placer.engines.rules import ENGINES, LAYOUTS, EngineName, slots_mistake
+from moe_placer.engines.layouts import ENGINES, LAYOUTS, EngineName, slots_mistake
 
 
 def test_every_engine_has_rules_and_a_layout() -> None:
