@@ -57,6 +57,8 @@ class PlanForm(ABC):
         One line for help and documents.
     suffix : str
         The ending without which the engine does not read the file; empty where any will do.
+    also_read : tuple of str
+        Further endings that it reads.
     mtp : str
         Why layers for multi-token prediction are not written; empty where they are, on request.
     consequences : mapping
@@ -66,6 +68,7 @@ class PlanForm(ABC):
     name: ClassVar[str]
     what: ClassVar[str]
     suffix: ClassVar[str] = ""
+    also_read: ClassVar[tuple[str, ...]] = ()
     mtp: ClassVar[str] = ""
     consequences: ClassVar[Mapping[Fault, str]] = {}
 
