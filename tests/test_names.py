@@ -19,9 +19,9 @@ from moe_placer.cli.options import as_json
 from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.files import parse_json
 from moe_placer.placement import Placement, load_placement
-from moe_placer.traffic.files import read_load
-from moe_placer.verifier.dags.files import read_dag
-from moe_placer.verifier.dags.rules import DagViolation
+from moe_placer.traffic.readers import read_load
+from moe_placer.verifier.dags.dag_rules import DagViolation
+from moe_placer.verifier.dags.read_back import read_dag
 from moe_placer.verifier.verification import Violation
 
 # ESC, BEL, NUL, DEL, a C1 control, line separator, override to the left, isolate, mark.
@@ -119,7 +119,7 @@ def test_printed_json_spells_out_and_says_the_same() -> None:
 def test_a_name_with_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """``[]`` and ``[red]`` were taken for markup, and ``{0}`` ended the progress bar with an IndexError."""
     from moe_placer import solve
-    from moe_placer.cli.progress import show_progress
+    from moe_placer.cli.progress_display import show_progress
     from moe_placer.cli.summary import print_summary
 
     instance = tiny_instance(name="[red]a[x] [] {0}")
@@ -136,7 +136,7 @@ def test_a_name_with_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[st
 def test_the_live_bar_prints_a_name_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from moe_placer.cli.progress import _live
+    from moe_placer.cli.progress_display import _live
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     with _live("[red]a[x] [] {0}"):

@@ -18,17 +18,17 @@ from report_rows import EVIL, Rows, failed_row, luminance, write_folder
 
 from moe_placer.cli.main import cli, main
 from moe_placer.errors import DefectError, InputError, UsageError
-from moe_placer.experiments.report import write, write_report
+from moe_placer.experiments.report import report_files, write_report
+from moe_placer.experiments.report.chart_data import _labels, cells, times
 from moe_placer.experiments.report.charts import COLOURS, DASHES, filled
-from moe_placer.experiments.report.figures import profile, standings
+from moe_placer.experiments.report.html_page import to_page
 from moe_placer.experiments.report.layout import place_vertices
 from moe_placer.experiments.report.markdown import plain
-from moe_placer.experiments.report.page import to_page
-from moe_placer.experiments.report.records import _labels, cells, times
+from moe_placer.experiments.report.report_files import draw_report
 from moe_placer.experiments.report.rows import read_comparison
 from moe_placer.experiments.report.sentences import summary
+from moe_placer.experiments.report.standings import profile, standings
 from moe_placer.experiments.report.view import context
-from moe_placer.experiments.report.write import draw_report
 
 
 def changed(rows: Rows, place: int, **changes: Any) -> Rows:
@@ -172,8 +172,8 @@ def test_a_control_character_in_a_name_is_refused_before_anything_is_drawn(tmp_p
 def test_where_drawing_crashes_one_line_says_so(
     does: str, said: str, rows: Rows, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "CHILD", (sys.executable, "-c", f"import os, sys, time; {does}"))
-    monkeypatch.setattr(write, "_PATIENCE_S", 1.0 if "sleep" in does else 30.0)
+    monkeypatch.setattr(report_files, "CHILD", (sys.executable, "-c", f"import os, sys, time; {does}"))
+    monkeypatch.setattr(report_files, "_PATIENCE_S", 1.0 if "sleep" in does else 30.0)
     folder = write_folder(tmp_path, rows)
     with pytest.raises(SystemExit) as ended:
         main(["report", str(folder)])
@@ -184,7 +184,7 @@ def test_where_drawing_crashes_one_line_says_so(
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, made: Path) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.write.find_spec", lambda name: None)
+    monkeypatch.setattr("moe_placer.experiments.report.report_files.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'moe-placer\[report\]'"):
         write_report(made)
 
@@ -373,7 +373,7 @@ def test_every_vertex_has_a_place_of_its_own(made: Path) -> None:
 
 
 def test_details_that_find_no_room_are_left_out(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.page._ROOM", 0)
+    monkeypatch.setattr("moe_placer.experiments.report.html_page._ROOM", 0)
     assert '"details":null' in to_page(read_comparison(made))
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.instance import Instance
-from moe_placer.traffic.files import read_array, read_load, read_trace
+from moe_placer.traffic.readers import read_array, read_load, read_trace
 from moe_placer.traffic.recording import Recording, Traffic
 
 __all__ = ["read_load_by_source", "read_trace_by_source"]

@@ -15,7 +15,7 @@ from moe_placer.files import write_atomically
 
 __all__ = ["draw_report", "require_libraries", "write_report"]
 
-CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.report.write")
+CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.report.report_files")
 _NEEDED = ("jinja2", "vl_convert")
 _PATIENCE_S = 600.0  # 2 GB of rows are read in a tenth of it
 
@@ -71,8 +71,8 @@ def write_report(folder: Path) -> list[Path]:
 
 def draw_report(folder: Path) -> dict[str, str]:
     """Return what a report folder's files contain, by name, drawn in this process; raises what `write_report` does."""
+    from moe_placer.experiments.report.html_page import to_page
     from moe_placer.experiments.report.markdown import to_markdown
-    from moe_placer.experiments.report.page import to_page
     from moe_placer.experiments.report.rows import read_comparison
 
     comparison = read_comparison(folder)
