@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_cli import TINY, fails, run
 
 from moe_placer.cli.plans import PlanFigures, bound_us, measure_plans, simulate_steps, verdict
+from moe_placer.cli.summary import print_summary
 from moe_placer.experiments.compare.metrics import metrics
 from moe_placer.limits import Limits
 from moe_placer.schedule.step import step_time
@@ -179,3 +180,12 @@ def test_failed_gpus_do_not_count_in_the_mean() -> None:
     assert figures.busiest_gpu_tokens == pytest.approx(600)
     assert figures.above_mean == pytest.approx(0.5)
     assert np.isfinite(figures.wire_us)
+
+
+def test_a_heuristic_that_cannot_serve_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    instance = tiny_instance(placement={"pinned": [{"layer": 1, "expert": 0, "gpu": 7}]})
+    solution = solve(instance, tiny_traffic(instance), solver="greedy")
+    print_summary(instance, solution, measure_plans(instance, solution), None, [])
+    shown = capsys.readouterr().out
+    assert "contiguous cannot serve: in layer 1 the contiguous plan breaks slots, pins" in shown
+    assert max(map(len, shown.splitlines()[:12])) <= 100

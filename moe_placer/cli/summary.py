@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_placer.cli.link_words import link_words
+from moe_placer.errors import visible
 from moe_placer.fabric import COST
 from moe_placer.result import Stop
 
@@ -40,22 +41,27 @@ def print_summary(
         Seconds that simulating their steps took; None where they were not simulated.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from moe_placer.cli.plans import verdict
 
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _TABLE)
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
-    console.print(f"[bold]{instance.name}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
+    console.print(f"[bold]{escape(instance.name)}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
     console.print(_table(instance, solution, plans))
+    for name, reason in solution.baselines.items():
+        if isinstance(reason, str):
+            console.print(f"{name} cannot serve: {reason}.", markup=False)
     console.print(f"Cost: {COST[instance.objective.metric]}.")
     if said := verdict(plans):
-        console.print(said, style="bold")
+        console.print(said, style="bold", markup=False)
     for line in _findings(instance, solution):
-        console.print(line)
+        console.print(line, markup=False)
     if step_s is not None:
         console.print(f"Steps simulated in {step_s:.1f} s: prefill of the instance's own tokens, two micro-batches.")
-    console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
+    written = ", ".join(visible(str(path)) for path in files)
+    console.print(f"Written: {written}", style="dim", markup=False)
 
 
 def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigures]) -> Table:
@@ -77,7 +83,7 @@ def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigur
     mine = solution.placement.solver.name
     for name, total in {**solution.baselines, mine: solution.objective}.items():
         if isinstance(total, str):
-            table.add_row(name, total)
+            table.add_row(name, "-")
             continue
         ratio = f"{total / contiguous - 1:+.1%}" if isinstance(contiguous, float) and contiguous > 0 else ""
         cells = [name, f"{total:,.0f}", ratio, *(_measured(plans[name], steps) if name in plans else ())]
