@@ -188,4 +188,6 @@ def test_a_heuristic_that_cannot_serve_says_why(capsys: pytest.CaptureFixture[st
     print_summary(instance, solution, measure_plans(instance, solution), None, [])
     shown = capsys.readouterr().out
     assert "contiguous cannot serve: in layer 1 the contiguous plan breaks slots, pins" in shown
-    assert max(map(len, shown.splitlines()[:12])) <= 100
+    table = shown.splitlines()[1:9]
+    assert [line.split()[0] for line in table if line.strip()][-4:] == ["contiguous", "eplb", "greedy", "lower"]
+    assert max(map(len, table)) <= 100
