@@ -31,7 +31,7 @@ from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import pack
 from moe_placer.traffic import Traffic
 
-__all__ = ["state_placement"]
+__all__ = ["state_aggregate", "state_layer", "state_placement"]
 
 
 def state_placement(
@@ -73,9 +73,9 @@ def state_placement(
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
         solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
         gpu=tuple(gpu),
-        layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
         memory=_memory_record(room, results),
-        aggregate=_aggregate_record(problem, results),
+        aggregate=state_aggregate(problem, results),
         versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
@@ -99,7 +99,8 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
         raise
 
 
-def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+    """Say what is claimed of a layer that is placed: its worst link, and what its bound's proof needs."""
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
@@ -120,7 +121,7 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     )
 
 
-def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
     """Say what the layers come to together, and what bounds that if their bounds add up."""
     totals, bounds = link_totals(problem, results), [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
