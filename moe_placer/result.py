@@ -39,6 +39,7 @@ class Stop(StrEnum):
     TIME = "time"  # the clock struck
     WORK = "effort spent"  # deterministic effort, before the clock struck
     INTERRUPTED = "interrupted"
+    KILLED = "workers killed"  # again and again, most likely for want of memory
     FINISHED = "finished"  # the method has no more steps
 
 

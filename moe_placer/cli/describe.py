@@ -23,8 +23,10 @@ from moe_placer.instance.sizes import (
 )
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import demand
+from moe_placer.solve.estimate import Estimate, estimate
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
+from moe_placer.workers import usable_cores
 
 __all__ = ["Description", "Skew", "describe"]
 
@@ -82,6 +84,10 @@ class Description:
         ``objective.minimise``.
     us_per_1000_tokens : float
         Microseconds that 1,000 tokens at node-link speed take on the wire.
+    traces_missing : bool
+        Whether recorded traffic is asked for, and no file named.
+    skew : Skew or None
+        None where no traffic was given.
     hottest_compute_us, wire_us : float or None
         Microseconds per layer: the hottest copy's matrices; a node's link, if experts sat anywhere.
     infeasible : str or None
@@ -107,9 +113,11 @@ class Description:
     engine: str | None
     minimise: str
     us_per_1000_tokens: float
+    traces_missing: bool
     skew: Skew | None
     hottest_compute_us: float | None
     wire_us: float | None
+    estimate: Estimate
     infeasible: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,9 +156,11 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         engine=instance.engine,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
+        traces_missing=getattr(instance.traffic, "files", None) == (),
         skew=tokens,
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
         wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
+        estimate=estimate(instance, usable_cores(), dags=True),
         infeasible=why_infeasible(instance),
     )
 
@@ -264,7 +274,9 @@ def _network_lines(d: Description) -> list[str]:
 
 def _demand_lines(d: Description) -> list[str]:
     if d.skew is None or d.hottest_compute_us is None:
-        return ["Demand: unknown until traces are given (--trace FILE, one per domain)."]
+        if d.traces_missing:
+            return ["Demand: unknown until traces are given (--trace FILE, one per domain)."]
+        return ["Demand: not worked out, since it takes more memory than is left here."]
     s, wire = d.skew, d.wire_us or 0.0
     least_most = f"{s.least:.1f} to {s.most:.1f} times the mean load (median {s.median:.1f})"
     hot = (
@@ -282,7 +294,7 @@ def _demand_lines(d: Description) -> list[str]:
 
 
 def _verdict_lines(d: Description) -> list[str]:
-    lines = []
+    lines = [f"Estimate of a solve: {d.estimate.to_text()}."]
     if d.infeasible:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:

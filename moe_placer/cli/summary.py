@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_placer.errors import visible
 from moe_placer.instance.sizes import GB, token_bytes
+from moe_placer.result import Stop
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,20 +19,22 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.solve.solve import Solution
 
-__all__ = ["print_summary"]
+__all__ = ["name_deaths", "print_summary"]
 
 
 def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> None:
     """Print the comparison, the gap and how it is proved, the verdict, and the files."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
-    console.print(f"[bold]{instance.name}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
+    console.print(f"[bold]{escape(instance.name)}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
     console.print(_table(instance, solution))
     for line in _findings(instance, solution):
-        console.print(line)
-    console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
+        console.print(line, markup=False)
+    written = ", ".join(visible(str(path)) for path in files)
+    console.print(f"Written: {written}", style="dim", markup=False)
 
 
 def _table(instance: Instance, solution: Solution) -> Table:
@@ -82,6 +88,8 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
         chosen = str(solution.placement.replicas["copies"])
         hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
         lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
+    if solution.deaths:
+        lines.append(_said_of(solution))
     if solution.repaired:
         why = "too close together, pinned elsewhere, or without a slot in their group"
         lines.append(f"{solution.repaired} replicas are not where the method puts them: they were {why}.")
@@ -97,6 +105,21 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
             f"{found.total_z:,.0f})."
         )
     return lines
+
+
+def _said_of(solution: Solution) -> str:
+    """Say that workers died, of what, and what became of their layers."""
+    died = name_deaths(solution.deaths)
+    causes = ", ".join(f"{died.count(cause)} by {cause}" for cause in dict.fromkeys(died))
+    kept = solution.stop.count(Stop.KILLED)
+    then = f"{kept} layers keep what they had" if kept else "their layers were tried again"
+    count = f"{len(died)} worker process{'es' if len(died) > 1 else ''}"
+    return f"{count} died ({causes}), most likely for want of memory; {then}. Fewer --workers need less."
+
+
+def name_deaths(deaths: Sequence[int]) -> list[str]:
+    """Name what each worker died of: a signal, or an exit code."""
+    return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in deaths]
 
 
 def _share(gap: float) -> str:

@@ -10,8 +10,10 @@ from moe_placer.errors import Mistake
 from moe_placer.instance.engine_rules import ENGINES, slots_mistake
 from moe_placer.instance.schema import (
     MAX_GPUS,
+    AnyTraffic,
     Cluster,
     Dragonfly,
+    LoadTraffic,
     Model,
     Parallelism,
     Placement,
@@ -79,6 +81,24 @@ def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) ->
     if group and placement.replicas != "dp":
         expected = "even (group routing needs one replica per DP group: replicas: dp)"
         yield ("placement", "replica_routing"), "group with a budget of redundant slots", expected
+
+
+def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffic) -> Iterator[Found]:
+    """Dispatch once per place asks for which experts fire together, and once per GPU for places that are GPUs."""
+    several = placement.slots_per_gpu > 1
+    once = placement.dispatch == "per-node" or (placement.dispatch == "per-gpu" and several)
+    if once and isinstance(traffic, LoadTraffic):
+        expected = (
+            "per-expert, or kind: trace or synthetic: how many copies of a token are saved depends on which experts it "
+            "chooses together, and loads do not say"
+        )
+        yield ("placement", "dispatch"), f"{placement.dispatch}, with traffic of kind: load", expected
+    if placement.dispatch == "per-gpu" and parallelism.expert_tp > 1:
+        expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
+        yield ("placement", "dispatch"), "per-gpu, with parallelism.expert_tp above 1", expected
+    if placement.dispatch == "per-gpu" and several and placement.replicas_apart == "node":
+        expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
+        yield ("placement", "replicas_apart"), "node", expected
 
 
 def _expert_tp(cluster: Cluster, parallelism: Parallelism) -> Iterator[Found]:
@@ -177,6 +197,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster",), _fabric),
     (("cluster", "parallelism", "placement"), _groups),
     (("cluster", "parallelism"), _expert_tp),
+    (("parallelism", "placement", "traffic"), _dispatch),
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),
