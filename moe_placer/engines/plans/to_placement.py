@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from moe_placer.placement import (
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.assemble import state_aggregate, state_layer
+from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import Verification, verify
 
@@ -59,7 +59,7 @@ def placement_from_plan(
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
         solver=SolverRecord(
             name=f"file:{form}",
-            version=importlib.metadata.version("moe-placer"),
+            version=installed_version("moe-placer"),
             seed=0,
             parameters={"file_sha256": hashlib.sha256(raw).hexdigest()},
         ),
