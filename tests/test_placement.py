@@ -11,13 +11,15 @@ from builders import honest, tiny_instance, tiny_traffic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_placer.errors import InputError
+from moe_placer.errors import InputError, visible
 from moe_placer.placement import Placement, load_placement
 
 INSTANCE = tiny_instance()
 GOOD = json.dumps(honest(INSTANCE, tiny_traffic(INSTANCE)))
 
 COST = st.floats(0, 1e15)
+# Names without control and direction characters, which placement files may not hold.
+NAME = st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda text: visible(text) == text)
 RECORD = st.fixed_dictionaries(
     {
         "layer": st.integers(0, 1000),
@@ -26,11 +28,11 @@ RECORD = st.fixed_dictionaries(
         "proof": st.sampled_from(["dual", "threshold", "solver"]),
     },
     optional={
-        "weights": st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), COST, max_size=3),
+        "weights": st.dictionaries(NAME, COST, max_size=3),
         "threshold": COST,
         "hot": st.tuples(st.integers(0, 9), st.integers(0, 9)),
         "any_copies": st.booleans(),
-        "worst_link": st.text(st.characters(codec="utf-8"), max_size=8),
+        "worst_link": NAME,
         "solver_bound": COST,
     },
 )
