@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "a key twice": (GOOD[:-1] + ', "gpu": []}', "'gpu' stands twice"),
     "too many digits": (GOOD.replace('"seed": 0', '"seed": ' + "9" * 5000), "not JSON"),
     "not a number": (changed(layers=[{"layer": 0, "z": float("nan"), "bound": 0, "proof": "dual"}]), r"layers\[0\].z"),
-    "half a character": (changed(instance={"name": "\ud800", "sha256": "", "traffic_sha256": ""}), "control or direction characters"),
+    "half a character": (changed(instance={"name": "\ud800", "sha256": "", "traffic_sha256": ""}), "direction char"),
     "another schema": (changed(schema="moe-placer/placement/9"), "schema"),
     "no schema": (json.dumps({k: v for k, v in json.loads(GOOD).items() if k != "schema"}), "schema: found nothing"),
     "a negative GPU": (changed(gpu=[[[-1]]]), A_LIST),
