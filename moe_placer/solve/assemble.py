@@ -32,7 +32,7 @@ from moe_placer.solve.gpu_assignment import pack
 from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
-__all__ = ["bare_placement", "state_placement"]
+__all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
 
 
 def state_placement(
@@ -69,9 +69,9 @@ def state_placement(
             name=method.name, version=installed_version("moe-placer"), seed=seed, parameters=parameters
         ),
         gpu=gpu,
-        layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
         memory=_memory_record(room, results),
-        aggregate=_aggregate_record(problem, results),
+        aggregate=state_aggregate(problem, results),
         versions={
             "python": platform.python_version(),
             **{n: installed_version(n) for n in ("numpy", "scipy", "ortools")},
@@ -138,7 +138,8 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
         raise
 
 
-def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+    """Say what is claimed of a layer that is placed: its worst link, and what its bound's proof needs."""
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
@@ -159,7 +160,7 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     )
 
 
-def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
     """Say what the layers come to together, and what bounds that if their bounds add up."""
     totals, bounds = link_totals(problem, results), [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
