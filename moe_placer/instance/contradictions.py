@@ -17,6 +17,7 @@ from moe_placer.instance.schema import (
     Model,
     Parallelism,
     Placement,
+    Schedule,
     SharedSlots,
     SyntheticTraffic,
 )
@@ -53,6 +54,15 @@ def _layers(model: Model) -> Iterator[Found]:
 def _top_k(model: Model) -> Iterator[Found]:
     if model.top_k > model.experts:
         yield ("model", "top_k"), str(model.top_k), f"at most model.experts ({model.experts})"
+
+
+def _shares(schedule: Schedule) -> Iterator[Found]:
+    shares = schedule.planned_shares
+    if shares is None:
+        return
+    total = shares.computation + shares.communication + shares.synchronization + shares.overhead
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        yield ("schedule", "planned_shares"), f"shares that sum to {total:.6g}", "shares that sum to 1"
 
 
 def _gpus(cluster: Cluster) -> Iterator[Found]:
@@ -201,5 +211,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),
+    (("schedule",), _shares),
     (("model", "cluster", "parallelism", "placement", "engine"), _engine),
 )
