@@ -29,9 +29,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_writer import save
 
+from moe_placer.engines import torch_file
 from moe_placer.engines.recordings import Options, Recorded, read_recording, tally, write_recording
 from moe_placer.engines.recordings.tally import count_choices, draw_tokens
 from moe_placer.errors import InputError, Mistake
+from moe_placer.traffic import readers
 from moe_placer.traffic.readers import read_load, read_trace
 
 EACH = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -613,3 +615,32 @@ def test_progress_is_told_and_reaches_its_end(tmp_path: Path) -> None:
 
 def _note(told: list[tuple[int, int, str]], *news: Any) -> None:
     told.append(news)
+
+
+def test_a_damaged_file_among_several_is_named(tmp_path: Path) -> None:
+    files = write_sglang_detail(make(ranks=3), tmp_path, by_token=True)
+    raw = bytearray(files[0].read_bytes())
+    at = raw.find(b"PK\x03\x04", raw.find(b"data/0"))
+    raw[at - 8] ^= 1  # in the first tensor's values
+    files[0].write_bytes(raw)
+    assert mistake_of(*files).file == files[0]
+
+
+def test_arrays_on_the_disk_may_be_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_BYTES", 100)
+    truth = make()
+    file = write_routed_experts(truth, tmp_path, "npy", with_dense=True)
+    assert file.stat().st_size > 300
+    assert np.array_equal(read(file).load, truth.load)
+
+
+def test_large_tensors_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_file, "_MAPPED_BYTES", 10)
+    truth = make()
+    assert np.array_equal(read(write_sglang_stat(truth, tmp_path / "stat.pt")).load, truth.load)
+
+
+def test_more_source_ranks_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "_MOST_SOURCE_COUNTS", 20)
+    files = write_sglang_detail(make(), tmp_path, by_token=False)
+    assert mistake_of(*files).found == "2 source ranks x 3 layers x 6 experts"

@@ -24,7 +24,7 @@ from torch_writer import Bfloat16, View, save, torch_name, torch_pickle, write_a
 from moe_placer.engines import pickle_reader
 from moe_placer.engines.pickle_reader import load_pickle
 from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, StoredTensor
-from moe_placer.engines.torch_file import TorchFile, open_torch_file
+from moe_placer.engines.torch_file import TorchFile, read_torch_file
 from moe_placer.errors import InputError
 
 EACH = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -69,12 +69,17 @@ def same(first: Any, second: Any) -> bool:
     return type(first) is type(second) and first == second
 
 
+def everything(file: Path) -> Any:
+    opened = read_torch_file(file)
+    return plain(opened, opened.content)
+
+
 def only_message(file: Path) -> str:
     """Read all of a file and return the one message that it is refused with."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InputError) as caught, open_torch_file(file) as opened:
-            plain(opened, opened.content)
+        with pytest.raises(InputError) as caught:
+            everything(file)
     (mistake,) = caught.value.mistakes
     assert mistake.file == file
     assert "\n" not in str(mistake)
@@ -88,8 +93,8 @@ def only_message(file: Path) -> str:
 @EACH
 @given(content=PLAIN)
 def test_what_torch_saves_is_read(tmp_path: Path, content: Any) -> None:
-    with open_torch_file(save(content, tmp_path / "saved.pt")) as opened:
-        assert same(content, plain(opened, opened.content))
+    opened = read_torch_file(save(content, tmp_path / "saved.pt"))
+    assert same(content, plain(opened, opened.content))
 
 
 @EACH
@@ -99,11 +104,11 @@ def test_what_torch_saves_is_read(tmp_path: Path, content: Any) -> None:
 )
 def test_long_lists_of_integers_are_packed(tmp_path: Path, numbers: list[int]) -> None:
     content = {"ids": numbers, "again": numbers, "after": [numbers[0]]}
-    with open_torch_file(save(content, tmp_path / "saved.pt")) as opened:
-        assert same(content, plain(opened, opened.content))
-        assert opened.content["ids"] is opened.content["again"]
-        assert isinstance(opened.content["ids"], Integers) == (len(numbers) >= 500)
-        assert len(opened.content["ids"]) == len(numbers)
+    opened = read_torch_file(save(content, tmp_path / "saved.pt"))
+    assert same(content, plain(opened, opened.content))
+    assert opened.content["ids"] is opened.content["again"]
+    assert isinstance(opened.content["ids"], Integers) == (len(numbers) >= 500)
+    assert len(opened.content["ids"]) == len(numbers)
 
 
 def test_views_share_a_storage(tmp_path: Path) -> None:
@@ -113,8 +118,8 @@ def test_views_share_a_storage(tmp_path: Path) -> None:
         "turned": View(base, 2, (4, 5), (1, 4)),
         "empty": View(base, 9, (0,), (1,)),
     }
-    with open_torch_file(save(content, tmp_path / "saved.pt")) as opened:
-        read = plain(opened, opened.content)
+    opened = read_torch_file(save(content, tmp_path / "saved.pt"))
+    read = plain(opened, opened.content)
     assert read["all"].tolist() == list(range(24))
     assert read["turned"].tolist() == base[2:22].reshape(5, 4).T.tolist()
     assert read["empty"].tolist() == []
@@ -122,18 +127,18 @@ def test_views_share_a_storage(tmp_path: Path) -> None:
 
 def test_bfloat16_is_widened_and_big_endian_is_turned(tmp_path: Path) -> None:
     values = np.array([[0.5, -3.0], [2.0**100, 0.0]], dtype=np.float32)
-    with open_torch_file(save([Bfloat16(values)], tmp_path / "saved.pt")) as opened:
-        assert plain(opened, opened.content)[0].tolist() == values.tolist()
+    opened = read_torch_file(save([Bfloat16(values)], tmp_path / "saved.pt"))
+    assert plain(opened, opened.content)[0].tolist() == values.tolist()
     data, storages = torch_pickle([np.arange(3, dtype=np.int32)])
     file = write_archive(tmp_path / "big.pt", data, [storages[0].astype(">i4").tobytes()], order=b"big")
-    with open_torch_file(file) as opened:
-        assert plain(opened, opened.content)[0].tolist() == [0, 1, 2]
+    opened = read_torch_file(file)
+    assert plain(opened, opened.content)[0].tolist() == [0, 1, 2]
 
 
 def test_a_shared_list_stays_one(tmp_path: Path) -> None:
     shared: list[Any] = [{"layer_id": 3}]
-    with open_torch_file(save([shared, shared], tmp_path / "saved.pt")) as opened:
-        assert opened.content[0] is opened.content[1]
+    opened = read_torch_file(save([shared, shared], tmp_path / "saved.pt"))
+    assert opened.content[0] is opened.content[1]
 
 
 # --- hostile pickles -----------------------------------------------------------------------------------------------
@@ -254,8 +259,8 @@ def tensor(kind: str, key: Any, values: Any, offset: Any, shape: Any, strides: A
 def test_tensors_that_state_too_much(tmp_path: Path, stated: tuple[Any, ...], says: str) -> None:
     file = write_archive(tmp_path / "bad.pt", tensor(*stated), [np.arange(10, dtype=np.int32).tobytes()])
     if not says:
-        with open_torch_file(file) as opened:
-            assert plain(opened, opened.content)["logical_count"].tolist() == list(range(10))
+        opened = read_torch_file(file)
+        assert plain(opened, opened.content)["logical_count"].tolist() == list(range(10))
         return
     assert says in only_message(file)
 
@@ -330,8 +335,8 @@ def test_swapped_bytes_give_one_message_or_the_same_content(
     file = tmp_path / "swapped.pt"
     file.write_bytes(raw)
     try:
-        with open_torch_file(file) as opened:
-            plain(opened, opened.content)
+        opened = read_torch_file(file)
+        plain(opened, opened.content)
     except InputError as error:
         (mistake,) = error.mistakes
         assert "\n" not in str(mistake)
