@@ -23,7 +23,7 @@ from moe_placer.experiments.compare.run_process import run
 from moe_placer.experiments.report.report_files import write_report
 from moe_placer.instance import load_instance
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 TINY = REPO / "instances" / "tiny.yaml"
 COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
 

@@ -16,7 +16,7 @@ from moe_placer.traffic import load_traffic, make_traffic
 from moe_placer.traffic.readers import read_trace
 from moe_placer.traffic.statistics import layer_information, pair_excess, pair_lift, skew
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 TRACES = Path(os.environ.get("MOE_PLACER_TRACES", REPO.parent / "shared" / "traces"))
 REAL = [TRACES / f"esft_deepseek-v2-lite_{text}.npz" for text in ("intent", "summary")]
 needs_traces = pytest.mark.skipif(

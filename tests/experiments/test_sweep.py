@@ -393,7 +393,7 @@ def test_a_study_solves_sweeps_and_reports(files: list[str], tmp_path: Path) -> 
 
 
 def test_the_committed_study_is_what_its_rows_give(tmp_path: Path) -> None:
-    (folder,) = Path(__file__).parent.parent.glob("reports/*-schedule")
+    (folder,) = Path(__file__).parents[2].glob("reports/*-schedule")
     made = shutil.copytree(folder, tmp_path / folder.name)
     assert CliRunner().invoke(study_command, [str(made), "--page"], catch_exceptions=False).exit_code == 0
     assert [file.name for file in folder.iterdir() if file.read_bytes() != (made / file.name).read_bytes()] == []

@@ -21,8 +21,8 @@ from moe_placer.problem.compile import compile_problem
 from moe_placer.solve.estimate import Estimate, _fabric, demand_bytes, estimate, refuse_too_large
 
 MODULE = sys.modules["moe_placer.solve.estimate"]  # the package's function hides it
-REPO = Path(__file__).parent.parent
-NODES_1000 = Path(__file__).parent / "cases" / "nodes-1000.yaml"
+REPO = Path(__file__).parents[2]
+NODES_1000 = Path(__file__).parents[1] / "cases" / "nodes-1000.yaml"
 FABRICS: dict[str, dict[str, Any]] = {
     "fat tree": {"nodes": 24, "fabric": {"nodes_per_leaf": 4, "spines": 3}},
     "uneven leaves": {"nodes": 22, "fabric": {"nodes_per_leaf": 4, "spines": 3}},

@@ -17,7 +17,7 @@ import pytest
 from moe_placer.errors import NothingFoundError, UsageError
 from moe_placer.workers import Workers, asked_to_stop, count_deaths, run_each
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 SEED_PLAN = REPO / "instances" / "h100-128.yaml"
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 

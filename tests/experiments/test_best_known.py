@@ -16,7 +16,7 @@ from moe_placer.limits import Limits
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import load_traffic
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 ENTRIES = {entry["instance"]: entry for entry in read_best_known(REPO / "instances" / "best_known.yaml")}
 REPORTS = [
     folder

@@ -13,27 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import COMMAND, REPO, SEED_PLAN, TINY, fails, run
 
 from moe_placer.cli import main
 from moe_placer.result import FalseBoundError
-
-REPO = Path(__file__).parent.parent
-TINY = REPO / "instances" / "tiny.yaml"
-SEED_PLAN = REPO / "instances" / "h100-128.yaml"
-COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
-
-
-def run(*arguments: Any, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
-
-
-def fails(code: int, *arguments: Any, says: str) -> None:
-    done = run(*arguments)
-    assert done.returncode == code, done.stderr
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
 def write(folder: Path, old: str, new: str, base: Path = TINY) -> Path:
@@ -229,7 +212,7 @@ def test_no_time_still_gives_a_placement(tmp_path: Path) -> None:
 
 
 def test_verify_checks_the_dags_beside_a_placement(tmp_path: Path) -> None:
-    tiny = Path(__file__).parent.parent / "instances" / "tiny.yaml"
+    tiny = Path(__file__).parents[2] / "instances" / "tiny.yaml"
     assert run("solve", tiny, "--solver", "greedy", "-q", "-o", tmp_path).returncode == 0
     placement = tmp_path / "placement.json"
     good = run("verify", tiny, placement)
@@ -249,7 +232,7 @@ def test_verify_checks_the_dags_beside_a_placement(tmp_path: Path) -> None:
 
 
 def test_a_folder_named_without_dags_is_bad_input(tmp_path: Path) -> None:
-    tiny = Path(__file__).parent.parent / "instances" / "tiny.yaml"
+    tiny = Path(__file__).parents[2] / "instances" / "tiny.yaml"
     assert run("solve", tiny, "--solver", "greedy", "-q", "--no-dag", "-o", tmp_path).returncode == 0
     none = run("verify", tiny, tmp_path / "placement.json", "--dags", tmp_path)
     assert none.returncode == 1

@@ -152,7 +152,7 @@ def test_a_missing_file_is_named(name: str, rows: Rows, tmp_path: Path) -> None:
 def test_a_control_character_in_a_name_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     """The drawing library ended the process with exit code 134 and a native backtrace."""
     folder = tmp_path / "rows"
-    shutil.copytree(Path(__file__).parent / "cases" / "report-panic", folder)
+    shutil.copytree(Path(__file__).parents[1] / "cases" / "report-panic", folder)
     with pytest.raises(InputError) as caught:
         write_report(folder)
     assert str(caught.value) == (
@@ -399,7 +399,7 @@ def test_the_command_names_what_it_wrote(made: Path) -> None:
 # Comparisons; sweeps and cross-checks are made by others, and tested with these.
 REPORTS = sorted(
     path.parent
-    for path in (Path(__file__).parent.parent / "reports").glob("*/config.json")
+    for path in (Path(__file__).parents[2] / "reports").glob("*/config.json")
     if json.loads(path.read_text()).get("schema") == "moe-placer/comparison/1"
 )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import fails, run
 from engine_recordings import make, write_routed_experts, write_sglang_detail, write_sglang_stat
-from test_cli import fails, run
 from test_torch_file import hostile
 from torch_writer import write_archive
 

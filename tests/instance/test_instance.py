@@ -20,7 +20,7 @@ from moe_placer.instance import Instance, load_instance, make_instance
 from moe_placer.instance.sizes import expert_bytes, memory_parts, token_bytes
 from moe_placer.instance.yaml_reader import read_yaml
 
-FOLDER = Path(__file__).parent.parent / "instances"
+FOLDER = Path(__file__).parents[2] / "instances"
 SEED_PLAN = (FOLDER / "h100-128.yaml").read_text()
 SEED_LINE = "                 # synthetic | trace | load\n  seed: 7"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "best_known")

@@ -10,7 +10,7 @@ from moe_placer.cli.describe import describe
 from moe_placer.instance import load_instance
 from moe_placer.traffic import load_traffic
 
-INSTANCES = Path(__file__).parent.parent / "instances"
+INSTANCES = Path(__file__).parents[2] / "instances"
 
 
 def test_tiny_by_hand() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import level_traffic, tiny_instance, tiny_traffic
+from command_line import TINY, fails, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import TINY, fails, run
 
 from moe_placer.cli.plans import PlanFigures, bound_us, measure_plans, simulate_steps, verdict
 from moe_placer.cli.summary import print_summary

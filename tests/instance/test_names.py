@@ -119,12 +119,13 @@ def test_printed_json_spells_out_and_says_the_same() -> None:
 def test_a_name_with_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """``[]`` and ``[red]`` were taken for markup, and ``{0}`` ended the progress bar with an IndexError."""
     from moe_placer import solve
+    from moe_placer.cli.plans import measure_plans
     from moe_placer.cli.progress_display import show_progress
     from moe_placer.cli.summary import print_summary
 
     instance = tiny_instance(name="[red]a[x] [] {0}")
     solution = solve(instance, level_traffic(instance, [[4, 3, 2, 1]] * 2, 10), solver="greedy")
-    print_summary(instance, solution, [tmp_path / "[/b]\x1b"])
+    print_summary(instance, solution, measure_plans(instance, solution), None, [tmp_path / "[/b]\x1b"])
     said = capsys.readouterr().out
     assert said.startswith("[red]a[x] [] {0}: 2 MoE layers")
     assert said.rstrip().endswith(r"[/b]\x1b")

@@ -20,8 +20,8 @@ from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import derive, verify
 
-CASES = Path(__file__).parent / "cases"
-INSTANCES = Path(__file__).parent.parent / "instances"
+CASES = Path(__file__).parents[1] / "cases"
+INSTANCES = Path(__file__).parents[2] / "instances"
 
 
 def ran(*arguments: Any) -> tuple[int, str]:

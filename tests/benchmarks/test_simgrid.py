@@ -24,7 +24,7 @@ from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.schedule.network import Network
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 REPORTS = sorted(REPO.glob("reports/*-simgrid"))
 FABRICS: dict[str, dict[str, Any]] = {
     "fat tree": {},

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from command_line import fails, run
 from engine_recordings import make, write_routed_experts, write_sglang_detail, write_sglang_stat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import fails, run
 from test_topologies import IBNET, NCCL, TREE
 from torch_writer import save
 

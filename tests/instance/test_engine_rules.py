@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import pytest
 from builders import tiny_instance
+from command_line import TINY as TINY_FILE
+from command_line import fails, run
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_cli import TINY as TINY_FILE
-from test_cli import fails, run
 
 from moe_placer.cli.describe import describe
 from moe_placer.engines.layouts import ENGINES, LAYOUTS, EngineName, slots_mistake

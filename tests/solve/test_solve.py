@@ -17,7 +17,7 @@ from moe_placer.limits import Limits
 from moe_placer.result import LayerResult, Status, Stop, gap
 from moe_placer.solve.solve import solve
 
-INSTANCES = Path(__file__).parent.parent / "instances"
+INSTANCES = Path(__file__).parents[2] / "instances"
 
 
 def room_for(copies: int, layers: int = 6) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import REPO, fails, run
+from command_line import REPO, fails, run
 
 EPLB = REPO / "instances" / "eplb-288.yaml"
 SMALL = """

@@ -18,7 +18,7 @@ import pytest
 from moe_placer.cli.solve_command import _stop_on_signal
 from moe_placer.cli.summary import _share
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 TINY = REPO / "instances" / "tiny.yaml"
 SEED_PLAN = REPO / "instances" / "h100-128.yaml"
 COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]

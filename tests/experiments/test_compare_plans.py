@@ -14,7 +14,7 @@ from moe_placer.experiments.compare.run_process import run
 from moe_placer.instance import load_instance
 from moe_placer.solve.solve import solve
 
-TINY = Path(__file__).parent.parent / "instances" / "tiny.yaml"
+TINY = Path(__file__).parents[2] / "instances" / "tiny.yaml"
 SOLVERS = ("contiguous", "greedy")
 
 

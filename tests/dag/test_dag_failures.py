@@ -17,7 +17,7 @@ from moe_placer.instance import Instance, load_instance
 from moe_placer.verifier.dags import verify_dags
 from moe_placer.verifier.deployment import Deployment
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 
 
 def with_failures(nodes: int, gpus: int, tensor: int, failed: list[int], dp: int = 1) -> Instance:
