@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch_writer import View, save
 
 from moe_placer.cli.export_command import FORMATS as OFFERED
+from moe_placer.engines.layouts import LAYOUTS
 from moe_placer.engines.plans.export import FORMATS, RANK_COSTS, check_file, export_plan
 from moe_placer.engines.plans.forms import FORMS
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
 from moe_placer.engines.plans.rank_costs import check_rank_costs, rank_costs
 from moe_placer.engines.plans.to_placement import placement_from_plan
-from moe_placer.engines.rules import LAYOUTS
 from moe_placer.errors import InputError, UsageError, VerificationError
 from moe_placer.instance import Instance
 from moe_placer.schedule.program import compile_program

@@ -84,7 +84,7 @@ def solve(
 
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
     """
-    from moe_placer.cli.progress import show_progress
+    from moe_placer.cli.progress_display import show_progress
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.solve.solve import solve as place

@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from moe_placer.instance.sizes import GB
-from moe_placer.schedule.figures import PLANNED, Figures, plan_holds
 from moe_placer.schedule.simulate import Timeline
+from moe_placer.schedule.step_figures import PLANNED, Figures, plan_holds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,16 +27,17 @@ _MEANING = {
 def print_figures(timeline: Timeline, figures: Figures, name: str) -> None:
     """Print what a step of placement ``name`` comes to."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{timeline.program.instance.name}[/], placed by {name}: {question(timeline)}")
+    console.print(f"[bold]{escape(timeline.program.instance.name)}[/], placed by {escape(name)}: {question(timeline)}")
     for line in _headlines(timeline, figures):
-        console.print(line)
+        console.print(line, markup=False)
     console.print(_shares_table(figures))
-    console.print(verdict(figures))
+    console.print(verdict(figures), markup=False)
     console.print(_path_table(timeline, figures))
     for line in _more(timeline, figures):
-        console.print(line)
+        console.print(line, markup=False)
 
 
 def question(timeline: Timeline) -> str:
