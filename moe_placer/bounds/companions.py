@@ -1,9 +1,9 @@
 """A bound where tokens are sent once per node: whoever holds a hot expert holds others as well, and what they add.
 
 docs/bounds.md states and proves it (``companions``). Of node n, which holds hot item i, every other item j of view v
-adds ``alpha[v, j]`` less ``beta[v, j, j']`` for each fellow j' at least, since a token that fires x of its fellows counts
-``1 / (1 + x)`` with each, and ``1 / (1 + x) >= 2 / (a + 2) - x / ((a + 1) * (a + 2))`` for any whole a >= 0. The better a
-foresees x, the better the bound: it counts how many of a token's experts are among j's guessed companions.
+adds ``alpha[v, j]`` less ``beta[v, j, j']`` for each fellow j' at least, since a token that fires x of its fellows
+counts ``1 / (1 + x)`` with each, and ``1 / (1 + x) >= 2 / (a + 2) - x / ((a + 1) * (a + 2))`` for any whole a >= 0. The
+better a foresees x, the better the bound: it counts how many of a token's experts are among j's guessed companions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["MOST_COMPANIONS", "Companions", "hot_companions"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Singles = npt.NDArray[np.float32]
 
 MOST_COMPANIONS = 15  # guessed for an expert: more make the file larger and hardly the bound
 _CANDIDATES = 4  # hot items tried
 _DEEP = 160  # items up to which two members are branched on, beyond one
-_DEEPENED, _CLOSE = 2, 0.97  # how many of these are branched on, as far as they come close to the best without
-_PASSES, _ROUNDS = 2, 8  # of better guesses, on all places and on one
+_ROUNDS = 10  # of better guesses, on one place
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +69,8 @@ def hot_companions(layer: LayerProblem, deadline: Deadline) -> Companions | None
     screened.sort(key=lambda one: -one[0])
     best = Companions(screened[0][0], screened[0][1], 0, work.order, screened[0][2])
     depth = 2 if layer.items <= _DEEP else 1
-    for root, item, guess in screened[:_DEEPENED]:
-        if root < _CLOSE * best.value or deadline.over:
-            break
-        found = work.deepened(item, guess, depth, deadline)
+    if not deadline.over:
+        found = work.deepened(best.hot, best.guess, depth, deadline)
         best = found if found.value > best.value else best
     return best
 
@@ -113,7 +111,7 @@ class _Work:
         if view != self.view[item]:
             return np.ones(len(self.choice))
         expert = int(self.layer.expert[item])
-        return 1.0 - self.hit[:, expert].astype(np.float64) * self.chance[expert]
+        return np.asarray(1.0 - self.hit[:, expert].astype(np.float64) * self.chance[expert])
 
     def greedy_guess(self, item: int) -> Bools:
         """Guess for every expert, in every view, the companions that save most of its tokens, one after the other."""
@@ -128,7 +126,7 @@ class _Work:
                 guess[view, expert] = self._greedy(self.hit[rows], weight[rows], most, [expert, hot])
         return guess
 
-    def _greedy(self, hit: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], most: int, not_: list[int]) -> Bools:
+    def _greedy(self, hit: Singles, weight: Singles, most: int, not_: list[int]) -> Bools:
         """Choose experts that share tokens with each other least and with these rows most."""
         chosen = np.zeros(self.experts, dtype=bool)
         if not len(hit):
@@ -154,21 +152,16 @@ class _Work:
         """Improve a guess where the bound is least, by the sets that would make it so, and branch everywhere."""
         value, members, place = self.floor(item, guess, depth)
         best = Companions(value, item, depth, self.order, guess)
-        others = self._in_order(item)
-        for _ in range(_PASSES):
-            here, trial, found = value, guess.copy(), guess
-            for _ in range(_ROUNDS):
-                if deadline.over:
-                    return best
-                self.foresee(trial, members)
-                reached, members = self._on(place, item, others, self._all_added(item, trial), depth)
-                if reached > here:
-                    here, found = reached, trial.copy()
-            value, members, place = self.floor(item, found, depth)
-            guess = found
-            if value > best.value:
-                best = Companions(value, item, depth, self.order, found)
-        return best
+        others, trial, found = self._in_order(item), guess.copy(), guess
+        for _ in range(_ROUNDS):
+            if deadline.over:
+                return best
+            self.foresee(trial, members)
+            reached, members = self._on(place, item, others, self._all_added(item, trial), depth)
+            if reached > value:
+                value, found = reached, trial.copy()
+        value, _, _ = self.floor(item, found, depth)
+        return Companions(value, item, depth, self.order, found) if value > best.value else best
 
     def _all_added(self, item: int, guess: Bools) -> list[tuple[Floats, Floats]]:
         return [self._added(item, view, guess[view]) for view in range(self.sending.views)]
@@ -191,7 +184,7 @@ class _Work:
         """All items but one, in the order that is branched on."""
         position = np.argsort(self.order)
         items = np.lexsort((np.arange(self.layer.items), self.view, position[self.layer.expert]))
-        return items[items != item]
+        return np.asarray(items[items != item])
 
     def _on(
         self, place: int, item: int, others: Ints, added: list[tuple[Floats, Floats]], depth: int
@@ -214,10 +207,10 @@ class _Work:
         rest = sets.weight * self._rest(item, view)
         met = guess[choice[:, :, None], choice[:, None, :]].sum(axis=2)  # [classes, top_k]
         row = sets.file[:, None] * self.experts + choice
-        alpha = np.bincount(row.ravel(), (rest[:, None] * 2 / (met + 2)).ravel(), files * self.experts)
+        alone = np.bincount(row.ravel(), (rest[:, None] * 2 / (met + 2)).ravel(), files * self.experts)
         pair = row[:, :, None] * self.experts + choice[:, None, :]
         slope = np.broadcast_to((rest[:, None] / ((met + 1) * (met + 2)))[:, :, None], pair.shape)
-        beta = np.bincount(pair.ravel(), slope.ravel(), files * self.experts**2)
-        beta = beta.reshape(files, self.experts, self.experts) * self.chance[:, None] * self.chance[None, :]
+        saved = np.bincount(pair.ravel(), slope.ravel(), files * self.experts**2)
+        beta = saved.reshape(files, self.experts, self.experts) * self.chance[:, None] * self.chance[None, :]
         beta[:, np.arange(self.experts), np.arange(self.experts)] = 0.0  # two copies of one expert save nothing
-        return alpha.reshape(files, self.experts) * self.chance, beta
+        return alone.reshape(files, self.experts) * self.chance, beta

@@ -2,7 +2,7 @@
 
     minimise sum over j in C of (alpha[j] - sum over j' in C of beta[j, j'])    over sets C of m items
 
-is hard in general. Branching on the first one or two members of C in a given order, and letting every other member have
+is hard in general; no item takes anything away, so a term below 0 counts as 0. Branching on the first one or two members of C in a given order, and letting every other member have
 the fellows that save most among those that come later, bounds it from below.
 """
 
@@ -89,8 +89,10 @@ def _by_first_two(alpha: Floats, beta: Floats, members: int) -> tuple[float, Int
         if len(alpha) - 1 - second < rest:
             continue
         value = alpha[:second] + alpha[second] - both[:second, second]
-        gain = alpha[second + 1 :] - both[second + 1 :, second] - later.saved[second + 1 :] - both[:second, second + 1 :]
-        others = np.argpartition(gain, rest - 1, axis=1)[:, :rest] if rest else np.zeros((second, 0), dtype=np.int64)
+        gain = (
+            alpha[second + 1 :] - both[second + 1 :, second] - later.saved[second + 1 :] - both[:second, second + 1 :]
+        )
+        others = np.argpartition(gain, rest - 1, axis=1)[:, :rest]
         value = value + np.take_along_axis(gain, others, axis=1).sum(axis=1)
         first = int(value.argmin())
         if value[first] < best:

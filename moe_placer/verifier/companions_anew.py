@@ -1,7 +1,7 @@
 """Derives the bound of ``proof: companions`` anew, as docs/bounds.md defines it, and never above what it really proves.
 
-What the hot replica costs and what others add are rounded down, what they save each other is rounded up; what follows is
-in whole numbers.
+What the hot replica costs and what others add are rounded down, what they save each other is rounded up; what follows
+is in whole numbers.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Companions:
         return float(price[view] @ shares[view][0][:, self.expert[item]]), alone, saved
 
     def _floor(self, base: float, alone: Floats, saved: Floats, members: int, depth: int) -> float:
-        """What a place with the hot replica must receive, rounded down."""
+        """Return what a place with the hot replica must receive, rounded down."""
         below, above = 1 - self.slack, 1 + self.slack
         # A sum has at most `members` replicas, each with as many fellows, twice where one is branched on.
         bits = min(BITS, 60 - (2 * (members + 2) ** 2).bit_length())
