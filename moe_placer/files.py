@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -13,7 +15,14 @@ from typing import IO, Any
 
 from moe_placer.errors import InputError, Mistake, visible
 
-__all__ = ["parse_json", "read_bounded", "refuse_hidden_characters", "replaced_atomically", "write_atomically"]
+__all__ = [
+    "parse_json",
+    "policy_hash",
+    "read_bounded",
+    "refuse_hidden_characters",
+    "replaced_atomically",
+    "write_atomically",
+]
 
 # Escapes in JSON that may be of such characters, or these as they are: where there are none, no text need be looked at.
 _HIDDEN = re.compile(
@@ -167,3 +176,8 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         found = f"a place that cannot be written to ({error.strerror or error})"
         raise InputError(Mistake(found, "a writable folder with space left", file=path)) from None
+
+
+def policy_hash(text: str) -> str:
+    """Return the name by which a page's content security policy allows exactly this program or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

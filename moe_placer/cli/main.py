@@ -15,6 +15,7 @@ from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.export_command import export
 from moe_placer.cli.import_command import import_recording
+from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
@@ -50,6 +51,7 @@ def cli() -> None:
 
 for _command in (
     import_recording,
+    init,
     solve,
     verify,
     inspect,
