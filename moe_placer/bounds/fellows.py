@@ -2,8 +2,9 @@
 
     minimise sum over j in C of (alpha[j] - sum over j' in C of beta[j, j'])    over sets C of m items
 
-is hard in general; no item takes anything away, so a term below 0 counts as 0. Branching on the first one or two members of C in a given order, and letting every other member have
-the fellows that save most among those that come later, bounds it from below.
+is hard in general; no item takes anything away, so a term below 0 counts as 0. Branching on the first one or two
+members of C in a given order, and letting every other member have the fellows that save most among those that come
+later, bounds it from below.
 """
 
 from __future__ import annotations
