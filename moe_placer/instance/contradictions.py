@@ -95,8 +95,7 @@ def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) ->
 
 def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffic) -> Iterator[Found]:
     """Dispatch once per place asks for which experts fire together, and once per GPU for places that are GPUs."""
-    several = placement.slots_per_gpu > 1
-    once = placement.dispatch == "per-node" or (placement.dispatch == "per-gpu" and several)
+    once = placement.counts_tokens_once
     if once and isinstance(traffic, LoadTraffic):
         expected = (
             "per-expert, or kind: trace or synthetic: how many copies of a token are saved depends on which experts it "
@@ -106,7 +105,7 @@ def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffi
     if placement.dispatch == "per-gpu" and parallelism.expert_tp > 1:
         expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
         yield ("placement", "dispatch"), "per-gpu, with parallelism.expert_tp above 1", expected
-    if placement.dispatch == "per-gpu" and several and placement.replicas_apart == "node":
+    if placement.dispatch == "per-gpu" and once and placement.replicas_apart == "node":
         expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
         yield ("placement", "replicas_apart"), "node", expected
 

@@ -201,6 +201,14 @@ class Placement(Section):
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
 
+    @property
+    def counts_tokens_once(self) -> bool:
+        """Whether a token goes once to a place that may hold several of its experts, so that costs are not linear.
+
+        Where GPUs hold one expert each, one copy per GPU is one per chosen expert.
+        """
+        return self.dispatch == "per-node" or (self.dispatch == "per-gpu" and self.slots_per_gpu > 1)
+
 
 class _Traffic(Section):
     tokens_per_gpu: PositiveFloat = Field(1024, le=1e9, description="Tokens that start on each GPU in one step.")
