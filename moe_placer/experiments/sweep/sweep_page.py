@@ -111,9 +111,10 @@ _HOW_TO_READ = """\
 
 Cost is tokens at node-link speed (a token on a link of half a node's bandwidth costs 2), or plain tokens where an
 instance has `metric: tokens`; dispatch is the time of the slowest link of each layer, one way, layers added up; both
-are of the instance's own tokens and fabric. The step of a batch is simulated whether or not memory holds it: "does not fit" says where it is no more than a step
-that could be. Times in % are of a mean GPU: computation, communication that no computation hides, synchronization
-(waiting for others), overhead; the plan's estimate holds where each is within 5 percentage points. In prefill tokens
-are of sequences that start; in decode each token continues a sequence of its own, whose keys and values lie in
-memory. A crossing between two swept batches is interpolated, on logarithmic axes. Steps are those of `moe-placer
-schedule` (docs/schedule.md): hardware as the instance describes it, links shared max-min fairly."""
+are of the instance's own tokens and fabric. The step of a batch is simulated whether or not memory holds it: "does
+not fit" says where it is no more than a step that could be. Times in % are of a mean GPU: computation, communication
+that no computation hides, synchronization (waiting for others), overhead; the plan's estimate holds where each is
+within 5 percentage points. In prefill tokens are of sequences that start; in decode each token continues a sequence
+of its own, whose keys and values lie in memory. A crossing between two swept batches is interpolated, on logarithmic
+axes. Steps are those of `moe-placer schedule` (docs/schedule.md): hardware as the instance describes it, links shared
+max-min fairly."""
