@@ -9,10 +9,14 @@ original lets two copies of one expert meet on a rank; here these are moved apar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import Problem, copies_by_load
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.replica_counts import copies_by_load
 from moe_placer.result import LayerResult
 from moe_placer.solve.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
 
@@ -34,16 +38,19 @@ class TensorRtLlm(OnePass):
         layer, copies = problem.layer(index), None
         if problem.copies_are_free:
             load = problem.demand[index].sum(axis=0)
-            copies = copies_later_first(load, layer.items, int(layer.together.sum()))
+            copies = copies_later_first(
+                load, layer.items, int(layer.together.sum()), partial(problem.capacity.allows, index)
+            )
             layer = problem.layer(index, copies)
         if problem.shards > 1:
             return heuristic_result(layer, _pack(layer.load, layer.expert, layer.slots), rng, copies=copies)
         return gpu_result(problem, layer, _pack(layer.load, layer.expert, problem.capacity.slots[index]), rng, copies)
 
 
-def copies_later_first(load: Floats, replicas: int, most: int) -> Ints:
+def copies_later_first(load: Floats, replicas: int, most: int, fits: Callable[[Ints], bool] | None = None) -> Ints:
     """Return `copies_by_load`, but of equals the expert with the higher number gets the copy."""
-    return copies_by_load(load[::-1], replicas, most)[::-1]
+    reverse = None if fits is None else lambda copies: fits(copies[::-1])
+    return copies_by_load(load[::-1], replicas, most, reverse)[::-1]
 
 
 def _pack(load: Floats, expert: Ints, slots: Ints) -> Ints:

@@ -97,7 +97,7 @@ def _exchanged(problem: Problem, given: Problem, work: float, deadline: Deadline
     exchange, closed = Exchange(given, deadline), problem.capacity
     value = exchange.start(given.capacity.node_slots)
     if exchange.start(closed.node_slots) < value:
-        given = problem.with_room(closed.node_slots, closed.slots)
+        given = problem.with_room(closed.slots)
     exchange.start(given.capacity.node_slots)
     exchange.run(work)
     better = fit_room(problem, exchange.slots)
