@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The engines' own modules, and torch for CPUs, whose wheels PyTorch keeps on an index of its own.
+ENGINES := .venv-engines
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
 
@@ -24,6 +28,9 @@ test-lowest:  ## Run the tests with the lowest allowed versions of the dependenc
 	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/pytest -n auto
 
+engines: $(ENGINES)/.ready  ## Hold exported files to the engines' own loaders (fetches their packages once)
+	$(ENGINES)/bin/pytest -m engines
+
 lint: $(VENV)/.dev  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +39,7 @@ types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
 clean:  ## Remove what was built and installed
-	rm -rf $(VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(ENGINES) build dist *.egg-info out
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,3 +53,12 @@ $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(ENGINES)/.ready: pyproject.toml requirements.lock tests/fetch_engines.py
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' || \
+		$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		--editable . pytest pytest-timeout hypothesis
+	$(ENGINES)/bin/python tests/fetch_engines.py $(ENGINES)/sources
+	@touch $@

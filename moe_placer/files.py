@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["read_bounded", "write_atomically"]
+__all__ = ["parse_json", "read_bounded", "replaced_atomically", "write_atomically"]
 
 
 def read_bounded(path: Path, most: int, expected: str) -> bytes:
@@ -41,6 +45,43 @@ def read_bounded(path: Path, most: int, expected: str) -> bytes:
     return raw
 
 
+def parse_json(raw: bytes, expected: str, path: Path) -> Any:
+    """Return what JSON text says; duplicate keys are refused.
+
+    Parameters
+    ----------
+    raw : bytes
+        UTF-8 text.
+    expected : str
+        What the file should be, for the message.
+    path : Path
+        Where it is from, likewise.
+
+    Raises
+    ------
+    InputError
+        It is not JSON.
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise InputError(Mistake("deeply nested JSON", expected, file=path)) from None
+    except UnicodeDecodeError as error:
+        found = f"bytes that are not JSON: no UTF-8 text from byte {error.start} on"
+        raise InputError(Mistake(found, expected, file=path)) from None
+    except ValueError as error:
+        raise InputError(Mistake(f"text that is not JSON ({error})", expected, file=path)) from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:60]!r} stands twice in one object")
+        result[key] = value
+    return result
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path``, creating folders; a reader sees the old file or the new one, never a part.
 
@@ -49,13 +90,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     InputError
         The place cannot be written to.
     """
-    raw = content.encode() if isinstance(content, str) else content
+    with replaced_atomically(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Give a stream whose content takes the place of ``path`` once all is written; on an error, nothing changes.
+
+    Raises
+    ------
+    InputError
+        The place cannot be written to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(raw)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             umask = os.umask(0)

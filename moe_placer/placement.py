@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat
 from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded, write_atomically
+from moe_placer.files import parse_json, read_bounded, write_atomically
 from moe_placer.instance.yaml_reader import dotted
 
 __all__ = [
@@ -79,6 +79,9 @@ class LayerRecord(_Record):
         For ``hot-experts``: the replica that some node must hold.
     any_copies : bool or None
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
+    bound_given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof does not hold for every choice: what it proves
+        for the placement's; ``bound`` is 0 then.
     worst_link : str
         Name of the link with cost z; empty where no link carries anything.
     worst_link_tokens : float or None
@@ -95,6 +98,7 @@ class LayerRecord(_Record):
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
     any_copies: bool | None = None
+    bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""
     worst_link_tokens: NonNegativeFloat | None = None
     solver_bound: NonNegativeFloat | None = None
@@ -204,25 +208,12 @@ def load_placement(path: str | Path) -> Placement:
     """
     file = Path(path)
     raw = read_bounded(file, MAX_BYTES, _EXPECTED)
+    # pydantic's own JSON parser lets duplicate keys pass.
+    content = parse_json(raw, _EXPECTED, file)
     try:
-        # pydantic's own JSON parser lets duplicate keys pass; Python's takes a hook.
-        content = json.loads(raw, object_pairs_hook=_without_duplicates)
         return Placement.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise InputError(_mistakes(error, file)) from None
-    except RecursionError:
-        raise InputError(Mistake("deeply nested JSON", _EXPECTED, file=file)) from None
-    except ValueError as error:
-        raise InputError(Mistake(f"text that is not JSON ({error})", _EXPECTED, file=file)) from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key[:60]!r} stands twice in one object")
-        result[key] = value
-    return result
 
 
 def _mistakes(error: ValidationError, file: Path) -> list[Mistake]:

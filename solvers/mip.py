@@ -58,10 +58,10 @@ class Mip(LayerSolver):
         model = Model(layer, start.node if start is not None else None)
         node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(task.rng.integers(2**31)), deadline)
         if infeasible and start is None:
-            return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
-        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, why_stopped(task.deadline), work=work)
+            return LayerResult(None, np.inf, bound, Stop.PROVED, work=work)
+        best = start or LayerResult(None, np.inf, bound, why_stopped(task.deadline), work=work)
         if node is not None and layer.valid(node) and layer.z(node) < best.z:
-            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.WORK, best.solver_bound)
+            best = LayerResult(node, layer.z(node), bound, Stop.WORK, best.solver_bound)
         if best.node is None:
             return best
         if layer.copies_are_free:  # the model has the copies that are given: of others, it proves nothing
@@ -74,14 +74,10 @@ class Mip(LayerSolver):
 
 
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
-    here = relative_gap(result.z, result.best_bound)
-    status = Status.OPTIMAL if here <= OPTIMAL_GAP else Status.FEASIBLE
-    stop = why_stopped(deadline)
-    if here <= gap:
-        stop = Stop.GAP
-    if status is Status.OPTIMAL:
-        stop = Stop.PROVED
-    return replace(result, status=status, stop=stop, work=work)
+    if result.status is Status.OPTIMAL:
+        return replace(result, stop=Stop.PROVED, work=work)
+    within = relative_gap(result.z, result.best_bound) <= gap
+    return replace(result, stop=Stop.GAP if within else why_stopped(deadline), work=work)
 
 
 class Model:

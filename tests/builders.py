@@ -10,7 +10,7 @@ import numpy as np
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Recording, Traffic
-from moe_placer.verifier import Verification, verify
+from moe_placer.verifier import LayerCheck, Verification, verify
 
 Gpus = list[list[list[Any]]]  # gpu[l][e] of the placement file
 
@@ -151,11 +151,18 @@ def honest(instance: Instance, traffic: Traffic, gpu: Gpus | None = None, proof:
     """Build a placement file's content whose figures are what `verify` recomputes."""
     gpu = in_order(instance) if gpu is None else gpu
     claims = proof_claims(recomputed(instance, gpu, traffic).links, proof)
-    records = [
-        {"layer": check.layer, "z": check.z, "bound": check.bound, "worst_link": check.worst_link, **claims}
-        for check in recomputed(instance, gpu, traffic, **claims).layers
-    ]
+    records = []
+    for check in recomputed(instance, gpu, traffic, **claims).layers:
+        record = {"layer": check.layer, "z": check.z, "bound": check.bound, "worst_link": check.worst_link, **claims}
+        if check.bound_given_replicas is not None:
+            record["bound_given_replicas"] = check.bound_given_replicas
+        records.append(record)
     return placement_data(instance, gpu, traffic, records)
+
+
+def proved(check: LayerCheck) -> float:
+    """Return what a layer's proof gives, for the instance or for the replicas as placed."""
+    return check.bound if check.bound_given_replicas is None else check.bound_given_replicas
 
 
 def rules_of(instance: Instance, data: dict[str, Any], traffic: Traffic) -> list[str]:

@@ -93,8 +93,10 @@ def test_a_bound_that_holds_for_these_copies_only_may_be_refused_for_any() -> No
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic)
     claims = {"proof": "dual", "weights": data["layers"][0]["weights"]}
-    of_these = recomputed(instance, data["gpu"], traffic, **claims).layers[0].bound
+    of_these = recomputed(instance, data["gpu"], traffic, **claims).layers[0].bound_given_replicas
     of_any = recomputed(instance, data["gpu"], traffic, **claims, any_copies=True).layers[0].bound
-    assert of_any <= of_these
-    data["layers"][0] |= {"any_copies": True, "bound": of_any * 1.001}
+    assert of_these is not None
+    assert 0 < of_any <= of_these
+    data["layers"] = [{"layer": 1, "z": data["layers"][0]["z"], **claims, "any_copies": True, "bound": of_any * 1.001}]
+    data["layers"][0]["worst_link"] = recomputed(instance, data["gpu"], traffic).layers[0].worst_link
     assert rules_of(instance, data, traffic) == ["bound"]

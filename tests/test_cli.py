@@ -81,7 +81,9 @@ def test_solve_writes_the_placement_and_its_dags(solved: Path) -> None:
 def test_verify_agrees_and_finds_tampering(solved: Path, tmp_path: Path) -> None:
     good = run("verify", TINY, solved / "placement.json")
     assert good.returncode == 0
-    assert "18 rules hold in all 2 layers" in good.stdout
+    assert "20 rules hold in all 2 layers" in good.stdout
+    assert "re-derived          2 of 2 layers\n" in good.stdout
+    assert "not checked: solver, versions, traffic.recordings.name" in good.stdout
     content = json.loads((solved / "placement.json").read_text())
     content["gpu"][1][2] = content["gpu"][1][3]
     bad = tmp_path / "placement.json"

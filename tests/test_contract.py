@@ -15,7 +15,7 @@ from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import LayerProblem, compile_problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.base import Solver
 from moe_placer.solve.registry import find_solver, solver_names
 from moe_placer.solve.solve import Solution, solve
@@ -156,7 +156,7 @@ class Liar(Solver):
             node = np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]
             bound = dual_bound(layer, np.full(layer.links, 1 / layer.links))
             lie = type(bound)(layer.z(node), "dual", bound.weights)
-            results.append(LayerResult(node, layer.z(node), lie, Status.OPTIMAL, Stop.PROVED))
+            results.append(LayerResult(node, layer.z(node), lie, Stop.PROVED))
             report(index, results[-1])
         return results
 
@@ -171,7 +171,7 @@ class Sloppy(Liar):
         doubled[:2] = doubled[0]
         gpu = doubled * problem.gpus_per_node
         z = problem_layer.z(doubled)
-        unproved = {"bound": Bound(0.0, "solver"), "status": Status.FEASIBLE, "stop": Stop.TIME}
+        unproved = {"bound": Bound(0.0, "solver"), "stop": Stop.TIME}
         honest[0] = replace(honest[0], node=doubled, gpu=gpu, z=z, **unproved)
         return honest
 

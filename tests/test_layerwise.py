@@ -15,7 +15,7 @@ from builders import tiny_instance, tiny_traffic
 
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Deadline, Limits
-from moe_placer.result import LayerResult, Status, Stop, why_stopped
+from moe_placer.result import LayerResult, Stop, why_stopped
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 from moe_placer.solve.solve import Progress, Solution, solve
 
@@ -35,7 +35,7 @@ class Stub(LayerSolver):
         self.happen(task.deadline)
         start = task.start
         assert start is not None
-        return LayerResult(start.node, start.z, best_bound(task.layer), Status.FEASIBLE, Stop.TIME, work=task.work)
+        return LayerResult(start.node, start.z, best_bound(task.layer), Stop.TIME, work=task.work)
 
 
 class DiesOnce(Stub):
@@ -119,7 +119,7 @@ class FirstSlots(Stub):
         layer = task.layer
         assert task.start is None
         node = np.repeat(np.arange(layer.nodes), layer.widest)[: layer.items]
-        return LayerResult(node, layer.z(node), best_bound(layer), Status.FEASIBLE, Stop.FINISHED)
+        return LayerResult(node, layer.z(node), best_bound(layer), Stop.FINISHED)
 
 
 def test_a_quick_method_gets_no_start_and_is_reported_even_if_worse_than_it() -> None:

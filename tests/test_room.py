@@ -22,7 +22,8 @@ from moe_placer.result import Stop, gap
 from moe_placer.solve import solve as solving
 from moe_placer.solve.solve import Progress, Solution, solve
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier import rules, verify
+from moe_placer.verifier import verify
+from moe_placer.verifier.capacity import node_room
 
 LAYERS = 4
 
@@ -242,7 +243,7 @@ def test_progress_counts_memory() -> None:
 def test_the_verifier_counts_the_same_room() -> None:
     for instance in ALL.values():
         problem = compile_problem(instance, tiny_traffic(instance))
-        assert rules.node_room(instance).tolist() == problem.capacity.node_room.tolist()
+        assert node_room(instance).tolist() == problem.capacity.node_room.tolist()
 
 
 @pytest.mark.parametrize(

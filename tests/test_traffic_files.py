@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import re
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -314,21 +315,81 @@ def test_an_encrypted_archive(tmp_path: Path) -> None:
     assert "encrypted" in only_mistake(read_trace, file).found
 
 
-def test_a_bomb_is_refused_at_its_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_repeats_one_token_is_refused_at_its_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An archive of a few kilobytes that unpacks to many times the block: read no further than the first wrong id."""
     monkeypatch.setattr(files, "_BLOCK_BYTES", 1000)
     taken: list[int] = []
-    real = files._check_ids
+    real = files._check_different
 
-    def spy(file: Path, ids: npt.NDArray[Any], first: int, experts: int) -> None:
+    def spy(file: Path, ids: npt.NDArray[Any], first: int) -> None:
         taken.append(ids.nbytes)
-        real(file, ids, first, experts)
+        real(file, ids, first)
 
-    monkeypatch.setattr(files, "_check_ids", spy)
+    monkeypatch.setattr(files, "_check_different", spy)
     file = npz(tmp_path / "bomb.npz", header("(1000000, 2, 2)", "'|u1'") + bytes(4_000_000))
     assert file.stat().st_size < 20_000
     assert only_mistake(read_trace, file).path == "topk[0, 0]"
     assert sum(taken) <= 1000
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_zip_bomb_is_refused_before_a_byte_of_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    """In Fortran order no token is whole before the last block, so nothing in the data could stop it early."""
+    monkeypatch.setattr(files, "_read_header", lambda *_: pytest.fail("unpacked"))
+    content = header("(5000000, 2, 2)", "'|i1'").replace(b"False", b"True " if order == "F" else b"False")
+    file = npz(tmp_path / "bomb.npz", content + bytes(20_000_000))
+    mistake = only_mistake(read_trace, file)
+    assert re.fullmatch(r"\d\d,\d{3} bytes that unpack to 20,000,128", mistake.found)
+    assert "store it with numpy.savez" in mistake.expected
+    with pytest.raises(pytest.fail.Exception):  # not packed, the same content is read
+        read_trace(npz(tmp_path / "real.npz", content + bytes(20_000_000), compression=zipfile.ZIP_STORED), INSTANCE)
+
+
+def test_what_does_not_fit_the_memory_left_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "available_memory", lambda: 1e9)
+    monkeypatch.setattr(files, "_blocks", lambda *_: pytest.fail("read"))
+    file = tmp_path / "large.npy"
+    with file.open("wb") as stream:
+        stream.write(header("(300000000, 2, 2)", "'|u1'"))
+        stream.truncate(128 + 1_200_000_000)
+    assert str(only_mistake(read_trace, file)) == (
+        f"{file}: topk: found choices of 300,000,000 tokens: 1.2 GB, "
+        "expected at most the 1.0 GB of memory that are left here"
+    )
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_only_the_choices_and_one_block_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 50_000)
+    topk = np.asarray(np.tile(TOPK, (50_000, 1, 1)), dtype=np.int64, order=order)  # 600 kB as bytes, 4.8 MB as they are
+    file = tmp_path / "trace.npy"
+    file.write_bytes(npy(topk))
+    read_trace(file, INSTANCE)  # what is imported late is not counted
+    tracemalloc.start()
+    try:
+        recording = read_trace(file, INSTANCE)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert recording.topk is not None
+    assert np.array_equal(recording.topk, topk)
+    assert 600_000 < peak < 600_000 + 12 * 50_000
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_is_wrong_is_placed_alike_in_either_order(tmp_path: Path, order: Any) -> None:
+    for change, place in (((1, 0, 1), "topk[1, 0, 1]"), ((2, 1, 0), "topk[2, 1, 0]")):
+        topk = TOPK.copy()
+        topk[change] = 4
+        assert only_mistake(read_trace, trace(tmp_path, np.asarray(topk, order=order))).path == place
+    topk[2, 1] = [3, 3]
+    assert only_mistake(read_trace, trace(tmp_path, np.asarray(topk, order=order))).path == "topk[2, 1]"
 
 
 def test_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from builders import (
     honest,
     in_order,
     level_traffic,
+    proved,
     recomputed,
     rules_of,
     tiny_instance,
@@ -257,7 +258,8 @@ def test_good_placements_are_accepted(variant: str, proof: str) -> None:
     assert 0 < found.max_z <= found.total_z
     assert found.max_z <= found.aggregate <= found.total_z * (1 + 1e-12)
     assert found.total_bound <= found.total_z
-    assert (found.total_bound > 0) == (proof != "solver")
+    assert (sum(map(proved, found.layers)) > 0) == (proof != "solver")
+    assert (found.total_bound > 0) == (proof != "solver" and "budget" not in variant)
 
 
 def test_traffic_is_loaded_where_none_is_given() -> None:

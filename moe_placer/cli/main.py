@@ -10,8 +10,11 @@ from typing import Any
 
 import click
 
+from moe_placer.cli.check_file_command import check_file
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
+from moe_placer.cli.export_command import export
+from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
@@ -45,7 +48,22 @@ def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
-for _command in (solve, verify, inspect, schema, solvers, dag, schedule, sweep, compare, split, report):
+for _command in (
+    import_recording,
+    solve,
+    verify,
+    inspect,
+    schema,
+    solvers,
+    dag,
+    schedule,
+    sweep,
+    compare,
+    split,
+    report,
+    export,
+    check_file,
+):
     cli.add_command(_command)
 
 

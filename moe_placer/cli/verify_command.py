@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,10 @@ from moe_placer.cli.options import (
     trace_option,
 )
 from moe_placer.errors import InputError, Mistake, VerificationError
+
+if TYPE_CHECKING:
+    from moe_placer.verifier import Verification
+    from moe_placer.verifier.dags import DagCheck
 
 __all__ = ["verify"]
 
@@ -40,56 +46,29 @@ def verify(
     """Check PLACEMENT against INSTANCE, trusting nothing in it, and the DAGs that lie beside it.
 
     Recomputes every constraint, every link's load, each layer's worst link and each bound from the definitions, and
-    lists every violation with layer, expert and GPU. Of a good placement, DAGs (*_dag.json with *_dag.dot) are read
+    lists every violation with layer, expert and GPU. What only the solver vouches for, and what cannot be checked, is
+    named as such. Of a good placement, DAGs (*_dag.json with *_dag.dot) are read
     back: no cycles, no loose ends, shapes, FLOPs and bytes, GPUs, communication, every replica once, tokens per edge.
     Exit code 5 if anything is violated.
     """
     from moe_placer.placement import load_placement
-    from moe_placer.result import gap
     from moe_placer.traffic import load_traffic
-    from moe_placer.verifier import RULES
     from moe_placer.verifier import verify as check
     from moe_placer.verifier.dags import verify_dags
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
     traffic = load_traffic(opened)
     found = check(opened, placed, traffic)
-    gaps = [gap(layer.z, layer.bound) for layer in found.layers]
     dags = () if no_dag or not found.ok else verify_dags(opened, placed, folder or placement.parent, traffic)
     if folder is not None and found.ok and not no_dag and not dags:
         raise InputError(Mistake("no *_dag.json", "DAGs that `moe-placer dag` has written", file=folder))
     good = found.ok and not any(dag.violations for dag in dags)
     if json_:
-        content = {
-            "schema": "moe-placer/verification/1",
-            "ok": good,
-            "violations": [vars(violation) | {"text": str(violation)} for violation in found.violations],
-            "total_z": found.total_z,
-            "total_bound": found.total_bound,
-            "max_z": found.max_z,
-            "aggregate": found.aggregate,
-            "aggregate_link": found.aggregate_link,
-            "aggregate_bound": found.aggregate_bound or None,
-            "memory_bound": found.memory_bound or None,
-            "max_gap": max(gaps, default=0.0),
-            "layers": [vars(layer) | {"gap": g} for layer, g in zip(found.layers, gaps, strict=True)],
-            "dags": [
-                vars(dag) | {"violations": [vars(one) | {"text": str(one)} for one in dag.violations]} for dag in dags
-            ],
-        }
-        click.echo(as_json(content))
+        click.echo(as_json(_content(found, dags, good)))
         return 0 if good else VerificationError.exit_code
     if found.ok:
-        click.echo(f"{placement}: good. {len(RULES)} rules hold in all {len(found.layers)} layers.")
-        click.echo(f"  sum of worst links  {found.total_z:,.1f} tokens per step at node-link speed")
-        click.echo(f"  re-derived bound    {found.total_bound:,.1f}: no placement has less")
-        click.echo(f"  gap                 {max(gaps, default=0.0):.3%} in the worst layer (re-checked here)")
-        click.echo(
-            f"  hottest link total  {found.aggregate:,.1f} over all layers ({found.aggregate_link or 'no link'})"
-        )
-        if found.aggregate_bound:
-            click.echo(f"  re-derived bound    {found.aggregate_bound:,.1f}: no placement has less over all layers")
-            click.echo(f"  gap                 {gap(found.aggregate, found.aggregate_bound):.3%} (re-checked here)")
+        for line in _findings(str(placement), found):
+            click.echo(line)
     else:
         _list(str(placement), list(map(str, found.violations)))
     for dag in dags:
@@ -100,6 +79,106 @@ def verify(
                 f"{dag.name}: good. {dag.operations:,} operations and {dag.edges:,} edges agree with the placement."
             )
     return 0 if good else VerificationError.exit_code
+
+
+def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    gaps = _gaps(found)
+    return {
+        "schema": "moe-placer/verification/1",
+        "ok": good,
+        "violations": [vars(violation) | {"text": str(violation)} for violation in found.violations],
+        "total_z": found.total_z,
+        "total_bound": found.total_bound,
+        "max_z": found.max_z,
+        "aggregate": found.aggregate,
+        "aggregate_link": found.aggregate_link,
+        "aggregate_bound": found.aggregate_bound or None,
+        "memory_bound": found.memory_bound or None,
+        "max_gap": max(gaps, default=0.0),
+        "bounds": {
+            "rederived_layers": sum(layer.rederived for layer in found.layers),
+            "given_replicas_only_layers": sum(layer.bound_given_replicas is not None for layer in found.layers),
+            "claimed_only_layers": len(_claimed_only(found)),
+            "claimed_higher_layers": len(_claimed_higher(found)),
+        },
+        "facts": {"checked": found.facts_checked, "not_checked": found.facts_not_checked},
+        "layers": [
+            vars(layer) | {"rederived": layer.rederived, "gap": gap}
+            for layer, gap in zip(found.layers, gaps, strict=True)
+        ],
+        "dags": [
+            vars(dag) | {"violations": [vars(one) | {"text": str(one)} for one in dag.violations]} for dag in dags
+        ],
+    }
+
+
+def _gaps(found: Verification) -> list[float]:
+    from moe_placer.result import gap
+
+    return [gap(layer.z, layer.bound) for layer in found.layers]
+
+
+def _claimed_only(found: Verification) -> list[float]:
+    """Bounds of layers that have no other than the solver's word."""
+    return [layer.claimed_bound or 0.0 for layer in found.layers if layer.proof == "solver"]
+
+
+def _claimed_higher(found: Verification) -> list[float]:
+    """Bounds by the solver's word where there is a re-derived one, which is lower."""
+    return [one.claimed_bound for one in found.layers if one.proof != "solver" and one.claimed_bound is not None]
+
+
+def _findings(name: str, found: Verification) -> list[str]:
+    """Say of a good placement what was recomputed, what that proves, and what nobody has checked."""
+    from moe_placer.result import gap
+    from moe_placer.verifier import RULES
+
+    worst = max(_gaps(found), default=0.0)
+    lines = [
+        f"{name}: good. {len(RULES)} rules hold in all {len(found.layers)} layers.",
+        f"  sum of worst links  {found.total_z:,.1f} tokens per step at node-link speed",
+        f"  re-derived bound    {found.total_bound:,.1f}: no placement has less" if found.total_bound else "",
+        f"  gap                 {_share(worst)} in the worst layer (re-checked here)",
+        *_provenance(found),
+        f"  hottest link total  {found.aggregate:,.1f} over all layers ({found.aggregate_link or 'no link'})",
+    ]
+    if found.aggregate_bound:
+        above = gap(found.aggregate, found.aggregate_bound)
+        lines.append(f"  re-derived bound    {found.aggregate_bound:,.1f}: no placement has less over all layers")
+        lines.append(f"  gap                 {above:.3%} (re-checked here)")
+    lines.append(f"  facts               checked: {_listed(found.facts_checked)}")
+    lines.append(f"                      not checked: {_listed(found.facts_not_checked)}")
+    return [line for line in lines if line]
+
+
+def _provenance(found: Verification) -> list[str]:
+    """Say of how many layers the bound was derived here, and of how many it is only claimed."""
+    layers, claimed, higher = len(found.layers), _claimed_only(found), _claimed_higher(found)
+    given = [layer.bound_given_replicas for layer in found.layers if layer.bound_given_replicas is not None]
+    lines = [f"  re-derived          {sum(layer.rederived for layer in found.layers)} of {layers} layers"]
+    if claimed:
+        text = f"{_layers(claimed)}, bounds of {sum(claimed):,.1f} in all"
+        lines.append(f"                      claimed by the solver only, not checked: {text}")
+    if higher:
+        text = f"higher bounds of {_layers(higher)}, {sum(higher):,.1f} in all"
+        lines.append(f"                      claimed by the solver only, not checked: {text}")
+    if given:
+        text = f"{sum(given):,.1f} in {_layers(given)}; other numbers of copies may have less"
+        lines.append(f"  for these replicas  {text}")
+    return lines
+
+
+def _layers(bounds: Sequence[float]) -> str:
+    return f"{len(bounds)} layer{'' if len(bounds) == 1 else 's'}"
+
+
+def _share(gap: float) -> str:
+    return f"{gap:.3%}" if gap < float("inf") else "not known"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _list(name: str, violations: list[str]) -> None:

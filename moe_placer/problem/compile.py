@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-12
+_NO_CHANGE = 1e-12  # of a cost per token
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,11 +336,25 @@ def _touched(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Float
     reference = np.zeros((links, nodes))
     changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
     for k in range(links):
-        share = scale[k] * shares[[k]].toarray().reshape(nodes, nodes)
-        reference[k] = np.sort(share, axis=1)[:, (nodes - 1) // 2]  # the value at most destinations
-        change = share - reference[k][:, None]
-        for node in np.flatnonzero(np.abs(change).max(axis=0) > 1e-12).tolist():
-            changes[node].append((k, change[:, node]))
+        row = shares[[k]]
+        source, target = np.divmod(row.indices, nodes)
+        share = scale[k] * row.data
+        # Only a source that uses the link to most destinations has a value at most of them that is not 0.
+        many = np.bincount(source, minlength=nodes) > nodes // 2
+        whole, place = np.flatnonzero(many), np.cumsum(many) - 1
+        dense = np.zeros((len(whole), nodes))
+        dense[place[source[many[source]]], target[many[source]]] = share[many[source]]
+        reference[k, whole] = np.sort(dense, axis=1)[:, (nodes - 1) // 2]
+        dense -= reference[k, whole, None]
+        few = ~many[source] & (share > _NO_CHANGE)
+        for node in np.union1d(
+            target[few], np.flatnonzero(np.abs(dense).max(axis=0, initial=0.0) > _NO_CHANGE)
+        ).tolist():
+            change = np.zeros(nodes)
+            change[whole] = dense[:, node]
+            here = ~many[source] & (target == node)
+            change[source[here]] = share[here]
+            changes[node].append((k, change))
     most = max(1, max(map(len, changes), default=1))
     touched = np.full((nodes, most), links, dtype=np.int64)
     change_at = np.zeros((nodes, most, nodes))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import LayerResult, Report, Status, Stop
+from moe_placer.result import LayerResult, Report, Stop
 from moe_placer.search.moves import repair
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
@@ -70,13 +70,12 @@ def heuristic_result(
     mended = repair(layer, node, rng)
     bound = best_bound(layer)
     if mended is None:
-        return LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.FINISHED)
+        return LayerResult(None, np.inf, bound, Stop.FINISHED)
     moved = int((mended != node).sum())
     return LayerResult(
         mended,
         layer.z(mended),
         bound,
-        Status.FEASIBLE,
         Stop.FINISHED,
         gpu=gpu if not moved else None,
         copies=copies,

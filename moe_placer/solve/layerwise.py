@@ -23,7 +23,7 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import leave_interrupts_to_parent, usable_cores
 
@@ -113,11 +113,10 @@ def solve_layers(
     known: Sequence[LayerResult] | None = None,
 ) -> list[LayerResult]:
     """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any."""
-    layers = [problem.layer(index) for index in range(len(problem))]
-    nodes = start if start is not None and not solver.quick else [None] * len(layers)
-    best = [_starting(layer, node, limits.gap) for layer, node in zip(layers, nodes, strict=True)]
-    if known is not None:
-        best = list(known)
+    # One layer's arrays at a time: those of all layers together are large.
+    nodes = start if start is not None and not solver.quick else [None] * len(problem)
+    best: list[LayerResult | None]
+    best = [*known] if known else [_starting(problem, index, node, limits.gap) for index, node in enumerate(nodes)]
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
@@ -129,19 +128,20 @@ def solve_layers(
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
-def _starting(layer: LayerProblem, node: Any, within: float) -> LayerResult | None:
+def _starting(problem: Problem, index: int, node: Any, within: float) -> LayerResult | None:
     """Say what a start is worth: a layer that a quick bound shows to be good enough needs no search."""
     if node is None:
         return None
+    layer = problem.layer(index)
     bound, z = best_bound(layer), layer.z(node)
     here = gap(z, bound.value)
     if here <= OPTIMAL_GAP:
-        return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
-    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.WORK)
+        return LayerResult(node, z, bound, Stop.PROVED)
+    return LayerResult(node, z, bound, Stop.GAP if here <= within else Stop.WORK)
 
 
 def _nothing(limits: Limits) -> LayerResult:
-    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, why_stopped(limits.deadline))
+    return LayerResult(None, np.inf, Bound(0.0, "solver"), why_stopped(limits.deadline))
 
 
 def _in_worker(solver: LayerSolver, task: LayerTask, seconds: float, stop_file: str) -> LayerResult:

@@ -14,7 +14,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.registry import find_solver
 
 __all__ = ["BASELINES", "better_start", "find_counts", "run_baselines"]
@@ -108,7 +108,7 @@ def _result(problem: Problem, index: int, start: Placement) -> LayerResult:
     if node.max() >= problem.nodes or not layer.valid(node):
         found = f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}"
         raise _wrong(found, "one that is valid")
-    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.WORK)
+    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Stop.WORK)
 
 
 def _wrong(found: str, expected: str) -> InputError:

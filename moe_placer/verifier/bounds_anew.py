@@ -1,130 +1,175 @@
-"""Derives the bound of every kind of proof anew, as docs/bounds.md defines it."""
+"""Derives the bound of every kind of proof anew, as docs/bounds.md defines it, and never above what it really proves.
+
+Costs of replicas are sums of products of numbers that are at least 0, so that the rounding of each is known relative to
+itself: it is taken off (`_safely_below`). What follows is in whole numbers (`moe_placer.verifier.whole`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.instance import Instance
 from moe_placer.verifier.loads import Network
+from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
 
-__all__ = ["any_copies_bound", "dual_bound", "hot_expert_bound", "node_slots", "priced_cost", "threshold_bound"]
+__all__ = ["any_copies_bound", "dual_bound", "hot_expert_bound", "link_prices", "memory_bound", "threshold_bound"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 ROUNDING = 1e-9  # what docs/bounds.md allows, relative
+_ROUNDING_ERROR = 2.0**-53
+_SMALLEST_WEIGHT = 2.0**-60  # a smaller one counts as 0, which proves less
+_SPARE = 32  # roundings of scale, share and weight, of their products, and of what is done here
+_MODERATE = 2.0**100  # costs of a token beyond this, or below its inverse, prove nothing: products may underflow
 
 
-def node_slots(instance: Instance) -> Ints:
-    """Replicas of one layer that each node can hold."""
-    cluster = instance.cluster
-    working = np.full(cluster.nodes, cluster.gpus_per_node)
-    for gpu in instance.placement.failed_gpus:
-        working[gpu // cluster.gpus_per_node] -= 1
-    return working * instance.placement.slots_per_gpu // instance.parallelism.expert_tp
-
-
-def dual_bound(network: Network, demand: Floats, slots: Ints, weights: Mapping[str, float]) -> float:
+def dual_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float]) -> float:
     """Bound that link weights prove: the cheapest assignment at the weighted prices.
 
     Parameters
     ----------
-    demand : float array [nodes, items]
-        D of docs/bounds.md.
     slots : int array [nodes]
         What `node_slots` says.
     weights : mapping
-        Link name to weight, of existing links; divided by their sum, which may be off 1 by rounding.
+        Link name to weight, at least 0, of existing links; divided by their sum, which may be off 1 by rounding.
     """
-    value = priced_cost(network, demand, slots, weights, np.zeros(len(slots)))
-    return value if math.isfinite(value) else 0.0  # no placement at all: rule "slots" will say so
+    prices = link_prices(network, layer, weights)
+    unit = find_unit(float(prices.max(initial=0.0)))
+    if unit is None:
+        return 0.0
+    steps = least_cost(on_grid(prices, unit), slots)
+    return 0.0 if steps is None else value_of(steps, unit)  # None: no placement at all, as rule "slots" will say
 
 
-def priced_cost(
-    network: Network, demand: Floats, slots: Ints, weights: Mapping[str, float], room_prices: Floats
-) -> float:
-    """Cheapest assignment at the weighted prices, where every item pays ``room_prices`` [nodes] too; inf if none."""
-    return _cheapest_assignment(_prices(network, demand, weights) + room_prices, slots)
-
-
-def any_copies_bound(network: Network, single: Floats, slots: Ints, weights: Mapping[str, float]) -> float:
-    """Bound that link weights prove whatever the number of copies: every expert at its cheapest node.
+def memory_bound(prices: Sequence[Floats], slots: Ints, room_prices: Floats, room: Ints) -> float:
+    """Bound on the sum over layers of z: cheapest assignments where room is paid for, less what all room is worth.
 
     Parameters
     ----------
-    single : float array [nodes, experts]
-        Demand if every expert had one copy.
+    prices : sequence of float array [items, nodes]
+        `link_prices` of every layer.
+    slots, room : int array [nodes]
+        Replicas that each node can hold of one layer, and of all together.
+    room_prices : float array [nodes]
+        At least 0.
     """
-    if not (slots > 0).any():
+    largest = max(float(one.max(initial=0.0)) for one in prices)
+    unit = find_unit(max(largest, float(room_prices.max(initial=0.0))))
+    if unit is None:
         return 0.0
-    return float(_prices(network, single, weights)[:, slots > 0].min(axis=1).sum())
+    paid = on_grid(room_prices, unit)  # whatever is rounded off: any prices prove something
+    total = -sum(p * r for p, r in zip(paid.tolist(), room.tolist(), strict=True))
+    for one in prices:
+        steps = least_cost(on_grid(one, unit) + paid, slots)
+        if steps is None:
+            return 0.0
+        total += steps
+    return value_of(total, unit)
 
 
-def hot_expert_bound(network: Network, demand: Floats, slots: Ints, item: int) -> float:
+def any_copies_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float]) -> float:
+    """Bound that link weights prove whatever the number of copies: every expert, in one copy, at its cheapest node."""
+    if layer.copies is None or not (slots > 0).any():
+        return 0.0
+    first = np.cumsum(layer.copies) - layer.copies
+    prices = link_prices(network, layer, weights)[first] * layer.copies[:, None]  # a rounding that _SPARE counts
+    unit = find_unit(float(prices.max(initial=0.0)))
+    if unit is None:
+        return 0.0
+    return value_of(sum(on_grid(prices, unit)[:, slots > 0].min(axis=1).tolist()), unit)
+
+
+def hot_expert_bound(network: Network, layer: PlacedLayer, slots: Ints, item: int) -> float:
     """Bound from one item that some node must hold, together with the coldest companions."""
-    floors = _floors(network, demand, slots)[item, slots > 0]
-    return float(floors.min()) if len(floors) else 0.0
+    floors, unit = _floors(network, layer, slots)
+    of_item = floors[item, slots > 0]
+    return value_of(int(of_item.min()), unit) if len(of_item) else 0.0
 
 
 def threshold_bound(
-    network: Network, demand: Floats, slots: Ints, weights: Mapping[str, float], threshold: float
+    network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float], threshold: float
 ) -> float:
-    """Bound from forbidding what no placement below the threshold can contain, then weighing the rest."""
+    """Bound from forbidding what no placement below the threshold can contain, then weighing the rest.
+
+    An item where it is forbidden is priced at the threshold: an assignment without any such pair costs what it costs,
+    and every other at least the threshold.
+    """
     # A floor may equal the threshold but for rounding: prove a threshold that is lower by as much.
     threshold *= 1 - ROUNDING
-    prices = np.where(_floors(network, demand, slots) >= threshold, np.inf, _prices(network, demand, weights))
-    return max(0.0, min(threshold, _cheapest_assignment(prices, slots)))
+    if threshold <= 0:
+        return 0.0
+    floors, floor_unit = _floors(network, layer, slots)
+    forbidden = floors >= steps_up_to(threshold, floor_unit)
+    prices = link_prices(network, layer, weights)
+    unit = find_unit(max(float(prices.max(initial=0.0)), threshold if forbidden.any() else 0.0))
+    if unit is None:
+        return 0.0
+    reached, price = steps_up_to(threshold, unit), on_grid(prices, unit)
+    if forbidden.any():
+        price[forbidden] = reached
+    steps = least_cost(price, slots)
+    if steps is None:
+        return 0.0
+    return threshold if steps >= reached else value_of(steps, unit)
 
 
-def _prices(network: Network, demand: Floats, weights: Mapping[str, float]) -> Floats:
-    """Weighted cost of each item on each node: [items, nodes]."""
+def link_prices(network: Network, layer: PlacedLayer, weights: Mapping[str, float]) -> Floats:
+    """Weighted cost of each item on each node [items, nodes], at most what it really is; zeros if out of range."""
+    if layer.demand is None:
+        return np.zeros((0, 0))
     weight = np.array([weights.get(name, 0.0) for name in network.links])
-    weight /= weight.sum() or 1.0
-    nodes = len(demand)
+    weight /= math.fsum(weight) or 1.0
+    weight[weight < _SMALLEST_WEIGHT] = 0.0
+    nodes = len(layer.demand)
     per_token = np.zeros((nodes, nodes))  # what a token from node s to node n costs, over all links of its routes
     np.add.at(
         per_token,
         (network.source, network.target),
         (weight * network.scale)[network.link] * network.share,
     )
-    return demand.T @ per_token
+    return _safely_below(layer.demand.T @ per_token, network, layer)
 
 
-def _cheapest_assignment(prices: Floats, slots: Ints) -> float:
-    """Solve the transportation problem: every item on one node, at most ``slots`` on each; inf if impossible."""
-    from scipy.optimize import linear_sum_assignment  # here, for it is slow to import
+def _safely_below(values: Floats, network: Network, layer: PlacedLayer) -> Floats:
+    """Take off what rounding can have added to sums over nodes and links of demand times cost.
 
-    one_per_slot = np.repeat(prices, np.minimum(slots, len(prices)), axis=1)
-    if one_per_slot.shape[1] < len(prices):
-        return math.inf
-    try:
-        items, columns = linear_sum_assignment(one_per_slot)
-    except ValueError:  # no assignment avoids the forbidden pairs
-        return math.inf
-    return float(one_per_slot[items, columns].sum())
+    Every factor and term is at least 0 and every operation rounds by at most 2**-53 of its result, so n operations on
+    the way to a number make it at most (1 + 2**-53)**n times too large. Twice as much is taken off.
+    """
+    cheapest, dearest = network.scale.min(initial=1.0), network.scale.max(initial=1.0)
+    if layer.demand is None or not (cheapest >= 1 / _MODERATE and dearest <= _MODERATE):
+        return np.zeros_like(values)
+    roundings = layer.roundings + len(layer.demand) + network.longest + _SPARE
+    return values * (1 - 2 * roundings * _ROUNDING_ERROR)
 
 
-def _floors(network: Network, demand: Floats, slots: Ints) -> Floats:
-    """Compute ``floor[i, n]``: what some link carries at least if item i is on node n."""
+def _floors(network: Network, layer: PlacedLayer, slots: Ints) -> tuple[Ints, int]:
+    """Compute ``floor[i, n]``, what some link carries at least if item i is on node n, in steps of which unit."""
     routes, of_node = network.arrivals
-    items = demand.shape[1]
-    floors = np.zeros((items, len(slots)))
+    assert layer.demand is not None
+    items = layer.demand.shape[1]
+    floors = np.zeros((items, len(slots)), dtype=np.int64)
     if not len(routes):
-        return floors
-    cost = routes @ demand  # c[i, n, k], one row for all (n, k) that are alike
+        return floors, 0
+    cost = _safely_below(routes @ layer.demand, network, layer)  # c[i, n, k], one row for all (n, k) that are alike
+    unit = find_unit(float(cost.max(initial=0.0)), min(BITS, 62 - items.bit_length()))  # sums stay below 2**62
+    if unit is None:
+        return floors, 0
+    steps = on_grid(cost, unit)
     least = np.maximum(0, items - (slots.sum() - slots))
-    with_companions = {count: _with_companions(cost, count) for count in set(least.tolist())}
+    with_companions = {count: _with_companions(steps, count) for count in set(least.tolist())}
     for node, rows in enumerate(of_node):
         floors[:, node] = with_companions[int(least[node])][rows].max(axis=0)
-    return floors
+    return floors, unit
 
 
-def _with_companions(cost: Floats, least: int) -> Floats:
+def _with_companions(cost: Ints, least: int) -> Ints:
     """Add to each item's cost, in every row, the ``least - 1`` smallest of the other items."""
     if least <= 1:
         return cost

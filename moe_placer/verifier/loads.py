@@ -15,8 +15,8 @@ from moe_placer.fabric.graph import build_fabric, link_name, node_name
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.verifier.capacity import BYTES_PER_VALUE, GB
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
-from moe_placer.verifier.rules import BYTES_PER_VALUE, GB
 
 __all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
 
@@ -32,6 +32,8 @@ class Network:
     ----------
     links : tuple of str
         Names.
+    bandwidth : float array [links]
+        GB/s, one direction.
     scale : float array [links]
         Cost of one token on each link.
     us_per_token : float array [links]
@@ -43,6 +45,7 @@ class Network:
     """
 
     links: tuple[str, ...]
+    bandwidth: Floats
     scale: Floats
     us_per_token: Floats
     link: Ints
@@ -54,6 +57,12 @@ class Network:
         """Tokens on each link, given ``flow[s, d]`` tokens from node s to node d."""
         tokens = self.share * flow[self.source, self.target]
         return np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
+
+    @cached_property
+    def longest(self) -> int:
+        """Most links that the traffic of one pair of nodes crosses, over all of its routes."""
+        nodes = int(max(self.source.max(initial=0), self.target.max(initial=0))) + 1
+        return int(np.bincount(self.source * nodes + self.target).max(initial=0))
 
     @cached_property
     def arrivals(self) -> tuple[Floats, list[Ints]]:
@@ -73,7 +82,7 @@ class Network:
             cost[position, self.source[here]] = self.share[here] * self.scale[self.link[here]]
             for row in cost:
                 if rows.setdefault(row.tobytes(), len(rows)) == len(table):
-                    table.append(row)
+                    table.append(row.copy())  # a view would keep all of `cost` in memory
             of_node.append(np.unique(np.array([rows[row.tobytes()] for row in cost], dtype=np.int64)))
         return np.array(table).reshape(-1, nodes), of_node
 
@@ -108,7 +117,7 @@ def read_network(instance: Instance) -> Network:
 
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
-    return Network(tuple(links), *_cost_and_time(instance, bandwidths), link, source, target, share)
+    return Network(tuple(links), *_speeds(instance, bandwidths), link, source, target, share)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -121,18 +130,17 @@ def _read_dragonfly(instance: Instance) -> Network:
         entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
     link, sources, targets = column[:3].astype(np.int64)
-    per_token = _cost_and_time(instance, bandwidths.values())
-    return Network(tuple(bandwidths), *per_token, link, sources, targets, column[3])
+    return Network(tuple(bandwidths), *_speeds(instance, bandwidths.values()), link, sources, targets, column[3])
 
 
-def _cost_and_time(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats, Floats]:
-    """Cost, and microseconds one way, of one token on links of these bandwidths (GB/s)."""
+def _speeds(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats, Floats, Floats]:
+    """Bandwidths of links (GB/s), and what one token costs there, and takes one way in microseconds."""
     gb_per_s = np.array(list(bandwidths), dtype=np.float64)
     model, fabric = instance.model, instance.cluster.fabric
     token_gb = model.hidden_size * BYTES_PER_VALUE[model.dtype] / GB
     seconds = token_gb / (gb_per_s * fabric.link_utilization)
     cost = np.ones_like(gb_per_s) if instance.objective.metric == "tokens" else fabric.node_gb_per_s / gb_per_s
-    return cost, 1e6 * seconds
+    return gb_per_s, cost, 1e6 * seconds
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:

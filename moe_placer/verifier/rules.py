@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
+from moe_placer.verifier.capacity import GB, fits_memory, memory_of, sizes
 from moe_placer.verifier.verification import Violation
 
 __all__ = [
@@ -27,14 +27,9 @@ __all__ = [
     "check_places",
     "check_slots",
     "gpu_memory",
-    "node_room",
     "read_copies",
     "shown",
 ]
-
-BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
-GB = 1e9
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,7 @@ def check_slots(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violatio
 
 def gpu_memory(instance: Instance, copies: Sequence[Copy]) -> npt.NDArray[np.float64]:
     """Bytes used on each GPU; what is resident is on working GPUs only."""
-    resident, expert = _sizes(instance)
+    resident, expert = sizes(instance)
     used = np.full(instance.gpus, resident)
     used[list(instance.placement.failed_gpus)] = 0.0
     for gpu, shards in Counter(gpu for _, gpu in _existing(instance, copies)).items():
@@ -171,38 +166,12 @@ def gpu_memory(instance: Instance, copies: Sequence[Copy]) -> npt.NDArray[np.flo
     return used
 
 
-def _sizes(instance: Instance) -> tuple[float, float]:
-    """Bytes of what is resident on a working GPU, and of one expert (or its shard)."""
-    model, tp = instance.model, instance.parallelism.attention_tp
-    dense_width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
-    attention = model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim
-    dense = len(model.dense_layers) * model.expert_matrices * model.hidden_size * dense_width
-    embeddings = 2 * model.vocab_size * model.hidden_size
-    size = BYTES_PER_VALUE[model.dtype]
-    resident = (attention + dense + embeddings) * size / tp + instance.placement.kv_cache_gb * GB
-    expert = model.expert_matrices * model.hidden_size * model.expert_hidden_size * size
-    return resident, expert / instance.parallelism.expert_tp
-
-
-def node_room(instance: Instance) -> npt.NDArray[np.int64]:
-    """Replicas that each node can hold over all MoE layers: what rules ``memory``, ``slots`` and ``failed`` leave."""
-    cluster, failed = instance.cluster, set(instance.placement.failed_gpus)
-    resident, expert = _sizes(instance)
-    most = instance.placement.slots_per_gpu * len(instance.moe_layers)
-    room = np.zeros(cluster.nodes, dtype=np.int64)
-    for gpu in set(range(instance.gpus)) - failed:
-        memory = cluster.gpu_memory_gb.get(gpu, cluster.gpu.memory_gb) * GB * (1 + ROUNDING)
-        room[gpu // cluster.gpus_per_node] += min(most, max(0, math.floor((memory - resident) / expert)))
-    return room // instance.parallelism.expert_tp
-
-
 def check_memory(instance: Instance, used: npt.NDArray[np.float64]) -> Iterator[Violation]:
     """Rule ``memory``: the experts of all layers and what is resident fit; rule ``failed`` is about the other GPUs."""
-    cluster, failed = instance.cluster, set(instance.placement.failed_gpus)
+    failed = set(instance.placement.failed_gpus)
     for gpu in range(instance.gpus):
-        memory = cluster.gpu_memory_gb.get(gpu, cluster.gpu.memory_gb)
-        if gpu not in failed and used[gpu] > memory * GB * (1 + ROUNDING):
-            message = f"{used[gpu] / GB:.6g} GB used, required are at most {memory:.6g} GB"
+        if gpu not in failed and not fits_memory(instance, gpu, float(used[gpu])):
+            message = f"{used[gpu] / GB:.6g} GB used, required are at most {memory_of(instance, gpu):.6g} GB"
             yield Violation("memory", message, gpu=gpu)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RULES", "LayerCheck", "Verification", "Violation"]
+__all__ = ["CONSTRAINTS", "RULES", "LayerCheck", "Verification", "Violation", "sum_below"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,7 +32,17 @@ RULES: tuple[str, ...] = (
     "bound",  # the proof gives at least the stated bound, which is at most z
     "aggregate",  # the stated aggregate is the largest cost of a link summed over all layers
     "solver-bound",  # the solver's own bound lies between the bound and z
+    "contradiction",  # what a proof gives is not above what the valid placement beside it has
+    "facts",  # what is said of traffic, fabric and replicas is so
 )
+# A placement that breaks none of these is one that may be deployed, whatever is stated of it.
+CONSTRAINTS = frozenset({"shape", "replicas", "shards", "gpu-id", "slots", "memory", "apart", "failed", "pinned"})
+
+
+def sum_below(terms: Iterable[float]) -> float:
+    """Sum numbers that are at least 0, rounded down."""
+    total = math.fsum(terms)
+    return math.nextafter(total, 0.0) if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -75,13 +87,19 @@ class LayerCheck:
     worst_link : str
         The first link of that cost; empty where no link carries anything.
     bound : float
-        What the record's proof gives when derived anew; 0 where only the solver vouches for it.
+        What no placement of the layer is below, as the record's proof gives it when derived anew; 0 where it gives
+        nothing, or only the solver vouches for it.
     proof : str
         The record's kind of proof; empty without a record.
     worst_link_tokens : float
         Plain tokens per step on the worst link.
     worst_link_us : float
         Microseconds that it needs for them, one way, at its real bandwidth.
+    bound_given_replicas : float or None
+        What the proof gives for placements with as many copies of each expert; there where how many is a choice, and
+        the proof does not hold for every choice.
+    claimed_bound : float or None
+        The highest bound that only the solver vouches for: not checked.
     """
 
     layer: int
@@ -91,6 +109,13 @@ class LayerCheck:
     proof: str
     worst_link_tokens: float = 0.0
     worst_link_us: float = 0.0
+    bound_given_replicas: float | None = None
+    claimed_bound: float | None = None
+
+    @property
+    def rederived(self) -> bool:
+        """Whether the bound was derived from the record, rather than claimed or missing."""
+        return self.proof not in {"", "solver"} and self.bound_given_replicas is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +145,8 @@ class Verification:
         What no placement's `aggregate` is below, as derived anew from the placement file; 0 where it proves nothing.
     memory_bound : float
         What no placement's `total_z` is below, memory over layers counted, as derived anew; 0 likewise.
+    facts_checked, facts_not_checked : tuple of str
+        What the file says beside the placement, such as ``fabric.links``: compared with instance and traffic, or not.
     """
 
     violations: tuple[Violation, ...]
@@ -132,6 +159,8 @@ class Verification:
     memory: Floats
     aggregate_bound: float = 0.0
     memory_bound: float = 0.0
+    facts_checked: tuple[str, ...] = ()
+    facts_not_checked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -146,7 +175,7 @@ class Verification:
     @property
     def total_bound(self) -> float:
         """No placement has a smaller `total_z`: the sum of re-derived bounds over the layers, or `memory_bound`."""
-        return max(self.memory_bound, float(sum(check.bound for check in self.layers)))
+        return max(self.memory_bound, sum_below(check.bound for check in self.layers))
 
     @property
     def max_z(self) -> float:

@@ -30,7 +30,7 @@ from moe_placer.traffic import Traffic
 __all__ = ["run"]
 
 _SHOWN = 300
-_BOUND_RULES = {"bound", "solver-bound", "weights", "proof"}
+_BOUND_RULES = {"bound", "solver-bound", "weights", "proof", "contradiction"}
 
 
 def run(cell: Cell) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 from moe_placer.instance import Instance
+from moe_placer.verifier.capacity import BYTES_PER_VALUE
 from moe_placer.verifier.dags.files import DagFile, Row
 from moe_placer.verifier.dags.rules import DagViolation, differs
-from moe_placer.verifier.rules import BYTES_PER_VALUE
 
 __all__ = ["check_arithmetic"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import networkx as nx
 
+from moe_placer.verifier.capacity import BYTES_PER_VALUE
 from moe_placer.verifier.dags.files import DagFile, Row
 from moe_placer.verifier.dags.rules import DagViolation, differs
-from moe_placer.verifier.rules import BYTES_PER_VALUE
 
 __all__ = ["check_acyclic", "check_connected", "check_shapes"]
 

@@ -1,0 +1,115 @@
+"""From an engine's slots back to a placement that states what `verify` recomputes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_placer.bounds.bounds import Bound, best_bound, even_weights
+from moe_placer.engines.plans.plan import Deployment, Plan
+from moe_placer.errors import VerificationError
+from moe_placer.instance import Instance
+from moe_placer.placement import (
+    SCHEMA,
+    AggregateRecord,
+    InstanceKey,
+    LayerRecord,
+    Placement,
+    SolverRecord,
+)
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.traffic import Traffic
+from moe_placer.verifier import Verification, verify
+
+__all__ = ["placement_from_plan"]
+
+
+def placement_from_plan(
+    instance: Instance, traffic: Traffic, plan: Plan, deployment: Deployment, form: str, raw: bytes
+) -> tuple[Placement, Verification]:
+    """Return a plan as a placement with recomputed figures, and what the verifier says of it.
+
+    Copies of an expert are in the order of their ranks, since engines' files do not number them.
+
+    Parameters
+    ----------
+    instance, traffic
+        What the figures are computed for.
+    plan : Plan
+    deployment : Deployment
+        Of the instance.
+    form : str
+        Format of the file that the plan is from.
+    raw : bytes
+        The file, for its SHA-256.
+
+    Raises
+    ------
+    VerificationError
+        The plan breaks constraints of the instance; all are listed.
+    """
+    gpu = tuple(_gpus_of(plan, deployment, layer) for layer in range(plan.layers))
+    blank = tuple(LayerRecord(layer=layer, z=0, bound=0, proof="solver") for layer in instance.moe_layers)
+    placement = Placement(
+        schema=SCHEMA,
+        instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
+        solver=SolverRecord(
+            name=f"file:{form}",
+            version=importlib.metadata.version("moe-placer"),
+            seed=0,
+            parameters={"file_sha256": hashlib.sha256(raw).hexdigest()},
+        ),
+        gpu=gpu,
+        layers=blank,
+    )
+    first = verify(instance, placement, traffic)
+    figures = {"z", "worst-link"}  # of the blank records
+    broken = [violation for violation in first.violations if violation.rule not in figures]
+    if broken:
+        shown = "\n".join(map(str, broken[:20])) + (f"\n... and {len(broken) - 20} more" if len(broken) > 20 else "")
+        raise VerificationError(f"the plan breaks rules of the instance:\n{shown}", [one.rule for one in broken])
+    problem = compile_problem(instance, traffic)
+    records = []
+    for index, check in enumerate(first.layers):
+        bound = _bound(problem, index, gpu[index])
+        records.append(_record(problem, check.layer, check.z, check.worst_link, bound))
+    aggregate = AggregateRecord(value=first.aggregate, worst_link=first.aggregate_link)
+    stated = placement.model_copy(update={"layers": tuple(records), "aggregate": aggregate})
+    verification = verify(instance, stated, traffic)
+    if not verification.ok:
+        raise VerificationError(f"the recomputed figures do not hold: {verification.violations[0]}")
+    return stated, verification
+
+
+def _gpus_of(plan: Plan, deployment: Deployment, layer: int) -> tuple[tuple[int, ...], ...]:
+    gpus: list[list[int]] = [[] for _ in range(plan.experts)]
+    for rank, held in enumerate(plan.slots[layer]):
+        for expert in held:
+            gpus[expert].append(deployment.gpu_of(rank))
+    return tuple(map(tuple, gpus))
+
+
+def _bound(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> Bound:
+    """Bound a layer quickly: by even weights over each kind of link, without a linear program."""
+    layer = problem.layer(index, np.array([len(copies) for copies in gpus]))
+    return max((best_bound(layer, weights) for weights in even_weights(layer)), key=lambda bound: bound.value)
+
+
+def _record(problem: Problem, layer: int, z: float, worst_link: str, bound: Bound) -> LayerRecord:
+    weights = None
+    if bound.proof == "dual" and bound.weights is not None:
+        weights = {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
+    hot = None if bound.hot is None else bound.hot
+    dual = weights is not None
+    return LayerRecord(
+        layer=layer,
+        z=z,
+        bound=min(bound.value, z) if dual else 0.0,
+        proof="dual" if dual else "solver",
+        weights=weights,
+        any_copies=(bound.any_copies or None) if dual and hot is None else None,
+        worst_link=worst_link,
+    )

@@ -1,0 +1,77 @@
+"""How many experts GPUs and nodes can hold: what slots, memory and failed GPUs leave."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+
+__all__ = ["BYTES_PER_VALUE", "GB", "fits_memory", "memory_of", "node_room", "node_slots", "sizes"]
+
+Ints = npt.NDArray[np.int64]
+
+BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
+GB = 1e9
+ROUNDING = 1e-9
+
+
+def sizes(instance: Instance) -> tuple[float, float]:
+    """Bytes of what is resident on a working GPU, and of one expert (or its shard)."""
+    model, tp = instance.model, instance.parallelism.attention_tp
+    dense_width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
+    attention = model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim
+    dense = len(model.dense_layers) * model.expert_matrices * model.hidden_size * dense_width
+    embeddings = 2 * model.vocab_size * model.hidden_size
+    size = BYTES_PER_VALUE[model.dtype]
+    resident = (attention + dense + embeddings) * size / tp + instance.placement.kv_cache_gb * GB
+    expert = model.expert_matrices * model.hidden_size * model.expert_hidden_size * size
+    return resident, expert / instance.parallelism.expert_tp
+
+
+def memory_of(instance: Instance, gpu: int) -> float:
+    """Memory of a GPU in GB."""
+    return instance.cluster.gpu_memory_gb.get(gpu, instance.cluster.gpu.memory_gb)
+
+
+def fits_memory(instance: Instance, gpu: int, used: float) -> bool:
+    """Whether a GPU's memory holds so many bytes."""
+    return used <= memory_of(instance, gpu) * GB * (1 + ROUNDING)
+
+
+def node_slots(instance: Instance) -> Ints:
+    """Replicas of one layer that each node can hold [nodes]."""
+    return _by_node(instance, [instance.placement.slots_per_gpu] * instance.gpus)
+
+
+def node_room(instance: Instance) -> Ints:
+    """Replicas that each node can hold over all MoE layers [nodes], by rules ``memory``, ``slots`` and ``failed``."""
+    return _by_node(instance, [_gpu_room(instance, gpu) for gpu in range(instance.gpus)])
+
+
+def _by_node(instance: Instance, of_gpu: list[int]) -> Ints:
+    """Most replicas on each node whose working GPUs hold so many shards each."""
+    failed, per_node = set(instance.placement.failed_gpus), instance.cluster.gpus_per_node
+    nodes = (range(first, first + per_node) for first in range(0, instance.gpus, per_node))
+    working = [[of_gpu[gpu] for gpu in gpus if gpu not in failed] for gpus in nodes]
+    return np.array([_most_replicas(room, instance.parallelism.expert_tp) for room in working], dtype=np.int64)
+
+
+def _most_replicas(room: list[int], shards: int) -> int:
+    """Most replicas whose shards are on different GPUs with so much room: m where sum of min(room, m) is m * shards."""
+    most = sum(room) // shards
+    while (fewer := sum(min(one, most) for one in room) // shards) < most:
+        most = fewer
+    return most
+
+
+def _gpu_room(instance: Instance, gpu: int) -> int:
+    """Shards that a GPU can take over all layers: the most that rule ``memory`` accepts, as far as slots go."""
+    resident, expert = sizes(instance)
+    free = memory_of(instance, gpu) * GB * (1 + ROUNDING) - resident
+    room = max(0, math.floor(free / expert) - 1)
+    while fits_memory(instance, gpu, resident + (room + 1) * expert):  # what the rule accepts, to the last bit
+        room += 1
+    return min(room, instance.placement.slots_per_gpu * len(instance.moe_layers))

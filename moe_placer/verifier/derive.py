@@ -1,0 +1,160 @@
+"""What the records of a placement prove, derived anew and held against what they state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.placement import AggregateRecord, LayerRecord, Placement
+from moe_placer.verifier import proofs, records
+from moe_placer.verifier.bounds_anew import (
+    any_copies_bound,
+    dual_bound,
+    hot_expert_bound,
+    link_prices,
+    memory_bound,
+    threshold_bound,
+)
+from moe_placer.verifier.capacity import node_room, node_slots
+from moe_placer.verifier.loads import Network
+from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
+
+__all__ = ["Checker"]
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Checker:
+    """Derives bounds for a placement, whose violations it collects.
+
+    Attributes
+    ----------
+    valid : bool
+        Whether the placement respects every constraint: then nothing that is proved can be above what it has.
+    violations : list of Violation
+        What was found so far.
+    """
+
+    instance: Instance
+    network: Network
+    layers: Sequence[PlacedLayer]
+    valid: bool
+    violations: list[Violation]
+
+    @cached_property
+    def _slots(self) -> Ints:
+        return node_slots(self.instance)
+
+    def _sent(self, *layers: PlacedLayer) -> float:
+        """Return what all traffic of these layers could cost on one link: the size against which rounding is judged."""
+        return sum(layer.tokens for layer in layers) * float(self.network.scale.max(initial=0.0))
+
+    def _believed(self, derived: float, found: float, layers: Sequence[PlacedLayer], what: str) -> float:
+        """Return a derived bound, or 0 where the placement contradicts it."""
+        if not self.valid:
+            return derived
+        layer = layers[0].layer if len(layers) == 1 else None
+        wrong = [*records.check_contradiction(derived, found, self._sent(*layers), layer, what)]
+        self.violations.extend(wrong)
+        return 0.0 if wrong else derived
+
+    def check_layer(self, layer: PlacedLayer, record: LayerRecord | None) -> LayerCheck:
+        """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
+        cost = layer.load * self.network.scale
+        z = float(cost.max(initial=0.0))
+        at = int(cost.argmax()) if z > 0 else None
+        worst = self.network.links[at] if at is not None else ""
+        tokens = float(layer.load[at]) if at is not None else 0.0
+        us = tokens * float(self.network.us_per_token[at]) if at is not None else 0.0
+        if record is None:
+            return LayerCheck(layer.layer, z, worst, 0.0, "", tokens, us)
+        copies = None if layer.copies is None else layer.copies.tolist()
+        lacking = [*proofs.check_proof(self.instance, record, layer.layer, self.network.links, copies)]
+        self.violations.extend([*records.check_order(record, layer.layer), *lacking])
+        given, bound = None, 0.0
+        derivable = not lacking and record.proof != "solver"
+        if derivable:
+            proved = self._believed(self._derive(layer, record), z, [layer], "its z")
+            if proofs.copies_are_free(self.instance) and not record.any_copies:
+                given = proved
+            else:
+                bound = proved
+        check = LayerCheck(layer.layer, z, worst, bound, record.proof, tokens, us, given, _claimed(record))
+        if layer.demand is not None:
+            sent, of_instance = self._sent(layer), derivable and given is None
+            self.violations.extend(
+                records.check_figures(record, check, self.network.links, cost, layer.load, of_instance, sent)
+            )
+            self.violations.extend(records.check_given_replicas(record, check, sent))
+        return check
+
+    def _derive(self, layer: PlacedLayer, record: LayerRecord) -> float:
+        if layer.demand is None or layer.copies is None:
+            return 0.0
+        if record.proof == "hot-experts" and record.hot is not None:
+            expert, replica = record.hot
+            return hot_expert_bound(self.network, layer, self._slots, int(layer.copies[:expert].sum()) + replica)
+        weights = record.weights or {}
+        if record.proof == "threshold" and record.threshold is not None:
+            return threshold_bound(self.network, layer, self._slots, weights, record.threshold)
+        return self._weighted(layer, weights, record.any_copies)
+
+    def _weighted(self, layer: PlacedLayer, weights: Mapping[str, float], any_copies: bool | None) -> float:
+        derive = any_copies_bound if any_copies else dual_bound
+        return derive(self.network, layer, self._slots, weights)
+
+    def check_aggregate(self, record: AggregateRecord | None) -> float:
+        """Derive the bound on the largest link total anew; compare what is stated of it, if every layer is whole."""
+        if record is None:
+            return 0.0
+        lacking = [*proofs.check_aggregate_proof(self.instance, record, self.network.links)]
+        self.violations.extend(lacking)
+        if any(layer.demand is None for layer in self.layers):
+            return 0.0
+        load = np.sum([layer.load for layer in self.layers], axis=0)
+        totals = load * self.network.scale
+        derived = None
+        if record.proof is not None and not lacking:
+            terms = [self._weighted(layer, record.weights or {}, record.any_copies) for layer in self.layers]
+            largest = float(totals.max(initial=0.0))
+            derived = self._believed(sum_below(terms), largest, self.layers, "its hottest link over all layers")
+        sent = self._sent(*self.layers)
+        self.violations.extend(records.check_aggregate(record, self.network.links, totals, load, derived, sent))
+        return derived or 0.0
+
+    def check_memory(self, placement: Placement, total_z: float) -> float:
+        """Derive the bound on the sum of z that counts memory over layers; compare what is stated of it."""
+        record = placement.memory
+        if record is None:
+            return 0.0
+        weights = [layer.weights for layer in placement.layers]
+        lacking = [*proofs.check_memory_proof(self.instance, record, weights)]
+        unproved = any(violation.rule in {"weights", "proof"} for violation in self.violations)
+        self.violations.extend(lacking)
+        whole = len(weights) == len(self.layers) and all(layer.demand is not None for layer in self.layers)
+        if lacking or unproved or not whole:
+            return 0.0
+        pairs = zip(self.layers, weights, strict=True)
+        prices = [link_prices(self.network, layer, own or {}) for layer, own in pairs]
+        beyond = [*proofs.check_room_prices(record, max(float(one.max(initial=0.0)) for one in prices))]
+        self.violations.extend(beyond)
+        if beyond:
+            return 0.0
+        room_prices = np.array(record.room_prices)
+        derived = memory_bound(prices, self._slots, room_prices, node_room(self.instance))
+        derived = self._believed(derived, total_z, self.layers, "its sum of worst links")
+        self.violations.extend(records.check_memory_bound(record, derived, total_z, self._sent(*self.layers)))
+        return derived
+
+
+def _claimed(record: LayerRecord) -> float | None:
+    """Return the highest bound that only the solver vouches for."""
+    own = record.bound if record.proof == "solver" else 0.0
+    return max(own, record.solver_bound or 0.0) or None

@@ -1,0 +1,86 @@
+"""MoE layers as placed: which replicas there are, what each is sent, and what that puts on links."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.traffic.recording import Traffic
+from moe_placer.verifier.loads import Network, choices_per_token, copy_demand
+from moe_placer.verifier.rules import Copy
+
+__all__ = ["PlacedLayer", "read_layers"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedLayer:
+    """One MoE layer as placed.
+
+    Where not every replica can be located, ``copies`` and ``demand`` are None, ``load`` and ``worst_pair`` zero.
+
+    Attributes
+    ----------
+    layer : int
+        Index in the model, dense layers counted.
+    copies : int array [experts] or None
+    demand : float array [nodes, items] or None
+        Tokens per step from every node to every item: the copies, expert by expert, in replica order.
+    roundings : int
+        How many roundings, each of 2**-53, a number in ``demand`` may have gone through.
+    load : float array [links]
+        Tokens per step.
+    worst_pair : float
+        Most tokens per step between any ordered pair of different nodes.
+    """
+
+    layer: int
+    copies: Ints | None
+    demand: Floats | None
+    roundings: int
+    load: Floats
+    worst_pair: float
+
+    @property
+    def tokens(self) -> float:
+        """Tokens per step that are sent at all; 0 where that is not known."""
+        return 0.0 if self.demand is None else float(self.demand.sum())
+
+
+def read_layers(
+    instance: Instance, network: Network, traffic: Traffic, copies: Sequence[Copy], whole: set[int]
+) -> list[PlacedLayer]:
+    """Compute demand and loads of every MoE layer; ``whole`` are those whose replicas can all be located."""
+    choices = choices_per_token(instance, traffic)
+    of_layer: list[list[Copy]] = [[] for _ in instance.moe_layers]
+    for copy in copies:
+        of_layer[copy.row].append(copy)
+    layers = []
+    for row, layer in enumerate(instance.moe_layers):
+        if layer not in whole:
+            layers.append(PlacedLayer(layer, None, None, 0, np.zeros(len(network.links)), 0.0))
+            continue
+        count = Counter(copy.expert for copy in of_layer[row])
+        counts = np.array([count[expert] for expert in range(instance.model.experts)])
+        demand = copy_demand(instance, traffic, choices[:, row], counts)
+        flow = _flow(instance, demand, of_layer[row])
+        # A quotient and a product per recording, their sum, the node's tokens, and the division by copies.
+        roundings = 2 * len(traffic.recordings) + 8
+        layers.append(PlacedLayer(layer, counts, demand, roundings, network.load(flow), float(flow.max())))
+    return layers
+
+
+def _flow(instance: Instance, demand: Floats, copies: Sequence[Copy]) -> Floats:
+    """Tokens from every node to every other node: what stays in a node crosses no link."""
+    flow = np.zeros((instance.cluster.nodes, instance.cluster.nodes))
+    for item, copy in enumerate(copies):
+        flow[:, copy.gpus[0] // instance.cluster.gpus_per_node] += demand[:, item]
+    np.fill_diagonal(flow, 0.0)
+    return flow

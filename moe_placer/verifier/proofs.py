@@ -1,0 +1,125 @@
+"""Whether records carry what their proofs need, and nothing that is out of range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from moe_placer.instance import Instance
+from moe_placer.instance.schema import RedundantSlots, SharedSlots
+from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
+from moe_placer.verifier.rules import shown
+from moe_placer.verifier.verification import Violation
+
+__all__ = ["check_aggregate_proof", "check_memory_proof", "check_proof", "check_room_prices", "copies_are_free"]
+
+WEIGHT_TOLERANCE = 1e-6
+HIGHEST_ROOM_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
+
+WEIGHTED = {"dual", "threshold"}
+_ANY_COPIES = "required is proof: dual and even routing"
+
+
+def copies_are_free(instance: Instance) -> bool:
+    """Whether how many copies each expert has is a choice: then a bound must hold for every choice."""
+    budget = instance.placement.replicas
+    if isinstance(budget, RedundantSlots):
+        return budget.redundant_slots > 0
+    return isinstance(budget, SharedSlots) and budget.redundant_slots_in_all > 0
+
+
+def check_proof(
+    instance: Instance, record: LayerRecord, layer: int, links: tuple[str, ...], copies: list[int] | None
+) -> Iterator[Violation]:
+    """Rules ``weights`` and ``proof``: the record carries what its proof needs, and nothing else in its place.
+
+    ``copies`` counts the copies of each expert; None where the placement is too broken for that.
+    """
+    yield from _check_weights(record, layer, links)
+    if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
+        yield Violation("proof", f"a bound for any copies with proof: {record.proof}, {_ANY_COPIES}", layer)
+    for_these = not record.any_copies and record.proof != "solver" and copies_are_free(instance)
+    if record.bound_given_replicas is not None and not for_these:
+        required = "required are copies that are a choice, and a proof for those as given that can be checked"
+        yield Violation("proof", f"bound_given_replicas with proof: {record.proof}, {required}", layer)
+    if record.proof == "threshold":
+        if record.threshold is None:
+            yield Violation("proof", "no threshold, required for proof: threshold", layer)
+        elif not (math.isfinite(record.threshold) and record.threshold >= 0):
+            yield Violation("proof", f"a threshold of {record.threshold:.9g}, required is 0 or more", layer)
+    if record.proof == "hot-experts":
+        yield from _check_hot(record, layer, copies)
+
+
+def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Iterator[Violation]:
+    if record.hot is None:
+        yield Violation("proof", "no hot replica, required for proof: hot-experts", layer)
+    elif copies is not None:
+        expert, replica = record.hot
+        if not (0 <= expert < len(copies) and 0 <= replica < copies[expert]):
+            found = f"hot names expert {shown(expert)}, replica {shown(replica)}"
+            yield Violation("proof", f"{found}, required is a replica of this layer", layer)
+
+
+def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tuple[str, ...]) -> Iterator[Violation]:
+    """Rules ``weights`` and ``proof`` for what is stated of all layers together."""
+    yield from _check_weights(record, None, links)
+    if (record.bound is None) != (record.proof is None):
+        yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
+    if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
+        yield Violation("proof", f"a bound on the aggregate for any copies, {_ANY_COPIES}")
+    if record.proof is not None and not record.any_copies and copies_are_free(instance):
+        required = "required is any_copies, since how many copies each expert has is a choice"
+        yield Violation("proof", f"a bound on the aggregate for the replicas as given, {required}")
+
+
+def check_memory_proof(
+    instance: Instance, record: MemoryRecord, proofs: Sequence[Mapping[str, float] | None]
+) -> Iterator[Violation]:
+    """Rule ``proof`` for a bound on the sum of z that counts memory; ``proofs`` are the layers' link weights."""
+    nodes = instance.cluster.nodes
+    if len(record.room_prices) != nodes:
+        found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
+        yield Violation("proof", f"{found}, required is one per node ({nodes})")
+    for node, price in enumerate(record.room_prices):
+        if not (math.isfinite(price) and price >= 0):
+            yield Violation("proof", f"a price of room of {price:.9g} on node {node}, required is 0 or more")
+    if any(weights is None for weights in proofs):
+        yield Violation("proof", "the bound that counts memory needs link weights of every layer")
+    if copies_are_free(instance):
+        yield Violation("proof", "a bound that counts memory, required is a fixed number of copies of each expert")
+
+
+def check_room_prices(record: MemoryRecord, largest: float) -> Iterator[Violation]:
+    """Rule ``proof``: prices of room are in range, given the ``largest`` weighted cost of a replica on a node."""
+    highest = HIGHEST_ROOM_PRICE * largest
+    beyond = [node for node, price in enumerate(record.room_prices) if price > highest]
+    if beyond:
+        found = f"a price of room of {record.room_prices[beyond[0]]:.9g} tokens on node {beyond[0]}"
+        required = f"required are at most {highest:.9g}, {HIGHEST_ROOM_PRICE:,.0f} times the largest weighted cost"
+        yield Violation("proof", f"{found}, {required} of a replica")
+
+
+def _check_weights(
+    record: LayerRecord | AggregateRecord, layer: int | None, links: tuple[str, ...]
+) -> Iterator[Violation]:
+    needed = record.proof in WEIGHTED
+    if record.weights is None:
+        if needed:
+            yield Violation("weights", f"no link weights, required for proof: {record.proof}", layer)
+        return
+    if not needed:
+        yield Violation("weights", f"link weights, required are none for proof: {record.proof}", layer)
+        return
+    unknown = sorted(set(record.weights) - set(links))
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        message = f"a weight for {unknown[0][:60]!r}{more}, required are links of the fabric"
+        yield Violation("weights", message, layer)
+    wrong = [name for name, weight in record.weights.items() if not 0 <= weight <= 1 + WEIGHT_TOLERANCE]
+    if wrong:
+        found = f"a weight of {record.weights[wrong[0]]:.9g} for {wrong[0][:60]!r}"
+        yield Violation("weights", f"{found}, required is 0 to 1", layer)
+    total = sum(record.weights.values())
+    if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
+        yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)

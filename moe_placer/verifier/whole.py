@@ -1,0 +1,109 @@
+"""Bounds in whole numbers: prices are rounded down to a grid once, and nothing after that rounds.
+
+For any slot prices ``v[n] >= 0`` and every assignment with at most ``slots[n]`` items on node n,
+
+    sum_i price[i, node(i)] >= sum_i min over n of (price[i, n] + v[n]) - sum_n v[n] * slots[n]
+
+so the right side is a bound whoever found v: the routine that looks for the cheapest assignment is not trusted.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BITS", "find_unit", "least_cost", "on_grid", "steps_up_to", "value_of"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+BITS = 58  # of the largest price on the grid: sums of a price, a price of room and a slot price stay below 2**63
+_MODERATE = 600  # numbers beyond 2**600, or all below 2**-600, prove nothing: their products may not be in range
+_FAR = 2**60  # larger than any slot price that is needed
+
+
+def find_unit(largest: float, bits: int = BITS) -> int | None:
+    """Return the exponent e of the grid's step, 2**e, with which ``largest`` has so many bits; None if out of range."""
+    if not 2.0**-_MODERATE <= largest <= 2.0**_MODERATE:
+        return None
+    return math.frexp(largest)[1] - bits
+
+
+def on_grid(values: Floats, unit: int) -> Ints:
+    """Round down to whole steps of 2**unit."""
+    return np.floor(np.ldexp(values, -unit)).astype(np.int64)
+
+
+def steps_up_to(value: float, unit: int) -> int:
+    """Count the steps of 2**unit that reach a value: rounded up."""
+    return math.ceil(Fraction(value) / Fraction(2) ** unit)
+
+
+def value_of(steps: int, unit: int) -> float:
+    """Return so many steps of 2**unit, rounded down where no double is exact; at least 0."""
+    value = float(max(0, steps))
+    if int(value) > steps:
+        value = math.nextafter(value, 0.0)
+    return max(0.0, math.ldexp(value, unit))
+
+
+def least_cost(price: Ints, slots: Ints) -> int | None:
+    """Return a number of steps that no assignment costs less than; None if slots are fewer than items.
+
+    Parameters
+    ----------
+    price : int array [items, nodes]
+        At least 0, below 2**60.
+    slots : int array [nodes]
+        Items that each node may hold.
+
+    Returns
+    -------
+    int or None
+        The cost of the cheapest assignment, unless the routine that looks for it errs; then less.
+    """
+    price, slots = price[:, slots > 0], np.minimum(slots[slots > 0], len(price))
+    if slots.sum() < len(price):
+        return None
+    freely = price.argmin(axis=1)
+    if (np.bincount(freely, minlength=len(slots)) <= slots).all():
+        return _weighed(price, np.zeros_like(slots), slots)
+    found = _slot_prices(price, _cheapest(price, slots), slots)
+    return max(_weighed(price, own, slots) for own in (found, np.zeros_like(slots)))
+
+
+def _weighed(price: Ints, slot_prices: Ints, slots: Ints) -> int:
+    """Evaluate the right side in Python's integers, which do not overflow."""
+    cheapest = (price + slot_prices).min(axis=1)
+    paid: int = sum(cheapest.tolist())
+    back: int = sum(v * s for v, s in zip(slot_prices.tolist(), slots.tolist(), strict=True))
+    return paid - back
+
+
+def _cheapest(price: Ints, slots: Ints) -> Ints:
+    """Look for the cheapest assignment, in floating point: the node of each item."""
+    from scipy.optimize import linear_sum_assignment  # here, for it is slow to import
+
+    _, column = linear_sum_assignment(np.repeat(price.astype(np.float64), slots, axis=1))
+    return np.asarray(np.repeat(np.arange(len(slots)), slots)[column], dtype=np.int64)
+
+
+def _slot_prices(price: Ints, node: Ints, slots: Ints) -> Ints:
+    """Return slot prices by which no item wants to leave its node: shortest ways over nodes to a free slot."""
+    nodes = len(slots)
+    change = price - price[np.arange(len(price)), node][:, None]
+    least_change = np.full((nodes, nodes), _FAR)  # of moving an item from node a to node b
+    np.minimum.at(least_change, node, change)
+    free = np.bincount(node, minlength=nodes) < slots
+    prices = np.where(free | (not free.any()), 0, _FAR)
+    for _ in range(nodes):
+        shorter = np.clip((least_change + prices).min(axis=1), -_FAR, prices)  # below -_FAR only if node is no optimum
+        if (shorter == prices).all():
+            break
+        prices = shorter
+    if not free.any():  # then only differences matter
+        prices = prices - prices.min()
+    return np.clip(prices, 0, _FAR)
