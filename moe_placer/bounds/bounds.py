@@ -50,8 +50,6 @@ class Bound:
         Item for ``hot-experts``.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
-    room_prices : float array [N] or None
-        The same for all layers: what an item pays for its node's memory in a bound on the sum over layers of z.
     """
 
     value: float
@@ -60,7 +58,6 @@ class Bound:
     threshold: float | None = None
     hot: int | None = None
     any_copies: bool = False
-    room_prices: Floats | None = None
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:

@@ -113,12 +113,26 @@ class Capacity:
 
     def allows(self, index: int, copies: Ints) -> bool:
         """Whether a layer with ``copies`` [experts] of each expert has a valid placement."""
-        if (np.cumsum(-np.sort(-copies)) > self.most_of_experts(index)).any():
+        fullest = np.cumsum(-np.sort(-copies))
+        if (fullest > self.most_of_experts(index)).any():
             return False
+        if (fullest > most_of_experts(self.node_slots[index], self.together[index], self.experts)).any():
+            return False  # nodes could, with fewer copies of one expert on each
         pins, slots = self.pins[index], self.slots[index]
         if not pins or copies.max() == 1:
             return bool((np.bincount([gpu for _, gpu in pins], minlength=len(slots)) <= slots).all())
         return leave_room(pins, copies, slots, self.gpus_per_node, self.apart)
+
+    def filled(self, opened: Ints) -> Ints:
+        """Return slots [MoE layers, GPUs] with what room is left on each GPU for the layers with the fewest."""
+        slots, left = opened.copy(), self.usable - opened.sum(axis=0)
+        for gpu in np.flatnonzero(left > 0).tolist():
+            for _ in range(int(left[gpu])):
+                open_ = np.flatnonzero(slots[:, gpu] < self.per_gpu)
+                if not len(open_):
+                    break
+                slots[open_[slots[open_].sum(axis=1).argmin()], gpu] += 1
+        return slots
 
     def with_slots(self, slots: Ints) -> Capacity:
         """Return the same with other ``slots``."""
@@ -143,7 +157,7 @@ def find_capacity(instance: Instance) -> Capacity:
     opened = open_gpus(_asked(instance, capacity))
     if opened is None:
         raise InfeasibleError(no_way(instance))
-    return _with_shares(instance, capacity.with_slots(_with_spare(opened, capacity)))
+    return _with_shares(instance, capacity.with_slots(capacity.filled(opened)))
 
 
 def why_infeasible(instance: Instance) -> str | None:
@@ -219,18 +233,6 @@ def _asked(instance: Instance, capacity: Capacity) -> Asked:
         slots=np.tile(np.where(working_gpus(instance), capacity.per_gpu, 0), (len(capacity.replicas), 1)),
         room=capacity.usable,
     )
-
-
-def _with_spare(opened: Ints, capacity: Capacity) -> Ints:
-    """Give what room is left on each GPU to the layers with the fewest slots."""
-    slots, left = opened.copy(), capacity.usable - opened.sum(axis=0)
-    for gpu in np.flatnonzero(left > 0).tolist():
-        for _ in range(int(left[gpu])):
-            open_ = np.flatnonzero(slots[:, gpu] < capacity.per_gpu)
-            if not len(open_):
-                break
-            slots[open_[slots[open_].sum(axis=1).argmin()], gpu] += 1
-    return slots
 
 
 def _with_shares(instance: Instance, capacity: Capacity) -> Capacity:

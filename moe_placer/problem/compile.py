@@ -63,6 +63,8 @@ class LayerProblem:
         Tokens per step that choose item i, from all nodes.
     copies_are_free : bool
         Whether other numbers of copies would be allowed; bounds must then hold for these too.
+    shares_copies : bool
+        Whether layers share these, so that how many items there are in all is a choice, too.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     """
@@ -80,6 +82,7 @@ class LayerProblem:
     delta: Floats
     load: Floats
     copies_are_free: bool = False
+    shares_copies: bool = False
     gpu_price: float = 0.0
 
     @property
@@ -197,6 +200,11 @@ class Problem:
         """Nodes of the cluster."""
         return int(self.demand.shape[1])
 
+    @property
+    def shares_copies(self) -> bool:
+        """Whether layers share a budget of copies, of which each may take more or less."""
+        return self.copies_are_free and self.redundant_in_all is not None
+
     def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
         return replica_order(self.copies[index] if copies is None else copies)
@@ -225,6 +233,7 @@ class Problem:
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
             load=tokens.sum(axis=0),
             copies_are_free=self.copies_are_free,
+            shares_copies=self.shares_copies,
             gpu_price=self.gpu_price,
         )
 
