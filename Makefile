@@ -59,6 +59,6 @@ $(ENGINES)/.ready: pyproject.toml requirements.lock tests/fetch_engines.py
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' || \
 		$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) '$(TORCH)'
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
-		--editable . pytest pytest-timeout hypothesis
+		--editable '.[dev]'
 	$(ENGINES)/bin/python tests/fetch_engines.py $(ENGINES)/sources
 	@touch $@

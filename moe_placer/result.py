@@ -39,6 +39,7 @@ class Stop(StrEnum):
     TIME = "time"  # the clock struck
     WORK = "effort spent"  # deterministic effort, before the clock struck
     INTERRUPTED = "interrupted"
+    KILLED = "workers killed"  # again and again, most likely for want of memory
     FINISHED = "finished"  # the method has no more steps
 
 
@@ -81,7 +82,8 @@ class LayerResult:
     work : float
         Deterministic effort spent, about seconds.
     repaired : int
-        Copies of one expert that the method had put too close together, and that were moved apart.
+        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
+        or a DP group's nodes had no slot left.
     """
 
     node: npt.NDArray[np.int64] | None

@@ -21,6 +21,7 @@ from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import recopy
 from moe_placer.solve.base import Start
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
+from moe_placer.solvers.coverage import CoverageSolver
 from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]
@@ -53,6 +54,8 @@ class Auto(LayerSolver):
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
         """Place all layers, each apart, and then what they share: the aggregate, or a budget of copies."""
+        if problem.coverage:
+            return CoverageSolver().solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":
             return self._jointly(problem, limits, seed, start, report)
         if not problem.shares_copies:
@@ -60,9 +63,8 @@ class Auto(LayerSolver):
         return _by_shares(self, problem, limits, seed, start, report)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse nothing."""
-        del problem
-        return None
+        """Refuse nothing but a joint objective where tokens count once per node."""
+        return CoverageSolver().refuses(problem) if problem.coverage else None
 
     def _jointly(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report

@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, relaxed_bound
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import count_copies, with_copies
 from moe_placer.problem.symmetry import Kinds
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
+from moe_placer.solve.base import refuses_coverage
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class CpSat(LayerSolver):
         except ImportError:
             return "the package ortools is not installed"
         return None
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse costs that are not linear, and what couples layers."""
+        return refuses_coverage(problem) or super().refuses(problem)
 
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""

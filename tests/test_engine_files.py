@@ -14,16 +14,20 @@ from engine_mutations import cuts, mutations_of, npy, omni_mutations, read, writ
 from engine_plans import drawn_plan, engine_instance, gpus_of, placed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch_writer import View, save
 
 from moe_placer.cli.export_command import FORMATS as OFFERED
+from moe_placer.engines.layouts import LAYOUTS
 from moe_placer.engines.plans.export import FORMATS, RANK_COSTS, check_file, export_plan
 from moe_placer.engines.plans.forms import FORMS
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
 from moe_placer.engines.plans.rank_costs import check_rank_costs, rank_costs
 from moe_placer.engines.plans.to_placement import placement_from_plan
-from moe_placer.engines.rules import LAYOUTS
 from moe_placer.errors import InputError, UsageError, VerificationError
 from moe_placer.instance import Instance
+from moe_placer.schedule.program import compile_program
+from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.workload import Workload
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import verify
 
@@ -432,6 +436,55 @@ def test_a_plan_that_breaks_the_instance_is_not_a_placement() -> None:
     with pytest.raises(VerificationError, match="plan breaks rules of the instance") as error:
         placement_from_plan(tight, traffic, plan, deployment, "sglang", b"")
     assert set(error.value.rules) == {"apart"}
+
+
+def test_plans_of_engines_own_planners_can_be_verified_and_simulated() -> None:
+    """They leave copies of an expert on one GPU; an instance that lets them gets figures with both copies counted."""
+    lenient = engine_instance(nodes=2, experts=8, redundant=8, placement={"replicas_apart": "none"})
+    deployment = read_deployment(lenient)
+    plan = Plan(8, (((0, 0, 1, 1), (2, 2, 3, 3), (4, 4, 5, 5), (6, 6, 7, 7)),) * 3)
+    traffic = placed(lenient, drawn_plan(deployment, 1))[1]
+    back, verification = placement_from_plan(lenient, traffic, plan, deployment, "sglang", b"")
+    assert verification.ok
+    assert back.gpu[0][:3] == ((0, 0), (0, 0), (1, 1))
+    # Every copy is on one node: what comes in from the other is all that it sends to these four experts.
+    choices = traffic.recordings
+    other = sum(
+        traffic.mix[1, index] * recording.load[0, :4].sum() / recording.tokens[0]
+        for index, recording in enumerate(choices)
+    )
+    into_first = list(verification.links).index("leaf0->node0")
+    tokens = lenient.traffic.tokens_per_gpu * deployment.gpus_per_node
+    assert verification.load[0, into_first] == pytest.approx(other * tokens)
+    step = simulate(compile_program(lenient, back, traffic), Workload("decode", 16.0, 64.0, 1))
+    assert step.end.max() > 0
+
+
+def sglang_pt(content: Any, folder: Path) -> Path:
+    file = folder / "plan.pt"
+    save(content, file)
+    return file
+
+
+def test_sglangs_maps_are_read_from_pt_files_too(tmp_path: Path) -> None:
+    instance = engine_instance()
+    plan = drawn_plan(read_deployment(instance), 8)
+    rows = json.loads(exported(instance, plan, "sglang", tmp_path).read_text())["physical_to_logical_map"]
+    for value in (np.array(rows), np.array(rows, dtype=np.int32), rows, [np.array(row) for row in rows]):
+        checked = check_file("sglang", sglang_pt({"physical_to_logical_map": value}, tmp_path), instance)
+        assert (checked.plan, checked.warnings) == (plan, ())
+    wrong = {
+        "fraction": {"physical_to_logical_map": np.array(rows, dtype=np.float64)},
+        "no such key": [np.array(rows)],
+        "load recording": {"logical_count": np.array(rows)},
+        "shape": {"physical_to_logical_map": View(np.zeros(4, np.int64), 0, (10**5, 10**5), (0, 0))},
+        "no list of slots": {"physical_to_logical_map": np.array(rows[0])},
+    }
+    for name, content in wrong.items():
+        error = refusal("sglang", sglang_pt(content, tmp_path), instance)
+        assert error is not None, name
+        assert len(error.mistakes) == 1
+        assert name in str(error) or "no object" in str(error), str(error)
 
 
 def test_costs_between_ranks_grow_with_the_way_and_with_who_shares_it() -> None:

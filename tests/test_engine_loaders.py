@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import tiny_traffic
 from engine_plans import drawn_plan, engine_instance, placed
 from engine_sources import ascend, load_file, modules, sglang, source_of, stub, versions_of, vllm
 
 from moe_placer.engines import vllm_plugin
 from moe_placer.engines.plans.export import check_file, export_plan
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
+from moe_placer.engines.plans.to_placement import placement_from_plan
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 
@@ -245,6 +247,28 @@ def test_vllm_ascend_derives_our_maps(case: tuple[Instance, Plan, Deployment], v
     assert (placement, slots) == (None, plan.slots_by_layer[0])
     with pytest.raises(ValueError, match="Invalid EPLB Table"):
         engine.expert_file_to_tensor(str(file), plan.layers + 1)
+
+
+def test_what_vllm_plans_itself_can_be_read_and_costed(tmp_path: Path) -> None:
+    """Skewed loads make vLLM's own planner put copies of an expert on one GPU; each of them is still a slot."""
+    torch = pytest.importorskip("torch")
+    sizes = SIZES["dsv3"]
+    lenient = engine_instance(*sizes, placement={"replicas_apart": "none"})
+    deployment = read_deployment(lenient)
+    with vllm(versions_of("vllm")[0]) as engine:
+        torch.manual_seed(0)
+        load = torch.distributions.Pareto(1.0, 1.2).sample((len(deployment.moe_layers), deployment.experts))
+        rows = engine.policy.DefaultEplbPolicy.rebalance_experts(load.mul(100).long(), 288, 8, 4, 32)
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(rows.tolist()))
+    checked = check_file("vllm-plan", file, lenient)
+    assert checked.plan is not None
+    assert [checked.plan.flat(layer) for layer in range(checked.plan.layers)] == rows.tolist()
+    assert any("repeat an expert of their own rank" in warning for warning in checked.warnings)
+    traffic = tiny_traffic(lenient)
+    _, verification = placement_from_plan(lenient, traffic, checked.plan, deployment, "vllm-plan", checked.raw)
+    assert verification.ok
+    assert verification.total_z > verification.total_bound > 0
 
 
 def test_stubs_leave_nothing_behind() -> None:

@@ -212,8 +212,6 @@ def test_any_text_gives_an_input_error(tmp_path_factory: pytest.TempPathFactory,
 OFFERED_NOWHERE = (
     ("placement", "replica_routing", "nearest"),
     ("placement", "replica_routing", "optimal"),
-    ("placement", "dispatch", "per-node"),
-    ("placement", "dispatch", "per-gpu"),
 )
 
 
@@ -223,10 +221,10 @@ def test_what_nothing_can_serve_is_not_offered(tmp_path: Path, section: str, fie
     with pytest.raises(InputError) as caught:
         load(tmp_path, text)
     (mistake,) = caught.value.mistakes
-    offered = {"replica_routing": "one of group or even", "dispatch": "per-expert"}[field]
+    offered = "one of group or even"
     assert (mistake.path, mistake.found) == (f"{section}.{field}", f"the text '{value}'")
     assert mistake.expected == f"{offered} ({value} is planned, not there yet)"
-    assert not re.search("nearest|optimal|per-node|per-gpu", json.dumps(Instance.model_json_schema()))
+    assert not re.search("nearest|optimal", json.dumps(Instance.model_json_schema()))
 
 
 LINES = SEED_PLAN.splitlines()

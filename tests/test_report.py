@@ -18,14 +18,14 @@ from report_rows import EVIL, Rows, failed_row, luminance, write_folder
 from moe_placer.cli.main import cli, main
 from moe_placer.errors import InputError, UsageError
 from moe_placer.experiments.report import write_report
+from moe_placer.experiments.report.chart_data import _labels, cells, times
 from moe_placer.experiments.report.charts import COLOURS, DASHES, filled
-from moe_placer.experiments.report.figures import profile, standings
+from moe_placer.experiments.report.html_page import to_page
 from moe_placer.experiments.report.layout import place_vertices
 from moe_placer.experiments.report.markdown import plain
-from moe_placer.experiments.report.page import to_page
-from moe_placer.experiments.report.records import _labels, cells, times
 from moe_placer.experiments.report.rows import read_comparison
 from moe_placer.experiments.report.sentences import summary
+from moe_placer.experiments.report.standings import profile, standings
 from moe_placer.experiments.report.view import context
 
 
@@ -147,7 +147,7 @@ def test_a_missing_file_is_named(name: str, rows: Rows, tmp_path: Path) -> None:
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, made: Path) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.write.find_spec", lambda name: None)
+    monkeypatch.setattr("moe_placer.experiments.report.report_files.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'moe-placer\[report\]'"):
         write_report(made)
 
@@ -336,7 +336,7 @@ def test_every_vertex_has_a_place_of_its_own(made: Path) -> None:
 
 
 def test_details_that_find_no_room_are_left_out(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.page._ROOM", 0)
+    monkeypatch.setattr("moe_placer.experiments.report.html_page._ROOM", 0)
     assert '"details":null' in to_page(read_comparison(made))
 
 

@@ -179,7 +179,7 @@ def test_ctrl_c_while_drawing_keeps_the_placement_and_whole_drawings(
     from click.testing import CliRunner
 
     from moe_placer.cli.main import cli
-    from moe_placer.dag import write
+    from moe_placer.dag import drawing_files as write
 
     whole = write.write_atomically
 

@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as hnp
 from torch_writer import Bfloat16, View, save, torch_name, torch_pickle, write_archive
 
 from moe_placer.engines import pickle_reader
-from moe_placer.engines.pickle_reader import Integers, NotPlainTensorsError, StoredTensor, load_pickle
+from moe_placer.engines.pickle_reader import load_pickle
+from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, StoredTensor
 from moe_placer.engines.torch_file import TorchFile, open_torch_file
 from moe_placer.errors import InputError
 

@@ -66,6 +66,8 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     Where copies are free, only bounds for any copies count; the best weights for these are those of
     ``relax(problem, any_copies=True)``.
     """
+    if problem.coverage is not None:  # what one copy per chosen expert costs bounds nothing here
+        return Bound(0.0, "solver")
     if problem.copies_are_free:
         if weights is None or not problem.links:
             return Bound(0.0, "solver")
@@ -78,6 +80,8 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
 
 def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> Bound:
     """Return the best quick bound with the weights that the linear relaxation gives, if it is solved in time."""
+    if problem.coverage is not None:
+        return best_bound(problem)
     relaxation = relax(problem, time_limit_s, any_copies=problem.copies_are_free)
     return best_bound(problem, None if relaxation is None else relaxation.weights)
 

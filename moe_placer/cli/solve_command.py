@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_placer.cli.options import as_json, instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.options import (
+    as_json,
+    engine_option,
+    instance_argument,
+    json_option,
+    open_instance,
+    trace_option,
+)
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
+    from moe_placer.instance.schema import Engine
+    from moe_placer.limits import Limits
+    from moe_placer.solve.estimate import Estimate
     from moe_placer.solve.solve import Solution
 
 __all__ = ["solve"]
@@ -36,6 +46,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @instance_argument
 @trace_option
+@engine_option
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
@@ -44,6 +55,9 @@ Examples:
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
+@click.option(
+    "--memory", metavar="GB", type=float, show_default="what is left", help="Refuse what is estimated to take more."
+)
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")
@@ -52,12 +66,14 @@ Examples:
 def solve(
     instance: Path,
     traces: tuple[Path, ...],
+    engine: Engine | None,
     solver: str,
     time_limit: float,
     gap: float,
     workers: int,
     seed: int,
     work: float | None,
+    memory: float | None,
     start: Path | None,
     output: Path | None,
     no_dag: bool,
@@ -68,14 +84,18 @@ def solve(
 
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
     """
-    from moe_placer.cli.progress import show_progress
+    from moe_placer.cli.progress_display import show_progress
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.solve.solve import solve as place
 
-    limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work)
-    opened = open_instance(instance, traces)
+    allowed = None if memory is None else 1e9 * memory
+    limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed)
+    opened = open_instance(instance, traces, engine)
     before = load_placement(start) if start else None
+    estimated = _estimate(opened, solver, limits, no_dag)
+    if not (quiet or json_):
+        click.echo(f"{opened.name}: {estimated.to_text()}", err=True)
     with _stop_on_signal() as interrupted, show_progress(opened.name, time_limit, quiet or json_) as progress:
         solution = place(
             opened, solver=solver, limits=limits, seed=seed, start=before, progress=progress, interrupted=interrupted
@@ -84,11 +104,23 @@ def solve(
     with _on_signals(signal.SIG_IGN):
         files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
         if json_:
-            click.echo(as_json(_report(opened, solution, files)))
+            told = {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)}
+            click.echo(as_json({**_report(opened, solution, files), "estimate": told}))
             return
         from moe_placer.cli.summary import print_summary
 
         print_summary(opened, solution, files)
+
+
+def _estimate(instance: Instance, solver: str, limits: Limits, no_dag: bool) -> Estimate:
+    """Estimate a solve with its DAGs, and refuse what the memory cannot hold, before hours are spent on it."""
+    from moe_placer.solve.estimate import estimate, refuse_too_large
+    from moe_placer.solve.registry import find_solver
+
+    searches = not getattr(find_solver(solver), "quick", False)
+    estimated = estimate(instance, limits.workers, searches, dags=not no_dag)
+    refuse_too_large(instance.name, estimated, limits.memory_bytes, "" if no_dag else "--no-dag, ")
+    return estimated
 
 
 @contextmanager
@@ -126,7 +158,10 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
     """Write the placement, then its DAGs as far as no signal stops it; every file whole or not at all."""
     placement = folder / "placement.json"
     solution.placement.write(placement)
-    if no_dag:
+    if not no_dag and instance.placement.dispatch != "per-expert":
+        unit = instance.placement.dispatch
+        click.echo(f"moe-placer: no DAGs, which send a copy per chosen expert, not {unit} as the instance", err=True)
+    if no_dag or instance.placement.dispatch != "per-expert":
         return [placement]
     from moe_placer.dag import write_dags
 
@@ -140,6 +175,8 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
 
 
 def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[str, Any]:
+    from moe_placer.cli.summary import name_deaths
+
     verification, records = solution.verification, solution.placement.layers
     gaps, own = solution.gaps.tolist(), solution.solver_gaps.tolist()
     contiguous = solution.baselines.get("contiguous")
@@ -162,6 +199,7 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
         "baselines": dict(solution.baselines),
         "better_than_contiguous": better,
         "repaired": solution.repaired,
+        "workers_died_of": name_deaths(solution.deaths),
         "seconds": solution.seconds,
         "layers": [
             {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_placer.instance.sizes import GB, token_bytes
+from moe_placer.result import Stop
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.solve.solve import Solution
 
-__all__ = ["print_summary"]
+__all__ = ["name_deaths", "print_summary"]
 
 
 def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> None:
@@ -82,8 +85,11 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
         chosen = str(solution.placement.replicas["copies"])
         hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
         lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
+    if solution.deaths:
+        lines.append(_said_of(solution))
     if solution.repaired:
-        lines.append(f"{solution.repaired} copies stood too close together and were moved apart.")
+        why = "too close together, pinned elsewhere, or without a slot in their group"
+        lines.append(f"{solution.repaired} replicas are not where the method puts them: they were {why}.")
     reasons = {str(stop): sum(s is stop for s in solution.stop) for stop in dict.fromkeys(solution.stop)}
     stops = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     lines.append(f"Verified independently in {solution.seconds:.1f} s all told. Why layers stopped: {stops}.")
@@ -96,6 +102,21 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
             f"{found.total_z:,.0f})."
         )
     return lines
+
+
+def _said_of(solution: Solution) -> str:
+    """Say that workers died, of what, and what became of their layers."""
+    died = name_deaths(solution.deaths)
+    causes = ", ".join(f"{died.count(cause)} by {cause}" for cause in dict.fromkeys(died))
+    kept = solution.stop.count(Stop.KILLED)
+    then = f"{kept} layers keep what they had" if kept else "their layers were tried again"
+    count = f"{len(died)} worker process{'es' if len(died) > 1 else ''}"
+    return f"{count} died ({causes}), most likely for want of memory; {then}. Fewer --workers need less."
+
+
+def name_deaths(deaths: Sequence[int]) -> list[str]:
+    """Name what each worker died of: a signal, or an exit code."""
+    return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in deaths]
 
 
 def _share(gap: float) -> str:

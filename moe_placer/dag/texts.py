@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from moe_placer.dag.labels import TITLES, gpu_list, shape_text
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, MIXED, WARNING, node_colour
-from moe_placer.dag.words import TITLES, gpu_list, shape_text
 
 __all__ = ["to_dot", "to_json"]
 

@@ -11,83 +11,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-__all__ = ["Integers", "NotPlainTensorsError", "StoredTensor", "load_pickle"]
+from moe_placer.engines.stored_tensors import (
+    STORAGES,
+    Integers,
+    NotPlainTensorsError,
+    StoredTensor,
+    fail,
+    is_count,
+    run_of_integers,
+    stated_tensor,
+    unpack_integers,
+)
 
-# Storage classes of torch, and what one value of them is in NumPy; bfloat16, which NumPy lacks, is widened on reading.
-_STORAGES = {
-    "DoubleStorage": "f8",
-    "FloatStorage": "f4",
-    "HalfStorage": "f2",
-    "BFloat16Storage": "bf16",
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "b1",
-}
-_MOST_DIMENSIONS = 16
+__all__ = ["load_pickle"]
+
 _LONG_RUN = 500  # integers; pickles write lists in runs of 1,000
 _MOST_STEPS = 10_000_000  # each makes an object of at most about 100 bytes; long runs of integers count once
-
-
-class NotPlainTensorsError(ValueError):
-    """The pickle holds something else than plain data and tensors, or is no pickle."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor that is still in its file.
-
-    Attributes
-    ----------
-    storage : str
-        Name of the archive's member with its values.
-    dtype : str
-        NumPy's name of the type of a value, or ``bf16``.
-    values : int
-        Values of the storage.
-    offset : int
-        Of the first element in the storage, in values.
-    shape, strides : tuple of int
-        Per dimension; strides in values.
-    """
-
-    storage: str
-    dtype: str
-    values: int
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether its values are whole numbers."""
-        return self.dtype[0] in "iu"
-
-
-class Integers:
-    """A long list of integers, kept as the bytes that it is written in: about a tenth of a list's memory."""
-
-    __slots__ = ("_lengths", "_parts")
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._lengths: list[int] = []
-
-    def __len__(self) -> int:
-        return sum(self._lengths)
-
-    def extend(self, run: bytes, count: int) -> None:
-        """Add ``count`` integers that are written as a run of instructions."""
-        self._parts.append(run)
-        self._lengths.append(count)
-
-    def to_list(self) -> list[int]:
-        """Return the integers."""
-        return [value for part in self._parts for value in _integers(part)]
 
 
 def load_pickle(data: bytes) -> Any:
@@ -105,18 +46,6 @@ def load_pickle(data: bytes) -> Any:
         raise
     except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
         raise NotPlainTensorsError(f"a damaged pickle (at byte {machine.at}: {type(error).__name__})") from None
-
-
-def _integers(run: bytes) -> list[int]:
-    values, at = [], 0
-    while at < len(run):
-        width = _INTEGER_WIDTH[run[at]]
-        values.append(int.from_bytes(run[at + 1 : at + 1 + width], "little", signed=width == 4))
-        at += 1 + width
-    return values
-
-
-_INTEGER_WIDTH = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +67,7 @@ _KNOWN = {
     ("collections", "OrderedDict"),
     ("torch", "Size"),
     ("torch._utils", "_rebuild_tensor_v2"),
-    *(("torch", name) for name in _STORAGES),
+    *(("torch", name) for name in STORAGES),
 }
 
 
@@ -154,26 +83,26 @@ class _Machine:
     def run(self) -> Any:
         stop = ord(".")
         for _ in range(_MOST_STEPS):
-            code = self.data[self.at] if self.at < len(self.data) else _fail("a pickle that ends too early")
+            code = self.data[self.at] if self.at < len(self.data) else fail("a pickle that ends too early")
             self.at += 1
             if code == stop:
                 return self._result()
             step = _STEPS.get(code)
             if step is None:
-                _fail(f"the pickle instruction {bytes([code])!r}, which no file of tensors has (at byte {self.at - 1})")
+                fail(f"the pickle instruction {bytes([code])!r}, which no file of tensors has (at byte {self.at - 1})")
             step(self)
-        return _fail(f"more than {_MOST_STEPS:,} instructions")
+        return fail(f"more than {_MOST_STEPS:,} instructions")
 
     def _result(self) -> Any:
         if len(self.stack) != 1 or self.stack[0] is _MARK or self.at != len(self.data):
-            _fail("a pickle that leaves something over")
+            fail("a pickle that leaves something over")
         return self.stack[0]
 
     # --- what instructions take -----------------------------------------------------------------------------------
 
     def take(self, count: int) -> bytes:
         if count < 0 or self.at + count > len(self.data):
-            _fail("a pickle that ends too early")
+            fail("a pickle that ends too early")
         taken = self.data[self.at : self.at + count]
         self.at += count
         return taken
@@ -184,12 +113,12 @@ class _Machine:
     def line(self) -> str:
         end = self.data.find(b"\n", self.at, self.at + 300)
         if end < 0:
-            _fail("a name without an end")
+            fail("a name without an end")
         return self.take(end + 1 - self.at)[:-1].decode("ascii", "replace")
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            _fail("a pickle that takes more than it has")
+            fail("a pickle that takes more than it has")
         return self.stack.pop()
 
     def marked(self) -> list[Any]:
@@ -198,20 +127,16 @@ class _Machine:
         while at >= 0 and self.stack[at] is not _MARK:
             at -= 1
         if at < 0:
-            _fail("a pickle without the mark that it goes back to")
+            fail("a pickle without the mark that it goes back to")
         taken = self.stack[at + 1 :]
         del self.stack[at:]
         return taken
 
 
-def _fail(found: str) -> NoReturn:
-    raise NotPlainTensorsError(found)
-
-
 def _protocol(machine: _Machine) -> None:
     version = machine.number(1)
     if not 2 <= version <= 5:
-        _fail(f"a pickle of protocol {version}")
+        fail(f"a pickle of protocol {version}")
 
 
 def _frame(machine: _Machine) -> None:
@@ -228,18 +153,9 @@ def _new(kind: Callable[[], Any]) -> Callable[[_Machine], None]:
 
 def _mark(machine: _Machine) -> None:
     machine.stack.append(_MARK)
-    end, count = _integer_run(machine.data, machine.at)
+    end, count = run_of_integers(machine.data, machine.at)
     if count >= _LONG_RUN and machine.data[end : end + 1] == b"e":
         _append_run(machine, end, count)
-
-
-def _integer_run(data: bytes, start: int) -> tuple[int, int]:
-    at, count, size = start, 0, len(data)
-    width = _INTEGER_WIDTH
-    while at < size and (more := width.get(data[at])) is not None and at + more < size:
-        at += 1 + more
-        count += 1
-    return at, count
 
 
 def _append_run(machine: _Machine, end: int, count: int) -> None:
@@ -257,9 +173,9 @@ def _append_run(machine: _Machine, end: int, count: int) -> None:
     if isinstance(target, Integers):
         target.extend(run, count)
     elif isinstance(target, list):
-        target.extend(_integers(run))
+        target.extend(unpack_integers(run))
     else:
-        _fail("integers that are appended to no list")
+        fail("integers that are appended to no list")
     machine.take(1)
 
 
@@ -330,12 +246,12 @@ def _extend(machine: _Machine, values: list[Any]) -> None:
     if isinstance(target, Integers):
         plain = [value for value in values if type(value) is int and -(2**31) <= value < 2**31]
         if len(plain) != len(values):
-            _fail("a list of integers with something else in it")
+            fail("a list of integers with something else in it")
         target.extend(b"".join(b"J" + value.to_bytes(4, "little", signed=True) for value in plain), len(plain))
     elif isinstance(target, list):
         target.extend(values)
     else:
-        _fail("values that are appended to no list")
+        fail("values that are appended to no list")
 
 
 def _set_item(machine: _Machine) -> None:
@@ -350,10 +266,10 @@ def _set_items(machine: _Machine) -> None:
 def _update(machine: _Machine, items: list[Any]) -> None:
     target = _top(machine)
     if not isinstance(target, dict) or len(items) % 2:
-        _fail("keys that belong to no dictionary")
+        fail("keys that belong to no dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int):
-            _fail("a dictionary with keys that are neither text nor whole numbers")
+            fail("a dictionary with keys that are neither text nor whole numbers")
         target[key] = value
 
 
@@ -369,7 +285,7 @@ def _stack_global(machine: _Machine) -> None:
 def _name(machine: _Machine, module: str, name: str) -> None:
     if (module, name) not in _KNOWN:
         shown = f"{module}.{name}".encode("ascii", "backslashreplace").decode()[:80]
-        _fail(f"the name {shown}, which no tensor needs; nothing of the file was run")
+        fail(f"the name {shown}, which no tensor needs; nothing of the file was run")
     machine.stack.append(_Name(module, name))
 
 
@@ -377,52 +293,25 @@ def _persistent(machine: _Machine) -> None:
     """Take the reference to a storage: ('storage', its class, its member, its device, its number of values)."""
     reference = machine.pop()
     if not (isinstance(reference, tuple) and len(reference) == 5 and reference[0] == "storage"):
-        _fail("a reference to something else than a tensor's values")
+        fail("a reference to something else than a tensor's values")
     _, kind, member, _, values = reference
-    if not (isinstance(kind, _Name) and kind.name in _STORAGES and isinstance(member, str) and _is_count(values)):
-        _fail("a tensor whose values are of no known type")
-    machine.stack.append(StoredTensor(member, _STORAGES[kind.name], values, 0, (values,), (1,)))
+    if not (isinstance(kind, _Name) and kind.name in STORAGES and isinstance(member, str) and is_count(values)):
+        fail("a tensor whose values are of no known type")
+    machine.stack.append(StoredTensor(member, STORAGES[kind.name], values, 0, (values,), (1,)))
 
 
 def _reduce(machine: _Machine) -> None:
     arguments, called = machine.pop(), machine.pop()
     if not (isinstance(called, _Name) and isinstance(arguments, tuple)):
-        _fail("a call of something else than a tensor's name; nothing of the file was run")
+        fail("a call of something else than a tensor's name; nothing of the file was run")
     if called.name == "_rebuild_tensor_v2":
-        machine.stack.append(_tensor(arguments))
+        machine.stack.append(stated_tensor(arguments))
     elif called.name == "OrderedDict" and not arguments:
         machine.stack.append(_Ordered())
     elif called.name == "Size" and len(arguments) == 1 and isinstance(arguments[0], tuple):
         machine.stack.append(arguments[0])
     else:
-        _fail(f"a call of {called.module}.{called.name} that torch.save never writes")
-
-
-def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
-    """Check what `torch.save` states of a tensor: it must lie in its storage, value by value."""
-    if len(arguments) not in {6, 7} or not isinstance(arguments[0], StoredTensor):
-        _fail("a tensor without its values")
-    storage, offset, shape, strides = arguments[:4]
-    numbers = isinstance(shape, tuple) and isinstance(strides, tuple) and all(map(_is_count, (*shape, *strides)))
-    if not numbers or not _is_count(offset) or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-        _fail("a tensor whose shape is no shape")
-    size = 1
-    for length in shape:
-        size *= length
-    if size > storage.values:
-        _fail(f"a tensor of shape {_shown(shape)}, but {storage.values} values")
-    last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-    if size and last >= storage.values:
-        _fail(f"a tensor of shape {_shown(shape)} that reaches beyond its {storage.values} values")
-    return StoredTensor(storage.storage, storage.dtype, storage.values, offset, shape, strides)
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(str(length)[:20] for length in shape)}]"
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**62
+        fail(f"a call of {called.module}.{called.name} that torch.save never writes")
 
 
 _STEPS: dict[int, Callable[[_Machine], None]] = {

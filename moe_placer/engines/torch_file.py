@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.engines.pickle_reader import NotPlainTensorsError, StoredTensor, load_pickle
+from moe_placer.engines.pickle_reader import load_pickle
+from moe_placer.engines.stored_tensors import NotPlainTensorsError, StoredTensor
 from moe_placer.errors import InputError, Mistake
 
 __all__ = ["TorchFile", "open_torch_file"]

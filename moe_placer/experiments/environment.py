@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["describe_environment", "environment_in_words"]
 
-PACKAGES = ("moe-placer", "numpy", "scipy", "ortools", "loky", "networkx")
+PACKAGES = ("moe-placer", "numpy", "scipy", "ortools", "networkx")
 
 
 def describe_environment() -> dict[str, Any]:

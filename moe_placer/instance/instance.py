@@ -30,6 +30,9 @@ class Instance(schema.Section):
     placement: schema.Placement = schema.Placement()
     traffic: schema.AnyTraffic
     objective: schema.Objective = schema.Objective()
+    engine: schema.Engine | None = Field(
+        None, description="Inference engine that is to load the placement: its rules on slots and copies must hold."
+    )
 
     _directory: Path = PrivateAttr(default=Path())
 
@@ -85,8 +88,11 @@ class Instance(schema.Section):
         """SHA-256 of the canonical content: comments, order and trace paths do not change it, defaults count."""
         content = self.model_dump(mode="json")
         content["traffic"].pop("files", None)
+        del content["engine"]  # it only forbids; what is allowed costs the same with and without it
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # the field is younger than the first placement files
+        if content["traffic"].get("sources") == "mix":
+            del content["traffic"]["sources"]  # and so is this one
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -102,9 +108,25 @@ class Instance(schema.Section):
         copy._directory = self._directory
         return copy
 
+    def with_engine(self, engine: schema.Engine) -> Self:
+        """Return this instance for an engine, as ``--engine`` does.
+
+        Raises
+        ------
+        InputError
+            The instance breaks the engine's rules.
+        """
+        copy = self.model_copy(update={"engine": engine})
+        copy._directory = self._directory
+        copy._refuse_contradictions()
+        return copy
+
     @model_validator(mode="after")
     def _check_as_a_whole(self) -> Self:
+        self._refuse_contradictions()
+        return self
+
+    def _refuse_contradictions(self) -> None:
         mistakes = find_contradictions(dict(self))
         if mistakes:
             raise InputError(mistakes)
-        return self

@@ -11,6 +11,7 @@ __all__ = [
     "Cluster",
     "Dragonfly",
     "Dtype",
+    "Engine",
     "FatTree",
     "FullMesh",
     "Gpu",
@@ -27,6 +28,7 @@ __all__ = [
     "TraceTraffic",
 ]
 
+Engine = Literal["sglang", "vllm", "trtllm"]
 Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
 
 T = TypeVar("T")
@@ -179,8 +181,16 @@ class Placement(Section):
         "{redundant_slots_in_all: n}, over all layers.",
     )
     replica_routing: Literal["group", "even"] = "group"
-    replicas_apart: Literal["gpu", "node"] = "gpu"
-    dispatch: Literal["per-expert"] = "per-expert"
+    replicas_apart: Literal["gpu", "node", "none"] = Field(
+        "gpu",
+        description="Where copies of one expert never meet; none: two may share a GPU, as plans of engines do (solvers "
+        "put them apart all the same).",
+    )
+    dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
+        "per-expert",
+        description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "
+        "holds any of them (inside a node the copy is forwarded).",
+    )
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
@@ -203,6 +213,11 @@ class _RecordedTraffic(_Traffic):
     )
     mix: ListOf[ListOf[Annotated[float, Field(ge=0, le=1)]]] | None = Field(
         None, description="Per node: the share of its tokens from each file; absent: every node alike."
+    )
+    sources: Literal["mix", "recorded"] = Field(
+        "mix",
+        description="mix: nodes have tokens as mix says; recorded: each node's tokens are like those of its own ranks "
+        "in the one file, as `moe-placer import` keeps them (source_load, token_source).",
     )
 
 

@@ -18,7 +18,6 @@ Loc = tuple[str | int, ...]
 _PLANNED = {
     "fabric": {"rail", "graph"},
     "replica_routing": {"nearest", "optimal"},
-    "dispatch": {"per-node", "per-gpu"},
 }
 _SECTION = "a section of `field: value` lines"
 _EXPECTED = {

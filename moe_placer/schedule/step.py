@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
-from moe_placer.schedule.figures import Figures, find_figures
 from moe_placer.schedule.simulate import simulate_placement
+from moe_placer.schedule.step_figures import Figures, find_figures
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic.recording import Traffic
 

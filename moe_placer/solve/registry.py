@@ -24,6 +24,8 @@ BUILT_IN = {
     "trtllm": "moe_placer.solvers.trtllm:TensorRtLlm",
     "topology-swaps": "moe_placer.solvers.topology_swaps:TopologySwaps",
     "flow": "moe_placer.solvers.flow:Flow",
+    "coverage": "moe_placer.solvers.coverage:CoverageSolver",
+    "affinity": "moe_placer.solvers.affinity:Affinity",
 }
 DEFAULT = "auto"
 

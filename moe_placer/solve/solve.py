@@ -23,6 +23,7 @@ from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solve.assemble import state_placement
 from moe_placer.solve.base import Solver
+from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.outcome import never_worse, of_the_instance
@@ -31,6 +32,7 @@ from moe_placer.solve.registry import DEFAULT, find_solver
 from moe_placer.solve.warm_start import better_start, find_slots, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
+from moe_placer.workers import count_deaths
 
 __all__ = ["Progress", "Solution", "solve"]
 
@@ -57,10 +59,13 @@ class Solution:
     seconds : float
         Wall-clock time of everything, from reading the traffic to the verdict.
     repaired : int
-        Copies that the method had put too close together, and that were moved apart.
+        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
+        or a DP group's nodes had no slot left.
     traffic : Traffic
     minimise : str
         Which objective: ``layers`` or ``aggregate``.
+    deaths : tuple of int
+        Exit codes of worker processes that died; below 0 the signal that killed one. Their layers were tried again.
     """
 
     placement: Placement
@@ -72,6 +77,7 @@ class Solution:
     repaired: int
     traffic: Traffic
     minimise: Literal["layers", "aggregate"]
+    deaths: tuple[int, ...] = ()
 
     @property
     def objective(self) -> float:
@@ -121,7 +127,7 @@ def solve(
     solver : str or Solver
         A registered name (``moe-placer solvers``), or a solver of your own.
     limits : Limits, optional
-        Time, gap, workers, deterministic effort; absent: 60 s, 0.1%, one worker.
+        Time, gap, workers, deterministic effort, memory; absent: 60 s, 0.1%, one worker, the memory that is left.
     seed : int
         Of everything random; the same seed and limits give the same placement while no clock strikes.
     start : Placement, optional
@@ -138,7 +144,7 @@ def solve(
     InfeasibleError
         No placement can exist, and the message says why.
     NothingFoundError
-        The limits ran out, or the method failed, before there was a placement.
+        The limits ran out, or the method failed, before there was a placement; or memory cannot suffice.
     DefectError
         The verifier disagrees with the solver: a defect of this program.
     """
@@ -150,6 +156,8 @@ def solve(
         raise UsageError(f"seed is {seed}, expected 0 or more")
     if reason := method.unavailable():
         raise UsageError(f"the solver {method.name} cannot run here: {reason}")
+    searches = not (isinstance(method, LayerSolver) and method.quick)
+    refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
@@ -173,7 +181,8 @@ def solve(
     searches = isinstance(method, LayerSolver) and not method.quick
     if searches:
         report.start(first)  # quick methods ignore it; others may
-    results = _run(method, problem, limits, seed, first, report, room)
+    with count_deaths() as deaths:
+        results = _run(method, problem, limits, seed, first, report, room)
     if searches:
         results = never_worse(problem, results, baselines.plans)
     results = fit_to_gpus(problem, results)
@@ -190,6 +199,7 @@ def solve(
         sum(result.repaired for result in results),
         traffic,
         problem.minimise,
+        tuple(deaths),
     )
 
 
@@ -197,7 +207,8 @@ def _can_share_room(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
     slow = isinstance(method, LayerSolver) and not method.quick
     apart = problem.minimise == "layers" and not problem.shares_copies
-    return slow and apart and problem.capacity.binds and problem.shards == 1
+    linear = not problem.coverage
+    return slow and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
 def _run(
@@ -243,6 +254,8 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
         if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
             layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
+        return
+    if problem.coverage:  # link weights of one copy per chosen expert prove nothing where copies are saved
         return
     for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP

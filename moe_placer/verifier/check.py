@@ -14,6 +14,7 @@ from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
 from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violation
 
 __all__ = ["verify"]
@@ -44,7 +45,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     """
     if traffic is None:
         traffic = load_traffic(instance)
-    mistakes = find_traffic_mistakes(instance, traffic)
+    mistakes = find_traffic_mistakes(instance, traffic) or find_dispatch_mistakes(instance, traffic)
     if mistakes:
         raise InputError(mistakes)
 

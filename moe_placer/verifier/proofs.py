@@ -9,6 +9,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
 from moe_placer.verifier.rules import shown
+from moe_placer.verifier.sending import check_proof_fits
 from moe_placer.verifier.verification import Violation
 
 __all__ = ["check_aggregate_proof", "check_memory_proof", "check_proof", "check_room_prices", "copies_are_free"]
@@ -36,6 +37,7 @@ def check_proof(
     ``copies`` counts the copies of each expert; None where the placement is too broken for that.
     """
     yield from _check_weights(record, layer, links)
+    yield from check_proof_fits(instance, record.proof, layer, f"proof: {record.proof}")
     if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
         yield Violation("proof", f"a bound for any copies with proof: {record.proof}, {_ANY_COPIES}", layer)
     for_these = not record.any_copies and record.proof != "solver" and copies_are_free(instance)
@@ -64,6 +66,7 @@ def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Ite
 def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tuple[str, ...]) -> Iterator[Violation]:
     """Rules ``weights`` and ``proof`` for what is stated of all layers together."""
     yield from _check_weights(record, None, links)
+    yield from check_proof_fits(instance, record.proof, None, "a bound on the aggregate")
     if (record.bound is None) != (record.proof is None):
         yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
     if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
@@ -85,6 +88,7 @@ def check_memory_proof(
     links : tuple of str
     """
     nodes = instance.cluster.nodes
+    yield from check_proof_fits(instance, "dual", None, "a bound that counts memory")
     if len(record.room_prices) != nodes:
         found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
         yield Violation("proof", f"{found}, required is one per node ({nodes})")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from moe_placer.dag.labels import TITLES
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, WARNING, node_colour, node_hatch, node_stripe
-from moe_placer.dag.words import TITLES
 
 __all__ = ["details_of"]
 

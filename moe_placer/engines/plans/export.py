@@ -178,6 +178,6 @@ def check_file(form: str, file: Path, instance: Instance | None = None) -> Check
     plan = chosen.decode(raw, deployment, file)
     known = deployment is not None or plan.ranks > 1
     warnings = list(_repeats(plan)) if known else []
-    if chosen.suffix and file.suffix != chosen.suffix:
+    if chosen.suffix and file.suffix not in {chosen.suffix, *chosen.also_read}:
         warnings.append(f"{chosen.rules.label} reads only files whose names end in {chosen.suffix}.")
     return CheckedFile(chosen.reader, plan, known, plan.ranks, raw, tuple(warnings))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from moe_placer.engines.layouts import ENGINES, LAYOUTS, EngineRules, FileLayout
 from moe_placer.engines.plans.checks import Fault
 from moe_placer.engines.plans.plan import Deployment, Plan
-from moe_placer.engines.rules import ENGINES, LAYOUTS, EngineRules, FileLayout
 
 __all__ = ["MAX_BYTES", "PlanForm", "Start", "default_slots"]
 
@@ -57,6 +57,8 @@ class PlanForm(ABC):
         One line for help and documents.
     suffix : str
         The ending without which the engine does not read the file; empty where any will do.
+    also_read : tuple of str
+        Further endings that it reads.
     mtp : str
         Why layers for multi-token prediction are not written; empty where they are, on request.
     consequences : mapping
@@ -66,6 +68,7 @@ class PlanForm(ABC):
     name: ClassVar[str]
     what: ClassVar[str]
     suffix: ClassVar[str] = ""
+    also_read: ClassVar[tuple[str, ...]] = ()
     mtp: ClassVar[str] = ""
     consequences: ClassVar[Mapping[Fault, str]] = {}
 

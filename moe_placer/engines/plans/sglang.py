@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +11,14 @@ from typing import Any, ClassVar
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start, default_slots
 from moe_placer.engines.plans.plan import Deployment, Plan
+from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, StoredTensor
+from moe_placer.engines.torch_file import TorchFile, open_torch_file
 from moe_placer.files import parse_json
 
 __all__ = ["SglangForm"]
 
+_ZIP = b"PK"  # how files of torch.save begin
+_MOST_SLOTS = 10_000_000  # over all layers
 _KEY = "physical_to_logical_map"
 _EXPECTED = f'a JSON object {{"{_KEY}": [[expert of each slot] for each decoder layer]}}'
 
@@ -24,6 +29,7 @@ class SglangForm(PlanForm):
     name = "sglang"
     what = "SGLang: --init-expert-location, all decoder layers"
     suffix = ".json"
+    also_read = (".pt",)
     mtp = "SGLang gives draft layers its own map, whatever the file says: a row for one would load other weights"
     consequences: ClassVar[Mapping[Fault, str]] = {
         "kind": "stops with a TypeError that does not say where",
@@ -42,10 +48,8 @@ class SglangForm(PlanForm):
 
     def decode(self, raw: bytes, deployment: Deployment | None, file: Path) -> Plan:
         """Read the map; dense layers must be as sound as the others, since SGLang derives maps for them too."""
-        rows = [
-            Row(f"{_KEY}[{index}]", index, row)
-            for index, row in enumerate(_rows(parse_json(raw, _EXPECTED, file), file))
-        ]
+        content = _saved(file) if raw[:2] == _ZIP else parse_json(raw, _EXPECTED, file)
+        rows = [Row(f"{_KEY}[{index}]", index, row) for index, row in enumerate(_rows(content, file))]
         if deployment is not None:
             moe = len(deployment.moe_layers)
             hint = f" ({moe} are MoE layers)" if len(rows) == moe != deployment.decoder_layers else ""
@@ -79,6 +83,27 @@ class SglangForm(PlanForm):
             "Without an all-to-all backend (--moe-a2a-backend none) SGLang refuses --ep-dispatch-algorithm static, and "
             "placement does not change link loads.",
         )
+
+
+def _saved(file: Path) -> Any:
+    """Return what torch.save wrote, its tensors as lists."""
+    with open_torch_file(file) as opened:
+        content = opened.content
+        if not isinstance(content, dict):
+            return content
+        return {str(key): _listed(opened, value) for key, value in content.items()}
+
+
+def _listed(opened: TorchFile, value: Any) -> Any:
+    if isinstance(value, StoredTensor):
+        if math.prod(value.shape) > _MOST_SLOTS:
+            raise NotPlainTensorsError(f"a tensor of shape {list(value.shape)}")
+        return opened.array(value).tolist()
+    if isinstance(value, Integers):
+        return value.to_list()
+    if isinstance(value, list):
+        return [_listed(opened, one) if isinstance(one, StoredTensor | Integers) else one for one in value]
+    return value
 
 
 def _rows(content: Any, file: Path) -> list[list[Any]]:

@@ -70,7 +70,9 @@ def placement_from_plan(
     broken = [violation for violation in first.violations if violation.rule not in figures]
     if broken:
         shown = "\n".join(map(str, broken[:20])) + (f"\n... and {len(broken) - 20} more" if len(broken) > 20 else "")
-        raise VerificationError(f"the plan breaks rules of the instance:\n{shown}", [one.rule for one in broken])
+        apart = all(one.rule == "apart" for one in broken) and instance.placement.replicas_apart == "gpu"
+        hint = "\nplacement.replicas_apart: none lets copies of one expert share a GPU" if apart else ""
+        raise VerificationError(f"the plan breaks rules of the instance:\n{shown}{hint}", [one.rule for one in broken])
     problem = compile_problem(instance, traffic)
     records = []
     for index, check in enumerate(first.layers):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.experiments.report.write import require_libraries
+from moe_placer.experiments.report.report_files import require_libraries
 from moe_placer.experiments.sweep.sweep import ROW
 from moe_placer.files import read_bounded, write_atomically
 
@@ -43,7 +43,7 @@ def write_page(folder: Path, title: str, command: str = "") -> list[Path]:
         Rows or environment are missing or damaged.
     """
     require_libraries()
-    from moe_placer.experiments.sweep.page import build_page
+    from moe_placer.experiments.sweep.sweep_page import build_page
 
     rows = [_row(line, number, folder / _ROWS) for number, line in enumerate(_lines(folder / _ROWS), 1)]
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_placer.experiments.sweep.crossing import find_crossings
-from moe_placer.schedule.figures import PLANNED, plan_holds
+from moe_placer.schedule.step_figures import PLANNED, plan_holds
 
 __all__ = ["AXES", "answers", "by", "said", "shares_in_percent", "varied"]
 

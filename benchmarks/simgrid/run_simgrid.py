@@ -22,7 +22,7 @@ __all__ = ["require_simgrid", "simulate"]
 
 Floats = npt.NDArray[np.float64]
 
-_CHILD = (sys.executable, "-P", "-m", "benchmarks.simgrid.child")
+_CHILD = (sys.executable, "-P", "-m", "benchmarks.simgrid.simgrid_process")
 _PATIENCE_S = 3600.0
 
 

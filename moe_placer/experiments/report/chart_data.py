@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from moe_placer.experiments.report.figures import profile, standings
 from moe_placer.experiments.report.layout import lines_of, place_vertices
 from moe_placer.experiments.report.rows import Comparison, InstanceRow, RunRow
+from moe_placer.experiments.report.standings import profile, standings
 
 __all__ = ["Table", "cells", "fabric", "gpu_table", "held_out", "layers", "link_table", "profiles", "times"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from moe_placer.experiments.environment import environment_in_words
 from moe_placer.experiments.report.markdown import plain
-from moe_placer.experiments.sweep.chart import caption, draw
-from moe_placer.experiments.sweep.words import AXES, answers, by, said, shares_in_percent, varied
+from moe_placer.experiments.sweep.findings import AXES, answers, by, said, shares_in_percent, varied
+from moe_placer.experiments.sweep.sweep_chart import caption, draw
 from moe_placer.instance.sizes import GB
 
 __all__ = ["build_page"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.simgrid.figures import Rows, by, ratio
+from benchmarks.simgrid.agreement import Rows, by, ratio
 from benchmarks.simgrid.models import MODELS
 from moe_placer.experiments.report.charts import config
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
-from moe_placer.verifier.dags.rules import DagViolation
+from moe_placer.verifier.dags.dag_rules import DagViolation
 
 __all__ = ["DagFile", "Row", "compare_twins", "find_dags", "read_dag", "read_dot"]
 

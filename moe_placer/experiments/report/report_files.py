@@ -47,8 +47,8 @@ def write_report(folder: Path) -> list[Path]:
         The libraries of the extra `report` are not installed.
     """
     require_libraries()
+    from moe_placer.experiments.report.html_page import to_page
     from moe_placer.experiments.report.markdown import to_markdown
-    from moe_placer.experiments.report.page import to_page
     from moe_placer.experiments.report.rows import read_comparison
 
     comparison = read_comparison(folder)

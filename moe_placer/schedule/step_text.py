@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from moe_placer.instance.sizes import GB
-from moe_placer.schedule.figures import PLANNED, Figures, plan_holds
 from moe_placer.schedule.simulate import Timeline
+from moe_placer.schedule.step_figures import PLANNED, Figures, plan_holds
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.simgrid.chart import draw
-from benchmarks.simgrid.figures import Row, Rows, agreement, beside, by, excess, ranking
+from benchmarks.simgrid.agreement import Row, Rows, agreement, beside, by, excess, ranking
 from benchmarks.simgrid.models import MODELS
+from benchmarks.simgrid.ratio_chart import draw
 from moe_placer.experiments.environment import environment_in_words
 
 __all__ = ["build_page", "is_large"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_placer.experiments.report.charts import config
 from moe_placer.experiments.report.markdown import renumbered
-from moe_placer.experiments.sweep.words import AXES, by, said, varied
+from moe_placer.experiments.sweep.findings import AXES, by, said, varied
 
 __all__ = ["caption", "draw"]
 

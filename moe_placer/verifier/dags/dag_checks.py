@@ -17,8 +17,8 @@ from moe_placer.verifier.dags.agreement import (
     check_traffic,
 )
 from moe_placer.verifier.dags.arithmetic import check_arithmetic
-from moe_placer.verifier.dags.files import DagFile, compare_twins, find_dags, read_dag
-from moe_placer.verifier.dags.rules import DagViolation
+from moe_placer.verifier.dags.dag_rules import DagViolation
+from moe_placer.verifier.dags.read_back import DagFile, compare_twins, find_dags, read_dag
 from moe_placer.verifier.dags.structure import check_acyclic, check_connected, check_shapes
 from moe_placer.verifier.dags.travel import check_groups, check_hot, check_travel
 from moe_placer.verifier.deployment import Deployment

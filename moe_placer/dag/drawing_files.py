@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from moe_placer.dag.deployment import lost_nodes
+from moe_placer.dag.groups import lost_nodes
 from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import VIEWS, View, count_tensors
