@@ -31,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 # Claimed bounds are this much below what was computed, so that the rounding of another summation order cannot turn a
 # true claim into a false one. Sums of some thousand doubles err by about 1e-13 of their size.
 SAFETY = 1e-10
+SMALLEST = 2.0**-600  # smaller bounds are not claimed: products on the way to them may have lost their digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,4 +159,4 @@ def _floor(problem: LayerProblem) -> Floats:
 
 
 def _safe(value: float) -> float:
-    return max(0.0, value * (1 - SAFETY))
+    return value * (1 - SAFETY) if value >= SMALLEST else 0.0

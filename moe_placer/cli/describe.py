@@ -307,5 +307,5 @@ def _verdict_lines(d: Description) -> list[str]:
     if d.infeasible:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:
-        lines.append("Verdict: slots and memory suffice, counted over all GPUs.")
+        lines.append("Verdict: feasible. Slots, memory, pins and the distance between copies leave a placement.")
     return lines

@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
-from moe_placer.bounds.bounds import SAFETY, Bound, best_bound, relaxed_bound
+from moe_placer.bounds.bounds import SAFETY, SMALLEST, Bound, best_bound, relaxed_bound
 from moe_placer.bounds.relaxation import Relaxation, relax
 from moe_placer.decomposition.memory_exchange import SMALL, Exchange
 from moe_placer.decomposition.memory_rounding import fit_room
@@ -184,7 +184,8 @@ class _Division:
         ``sum_l z[l] >= sum_l min over assignments of (w[l] cost[l] + p count[l]) - p room``, in vectors over links and
         nodes.
         """
-        return max(0.0, self.bound - SAFETY * (self.bound + 2 * float(self.prices @ self.room)))
+        safe = self.bound - SAFETY * (self.bound + 2 * float(self.prices @ self.room))
+        return safe if safe >= SMALLEST else 0.0
 
     def bounds(self, deadline: Deadline) -> list[Bound]:
         """Bound every layer as well as can be, whatever its room: by the weights found, and by those without prices."""

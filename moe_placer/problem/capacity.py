@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.errors import InfeasibleError, NothingFoundError
+from moe_placer.errors import InfeasibleError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.problem.node_limits import most_of_experts, most_replicas, most_together
@@ -161,13 +161,17 @@ def find_capacity(instance: Instance) -> Capacity:
 
 
 def why_infeasible(instance: Instance) -> str | None:
-    """Say why no placement can exist; None where there is one, or where that is not decided in a minute."""
+    """Say why no placement can exist; None where there is one.
+
+    Raises
+    ------
+    NothingFoundError
+        That could not be decided in a minute.
+    """
     try:
         find_capacity(instance)
     except InfeasibleError as error:
         return str(error)
-    except NothingFoundError:
-        return None
     return None
 
 
