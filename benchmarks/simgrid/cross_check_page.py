@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from benchmarks.simgrid.agreement import Row, Rows, agreement, beside, by, exces
 from benchmarks.simgrid.models import MODELS
 from benchmarks.simgrid.ratio_chart import draw
 from moe_placer.experiments.environment import environment_in_words
+from moe_placer.experiments.markdown_table import markdown_table
 
 __all__ = ["build_page", "is_large"]
 
@@ -60,7 +61,7 @@ def _answer(rows: Rows) -> str:
     head = ("SimGrid's model", "median", "range", "within 10%", "Spearman of an instance's placements, lowest")
     return (
         f"Where messages are large ({least:,g} tokens per GPU and more: 10 MB and more from node to node on average), "
-        f"our times of {len(large):,} all-to-alls are off SimGrid's by\n\n{_table(head, cells, texts=1)}"
+        f"our times of {len(large):,} all-to-alls are off SimGrid's by\n\n{markdown_table(head, cells, texts=1)}"
     )
 
 
@@ -80,7 +81,7 @@ def _what(rows: Rows) -> str:
         f"The dispatch of single layers, alone on the fabric, of the placements of {named}. Ours is "
         "`moe_placer.schedule.network.Network`; SimGrid's platform is built from the same fabric graph, link by link, "
         "with one flow per shortest path of a node pair. Its models, from our own assumptions to its defaults:\n\n"
-        f"{_table(('model', 'assumes', *_OPTIONS, 'latency of a link, µs'), cells, texts=2)}\n\n"
+        f"{markdown_table(('model', 'assumes', *_OPTIONS, 'latency of a link, µs'), cells, texts=2)}\n\n"
         "Our time has the links' latency on the longest path added, as the schedule adds it; nothing else is fitted."
     )
 
@@ -95,7 +96,7 @@ def _sizes(rows: Rows) -> str:
     return (
         "## By size of messages\n\n"
         "Our time over SimGrid's, minus 1: the median over all instances, placements and layers, and the range.\n\n"
-        f"{_table(head, cells)}"
+        f"{markdown_table(head, cells)}"
     )
 
 
@@ -105,7 +106,7 @@ def _instances(rows: Rows) -> str:
         flows = f"{min(row['flows'] for row in group)} to {max(row['flows'] for row in group)}"
         cells.append([name, str(len(group)), flows, *(_off(group, model) for model in MODELS)])
     head = ("instance", "all-to-alls", "flows", *MODELS)
-    return f"## By instance\n\nThe same, of the largest messages.\n\n{_table(head, cells, texts=1)}"
+    return f"## By instance\n\nThe same, of the largest messages.\n\n{markdown_table(head, cells, texts=1)}"
 
 
 def _ranks(rows: Rows) -> str:
@@ -123,7 +124,7 @@ def _ranks(rows: Rows) -> str:
         "Spearman's rank correlation between our times of an instance's placements and SimGrid's: of the sums over "
         "the layers, and in brackets of single layers, the median and the lowest; for the smallest and the largest "
         "messages. The last column ranks by the worst link alone, which placements are optimised for, against "
-        f"*{next(iter(MODELS))}*.\n\n{_table(head, cells, texts=1)}"
+        f"*{next(iter(MODELS))}*.\n\n{markdown_table(head, cells, texts=1)}"
     )
 
 
@@ -138,7 +139,7 @@ def _both(rows: Rows) -> str:
         "## Two at a time\n\n"
         "A dispatch, and once its worst link would be half through, a combine (the dispatch reversed) beside it, as "
         "with two micro-batches: our time over SimGrid's, minus 1, each from its start to its end, of the largest "
-        f"messages.\n\n{_table(('instance', 'transfer', *MODELS), cells, texts=2)}"
+        f"messages.\n\n{markdown_table(('instance', 'transfer', *MODELS), cells, texts=2)}"
     )
 
 
@@ -158,7 +159,7 @@ def _bottleneck(rows: Rows) -> str:
         "A placement is judged by z, the time that its worst link needs. Fair sharing can take longer: a link idles "
         "while flows that it could take are held up elsewhere. How much longer it takes (our network; the shares are "
         "the same at every size; ms are of the largest messages, layers added up, seeds averaged):\n\n"
-        f"{_table(head, cells, texts=2)}\n\n{_first(rows)}"
+        f"{markdown_table(head, cells, texts=2)}\n\n{_first(rows)}"
     )
 
 
@@ -246,12 +247,6 @@ def _largest(rows: Rows) -> list[Row]:
     """Return the rows of the largest messages."""
     most = max(row["tokens_per_gpu"] for row in rows)
     return [row for row in rows if row["tokens_per_gpu"] == most]
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]], texts: int = 0) -> str:
-    """Return a table whose first columns are ``texts``, and all others numbers."""
-    rule = "|---" * texts + "|---:" * (len(head) - texts) + "|"
-    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 def _off(rows: list[Row], model: str) -> str:

@@ -24,7 +24,7 @@ from moe_placer.cli.solvers_command import solvers
 from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
-from moe_placer.errors import MoePlacerError
+from moe_placer.errors import MoePlacerError, visible
 
 __all__ = ["cli", "main"]
 
@@ -114,5 +114,5 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"moe-placer: {message}", err=True)
+    click.echo("moe-placer: " + "\n".join(map(visible, message.split("\n"))), err=True)
     return code

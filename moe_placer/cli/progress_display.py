@@ -55,9 +55,10 @@ def _live(name: str) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (SpinnerColumn(), TextColumn(name), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
+    name_of = TextColumn("{task.fields[instance]}", markup=False)  # a name may have brackets and braces
+    columns = (SpinnerColumn(), name_of, BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+        task = bar.add_task("starting", total=None, instance=name)
         yield lambda progress: bar.update(
             task, description=_text(progress), total=progress.layers, completed=progress.done
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_placer.errors import visible
 from moe_placer.instance.sizes import GB, token_bytes
 from moe_placer.result import Stop
 
@@ -24,14 +25,16 @@ __all__ = ["name_deaths", "print_summary"]
 def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> None:
     """Print the comparison, the gap and how it is proved, the verdict, and the files."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
-    console.print(f"[bold]{instance.name}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
+    console.print(f"[bold]{escape(instance.name)}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
     console.print(_table(instance, solution))
     for line in _findings(instance, solution):
-        console.print(line)
-    console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
+        console.print(line, markup=False)
+    written = ", ".join(visible(str(path)) for path in files)
+    console.print(f"Written: {written}", style="dim", markup=False)
 
 
 def _table(instance: Instance, solution: Solution) -> Table:

@@ -27,16 +27,17 @@ _MEANING = {
 def print_figures(timeline: Timeline, figures: Figures, name: str) -> None:
     """Print what a step of placement ``name`` comes to."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{timeline.program.instance.name}[/], placed by {name}: {question(timeline)}")
+    console.print(f"[bold]{escape(timeline.program.instance.name)}[/], placed by {escape(name)}: {question(timeline)}")
     for line in _headlines(timeline, figures):
-        console.print(line)
+        console.print(line, markup=False)
     console.print(_shares_table(figures))
-    console.print(verdict(figures))
+    console.print(verdict(figures), markup=False)
     console.print(_path_table(timeline, figures))
     for line in _more(timeline, figures):
-        console.print(line)
+        console.print(line, markup=False)
 
 
 def question(timeline: Timeline) -> str:

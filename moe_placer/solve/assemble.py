@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Sequence
 
@@ -29,6 +28,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult
 from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import pack
+from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
 __all__ = ["state_placement"]
@@ -71,12 +71,17 @@ def state_placement(
     return Placement(
         schema=SCHEMA,
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
-        solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
+        solver=SolverRecord(
+            name=method.name, version=installed_version("moe-placer"), seed=seed, parameters=parameters
+        ),
         gpu=tuple(gpu),
         layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
         memory=_memory_record(problem, room, results),
         aggregate=_aggregate_record(problem, results),
-        versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
+        versions={
+            "python": platform.python_version(),
+            **{n: installed_version(n) for n in ("numpy", "scipy", "ortools")},
+        },
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
         replicas=_replica_facts(problem, by_load, method.name, results),
@@ -162,13 +167,6 @@ def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
 
 def _by_name(problem: Problem, weights: npt.NDArray[np.float64]) -> dict[str, float]:
     return {problem.links[k]: float(weights[k]) for k in np.flatnonzero(weights)}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording
@@ -68,7 +68,7 @@ def read_trace(file: Path, instance: Instance) -> Recording:
     with open_array(file, "topk") as (stream, header):
         _check_topk_header(file, header, instance)
         topk, load = _read_topk(file, stream, header, instance.model.experts)
-    return Recording(file.name, load, np.full(len(load), float(len(topk))), topk)
+    return Recording(visible(file.name), load, np.full(len(load), float(len(topk))), topk)
 
 
 def _read_topk(file: Path, stream: IO[bytes], header: ArrayHeader, experts: int) -> tuple[Ids, npt.NDArray[np.float64]]:
@@ -128,7 +128,7 @@ def read_load(file: Path, instance: Instance) -> Recording:
     empty = np.flatnonzero(load.sum(axis=1) < _LEAST)
     if len(empty):
         raise _wrong(file, f"load[{empty[0]}]", "a layer without any load", "some load in every layer")
-    return Recording(file.name, load, load.sum(axis=1) / instance.model.top_k)
+    return Recording(visible(file.name), load, load.sum(axis=1) / instance.model.top_k)
 
 
 def read_array(file: Path, key: str) -> npt.NDArray[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 from html import escape
 from importlib.resources import files
@@ -13,6 +12,7 @@ from string import Template
 
 from moe_placer.dag.operation import Dag
 from moe_placer.dag.page.details import details_of
+from moe_placer.files import policy_hash
 
 __all__ = ["to_page"]
 
@@ -31,7 +31,7 @@ def to_page(dag: Dag, view: str, svg: str) -> str:
     details = json.dumps(details_of(dag, view), separators=(",", ":"))
     return Template(_read(folder, "page.html")).substitute(
         title=escape(f"{dag.name}: {view}"),
-        policy=f"default-src 'none'; script-src {_sha256(script)}; style-src {_sha256(style)}; img-src data:",
+        policy=f"default-src 'none'; script-src {policy_hash(script)}; style-src {policy_hash(style)}; img-src data:",
         style=style,
         script=script,
         drawing=_packed(svg),
@@ -41,11 +41,6 @@ def to_page(dag: Dag, view: str, svg: str) -> str:
 
 def _read(folder: Traversable, name: str) -> str:
     return folder.joinpath(name).read_text(encoding="utf-8")
-
-
-def _sha256(text: str) -> str:
-    """Return the name by which a content security policy allows exactly this text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _packed(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +18,7 @@ from moe_placer.experiments.report.charts import CHARTS, COLOURS, DASHES, config
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
 from moe_placer.experiments.report.standings import Standing, standings
 from moe_placer.experiments.report.view import context, labels
+from moe_placer.files import policy_hash
 
 __all__ = ["to_page"]
 
@@ -36,7 +36,7 @@ def to_page(comparison: Comparison) -> str:
         folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
     )
     library = _library()
-    scripts = f"{_sha256(library)} {_sha256(own)}"
+    scripts = f"{policy_hash(library)} {policy_hash(own)}"
     policy = f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
@@ -123,8 +123,3 @@ def _json(value: Any) -> str:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _sha256(text: str) -> str:
-    """Return the name by which a content security policy allows exactly this text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -10,7 +10,7 @@ from typing import Any
 from moe_placer.errors import InputError, Mistake
 from moe_placer.experiments.report.report_files import require_libraries
 from moe_placer.experiments.sweep.sweep import ROW
-from moe_placer.files import read_bounded, write_atomically
+from moe_placer.files import parse_json, read_bounded, refuse_hidden_characters, write_atomically
 
 __all__ = ["write_page", "write_rows"]
 
@@ -47,7 +47,8 @@ def write_page(folder: Path, title: str, command: str = "") -> list[Path]:
 
     rows = [_row(line, number, folder / _ROWS) for number, line in enumerate(_lines(folder / _ROWS), 1)]
     try:
-        environment = json.loads(read_bounded(folder / _ENVIRONMENT, _MOST_BYTES, "the environment of a sweep"))
+        kind, file = "the environment of a sweep", folder / _ENVIRONMENT
+        environment = parse_json(read_bounded(file, _MOST_BYTES, kind), kind, file)
         contents = build_page(rows, environment, title, command)
     except (ValueError, KeyError, TypeError) as error:
         found = f"what is no sweep ({type(error).__name__}: {error})"
@@ -67,6 +68,7 @@ def _lines(file: Path) -> list[bytes]:
 def _row(line: bytes, number: int, file: Path) -> dict[str, Any]:
     try:
         row: dict[str, Any] = json.loads(line)
+        refuse_hidden_characters(line.decode(), row, "a row of a sweep", file, number)
         if row["schema"] == ROW:
             return row
     except (ValueError, KeyError, TypeError):

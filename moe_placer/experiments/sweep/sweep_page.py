@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_placer.experiments.environment import environment_in_words
+from moe_placer.experiments.markdown_table import markdown_table
 from moe_placer.experiments.report.markdown import plain
 from moe_placer.experiments.sweep.findings import AXES, answers, by, said, shares_in_percent, varied
 from moe_placer.experiments.sweep.sweep_chart import caption, draw
@@ -57,7 +58,7 @@ def _plans(rows: Sequence[Row]) -> str:
         )  # fmt: skip
     head = ("plan", "instance", "solver", "GPUs", "EP degree", "slots per GPU", "weights, GB of a GPU's memory",
             "sum of worst links, tokens")  # fmt: skip
-    return f"## Plans\n\n{_table(head, cells, 3)}"
+    return f"## Plans\n\n{markdown_table(head, cells, 3)}"
 
 
 def _points(rows: Sequence[Row]) -> str:
@@ -80,7 +81,9 @@ def _points(rows: Sequence[Row]) -> str:
         for what in ("step, ms,", "tokens/s per GPU,", "time, %,", "memory, GB,")
         for i, _ in enumerate(names)
     ]
-    table = _table([field.replace("_", " ").replace("gpu", "GPU") for field in fields] + heads, cells, len(fields))
+    table = markdown_table(
+        [field.replace("_", " ").replace("gpu", "GPU") for field in fields] + heads, cells, len(fields)
+    )
     batches = rows[0]["micro_batches"]
     return f"All points of {legend}; {same}{', ' if same else ''}micro-batches: {batches}.\n\n{table}"
 
@@ -95,12 +98,6 @@ def _step(row: Row) -> str:
 
 def _memory(row: Row) -> str:
     return f"{row['high_water_bytes'] / GB:,.1f}" + ("" if row["fits"] else " (does not fit)")
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]], texts: int) -> str:
-    """Return a table whose first columns are ``texts``, and all others numbers."""
-    rule = "|---" * texts + "|---:" * (len(head) - texts) + "|"
-    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 _HOW_TO_READ = """\

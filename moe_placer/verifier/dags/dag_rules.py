@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moe_placer.errors import visible
+
 __all__ = ["DAG_RULES", "TOLERANCE", "DagViolation", "differs"]
 
 DAG_RULES: tuple[str, ...] = (
@@ -45,7 +47,7 @@ class DagViolation:
 
     def __str__(self) -> str:
         place = f"{self.dag}, {self.where}" if self.where else self.dag
-        return f"[{self.rule}] {place}: {self.message}"
+        return visible(f"[{self.rule}] {place}: {self.message}")
 
 
 def differs(found: float, required: float) -> bool:

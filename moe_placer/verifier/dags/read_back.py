@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded
+from moe_placer.files import read_bounded, refuse_hidden_characters
 from moe_placer.verifier.dags.dag_rules import DagViolation
 
 __all__ = ["DagFile", "Row", "compare_twins", "find_dags", "read_dag", "read_dot"]
@@ -81,7 +81,9 @@ def read_dag(path: Path) -> DagFile:
     """
     raw = read_bounded(path, MOST_BYTES, "a DAG that `moe-placer dag` has written")
     try:
-        content = _DECODER.decode(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
+        content = _DECODER.decode(text)
+        refuse_hidden_characters(text, content, "a DAG that `moe-placer dag` has written", path)
     except (ValueError, RecursionError, MemoryError) as error:
         raise InputError(Mistake(f"no JSON ({str(error)[:100]})", "a DAG in node-link form", file=path)) from None
     lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("nodes", "edges"))
