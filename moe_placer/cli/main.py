@@ -15,6 +15,7 @@ from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.export_command import export
 from moe_placer.cli.import_command import import_recording
+from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
@@ -37,6 +38,7 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+  6  the placement is written, but its gap is above --fail-above-gap
  70  a defect of this program or of a solver: please report it
 """
 _DEFECT = 70  # EX_SOFTWARE of sysexits.h
@@ -50,6 +52,7 @@ def cli() -> None:
 
 for _command in (
     import_recording,
+    init,
     solve,
     verify,
     inspect,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError, Mistake, NothingFoundError
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
+from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.outcome import objective_of
 from moe_placer.solve.registry import find_solver
 
@@ -52,6 +54,8 @@ def run_baselines(problem: Problem, seed: int) -> Baselines:
             found.totals[name] = reason
             continue
         results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
+        with suppress(NothingFoundError):
+            results = fit_to_gpus(problem, results)
         total = objective_of(problem, results)
         found.totals[name] = "it finds no valid placement" if total is None else total
         usable = [

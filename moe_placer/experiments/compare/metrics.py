@@ -17,7 +17,7 @@ from moe_placer.verifier.loads import choices_per_token, read_network
 from moe_placer.verifier.rules import Copy, read_copies
 from moe_placer.verifier.sending import tokens_between
 
-__all__ = ["Flows", "metrics", "rounded"]
+__all__ = ["Flows", "find_flows", "metrics", "rounded"]
 
 Floats = npt.NDArray[np.float64]
 
