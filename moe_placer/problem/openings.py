@@ -151,7 +151,7 @@ class _Program:
         least = np.zeros(len(most), dtype=np.int64)
         np.add.at(least, list(pinned), 1)
         self.contradicts |= bool((least > most).any())  # a pin where nothing may be, or two copies on one GPU
-        if pinned and asked.most[layer] == asked.experts:  # one copy of each, so that is all of it
+        if pinned and asked.shards == 1 and asked.most[layer] == asked.experts:  # its only copy
             most = least
         at = self._add(least, most)
         self.taken.append((layer, at))
