@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price, transport
+from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.relaxation import relax
+from moe_placer.limits import Deadline
 from moe_placer.placement import Proof
 from moe_placer.problem.compile import LayerProblem
 
@@ -18,6 +20,7 @@ __all__ = [
     "any_copies_bound",
     "best_bound",
     "cheapest",
+    "companions_bound",
     "dual_bound",
     "even_weights",
     "hot_expert_bound",
@@ -43,12 +46,16 @@ class Bound:
     value : float
         Cost (tokens at node-link speed).
     proof : str
-        ``dual``, ``hot-experts``, ``threshold``, or ``solver`` where nothing re-checkable is known.
+        ``dual``, ``hot-experts``, ``threshold``, ``companions``, or ``solver`` where nothing re-checkable is known.
     weights : float array [K] or None
         Link weights, summing to 1; the proof of ``dual`` and ``threshold``.
     threshold : float or None
     hot : int or None
-        Item for ``hot-experts``.
+        Item for ``hot-experts`` and ``companions``.
+    companions : Companions or None
+        The rest of the proof of ``companions``.
+    given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof is about those as given: what it proves there.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
     """
@@ -58,6 +65,8 @@ class Bound:
     weights: Floats | None = None
     threshold: float | None = None
     hot: int | None = None
+    companions: Companions | None = None
+    given_replicas: float | None = None
     any_copies: bool = False
 
 
@@ -77,6 +86,17 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
     return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
+
+
+def companions_bound(problem: LayerProblem, deadline: Deadline) -> Bound:
+    """Bound z where tokens are sent once per place: a hot item, and what must be with it at least."""
+    found = hot_companions(problem, deadline)
+    if found is None:
+        return best_bound(problem)
+    value = _safe(found.value)
+    if problem.copies_are_free:  # another choice of copies may have less
+        return Bound(0.0, "companions", hot=found.hot, companions=found, given_replicas=value)
+    return Bound(value, "companions", hot=found.hot, companions=found)
 
 
 def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> Bound:

@@ -17,6 +17,7 @@ from moe_placer.instance.schema import (
     Model,
     Parallelism,
     Placement,
+    Schedule,
     SharedSlots,
     SyntheticTraffic,
 )
@@ -57,6 +58,15 @@ def _top_k(model: Model) -> Iterator[Found]:
         yield ("model", "top_k"), str(model.top_k), f"at most model.experts ({model.experts})"
 
 
+def _shares(schedule: Schedule) -> Iterator[Found]:
+    shares = schedule.planned_shares
+    if shares is None:
+        return
+    total = shares.computation + shares.communication + shares.synchronization + shares.overhead
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        yield ("schedule", "planned_shares"), f"shares that sum to {total:.6g}", "shares that sum to 1"
+
+
 def _gpus(cluster: Cluster) -> Iterator[Found]:
     gpus = cluster.nodes * cluster.gpus_per_node
     if gpus > MAX_GPUS:
@@ -87,8 +97,7 @@ def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) ->
 
 def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffic) -> Iterator[Found]:
     """Dispatch once per place asks for which experts fire together, and once per GPU for places that are GPUs."""
-    several = placement.slots_per_gpu > 1
-    once = placement.dispatch == "per-node" or (placement.dispatch == "per-gpu" and several)
+    once = placement.counts_tokens_once
     if once and isinstance(traffic, LoadTraffic):
         expected = (
             "per-expert, or kind: trace or synthetic: how many copies of a token are saved depends on which experts it "
@@ -98,7 +107,7 @@ def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffi
     if placement.dispatch == "per-gpu" and parallelism.expert_tp > 1:
         expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
         yield ("placement", "dispatch"), "per-gpu, with parallelism.expert_tp above 1", expected
-    if placement.dispatch == "per-gpu" and several and placement.replicas_apart == "node":
+    if placement.dispatch == "per-gpu" and once and placement.replicas_apart == "node":
         expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
         yield ("placement", "replicas_apart"), "node", expected
 
@@ -231,5 +240,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),
+    (("schedule",), _shares),
     (("model", "cluster", "parallelism", "placement", "engine"), _engine),
 )

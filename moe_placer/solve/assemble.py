@@ -19,6 +19,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import (
     SCHEMA,
     AggregateRecord,
+    CompanionsRecord,
     InstanceKey,
     LayerRecord,
     MemoryRecord,
@@ -152,11 +153,21 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
+        companions=_companions_record(bound),
         any_copies=bound.any_copies or None,
+        bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
         solver_bound=result.solver_bound,
     )
+
+
+def _companions_record(bound: Bound) -> CompanionsRecord | None:
+    found = bound.companions
+    if found is None:
+        return None
+    guess = tuple(tuple(tuple(np.flatnonzero(row).tolist()) for row in table) for table in found.guess)
+    return CompanionsRecord(depth=found.depth, order=tuple(found.order.tolist()), guess=guess)
 
 
 def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:

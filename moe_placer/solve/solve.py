@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bound
+from moe_placer.bounds.bounds import Bound, best_bound, companions_bound, even_weights, relaxed_bound
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
 from moe_placer.decomposition.memory import Room, share_room
 from moe_placer.errors import DefectError, NothingFoundError, UsageError
@@ -273,7 +273,10 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
             layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
         return
-    if problem.coverage:  # link weights of one copy per chosen expert prove nothing where copies are saved
+    if problem.coverage:
+        for index, result in enumerate(results):
+            if result.bound.companions is None and not limits.deadline.over:
+                yield index, companions_bound(problem.layer(index, result.copies), limits.deadline)
         return
     for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP

@@ -49,18 +49,37 @@ def check_proof(
             yield Violation("proof", "no threshold, required for proof: threshold", layer)
         elif not (math.isfinite(record.threshold) and record.threshold >= 0):
             yield Violation("proof", f"a threshold of {record.threshold:.9g}, required is 0 or more", layer)
-    if record.proof == "hot-experts":
+    if record.proof in {"hot-experts", "companions"}:
         yield from _check_hot(record, layer, copies)
+    if record.proof == "companions":
+        yield from _check_companions(instance, record, layer)
 
 
 def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Iterator[Violation]:
     if record.hot is None:
-        yield Violation("proof", "no hot replica, required for proof: hot-experts", layer)
+        yield Violation("proof", f"no hot replica, required for proof: {record.proof}", layer)
     elif copies is not None:
         expert, replica = record.hot
         if not (0 <= expert < len(copies) and 0 <= replica < copies[expert]):
             found = f"hot names expert {shown(expert)}, replica {shown(replica)}"
             yield Violation("proof", f"{found}, required is a replica of this layer", layer)
+
+
+def _check_companions(instance: Instance, record: LayerRecord, layer: int) -> Iterator[Violation]:
+    """Check that the order names every expert once, and that all guesses are of experts."""
+    if record.companions is None:
+        yield Violation("proof", "no companions, required for proof: companions", layer)
+        return
+    experts = instance.model.experts
+    if sorted(record.companions.order) != list(range(experts)):
+        yield Violation("proof", f"an order of companions, required is every expert below {experts} once", layer)
+    views = 1 if instance.placement.replica_routing == "even" else instance.parallelism.dp
+    guess = record.companions.guess
+    if len(guess) != views or any(len(table) != experts for table in guess):
+        required = f"required are guesses for {views} views of {experts} experts"
+        yield Violation("proof", f"companions of another shape, {required}", layer)
+    elif not all(0 <= fellow < experts for table in guess for row in table for fellow in row):
+        yield Violation("proof", f"a companion that is no expert, required are experts below {experts}", layer)
 
 
 def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tuple[str, ...]) -> Iterator[Violation]:
