@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price, transport
+from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.relaxation import relax
+from moe_placer.limits import Deadline
 from moe_placer.placement import Proof
 from moe_placer.problem.compile import LayerProblem
 
@@ -18,6 +20,7 @@ __all__ = [
     "any_copies_bound",
     "best_bound",
     "cheapest",
+    "companions_bound",
     "dual_bound",
     "even_weights",
     "hot_expert_bound",
@@ -31,6 +34,7 @@ Ints = npt.NDArray[np.int64]
 # Claimed bounds are this much below what was computed, so that the rounding of another summation order cannot turn a
 # true claim into a false one. Sums of some thousand doubles err by about 1e-13 of their size.
 SAFETY = 1e-10
+SMALLEST = 2.0**-600  # smaller bounds are not claimed: products on the way to them may have lost their digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +46,18 @@ class Bound:
     value : float
         Cost (tokens at node-link speed).
     proof : str
-        ``dual``, ``hot-experts``, ``threshold``, or ``solver`` where nothing re-checkable is known.
+        ``dual``, ``hot-experts``, ``threshold``, ``companions``, or ``solver`` where nothing re-checkable is known.
     weights : float array [K] or None
         Link weights, summing to 1; the proof of ``dual`` and ``threshold``.
     threshold : float or None
     hot : int or None
-        Item for ``hot-experts``.
+        Item for ``hot-experts`` and ``companions``.
+    companions : Companions or None
+        The rest of the proof of ``companions``.
+    given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof is about those as given: what it proves there.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
-    room_prices : float array [N] or None
-        The same for all layers: what an item pays for its node's memory in a bound on the sum over layers of z.
     """
 
     value: float
@@ -59,8 +65,9 @@ class Bound:
     weights: Floats | None = None
     threshold: float | None = None
     hot: int | None = None
+    companions: Companions | None = None
+    given_replicas: float | None = None
     any_copies: bool = False
-    room_prices: Floats | None = None
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
@@ -79,6 +86,17 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
     return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
+
+
+def companions_bound(problem: LayerProblem, deadline: Deadline) -> Bound:
+    """Bound z where tokens are sent once per place: a hot item, and what must be with it at least."""
+    found = hot_companions(problem, deadline)
+    if found is None:
+        return best_bound(problem)
+    value = _safe(found.value)
+    if problem.copies_are_free:  # another choice of copies may have less
+        return Bound(0.0, "companions", hot=found.hot, companions=found, given_replicas=value)
+    return Bound(value, "companions", hot=found.hot, companions=found)
 
 
 def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> Bound:
@@ -161,4 +179,4 @@ def _floor(problem: LayerProblem) -> Floats:
 
 
 def _safe(value: float) -> float:
-    return max(0.0, value * (1 - SAFETY))
+    return value * (1 - SAFETY) if value >= SMALLEST else 0.0
