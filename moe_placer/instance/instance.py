@@ -72,6 +72,14 @@ class Instance(schema.Section):
         return tuple(experts + share + (layer < rest) for layer in range(layers))
 
     @property
+    def redundant_slots(self) -> int:
+        """Copies beyond one of each expert that go to any: of each layer, or of all layers where these share them."""
+        copies = self.placement.replicas
+        if copies == "dp":
+            return 0
+        return copies.redundant_slots if isinstance(copies, schema.RedundantSlots) else copies.redundant_slots_in_all
+
+    @property
     def trace_files(self) -> tuple[Path, ...]:
         """The traffic's files, resolved against the folder of the instance file."""
         files: Sequence[str] = getattr(self.traffic, "files", ())
