@@ -20,6 +20,7 @@ import pytest
 from builders import tiny_traffic
 from engine_plans import drawn_plan, engine_instance, placed
 from engine_sources import ascend, load_file, modules, sglang, source_of, stub, versions_of, vllm
+from fetch_engines import VERSIONS
 
 from moe_placer.engines import vllm_plugin
 from moe_placer.engines.plans.export import check_file, export_plan
@@ -37,6 +38,14 @@ SIZES: dict[str, tuple[int, int, int, int, int, tuple[int, ...]]] = {
     "one node": (1, 8, 12, 4, 4, (2,)),
     "dsv3": (4, 8, 256, 32, 61, (0, 1, 2)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _fetched() -> None:
+    """Skip every test, with the reason, where the engines' modules or torch are not there."""
+    for package in VERSIONS:
+        for version in versions_of(package):
+            source_of(package, version)
 
 
 @pytest.fixture(params=SIZES)

@@ -99,7 +99,7 @@ FAULTS = {
     "wrong-z": ("invalid", "is above z"),
     "false-bound": ("false bound", "[bound]"),
     "above-z": ("false bound", "is above z"),
-    "infeasible": ("false bound", "greedy's placement passes verification"),
+    "infeasible": ("false bound", "but slots, pins and distances leave one"),
     "nothing": ("nothing found", "found no placement of layer 1"),
     "raises": ("crashed", "RuntimeError: the engine in place.so is broken"),
     "memory": ("crashed", "out of memory"),

@@ -38,7 +38,7 @@ from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
-from moe_placer.schedule.step_figures import PLANNED, find_figures
+from moe_placer.schedule.step_figures import SHARES, find_figures
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic import load_traffic
 from moe_placer.workers import run_each, usable_cores
@@ -64,7 +64,11 @@ AS_PLANNED = (0.44, 0.31, 0.15, 0.10)
 
 
 def curve(
-    label: str, latency: list[float], most: float = 1e9, shares: Sequence[tuple[float, ...]] = (BUSY,)
+    label: str,
+    latency: list[float],
+    most: float = 1e9,
+    shares: Sequence[tuple[float, ...]] = (BUSY,),
+    planned: tuple[float, ...] | None = None,
 ) -> list[Row]:
     """Rows of a plan whose steps take so many µs at 1, 10, 100, ... tokens per GPU."""
     return [
@@ -72,7 +76,8 @@ def curve(
             "sweep": "Made up", "plan": label, "phase": "prefill", "context": 1.0, "oversubscription": None,
             "tokens_per_gpu": 10.0**index, "latency_us": us, "fits": 10**index <= most,
             "most_tokens_per_gpu": most, "tokens_per_s_per_gpu": 10.0**index / us * 1e6,
-            "shares": dict(zip(PLANNED, shares[index % len(shares)], strict=True)),
+            "shares": dict(zip(SHARES, shares[index % len(shares)], strict=True)),
+            **({} if planned is None else {"planned_shares": dict(zip(SHARES, planned, strict=True))}),
         }
         for index, us in enumerate(latency)
     ]  # fmt: skip
@@ -121,10 +126,26 @@ def test_answers_name_the_crossing_and_what_fits() -> None:
 
 def test_answers_say_where_the_plans_shares_hold() -> None:
     shares = (BUSY, AS_PLANNED, (0.8, 0.2, 0.0, 0.0))
-    (line,) = (line for line in answers(curve("A", [1, 2, 4], shares=shares)) if "deployment plan" in line)
+    plan = (0.40, 0.35, 0.15, 0.10)
+    (line,) = (line for line in answers(curve("A", [1, 2, 4], 1e9, shares, plan)) if "deployment plan" in line)
     assert line.endswith("hold with A at 10 tokens per GPU.")
-    (line,) = (line for line in answers(curve("A", [1, 2, 4], shares=shares[::2])) if "deployment plan" in line)
+    (line,) = (line for line in answers(curve("A", [1, 2, 4], 1e9, shares[::2], plan)) if "deployment plan" in line)
     assert line.endswith("hold with A at no swept batch; nearest are 80/20/0/0 % at 10 tokens per GPU.")
+    assert not [line for line in answers(curve("A", [1, 2, 4], 1e9, shares)) if "deployment plan" in line]
+
+
+def test_steps_within_two_percent_are_called_equal() -> None:
+    same = answers(curve("A", [100, 200]) + curve("B", [101, 197]))[0]
+    every = "at every swept batch, 1 to 10 tokens per GPU"
+    assert same == f"A and B have equally long steps {every}, within 2% (-1.0% to +1.5%)."
+    mixed = answers(curve("A", [101, 300]) + curve("B", [100, 200]))[0]
+    assert mixed.startswith(f"B has the shorter step {every}, but for equal ones at 1 (")
+    # 1.9% at 10 tokens decides nothing: the plans cross once, where the curves do, between 1 and 100.
+    crossed = answers(curve("A", [90, 101.9, 120]) + curve("B", [100, 100, 100]))[0]
+    assert crossed.startswith("from about 7.05 tokens per GPU on (between the swept 1 and 100) B has the shorter step")
+    rows = [{**row, "phase": phase} for phase, us in (("prefill", 99.0), ("decode", 90.0)) for row in
+            curve("A", [us]) + curve("B", [100.0])]  # fmt: skip
+    assert answers(rows)[0] == "step of A against B: prefill -1.0% (equal), decode -10.0%."
 
 
 def test_answers_say_where_nothing_crosses_and_nothing_fits() -> None:
@@ -134,7 +155,7 @@ def test_answers_say_where_nothing_crosses_and_nothing_fits() -> None:
     assert held == "memory holds, in tokens per GPU, up to 0 with every plan."
     assert "A none" in best
     same = answers(curve("A", [1, 2]) + curve("B", [1, 2]))[0]
-    assert "equally long steps" in same
+    assert same.startswith("A and B have equally long steps at every swept batch")
 
 
 def test_a_constructed_crossing_is_found_in_simulated_steps() -> None:

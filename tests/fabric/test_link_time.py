@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from builders import VARIANTS, honest, in_order, merged, recomputed, rules_of, tiny_instance, tiny_traffic
 
+from moe_placer.cli.plans import measure_plans
 from moe_placer.experiments.compare.metrics import metrics
+from moe_placer.experiments.sweep.sweep import make_plan
 from moe_placer.fabric import dispatch_us, link_bandwidths, link_us, token_cost
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
@@ -48,13 +50,15 @@ def test_the_verifier_agrees_though_it_computes_alone(variant: str, metric: str)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_solve_verify_and_compare_say_the_same(metric: str) -> None:
+def test_solve_verify_compare_and_sweep_say_the_same(metric: str) -> None:
     instance = tiny_instance(objective={"metric": metric})
     traffic = tiny_traffic(instance, 3)
     solution = solve(instance, traffic, limits=Limits(time_s=5.0, work=1.0))
     checked = verify(instance, solution.placement, traffic)
     compared = metrics(instance, solution.placement, traffic)
     assert compared["communication_us"] == pytest.approx(checked.dispatch_us, rel=1e-9)
+    assert measure_plans(instance, solution)["auto"].wire_us == pytest.approx(checked.dispatch_us, rel=1e-9)
+    assert make_plan(instance, solution.placement, traffic).dispatch_us == pytest.approx(checked.dispatch_us, rel=1e-9)
     for record, check in zip(solution.placement.layers, checked.layers, strict=True):
         at = checked.links.index(record.worst_link)
         assert record.worst_link_tokens == pytest.approx(checked.load[check.layer - 1, at])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import TINY
+from builders import TINY, tiny_instance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -272,3 +272,19 @@ def test_all_mistakes_of_an_instance_without_a_file_are_reported() -> None:
         make_instance(**{**TINY, "model": {**TINY["model"], "experts": 0, "top_k": "two"}, "parallelism": {"dp": 3}})
     assert {mistake.path for mistake in caught.value.mistakes} >= {"model.experts", "model.top_k", "parallelism.dp"}
     assert all(mistake.file is None and mistake.line is None for mistake in caught.value.mistakes)
+
+
+PLANNED = {"computation": 0.40, "communication": 0.35, "synchronization": 0.15, "overhead": 0.10}
+
+
+def test_what_is_expected_of_a_step_changes_no_hash() -> None:
+    asked = tiny_instance(schedule={"planned_shares": PLANNED})
+    assert asked.schedule.planned_shares is not None
+    assert asked.sha256 == tiny_instance().sha256
+
+
+def test_planned_shares_sum_to_1() -> None:
+    with pytest.raises(
+        InputError, match=r"schedule.planned_shares: found shares that sum to 1.05, expected .* sum to 1"
+    ):
+        tiny_instance(schedule={"planned_shares": {**PLANNED, "overhead": 0.15}})

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
-from moe_placer.problem.compile import Problem, compile_problem, copies_by_load, demand
+from moe_placer.problem.compile import Problem, compile_problem, demand
+from moe_placer.problem.replica_counts import copies_by_load
 from moe_placer.traffic import Traffic
 
 

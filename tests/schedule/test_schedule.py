@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from moe_placer.cli.main import cli
 from moe_placer.errors import InputError, UsageError
 from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.placement import Placement
 from moe_placer.schedule.program import SENDS, Program, compile_program
-from moe_placer.schedule.simulate import Timeline, simulate
-from moe_placer.schedule.step_figures import find_figures, plan_holds
+from moe_placer.schedule.simulate import Timeline, simulate, simulate_placement
+from moe_placer.schedule.step_figures import SHARES, find_figures, plan_holds, planned_shares
+from moe_placer.schedule.step_text import print_figures
 from moe_placer.schedule.workload import Condition, Timing, Workload
 
 ANY = pytest.mark.parametrize("name", VARIANTS)
@@ -218,9 +220,25 @@ def test_what_is_reserved_for_the_cache_counts_as_taken() -> None:
 
 
 def test_the_plan_holds_within_five_points() -> None:
-    names = ("computation", "communication", "synchronization", "overhead")
-    assert plan_holds(dict(zip(names, (0.44, 0.31, 0.15, 0.10), strict=True)))
-    assert not plan_holds(dict(zip(names, (0.46, 0.29, 0.15, 0.10), strict=True)))
+    asked = dict(zip(SHARES, (0.40, 0.35, 0.15, 0.10), strict=True))
+    planned = planned_shares(tiny_instance(schedule={"planned_shares": asked}))
+    assert planned == asked
+    assert plan_holds(dict(zip(SHARES, (0.44, 0.31, 0.15, 0.10), strict=True)), planned)
+    assert not plan_holds(dict(zip(SHARES, (0.46, 0.29, 0.15, 0.10), strict=True)), planned)
+    assert planned_shares(tiny_instance()) is None
+
+
+def test_a_plans_shares_are_shown_only_where_an_instance_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in (None, dict(zip(SHARES, (0.40, 0.35, 0.15, 0.10), strict=True))):
+        instance = tiny_instance(schedule={"planned_shares": asked})
+        traffic = tiny_traffic(instance)
+        placement = Placement.model_validate(honest(instance, traffic))
+        timeline = simulate_placement(instance, placement, traffic)
+        print_figures(timeline, find_figures(timeline), "by-hand")
+        shown = capsys.readouterr().out
+        assert ("The plan's estimate (40%/35%/15%/10%) " in shown) == (asked is not None)
+        assert ("the plan's estimate" in shown) == (asked is not None)
+        assert "time of a mean GPU" in shown
 
 
 @pytest.mark.parametrize(
@@ -263,7 +281,7 @@ def test_the_command_reports_in_words_and_in_json(files: list[str]) -> None:
         cli, ["schedule", *files, "--phase", "decode", "--context", "100"], catch_exceptions=False
     )
     assert said.exit_code == 0
-    for word in ("latency", "tokens/s", "MFU", "synchronization", "critical path", "Memory:", "the plan's estimate"):
+    for word in ("latency", "tokens/s", "MFU", "synchronization", "critical path", "Memory:"):
         assert word in said.output
     found = json.loads(CliRunner().invoke(cli, ["schedule", *files, "--json"], catch_exceptions=False).stdout)
     assert found["schema"] == "moe-placer/schedule/1"

@@ -182,7 +182,8 @@ def test_the_best_choice_of_copies_is_found(variant: str, solver: str) -> None:
         solution = solve(instance, traffic, solver=solver, limits=Limits(time_s=20, gap=0.0))
         assert solution.verification.total_z == pytest.approx(least, rel=1e-6)
         assert solution.verification.total_bound <= least * (1 + 1e-9)
-        assert solution.placement.layers[0].solver_bound is None
+        claimed = solution.placement.layers[0].solver_bound  # only where the search left no choice of copies out
+        assert claimed is None or claimed <= least * (1 + 1e-6)
         differ += by_load > least * 1.001
     assert differ or variant != "full"  # else copies by load would have done
 
