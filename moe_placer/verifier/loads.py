@@ -172,6 +172,8 @@ def find_traffic_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]
     mix = (instance.cluster.nodes, len(traffic.recordings))
     if traffic.mix.shape != mix:
         mistakes.append(Mistake(f"a mix of shape {traffic.mix.shape}", f"{mix} [nodes, recordings]", "traffic.mix"))
+    elif not _are_shares(traffic.mix):
+        mistakes.append(Mistake("a mix with numbers that are no shares", "finite numbers, 0 or more", "traffic.mix"))
     for index, recording in enumerate(traffic.recordings):
         path, topk = f"traffic.recordings[{index}]", recording.topk
         if topk is None:
@@ -181,12 +183,19 @@ def find_traffic_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]
                 mistakes.append(Mistake(found, f"{((layers, experts), (layers,))} [MoE layers, experts]", path))
             elif not (recording.tokens > 0).all():
                 mistakes.append(Mistake("a layer with no tokens", "tokens in every layer", path))
+            elif not (_are_shares(recording.load) and np.isfinite(recording.tokens).all()):
+                mistakes.append(Mistake("loads that are no counts", "finite numbers, 0 or more", path))
         elif topk.ndim != 3 or topk.shape[1] != layers or not topk.size:
             mistakes.append(Mistake(f"topk of shape {topk.shape}", f"[tokens, {layers} MoE layers, top_k]", path))
         elif topk.min() < 0 or topk.max() >= experts:
             found = f"expert ids from {topk.min()} to {topk.max()}"
             mistakes.append(Mistake(found, f"ids from 0 to {experts - 1}", path))
     return mistakes
+
+
+def _are_shares(numbers: Floats) -> bool:
+    """Whether all are finite and at least 0: what bounds are proved by."""
+    return bool((np.isfinite(numbers) & (numbers >= 0)).all())
 
 
 def choices_per_token(instance: Instance, traffic: Traffic) -> Floats:
