@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The engines' own modules, and torch for CPUs, whose wheels PyTorch keeps on an index of its own.
+ENGINES := .venv-engines
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
 
-.PHONY: help solve test test-all test-lowest lint types clean
+.PHONY: help solve test test-all test-lowest lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,20 +28,35 @@ test-lowest:  ## Run the tests with the lowest allowed versions of the dependenc
 	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/pytest -n auto
 
-lint: $(VENV)/.dev  ## Check style
+engines: $(ENGINES)/.ready  ## Hold exported files to the engines' own loaders (fetches their packages once)
+	$(ENGINES)/bin/pytest -m engines
+
+lint: $(VENV)/.dev lint-pages  ## Check style, of the pages' JavaScript too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-pages: $(VENV)/.javascript  ## Check style and types of the pages' JavaScript (needs Node.js)
+	$(VENV)/javascript/node_modules/.bin/biome lint --error-on-warnings
+	$(VENV)/javascript/node_modules/.bin/tsc -p .javascript/dag-page.json
+	$(VENV)/javascript/node_modules/.bin/tsc -p .javascript/report.json
 
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
 clean:  ## Remove what was built and installed
-	rm -rf $(VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(ENGINES) build dist *.egg-info out
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "moe_placer needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.javascript: package.json | $(BIN)/python
+	@command -v npm >/dev/null || { echo "the pages' JavaScript is checked with Node.js: install it (Debian: nodejs npm)" >&2; exit 1; }
+	mkdir -p $(VENV)/javascript
+	cp package.json $(VENV)/javascript/
+	npm install --prefix $(VENV)/javascript --silent --no-audit --no-fund --no-package-lock
+	@touch $@
 
 $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
@@ -46,3 +65,12 @@ $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(ENGINES)/.ready: pyproject.toml requirements.lock tests/fetch_engines.py
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' || \
+		$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		--editable '.[dev]'
+	$(ENGINES)/bin/python tests/fetch_engines.py $(ENGINES)/sources
+	@touch $@

@@ -60,6 +60,9 @@ class Limits:
     work : float or None
         Deterministic effort for all layers together, about seconds of one slow core; None: in proportion to ``time_s``
         and ``workers``. While the clock does not strike first, the same work gives the same placement.
+    memory_bytes : float or None
+        What all processes together may take; a solve whose estimate is above it is refused before it starts. None: what
+        the machine has left then.
     deadline : Deadline
         Set by `moe_placer.solve` when it starts.
 
@@ -73,6 +76,7 @@ class Limits:
     gap: float = 0.001
     workers: int = 1
     work: float | None = None
+    memory_bytes: float | None = None
     deadline: Deadline = field(default_factory=Deadline)
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ class Limits:
             raise UsageError(f"{self.workers} workers, expected 1 to 1,024")
         if self.work is not None and not 0 <= self.work < 1e12:
             raise UsageError(f"work limit is {self.work:g}, expected 0 or more")
+        if self.memory_bytes is not None and not self.memory_bytes > 0:
+            raise UsageError(f"memory limit is {self.memory_bytes / 1e9:g} GB, expected more than 0")
 
     @property
     def total_work(self) -> float:

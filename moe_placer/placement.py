@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat
 from pydantic_core import ErrorDetails
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded, write_atomically
+from moe_placer.files import parse_json, read_bounded, write_atomically
 from moe_placer.instance.yaml_reader import dotted
 
 __all__ = [
     "SCHEMA",
     "AggregateRecord",
+    "CompanionsRecord",
     "InstanceKey",
     "LayerRecord",
     "MemoryRecord",
@@ -31,7 +32,7 @@ MAX_BYTES = 512_000_000
 _EXPECTED = "a placement file"
 _GPU_DEPTH = 3  # gpu[l][e]
 
-Proof = Literal["dual", "hot-experts", "threshold", "solver"]
+Proof = Literal["dual", "hot-experts", "threshold", "companions", "solver"]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
 Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
@@ -58,6 +59,24 @@ class SolverRecord(_Record):
     parameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class CompanionsRecord(_Record):
+    """What ``proof: companions`` needs beside the hot replica; docs/bounds.md defines it.
+
+    Attributes
+    ----------
+    depth : int
+        How many members of a set are branched on: 0, 1 or 2.
+    order : tuple of int
+        Every expert once, in the order in which members are branched on.
+    guess : nested tuples
+        ``guess[v][e]`` lists the experts that are likely to save most of expert e's tokens, for the sources of view v.
+    """
+
+    depth: int = Field(ge=0, le=2)
+    order: tuple[int, ...]
+    guess: tuple[tuple[tuple[int, ...], ...], ...]
+
+
 class LayerRecord(_Record):
     """What is claimed about one MoE layer; docs/bounds.md defines the proofs.
 
@@ -70,13 +89,16 @@ class LayerRecord(_Record):
     bound : float
         No placement has a smaller z; proved as ``proof`` says.
     proof : str
-        ``dual``, ``hot-experts`` and ``threshold`` can be re-checked from this record; ``solver`` is the solver's word.
+        ``dual``, ``hot-experts``, ``threshold`` and ``companions`` can be re-checked from this record; ``solver`` is
+        the solver's word.
     weights : mapping or None
         Link name to weight, for ``dual`` and ``threshold``; they sum to 1.
     threshold : float or None
         For ``threshold``: what no placement beats.
     hot : (expert, replica) or None
-        For ``hot-experts``: the replica that some node must hold.
+        For ``hot-experts`` and ``companions``: the replica that some node must hold.
+    companions : CompanionsRecord or None
+        For ``companions``.
     any_copies : bool or None
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
     bound_given_replicas : float or None
@@ -97,6 +119,7 @@ class LayerRecord(_Record):
     weights: Mapping[str, NonNegativeFloat] | None = None
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
+    companions: CompanionsRecord | None = None
     any_copies: bool | None = None
     bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""
@@ -208,25 +231,12 @@ def load_placement(path: str | Path) -> Placement:
     """
     file = Path(path)
     raw = read_bounded(file, MAX_BYTES, _EXPECTED)
+    # pydantic's own JSON parser lets duplicate keys pass.
+    content = parse_json(raw, _EXPECTED, file)
     try:
-        # pydantic's own JSON parser lets duplicate keys pass; Python's takes a hook.
-        content = json.loads(raw, object_pairs_hook=_without_duplicates)
         return Placement.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise InputError(_mistakes(error, file)) from None
-    except RecursionError:
-        raise InputError(Mistake("deeply nested JSON", _EXPECTED, file=file)) from None
-    except ValueError as error:
-        raise InputError(Mistake(f"text that is not JSON ({error})", _EXPECTED, file=file)) from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key[:60]!r} stands twice in one object")
-        result[key] = value
-    return result
 
 
 def _mistakes(error: ValidationError, file: Path) -> list[Mistake]:

@@ -39,6 +39,7 @@ class Stop(StrEnum):
     TIME = "time"  # the clock struck
     WORK = "effort spent"  # deterministic effort, before the clock struck
     INTERRUPTED = "interrupted"
+    KILLED = "workers killed"  # again and again, most likely for want of memory
     FINISHED = "finished"  # the method has no more steps
 
 
@@ -71,7 +72,6 @@ class LayerResult:
         Cost of its worst link; infinite without a placement.
     bound : Bound
         Re-checkable unless its proof is ``solver``.
-    status : Status
     stop : Stop
     solver_bound : float or None
         What only the solver's own search proved.
@@ -82,13 +82,13 @@ class LayerResult:
     work : float
         Deterministic effort spent, about seconds.
     repaired : int
-        Copies of one expert that the method had put too close together, and that were moved apart.
+        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
+        or a DP group's nodes had no slot left.
     """
 
     node: npt.NDArray[np.int64] | None
     z: float
     bound: Bound
-    status: Status
     stop: Stop
     solver_bound: float | None = None
     gpu: npt.NDArray[np.int64] | None = None
@@ -97,17 +97,22 @@ class LayerResult:
     repaired: int = 0
 
     def __post_init__(self) -> None:
-        placed = self.status in {Status.OPTIMAL, Status.FEASIBLE}
-        if placed != (self.node is not None) or placed != np.isfinite(self.z):
-            raise ValueError(f"status {self.status} contradicts a placement with z = {self.z}")
+        placed = self.node is not None
+        if placed != np.isfinite(self.z):
+            raise ValueError(f"{'a' if placed else 'no'} placement contradicts z = {self.z}")
         if np.isnan(self.best_bound):
             raise FalseBoundError("a bound is no number")
         if placed and self.best_bound > self.z * (1 + OPTIMAL_GAP) + 1e-9:
             raise FalseBoundError(f"bound {self.best_bound} is above z = {self.z}: one of them is wrong")
-        if self.status is Status.OPTIMAL and gap(self.z, self.best_bound) > OPTIMAL_GAP:
-            raise ValueError(f"optimal, but z = {self.z} is not the bound {self.best_bound}")
-        if self.stop is Stop.PROVED and self.status not in {Status.OPTIMAL, Status.INFEASIBLE}:
-            raise ValueError(f"stopped because proved, but {self.status}")
+        if self.stop is Stop.PROVED and self.status is Status.FEASIBLE:
+            raise ValueError(f"stopped as proved, but z = {self.z} is not the bound {self.best_bound}")
+
+    @property
+    def status(self) -> Status:
+        """What we have: it follows from z and the bounds; proved without a placement means that there is none."""
+        if self.node is None:
+            return Status.INFEASIBLE if self.stop is Stop.PROVED else Status.UNKNOWN
+        return Status.OPTIMAL if gap(self.z, self.best_bound) <= OPTIMAL_GAP else Status.FEASIBLE
 
     @property
     def best_bound(self) -> float:

@@ -13,7 +13,7 @@ from moe_placer.decomposition.aggregate import solve_aggregate
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_copies, with_copies
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import round_shares, search
 from moe_placer.search.neighbourhood import around_worst_link, cut_out
@@ -21,6 +21,7 @@ from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import recopy
 from moe_placer.solve.base import Start
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
+from moe_placer.solvers.coverage import CoverageSolver
 from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]
@@ -53,6 +54,8 @@ class Auto(LayerSolver):
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
         """Place all layers, each apart, and then what they share: the aggregate, or a budget of copies."""
+        if problem.coverage:
+            return CoverageSolver().solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":
             return self._jointly(problem, limits, seed, start, report)
         if problem.redundant_in_all is None:
@@ -60,9 +63,8 @@ class Auto(LayerSolver):
         return [_of_its_share(result) for result in _by_shares(self, problem, limits, seed, start, report)]
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse nothing."""
-        del problem
-        return None
+        """Refuse nothing but a joint objective where tokens count once per node."""
+        return CoverageSolver().refuses(problem) if problem.coverage else None
 
     def _jointly(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
@@ -77,7 +79,7 @@ class Auto(LayerSolver):
         """Place one layer; the first call solves the relaxation, later ones search on."""
         layer, start = task.layer, task.start
         if start is not None and start.z == 0:
-            return replace(start, bound=best_bound(layer), status=Status.OPTIMAL, stop=Stop.PROVED)
+            return replace(start, bound=best_bound(layer), stop=Stop.PROVED)
         copies = start.copies if start is not None else None
         if copies is not None:
             layer = with_copies(layer, copies)
@@ -86,7 +88,7 @@ class Auto(LayerSolver):
         if start is None or start.bound.weights is None:
             result, spent = _from_relaxation(task)
         if result is None:
-            return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, why_stopped(task.deadline), work=spent)
+            return LayerResult(None, np.inf, best_bound(layer), why_stopped(task.deadline), work=spent)
         settle = layer.items * layer.nodes <= _SMALL or task.work >= _EXACT_WORK
         target = result.bound.value * (1 + _AIM * task.gap)
         part = (task.work - spent) / (1 + settle)
@@ -143,7 +145,7 @@ def _of_its_share(result: LayerResult) -> LayerResult:
     """Drop what a search proved of a layer with its share of copies: it says nothing of other shares."""
     if result.solver_bound is None:
         return result
-    own = replace(result, solver_bound=None, status=Status.FEASIBLE, stop=Stop.FINISHED)
+    own = replace(result, solver_bound=None, stop=Stop.FINISHED)
     return own if result.stop in {Stop.PROVED, Stop.GAP} else replace(own, stop=result.stop)
 
 
@@ -173,7 +175,7 @@ def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
             found = search(layer, node, bound.value, 0.0, task.rng, task.deadline)
             spent += found.work
             if result is None or found.z < result.z:
-                result = LayerResult(found.node, found.z, bound, Status.FEASIBLE, Stop.WORK)
+                result = LayerResult(found.node, found.z, bound, Stop.WORK)
         if result is not None and relative_gap(result.z, bound.value) <= _AIM * task.gap:
             break
     if result is None:
@@ -218,7 +220,7 @@ def _by_neighbourhoods(task: LayerTask) -> LayerResult:
         assert result.node is not None
         part = cut_out(layer, result.node, around_worst_link(layer, result.node, _NODES, task.rng))
         here = part.local(result.node)
-        begin = LayerResult(here, part.layer.z(here), result.bound, Status.FEASIBLE, Stop.WORK)
+        begin = LayerResult(here, part.layer.z(here), result.bound, Stop.WORK)
         whole = replace(task, layer=part.layer, gap=task.gap / 2, work=_PART_WORK, start=begin)
         solved = Model(part.layer, result.bound.value, here).solve(whole, result.bound)
         spent += max(_LEAST_WORK, solved.work)
@@ -232,6 +234,6 @@ def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) 
     """Say what we have and why we stop."""
     here = relative_gap(result.z, result.best_bound)
     if here <= OPTIMAL_GAP:
-        return replace(result, status=Status.OPTIMAL, stop=Stop.PROVED, work=work)
+        return replace(result, stop=Stop.PROVED, work=work)
     stop = Stop.FINISHED if result.stop is Stop.FINISHED else why_stopped(deadline)
-    return replace(result, status=Status.FEASIBLE, stop=Stop.GAP if here <= gap else stop, work=work)
+    return replace(result, stop=Stop.GAP if here <= gap else stop, work=work)

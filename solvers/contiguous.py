@@ -1,7 +1,8 @@
 """The seed plan: experts in order, GPU after GPU.
 
-Where the number of copies is free, redundant slots hold experts 0, 1, 2, ... once more, as in the first map of SGLang
-(``arange(slots) % experts``) and vLLM, whatever the load.
+Every GPU gets as many experts as any other, or one less, as engines deal them. Where the number of copies is free,
+redundant slots hold experts 0, 1, 2, ... once more, as in the first map of SGLang (``arange(slots) % experts``) and
+vLLM, whatever the load.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult
-from moe_placer.solve.heuristic import OnePass, heuristic_result
+from moe_placer.solve.heuristic import OnePass, even_slots, heuristic_result
 
 __all__ = ["Contiguous"]
 
@@ -19,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Contiguous(OnePass):
-    """Replica r of expert e takes slot ``r * experts + e`` (with one slot a GPU: GPU ``r * experts + e``)."""
+    """Replica r of expert e is the ``(r * experts + e)``-th in order (with one full slot a GPU: on that GPU)."""
 
     name = "contiguous"
     summary = "experts in order, GPU after GPU: the usual default plan"
@@ -57,7 +58,8 @@ def _place(problem: Problem, index: int) -> tuple[Ints, Ints | None]:
     """Return node and GPU of each item; no GPU where an expert is sharded over several."""
     items = int(problem.copies[index].sum())
     if problem.shards > 1:
-        return np.repeat(np.arange(problem.nodes), problem.capacity.node_slots[index])[:items], None
+        slots = problem.capacity.node_slots[index]
+        return np.repeat(np.arange(problem.nodes), even_slots(slots, items)), None
     slots = problem.capacity.slots[index]
-    gpu = np.repeat(np.arange(len(slots)), slots)[:items]
+    gpu = np.repeat(np.arange(len(slots)), even_slots(slots, items))
     return gpu // problem.gpus_per_node, gpu

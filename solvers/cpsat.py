@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, relaxed_bound
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import count_copies, with_copies
 from moe_placer.problem.symmetry import Kinds
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
+from moe_placer.solve.base import refuses_coverage
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class CpSat(LayerSolver):
             return "the package ortools is not installed"
         return None
 
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse costs that are not linear, and what couples layers."""
+        return refuses_coverage(problem) or super().refuses(problem)
+
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
         layer, start = task.layer, task.start
@@ -68,7 +73,7 @@ class CpSat(LayerSolver):
             bound = relaxed_bound(layer, task.seconds)
         if start is not None and relative_gap(start.z, bound.value) <= task.gap:
             stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
-            return replace(start, bound=bound, stop=stop, status=_status(start.z, bound.value))
+            return replace(start, bound=bound, stop=stop)
         model = choosing_model(layer, bound, start) or Model(layer, bound.value, start.node if start else None)
         return model.solve(task, bound)
 
@@ -82,10 +87,6 @@ def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None)
     kinds = choices(layer, start.z, bound.value)
     few = len(kinds.item) * layer.nodes <= _MOST_CHOICES
     return CopiesModel(layer, kinds, bound.value, start.node) if few else None
-
-
-def _status(z: float, bound: float) -> Status:
-    return Status.OPTIMAL if relative_gap(z, bound) <= OPTIMAL_GAP else Status.FEASIBLE
 
 
 class Model:
@@ -205,7 +206,7 @@ class Model:
         cp, start, gap = self.cp_model, task.start, task.gap
         work = solver.response_proto.deterministic_time
         if status == cp.INFEASIBLE and start is None:
-            return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
+            return LayerResult(None, np.inf, bound, Stop.PROVED, work=work)
         stop = why_stopped(task.deadline)
         own = max(0.0, (solver.best_objective_bound - self.slack) / self.factor)
         node, z, copies = (start.node, start.z, start.copies) if start is not None else (None, np.inf, None)
@@ -215,7 +216,7 @@ class Model:
                 node, z = found, layer.z(found)
                 copies = count_copies(layer) if self.covers_copies else copies
         if node is None:
-            return LayerResult(None, np.inf, bound, Status.UNKNOWN, stop, work=work)
+            return LayerResult(None, np.inf, bound, stop, work=work)
         if self.layer.copies_are_free and not self.covers_copies:
             if relative_gap(z, own) <= max(gap, OPTIMAL_GAP):
                 stop = Stop.FINISHED  # nothing better with these copies; of others, it proves nothing
@@ -229,7 +230,7 @@ class Model:
             stop = Stop.PROVED
         elif relative_gap(z, best) <= gap:
             stop = Stop.GAP
-        return LayerResult(node, z, bound, _status(z, best), stop, solver_bound, copies=copies, work=work)
+        return LayerResult(node, z, bound, stop, solver_bound, copies=copies, work=work)
 
 
 def _solve_watched(solver: cp_model.CpSolver, model: cp_model.CpModel, deadline: Deadline) -> Any:

@@ -1,19 +1,30 @@
 """The public expert-load-balancing heuristic (EPLB): copies by load, then balanced packing. It never looks at links.
 
 Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes copies
-within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs anywhere. Here every expert is
-its own group. Where the instance fixes the number of copies (``replicas: dp``), only the packing is left to decide.
-The original lets two copies of one expert meet on a GPU; here these are moved apart, and counted as repaired.
+within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs anywhere. Every GPU gets
+equally many. Here every expert is its own group. Where the instance fixes the number of copies (``replicas: dp``), only
+the packing is left to decide; with ``group`` routing, engines run EPLB inside each EP group, so a DP group's experts
+are packed to its own nodes. The original lets two copies of one expert meet on a GPU; here these are moved apart, and
+counted as repaired.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem, copies_by_load
 from moe_placer.result import LayerResult
-from moe_placer.solve.heuristic import OnePass, gpu_result, heuristic_result, lightest_first
+from moe_placer.solve.heuristic import (
+    EngineRule,
+    even_slots,
+    gpu_result,
+    heuristic_result,
+    lightest_first,
+    pack_in_groups,
+)
 
 __all__ = ["Eplb", "EplbGlobal", "balanced_packing", "ranks_within_nodes"]
 
@@ -21,14 +32,14 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class EplbGlobal(OnePass):
-    """Copies by load, packed to the least loaded GPUs anywhere."""
+class EplbGlobal(EngineRule):
+    """Copies by load, packed to the least loaded GPUs anywhere in the EP group."""
 
     name = "eplb-global"
-    summary = "EPLB, global: balances GPU load over the whole cluster"
+    summary = "EPLB, global: balances GPU load over the whole EP group"
     source = "https://github.com/deepseek-ai/EPLB"
 
-    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_in_groups(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""
         return _global(problem, index, rng)
 
@@ -39,25 +50,36 @@ class Eplb(EplbGlobal):
     name = "eplb"
     summary = "EPLB, hierarchical: balances node load, then GPU load"
 
-    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_in_groups(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""
         if not problem.copies_are_free:
             layer = problem.layer(index)
-            return _packed(problem, index, layer, balanced_packing(layer.load, layer.slots), rng)
+            return _packed(problem, index, layer, pack_in_groups(problem, layer, layer.slots, _packing(layer)), rng)
         return _within_nodes(problem, index, rng) or _global(problem, index, rng)
 
 
 def _global(problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
     layer = problem.layer(index)
     if problem.shards > 1:
-        return heuristic_result(layer, balanced_packing(layer.load, layer.slots), rng)
+        return heuristic_result(layer, pack_in_groups(problem, layer, layer.slots, _packing(layer)), rng)
     load = problem.demand[index].sum(axis=0)[layer.expert]
     # First copies by expert, then the others as they were made: each for the highest load per copy there was.
     made = np.lexsort((layer.expert, np.where(layer.replica > 0, -load / np.maximum(layer.replica, 1), -np.inf)))
     order = made if problem.copies_are_free else np.arange(layer.items)
-    gpu = np.empty(layer.items, dtype=np.int64)
-    gpu[order] = balanced_packing(layer.load[order], problem.capacity.slots[index])
+    gpu = pack_in_groups(problem, layer, problem.capacity.slots[index], _packing(layer, order))
     return gpu_result(problem, layer, gpu, rng)
+
+
+def _packing(layer: LayerProblem, order: Ints | None = None) -> Callable[[Ints, Ints], Ints]:
+    """Return `balanced_packing` of a layer's items into equally many slots of each place; of equals, by ``order``."""
+    rank = np.arange(layer.items) if order is None else np.argsort(order)
+
+    def pack(items: Ints, slots: Ints) -> Ints:
+        ordered, place = np.argsort(rank[items]), np.empty(len(items), dtype=np.int64)
+        place[ordered] = balanced_packing(layer.load[items[ordered]], even_slots(slots, len(items)))
+        return place
+
+    return pack
 
 
 def _packed(
@@ -77,7 +99,7 @@ def ranks_within_nodes(problem: Problem, index: int, layer: LayerProblem, node: 
     for n in np.unique(node).tolist():
         first, here = n * problem.gpus_per_node, np.flatnonzero(node == n)
         slots = problem.capacity.slots[index][first : first + problem.gpus_per_node]
-        rank[here] = first + balanced_packing(layer.load[here], slots)
+        rank[here] = first + balanced_packing(layer.load[here], even_slots(slots, len(here)))
     return rank
 
 

@@ -3,7 +3,7 @@
 Graham, "Bounds on Multiprocessing Timing Anomalies" (SIAM Journal on Applied Mathematics, 1969): with machines for GPUs
 and loads for times, the busiest GPU has at most 4/3 of the least possible load, as long as slots do not bind. Of
 equally loaded GPUs (with one slot each, of all that are still empty) one on the least loaded node is taken, so that
-nodes are balanced as well.
+nodes are balanced as well. With ``group`` routing each DP group is an EP group of its own, on its own nodes.
 """
 
 from __future__ import annotations
@@ -13,32 +13,39 @@ import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.result import LayerResult
-from moe_placer.solve.heuristic import OnePass, gpu_result, heuristic_result
+from moe_placer.solve.heuristic import EngineRule, gpu_result, heuristic_result, pack_in_groups
 
 __all__ = ["Lpt", "longest_first"]
 
 Ints = npt.NDArray[np.int64]
 
 
-class Lpt(OnePass):
+class Lpt(EngineRule):
     """List scheduling by load; an expert that is sharded over GPUs counts for its node as a whole."""
 
     name = "lpt"
     summary = "longest processing time first: hottest expert to the least loaded GPU, then node"
     source = "Graham (1969), https://doi.org/10.1137/0117039"
 
-    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_in_groups(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""
         layer = problem.layer(index)
         if problem.shards > 1:
-            return heuristic_result(layer, longest_first(layer, layer.slots, np.arange(layer.nodes)), rng)
-        slots = problem.capacity.slots[index]
-        home = np.arange(len(slots)) // problem.gpus_per_node
-        return gpu_result(problem, layer, longest_first(layer, slots, home), rng)
+            return heuristic_result(layer, _in_groups(problem, layer, layer.slots), rng)
+        return gpu_result(problem, layer, _in_groups(problem, layer, problem.capacity.slots[index]), rng)
 
 
-def longest_first(layer: LayerProblem, slots: Ints, home: Ints) -> Ints:
-    """Return the machine of each item [I]; machine g has ``slots[g]`` slots and is on node ``home[g]``."""
+def _in_groups(problem: Problem, layer: LayerProblem, slots: Ints) -> Ints:
+    """Return the machine of each item, GPUs or nodes [G], EP group by EP group."""
+    home = np.arange(len(slots)) // (len(slots) // layer.nodes)
+    return pack_in_groups(problem, layer, slots, lambda items, there: longest_first(layer, there, home, items)[items])
+
+
+def longest_first(layer: LayerProblem, slots: Ints, home: Ints, items: Ints | None = None) -> Ints:
+    """Return the machine of each item [I]; machine g has ``slots[g]`` slots and is on node ``home[g]``.
+
+    With ``items``, only these are placed, and the others are said to be on machine 0.
+    """
     machine_load, node_load = np.zeros(len(slots)), np.zeros(layer.nodes)
     left = slots.copy()
     copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
@@ -46,7 +53,8 @@ def longest_first(layer: LayerProblem, slots: Ints, home: Ints) -> Ints:
     single = len(slots) > layer.nodes
     chosen = np.zeros(layer.items, dtype=np.int64)
     # What is pinned has no choice, so it comes first.
-    for i in np.lexsort((-layer.load, layer.pinned < 0)).tolist():
+    order = np.lexsort((-layer.load, layer.pinned < 0))
+    for i in (order if items is None else order[np.isin(order, items)]).tolist():
         e = int(layer.expert[i])
         allowed = (left > 0) & (copies[e] < layer.together)[home]
         if single:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.limits import WORK_PER_SECOND, Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.symmetry import Kinds
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
+from moe_placer.solve.base import refuses_coverage
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Mip(LayerSolver):
             return "the package ortools is not installed"
         return None
 
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse costs that are not linear, and what couples layers."""
+        return refuses_coverage(problem) or super().refuses(problem)
+
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
         layer, gap, work, start, deadline = task.layer, task.gap, task.work, task.start, task.deadline
@@ -58,10 +63,10 @@ class Mip(LayerSolver):
         model = Model(layer, start.node if start is not None else None)
         node, own, infeasible = model.solve(gap, work / WORK_PER_SECOND, int(task.rng.integers(2**31)), deadline)
         if infeasible and start is None:
-            return LayerResult(None, np.inf, bound, Status.INFEASIBLE, Stop.PROVED, work=work)
-        best = start or LayerResult(None, np.inf, bound, Status.UNKNOWN, why_stopped(task.deadline), work=work)
+            return LayerResult(None, np.inf, bound, Stop.PROVED, work=work)
+        best = start or LayerResult(None, np.inf, bound, why_stopped(task.deadline), work=work)
         if node is not None and layer.valid(node) and layer.z(node) < best.z:
-            best = LayerResult(node, layer.z(node), bound, Status.FEASIBLE, Stop.WORK, best.solver_bound)
+            best = LayerResult(node, layer.z(node), bound, Stop.WORK, best.solver_bound)
         if best.node is None:
             return best
         if layer.copies_are_free:  # the model has the copies that are given: of others, it proves nothing
@@ -74,14 +79,10 @@ class Mip(LayerSolver):
 
 
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
-    here = relative_gap(result.z, result.best_bound)
-    status = Status.OPTIMAL if here <= OPTIMAL_GAP else Status.FEASIBLE
-    stop = why_stopped(deadline)
-    if here <= gap:
-        stop = Stop.GAP
-    if status is Status.OPTIMAL:
-        stop = Stop.PROVED
-    return replace(result, status=status, stop=stop, work=work)
+    if result.status is Status.OPTIMAL:
+        return replace(result, stop=Stop.PROVED, work=work)
+    within = relative_gap(result.z, result.best_bound) <= gap
+    return replace(result, stop=Stop.GAP if within else why_stopped(deadline), work=work)
 
 
 class Model:

@@ -3,8 +3,8 @@
 Described from an open pull request of SGLang, "add topology-aware expert placement" (#37923, 2026): given a matrix of
 costs between ranks, experts trade ranks as long as the tokens times the cost of the ranks they go between becomes less,
 and no rank gets more load than the busiest had at the start. Here the cost is the number of links between two ranks'
-nodes, 0 within a node, and the start is EPLB's hierarchical placement, which also serves instances with copies (the
-original starts from experts in order, and refuses copies).
+nodes, 0 within a node, ranks are those of one EP group, and the start is EPLB's hierarchical placement, which also
+serves instances with copies (the original starts from experts in order, and refuses copies).
 
 With ``P[i, n]`` the tokens of item i times the links they cross if it is on node n, a trade of i and j changes the sum
 by ``gain[i, n_j] + gain[j, n_i]`` with ``gain[i, n] = P[i, n] - P[i, n_i]``. So the best trade of two nodes is found
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.result import LayerResult
-from moe_placer.solve.heuristic import OnePass, gpu_result, heuristic_result
+from moe_placer.solve.heuristic import EngineRule, gpu_result, heuristic_result
 from moe_placer.solvers.eplb import Eplb, ranks_within_nodes
 
 __all__ = ["TopologySwaps"]
@@ -32,31 +32,41 @@ Bools = npt.NDArray[np.bool_]
 _ENOUGH = 1e-9  # of the sum of costs: a trade must save at least this
 
 
-class TopologySwaps(OnePass):
+class TopologySwaps(EngineRule):
     """Local search on the sum of tokens times links crossed, which does not see which link is the worst."""
 
     name = "topology-swaps"
     summary = "from EPLB, swaps experts while tokens x hops fall, never above the busiest GPU's load"
     source = "https://github.com/sgl-project/sglang/pull/37923"
 
-    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+    def place_in_groups(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""
-        start = Eplb().place_layer(problem, index, rng)
+        start = Eplb().place_in_groups(problem, index, rng)
         if start.node is None:
             return start
         layer = problem.layer(index, start.copies)
         price = problem.crossings(index, layer)
         rank = start.gpu if start.gpu is not None else ranks_within_nodes(problem, index, layer, start.node)
-        node, rank = _swap(layer, price, start.node, rank)
+        node, rank = _swap(layer, price, start.node, rank, problem.group_of_node)
         if problem.shards > 1:
             return heuristic_result(layer, node, rng, copies=start.copies, repaired=start.repaired)
         result = gpu_result(problem, layer, rank, rng, start.copies)
         return replace(result, repaired=result.repaired + start.repaired)
 
 
-def _swap(layer: LayerProblem, price: Floats, node: Ints, rank: Ints) -> tuple[Ints, Ints]:
-    """Trade places until no allowed trade lowers the sum of prices; return node and rank of each item."""
-    state = _State(layer, node.copy(), rank.copy())
+def _swap(layer: LayerProblem, price: Floats, node: Ints, rank: Ints, group: Ints) -> tuple[Ints, Ints]:
+    """Trade places until no allowed trade lowers the sum of prices; return node and rank of each item.
+
+    Parameters
+    ----------
+    price : float array [I, N]
+        Of each item on each node.
+    node, rank : int array [I]
+        Where each item starts.
+    group : int array [N]
+        EP group of each node: items trade places inside one.
+    """
+    state = _State(layer, node.copy(), rank.copy(), group)
     least = -_ENOUGH * max(1e-300, float(price[np.arange(layer.items), node].sum()))
     while _round(state, price, least):
         pass
@@ -73,7 +83,8 @@ def _round(state: _State, price: Floats, least: float) -> bool:
     used, first = np.unique(node[by_node], return_index=True)
     best = np.full((layer.nodes, layer.nodes), np.inf)  # [from, to]
     best[used] = np.minimum.reduceat(gain[by_node], first, axis=0)
-    one, other = np.nonzero(np.triu(best + best.T, 1) < least)
+    own = state.group[:, None] == state.group[None, :]
+    one, other = np.nonzero(own & (np.triu(best + best.T, 1) < least))
     order = np.argsort((best + best.T)[one, other], kind="stable")
     traded: set[int] = set()
     for a, b in zip(one[order].tolist(), other[order].tolist(), strict=True):
@@ -91,8 +102,8 @@ def _round(state: _State, price: Floats, least: float) -> bool:
 class _State:
     """Where items are, and what keeps them from trading places."""
 
-    def __init__(self, layer: LayerProblem, node: Ints, rank: Ints) -> None:
-        self.layer, self.node, self.rank = layer, node, rank
+    def __init__(self, layer: LayerProblem, node: Ints, rank: Ints, group: Ints) -> None:
+        self.layer, self.node, self.rank, self.group = layer, node, rank, group
         self.rank_load = np.bincount(rank, layer.load)
         self.most = float(self.rank_load.max(initial=0.0)) * (1 + 1e-12)
         self.crowded = bool(np.bincount(rank).max() > 1)  # with one item a rank, no trade can overload one

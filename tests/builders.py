@@ -79,7 +79,12 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_instance(**changes: Any) -> Instance:
-    """Build the tiny instance, with sections merged in: ``tiny_instance(cluster={"gpus_per_node": 3})``."""
+    """Build the tiny instance, with sections merged in: ``tiny_instance(cluster={"gpus_per_node": 3})``.
+
+    Its traffic is of expert loads, or of traces where a unit of dispatch other than per-expert asks for these.
+    """
+    if changes.get("placement", {}).get("dispatch", "per-expert") != "per-expert":
+        changes = {"traffic": {"kind": "trace", "tokens_per_gpu": 100.0}, **changes}
     return Instance.model_validate(merged(TINY, changes))
 
 
@@ -92,6 +97,19 @@ def tiny_traffic(instance: Instance, seed: int = 0, recordings: int = 2) -> Traf
         load = rng.gamma(0.7, 100.0, shape) + 1.0
         drawn.append(Recording(f"drawn-{index}", load, load.sum(axis=1) / instance.model.top_k))
     return Traffic(tuple(drawn), rng.dirichlet(np.ones(recordings), instance.cluster.nodes))
+
+
+def tiny_tokens(instance: Instance, seed: int = 0, tokens: tuple[int, ...] = (17, 40)) -> Traffic:
+    """Draw recordings of so many tokens each, every one with its set of experts, and an uneven mix on every node."""
+    rng = np.random.default_rng(seed)
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    drawn = []
+    for index, count in enumerate(tokens):
+        keys = rng.exponential(rng.gamma(0.7, 1.0, (layers, experts)) + 0.05, (count, layers, experts))
+        topk = np.argsort(-keys, axis=2)[:, :, : instance.model.top_k].astype(np.uint8)
+        load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
+        drawn.append(Recording(f"tokens-{index}", load.astype(np.float64), np.full(layers, float(count)), topk))
+    return Traffic(tuple(drawn), rng.dirichlet(np.ones(len(tokens)), instance.cluster.nodes))
 
 
 def level_traffic(instance: Instance, load: Sequence[Sequence[float]], tokens: float) -> Traffic:

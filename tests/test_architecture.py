@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LOOSE = {"errors", "files", "workers", "limits", "placement", "result", "plugin"}
+LOOSE = {"errors", "files", "limits", "placement", "result", "plugin"}
 HEAVY = ("ortools", "scipy.optimize")
 
 

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.cli.describe import describe
-from moe_placer.dag.write import write_dags
+from moe_placer.dag.drawing_files import write_dags
 from moe_placer.errors import InfeasibleError, InputError
-from moe_placer.experiments.compare.moves import contiguous_plan, count_moves
+from moe_placer.experiments.compare.migration import contiguous_plan, count_moves
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.problem.replicas import count_copies, layer_time, with_copies
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 from moe_placer.search.replica_budget import share_out
 from moe_placer.solve.solve import solve
 from moe_placer.verifier import verify
@@ -84,7 +84,7 @@ def test_moving_copies_saves_time_and_never_raises_the_worst_links(seed: int) ->
     layers, results = [problem.layer(index) for index in range(len(problem))], []
     for layer in layers:
         node = np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]
-        results.append(LayerResult(node, layer.z(node), relaxed_bound(layer), Status.FEASIBLE, Stop.TIME))
+        results.append(LayerResult(node, layer.z(node), relaxed_bound(layer), Stop.TIME))
     shared = share_out(layers, results, 9, 0.0, 0.0, 1.0, Deadline())
     after = [
         layer if new.copies is None else with_copies(layer, new.copies)

@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import tiny_instance, tiny_tokens, tiny_traffic
 
 from moe_placer.bounds.bounds import Bound, dual_bound
 from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import LayerProblem, compile_problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.base import Solver
 from moe_placer.solve.registry import find_solver, solver_names
 from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import Traffic
 
 SOLVERS = solver_names()
+PER_NODE = {"coverage", "affinity"}  # serve dispatch once per GPU or node only
 
 # At most 6 items on 3 nodes or 4 on 4, so that every assignment can be tried.
 SMALL: dict[str, dict[str, Any]] = {
@@ -61,13 +62,53 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "tokens": {"parallelism": {"dp": 1}, "cluster": {"gpus_per_node": 1}, "objective": {"metric": "tokens"}},
     "sharded": {"parallelism": {"dp": 1, "expert_tp": 2}},
+    "per node": {
+        "model": {"experts": 6},
+        "cluster": {"nodes": 3, "gpus_per_node": 2},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-node"},
+    },
+    "per node, group": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 2, "gpus_per_node": 4},
+        "placement": {"dispatch": "per-node"},
+    },
+    "per node, even": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 3},
+        "placement": {"dispatch": "per-node", "replica_routing": "even"},
+    },
+    "per node, budget": {
+        "model": {"experts": 4},
+        "cluster": {"nodes": 3},
+        "parallelism": {"dp": 1},
+        "placement": {
+            "dispatch": "per-node",
+            "replica_routing": "even",
+            "replicas": {"redundant_slots": 2},
+            "replicas_apart": "node",
+            "pinned": [{"layer": 1, "expert": 2, "gpu": 0}],
+        },
+    },
+    "per gpu": {
+        "model": {"experts": 6},
+        "cluster": {"nodes": 2, "gpus_per_node": 2},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-gpu", "slots_per_gpu": 2, "failed_gpus": [3]},
+    },
+    "per gpu, alone": {
+        "cluster": {"gpus_per_node": 1},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-gpu"},
+    },
     "one node": {"cluster": {"nodes": 1, "gpus_per_node": 4}, "parallelism": {"dp": 1}},
 }
 
 
 def small(name: str, seed: int = 0) -> tuple[Instance, Traffic]:
     instance = tiny_instance(**SMALL[name])
-    return instance, tiny_traffic(instance, seed)
+    once = instance.placement.dispatch != "per-expert"
+    return instance, tiny_tokens(instance, seed) if once else tiny_traffic(instance, seed)
 
 
 def smallest_z(layer: LayerProblem) -> float:
@@ -85,7 +126,9 @@ def attempt(solver: str, name: str, **limits: Any) -> Solution:
         with pytest.raises(NothingFoundError, match="cannot serve"):
             solve(instance, traffic, solver=solver)
         pytest.skip(f"{solver} refuses: {reason}")
-    return solve(instance, traffic, solver=solver, limits=Limits(**{"time_s": 20.0, "gap": 0.0, **limits}))
+    # A search that proves nothing uses up its effort.
+    effort = {"work": 1.0} if instance.placement.dispatch != "per-expert" else {}
+    return solve(instance, traffic, solver=solver, limits=Limits(**{"time_s": 20.0, "gap": 0.0, **effort, **limits}))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -105,19 +148,27 @@ def test_placements_are_verified_and_no_better_than_brute_force(solver: str, nam
             assert record.z <= least * (1 + 1e-6) + 1e-6
 
 
+def larger(solver: str) -> tuple[Instance, Traffic]:
+    """Return an instance that takes search, of the dispatch that the solver is for."""
+    sizes: dict[str, Any] = {"model": {"experts": 6, "layers": 4}, "cluster": {"gpus_per_node": 3}}
+    if solver in PER_NODE:
+        instance = tiny_instance(**sizes, placement={"dispatch": "per-node"})
+        return instance, tiny_tokens(instance, 3)
+    instance = tiny_instance(**sizes)
+    return instance, tiny_traffic(instance, 3)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_same_seed_gives_the_same_bytes(solver: str) -> None:
-    instance = tiny_instance(model={"experts": 6, "layers": 4}, cluster={"gpus_per_node": 3})
-    traffic = tiny_traffic(instance, 3)
+    instance, traffic = larger(solver)
     limits = Limits(time_s=60.0, gap=0.0, work=1.0)
     first, second = (solve(instance, traffic, solver=solver, limits=limits, seed=5).placement for _ in range(2))
     assert first.to_json() == second.to_json()
 
 
-@pytest.mark.parametrize("solver", ["auto", "cpsat"])
+@pytest.mark.parametrize("solver", ["auto", "cpsat", "coverage"])
 def test_workers_do_not_change_the_placement(solver: str) -> None:
-    instance = tiny_instance(model={"experts": 6, "layers": 4}, cluster={"gpus_per_node": 3})
-    traffic = tiny_traffic(instance, 3)
+    instance, traffic = larger(solver)
     one, two = (
         solve(instance, traffic, solver=solver, limits=Limits(time_s=60.0, gap=0.0, work=1.0, workers=workers))
         for workers in (1, 2)
@@ -129,7 +180,7 @@ def test_workers_do_not_change_the_placement(solver: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_time_gives_the_heuristics_start(solver: str, workers: int) -> None:
-    instance, traffic = small("group")
+    instance, traffic = small("per node, group" if solver in PER_NODE else "group")
     solution = solve(instance, traffic, solver=solver, limits=Limits(time_s=0.0, workers=workers))
     assert solution.verification.ok
 
@@ -156,7 +207,7 @@ class Liar(Solver):
             node = np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]
             bound = dual_bound(layer, np.full(layer.links, 1 / layer.links))
             lie = type(bound)(layer.z(node), "dual", bound.weights)
-            results.append(LayerResult(node, layer.z(node), lie, Status.OPTIMAL, Stop.PROVED))
+            results.append(LayerResult(node, layer.z(node), lie, Stop.PROVED))
             report(index, results[-1])
         return results
 
@@ -171,7 +222,7 @@ class Sloppy(Liar):
         doubled[:2] = doubled[0]
         gpu = doubled * problem.gpus_per_node
         z = problem_layer.z(doubled)
-        unproved = {"bound": Bound(0.0, "solver"), "status": Status.FEASIBLE, "stop": Stop.TIME}
+        unproved = {"bound": Bound(0.0, "solver"), "stop": Stop.TIME}
         honest[0] = replace(honest[0], node=doubled, gpu=gpu, z=z, **unproved)
         return honest
 

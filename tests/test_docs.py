@@ -31,7 +31,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_commands_named_in_the_readme_exist() -> None:
-    for command in set(re.findall(r"`?moe-placer ([a-z]+)", README)):
+    for command in set(re.findall(r"`?moe-placer ([a-z-]+)", README)):
         done = subprocess.run(
             [sys.executable, "-c", "from moe_placer.cli import main; main()", command, "--help"], capture_output=True
         )

@@ -159,10 +159,10 @@ def test_what_is_no_instance_at_all(tmp_path: Path, text: str | bytes, says: str
 @pytest.mark.parametrize("field", ["failed_gpus: [{}]", "failed_gpus: [[{}]]", "kv_cache_gb: [{}]"])
 def test_long_lists_are_refused_in_seconds(tmp_path: Path, field: str) -> None:
     text = SEED_PLAN.replace("failed_gpus: []", field.format(", ".join(["1"] * 250_000)))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError):
         load(tmp_path, text)
-    assert time.perf_counter() - started < 20  # it was minutes when every entry was compared with all before it
+    assert time.process_time() - started < 20  # it was minutes when every entry was compared with all before it
 
 
 def test_round_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
@@ -212,8 +212,6 @@ def test_any_text_gives_an_input_error(tmp_path_factory: pytest.TempPathFactory,
 OFFERED_NOWHERE = (
     ("placement", "replica_routing", "nearest"),
     ("placement", "replica_routing", "optimal"),
-    ("placement", "dispatch", "per-node"),
-    ("placement", "dispatch", "per-gpu"),
 )
 
 
@@ -223,10 +221,10 @@ def test_what_nothing_can_serve_is_not_offered(tmp_path: Path, section: str, fie
     with pytest.raises(InputError) as caught:
         load(tmp_path, text)
     (mistake,) = caught.value.mistakes
-    offered = {"replica_routing": "one of group or even", "dispatch": "per-expert"}[field]
+    offered = "one of group or even"
     assert (mistake.path, mistake.found) == (f"{section}.{field}", f"the text '{value}'")
     assert mistake.expected == f"{offered} ({value} is planned, not there yet)"
-    assert not re.search("nearest|optimal|per-node|per-gpu", json.dumps(Instance.model_json_schema()))
+    assert not re.search("nearest|optimal", json.dumps(Instance.model_json_schema()))
 
 
 LINES = SEED_PLAN.splitlines()

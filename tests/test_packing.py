@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moe_placer.bounds.bounds import Bound
 from moe_placer.errors import NothingFoundError
 from moe_placer.problem.compile import Problem, compile_problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 from moe_placer.search.moves import repair
 from moe_placer.solve.gpu_assignment import pack
 
@@ -35,7 +35,7 @@ ONE_NODE: dict[str, Any] = {
 
 def placed(problem: Problem, index: int, node: Sequence[int] | np.ndarray) -> LayerResult:
     at = np.array(node)
-    return LayerResult(at, problem.layer(index).z(at), Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED)
+    return LayerResult(at, problem.layer(index).z(at), Bound(0.0, "solver"), Stop.FINISHED)
 
 
 def results_of(problem: Problem, seed: int) -> list[LayerResult]:
@@ -84,7 +84,7 @@ def test_gpus_that_a_method_chose_stay() -> None:
     problem = compile_problem(instance, tiny_traffic(instance))
     gpu = np.array([7, 5, 3, 1, 6, 4, 2, 0])
     z = problem.layer(0).z(gpu // 2)
-    result = LayerResult(gpu // 2, z, Bound(0.0, "solver"), Status.FEASIBLE, Stop.FINISHED, gpu=gpu)
+    result = LayerResult(gpu // 2, z, Bound(0.0, "solver"), Stop.FINISHED, gpu=gpu)
     assert pack(problem, [result, result])[0] == [(g,) for g in gpu]
 
 

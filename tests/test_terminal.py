@@ -84,7 +84,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[Any]) -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1  # as all of click's programs
+    assert process.wait(timeout=240) == 1  # as all of click's programs
 
 
 def children_of(parent: int) -> list[int]:
@@ -179,7 +179,7 @@ def test_ctrl_c_while_drawing_keeps_the_placement_and_whole_drawings(
     from click.testing import CliRunner
 
     from moe_placer.cli.main import cli
-    from moe_placer.dag import write
+    from moe_placer.dag import drawing_files as write
 
     whole = write.write_atomically
 

@@ -184,6 +184,8 @@ def test_copies_of_one_expert_do_not_share_a_gpu() -> None:
     assert rules_of(instance, honest(instance, traffic, gpu), traffic) == []
     gpu[0][0] = [0, 0]
     assert rules_of(instance, honest(instance, traffic, gpu), traffic) == ["apart"]
+    lenient = tiny_instance(placement={"slots_per_gpu": 2, "replicas_apart": "none"})
+    assert rules_of(lenient, honest(lenient, traffic, gpu), traffic) == []
 
 
 def test_copies_of_one_expert_do_not_share_a_node_where_the_instance_asks() -> None:

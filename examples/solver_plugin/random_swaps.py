@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.plugin import LayerResult, LayerSolver, LayerTask, Status, Stop, best_bound, why_stopped
+from moe_placer.plugin import LayerResult, LayerSolver, LayerTask, Stop, best_bound, why_stopped
 
 _SWAPS_PER_WORK = 2_000  # deterministic effort is counted, not timed, so that the same seed gives the same placement
 
@@ -22,7 +22,7 @@ class RandomSwaps(LayerSolver):
         """Place one layer; later calls go on from the result of the call before."""
         layer, start = task.layer, task.start
         if start is None or start.node is None:  # no heuristic has a placement: there is nothing to swap
-            return LayerResult(None, np.inf, best_bound(layer), Status.UNKNOWN, Stop.FINISHED)
+            return LayerResult(None, np.inf, best_bound(layer), Stop.FINISHED)
         node, z, swaps = start.node.copy(), start.z, 0
         while swaps < task.work * _SWAPS_PER_WORK and not task.deadline.over and z > start.bound.value * (1 + task.gap):
             a, b = task.rng.integers(layer.items, size=2)
@@ -34,5 +34,4 @@ class RandomSwaps(LayerSolver):
                 node[[a, b]] = node[[b, a]]
             swaps += 1
         stop = Stop.GAP if z <= start.bound.value * (1 + task.gap) else why_stopped(task.deadline)
-        # What a start proved of itself (status, stop) is not true of another placement: state both anew.
-        return replace(start, node=node, z=z, status=Status.FEASIBLE, stop=stop, work=swaps / _SWAPS_PER_WORK)
+        return replace(start, node=node, z=z, stop=stop, work=swaps / _SWAPS_PER_WORK)

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price, transport
+from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.relaxation import relax
+from moe_placer.limits import Deadline
 from moe_placer.placement import Proof
 from moe_placer.problem.compile import LayerProblem
 
@@ -18,6 +20,7 @@ __all__ = [
     "any_copies_bound",
     "best_bound",
     "cheapest",
+    "companions_bound",
     "dual_bound",
     "even_weights",
     "hot_expert_bound",
@@ -42,12 +45,16 @@ class Bound:
     value : float
         Cost (tokens at node-link speed).
     proof : str
-        ``dual``, ``hot-experts``, ``threshold``, or ``solver`` where nothing re-checkable is known.
+        ``dual``, ``hot-experts``, ``threshold``, ``companions``, or ``solver`` where nothing re-checkable is known.
     weights : float array [K] or None
         Link weights, summing to 1; the proof of ``dual`` and ``threshold``.
     threshold : float or None
     hot : int or None
-        Item for ``hot-experts``.
+        Item for ``hot-experts`` and ``companions``.
+    companions : Companions or None
+        The rest of the proof of ``companions``.
+    given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof is about those as given: what it proves there.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
     room_prices : float array [N] or None
@@ -59,6 +66,8 @@ class Bound:
     weights: Floats | None = None
     threshold: float | None = None
     hot: int | None = None
+    companions: Companions | None = None
+    given_replicas: float | None = None
     any_copies: bool = False
     room_prices: Floats | None = None
 
@@ -69,6 +78,8 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     Where copies are free, only bounds for any copies count; the best weights for these are those of
     ``relax(problem, any_copies=True)``.
     """
+    if problem.coverage is not None:  # what one copy per chosen expert costs bounds nothing here
+        return Bound(0.0, "solver")
     if problem.copies_are_free:
         if weights is None or not problem.links:
             return Bound(0.0, "solver")
@@ -79,8 +90,21 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
 
 
+def companions_bound(problem: LayerProblem, deadline: Deadline) -> Bound:
+    """Bound z where tokens are sent once per place: a hot item, and what must be with it at least."""
+    found = hot_companions(problem, deadline)
+    if found is None:
+        return best_bound(problem)
+    value = _safe(found.value)
+    if problem.copies_are_free:  # another choice of copies may have less
+        return Bound(0.0, "companions", hot=found.hot, companions=found, given_replicas=value)
+    return Bound(value, "companions", hot=found.hot, companions=found)
+
+
 def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> Bound:
     """Return the best quick bound with the weights that the linear relaxation gives, if it is solved in time."""
+    if problem.coverage is not None:
+        return best_bound(problem)
     relaxation = relax(problem, time_limit_s, any_copies=problem.copies_are_free)
     return best_bound(problem, None if relaxation is None else relaxation.weights)
 

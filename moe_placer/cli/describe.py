@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_placer.fabric import build_fabric, kinds_of_links
 from moe_placer.instance import Instance
+from moe_placer.instance.engine_rules import ENGINES
 from moe_placer.instance.schema import Gpu, SharedSlots
 from moe_placer.instance.sizes import (
     BYTES_PER_VALUE,
@@ -22,8 +23,10 @@ from moe_placer.instance.sizes import (
 )
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import demand
+from moe_placer.solve.estimate import Estimate, estimate
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
+from moe_placer.workers import usable_cores
 
 __all__ = ["Description", "Skew", "describe"]
 
@@ -75,10 +78,16 @@ class Description:
         Expert replicas of one layer, with equal shares of ``redundant_slots_in_all`` where layers share a budget.
     links : dict
         Kind of link to number of links and GB/s of each.
+    engine : str or None
+        Name of the inference engine that is to load the placement.
     minimise : str
         ``objective.minimise``.
     us_per_1000_tokens : float
         Microseconds that 1,000 tokens at node-link speed take on the wire.
+    traces_missing : bool
+        Whether recorded traffic is asked for, and no file named.
+    skew : Skew or None
+        None where no traffic was given.
     hottest_compute_us, wire_us : float or None
         Microseconds per layer: the hottest copy's matrices; a node's link, if experts sat anywhere.
     infeasible : str or None
@@ -101,11 +110,14 @@ class Description:
     memory_gb: dict[str, float]
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
+    engine: str | None
     minimise: str
     us_per_1000_tokens: float
+    traces_missing: bool
     skew: Skew | None
     hottest_compute_us: float | None
     wire_us: float | None
+    estimate: Estimate
     infeasible: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +126,8 @@ class Description:
 
     def to_text(self) -> str:
         """Return plain words, one fact a line."""
-        return "\n".join([*_size_lines(self), *_network_lines(self), *_demand_lines(self), *_verdict_lines(self)])
+        parts = (_size_lines, _engine_lines, _network_lines, _demand_lines, _verdict_lines)
+        return "\n".join(line for part in parts for line in part(self))
 
 
 def describe(instance: Instance, traffic: Traffic | None) -> Description:
@@ -140,11 +153,14 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_of_links(build_fabric(instance)),
+        engine=instance.engine,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
+        traces_missing=getattr(instance.traffic, "files", None) == (),
         skew=tokens,
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
         wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
+        estimate=estimate(instance, usable_cores(), dags=True),
         infeasible=why_infeasible(instance),
     )
 
@@ -234,6 +250,17 @@ def _size_lines(d: Description) -> list[str]:
     ]
 
 
+def _engine_lines(d: Description) -> list[str]:
+    if d.engine is None:
+        return []
+    rules = ENGINES[d.engine]
+    even = "as modelled here" if rules.replica_routing == "even" else "modelled here as any copy with equal chance"
+    return [
+        f"Engine: {rules.label}, {d.replicas_per_layer // d.gpus} slots on each of {d.gpus:,} GPUs in every layer.",
+        f"Copies: {rules.replica_rule}; {even}.",
+    ]
+
+
 def _network_lines(d: Description) -> list[str]:
     if not d.links:
         return ["Network: one node, so nothing crosses it, and every placement is as good as any other."]
@@ -247,7 +274,9 @@ def _network_lines(d: Description) -> list[str]:
 
 def _demand_lines(d: Description) -> list[str]:
     if d.skew is None or d.hottest_compute_us is None:
-        return ["Demand: unknown until traces are given (--trace FILE, one per domain)."]
+        if d.traces_missing:
+            return ["Demand: unknown until traces are given (--trace FILE, one per domain)."]
+        return ["Demand: not worked out, since it takes more memory than is left here."]
     s, wire = d.skew, d.wire_us or 0.0
     least_most = f"{s.least:.1f} to {s.most:.1f} times the mean load (median {s.median:.1f})"
     hot = (
@@ -265,7 +294,7 @@ def _demand_lines(d: Description) -> list[str]:
 
 
 def _verdict_lines(d: Description) -> list[str]:
-    lines = []
+    lines = [f"Estimate of a solve: {d.estimate.to_text()}."]
     if d.infeasible:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:

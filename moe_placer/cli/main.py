@@ -10,8 +10,12 @@ from typing import Any
 
 import click
 
+from moe_placer.cli.check_file_command import check_file
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
+from moe_placer.cli.export_command import export
+from moe_placer.cli.import_command import import_recording
+from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
@@ -21,7 +25,7 @@ from moe_placer.cli.solvers_command import solvers
 from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
-from moe_placer.errors import MoePlacerError
+from moe_placer.errors import MoePlacerError, visible
 
 __all__ = ["cli", "main"]
 
@@ -34,6 +38,7 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+  6  the placement is written, but its gap is above --fail-above-gap
  70  a defect of this program or of a solver: please report it
 """
 _DEFECT = 70  # EX_SOFTWARE of sysexits.h
@@ -45,7 +50,23 @@ def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
 
 
-for _command in (solve, verify, inspect, schema, solvers, dag, schedule, sweep, compare, split, report):
+for _command in (
+    import_recording,
+    init,
+    solve,
+    verify,
+    inspect,
+    schema,
+    solvers,
+    dag,
+    schedule,
+    sweep,
+    compare,
+    split,
+    report,
+    export,
+    check_file,
+):
     cli.add_command(_command)
 
 
@@ -96,5 +117,5 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"moe-placer: {message}", err=True)
+    click.echo("moe-placer: " + "\n".join(map(visible, message.split("\n"))), err=True)
     return code

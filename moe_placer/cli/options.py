@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_placer.errors import visible
+
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
+    from moe_placer.instance.schema import Engine
     from moe_placer.placement import Placement
     from moe_placer.traffic import Traffic
 
 __all__ = [
     "as_json",
+    "engine_option",
     "instance_argument",
     "json_option",
     "open_instance",
@@ -35,17 +39,23 @@ trace_option = click.option(
     type=click.Path(path_type=Path),
     help="Recorded routing (.npz with `topk`), one per domain; replaces the instance's traffic. Repeatable.",
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["sglang", "vllm", "trtllm"]),
+    help="Inference engine that is to load the placement; its rules on slots and copies must hold.",
+)
 json_option = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object on standard output, nothing else."
 )
 
 
-def open_instance(path: Path, traces: tuple[Path, ...]) -> Instance:
-    """Read an instance; traces given on the command line replace its traffic."""
+def open_instance(path: Path, traces: tuple[Path, ...], engine: Engine | None = None) -> Instance:
+    """Read an instance; traces and an engine given on the command line replace its own."""
     from moe_placer.instance import load_instance
 
     instance = load_instance(path)
-    return instance.with_traces(traces) if traces else instance
+    instance = instance.with_traces(traces) if traces else instance
+    return instance.with_engine(engine) if engine else instance
 
 
 def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tuple[Instance, Placement, Traffic]:
@@ -65,7 +75,17 @@ def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tupl
 
 def as_json(content: Any) -> str:
     """Return JSON text; infinite and undefined figures become null, which JSON can say."""
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(line: str) -> str:
+    """Spell out control and direction characters, which JSON can have in texts only, the way JSON does."""
+    return (
+        line
+        if visible(line) == line
+        else "".join(letter if visible(letter) == letter else f"\\u{ord(letter):04x}" for letter in line)
+    )
 
 
 def _finite(content: Any) -> Any:

@@ -17,7 +17,7 @@ from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.decomposition.column_generation import Decomposition
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, descend
 from moe_placer.search.moves import Moves, repair
 
@@ -150,7 +150,7 @@ class _Search:
         """Relax, trade, round and trade again until the gap is reached; return the best."""
         if self.best is not None and self.best.value == 0:
             self.bounds = [best_bound(layer) for layer in self.layers]
-            return self._results(Stop.PROVED, Status.OPTIMAL)
+            return self._results(Stop.PROVED)
         relaxation = Decomposition(self.layers)
         for _ in relaxation.rounds(_PRECISE * self.limits.gap, self.limits.total_work, self.deadline):
             self.bounds, self.work = relaxation.bounds, relaxation.work
@@ -163,7 +163,7 @@ class _Search:
             self._round(relaxation)
             if self.best is not None:
                 self._search(self.best)
-        return self._results(self._reason(), Status.FEASIBLE)
+        return self._results(self._reason())
 
     def _within(self, share: float) -> bool:
         """Whether the best is within this share of the gap."""
@@ -183,13 +183,13 @@ class _Search:
             return Stop.GAP
         return why_stopped(self.deadline) if self.spent else Stop.FINISHED
 
-    def _results(self, stop: Stop, status: Status) -> list[LayerResult]:
+    def _results(self, stop: Stop) -> list[LayerResult]:
         bounds = self.bounds or [Bound(0.0, "solver")] * len(self.layers)
         if self.best is None:
-            return [LayerResult(None, np.inf, bound, Status.UNKNOWN, stop) for bound in bounds]
+            return [LayerResult(None, np.inf, bound, stop) for bound in bounds]
         share = self.work / len(self.layers)
         return [
-            LayerResult(node, float(cost.max(initial=0.0)), bound, status, stop, copies=before.copies, work=share)
+            LayerResult(node, float(cost.max(initial=0.0)), bound, stop, copies=before.copies, work=share)
             for before, node, cost, bound in zip(self.start, self.best.nodes, self.best.cost, bounds, strict=True)
         ]
 
@@ -200,7 +200,7 @@ class _Search:
         now = (self.best.value, self.bound)
         if now[0] < self.told[0] or now[1] > self.told[1] * (1 + _NEWS):
             self.told = now
-            for index, result in enumerate(self._results(Stop.WORK, Status.FEASIBLE)):
+            for index, result in enumerate(self._results(Stop.WORK)):
                 self.report(index, result)
 
     def _keep(self, plan: _Plan) -> None:

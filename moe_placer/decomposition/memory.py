@@ -27,7 +27,7 @@ from moe_placer.decomposition.memory_exchange import SMALL, Exchange
 from moe_placer.decomposition.memory_rounding import fit_room
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 
 __all__ = ["Room", "share_room"]
 
@@ -63,10 +63,10 @@ class Room:
 
     def restated(self, index: int, result: LayerResult) -> LayerResult:
         """Return a result with what bounds it whatever its room: its own bound took the room as given."""
-        status, stop = result.status, result.stop
-        if result.node is not None:
-            status, stop = Status.FEASIBLE, Stop.GAP if stop is Stop.PROVED else stop
-        return replace(result, bound=self.bounds[index], solver_bound=None, status=status, stop=stop)
+        stop = result.stop
+        if result.node is not None and stop is Stop.PROVED:
+            stop = Stop.GAP
+        return replace(result, bound=self.bounds[index], solver_bound=None, stop=stop)
 
 
 def _priced(layer: LayerProblem, weights: Floats, room_prices: Floats) -> float:

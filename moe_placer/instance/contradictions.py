@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moe_placer.errors import Mistake
+from moe_placer.instance.engine_rules import ENGINES, slots_mistake
 from moe_placer.instance.schema import (
     MAX_GPUS,
+    AnyTraffic,
     Cluster,
     Dragonfly,
+    LoadTraffic,
     Model,
     Parallelism,
     Placement,
+    SharedSlots,
     SyntheticTraffic,
 )
 from moe_placer.instance.yaml_reader import dotted
@@ -79,6 +83,23 @@ def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) ->
         yield ("placement", "replica_routing"), "group with a budget of redundant slots", expected
 
 
+def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffic) -> Iterator[Found]:
+    """Dispatch once per place asks for which experts fire together, and once per GPU for places that are GPUs."""
+    once = placement.counts_tokens_once
+    if once and isinstance(traffic, LoadTraffic):
+        expected = (
+            "per-expert, or kind: trace or synthetic: how many copies of a token are saved depends on which experts it "
+            "chooses together, and loads do not say"
+        )
+        yield ("placement", "dispatch"), f"{placement.dispatch}, with traffic of kind: load", expected
+    if placement.dispatch == "per-gpu" and parallelism.expert_tp > 1:
+        expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
+        yield ("placement", "dispatch"), "per-gpu, with parallelism.expert_tp above 1", expected
+    if placement.dispatch == "per-gpu" and once and placement.replicas_apart == "node":
+        expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
+        yield ("placement", "replicas_apart"), "node", expected
+
+
 def _expert_tp(cluster: Cluster, parallelism: Parallelism) -> Iterator[Found]:
     if parallelism.expert_tp > cluster.gpus_per_node:
         expected = f"at most cluster.gpus_per_node ({cluster.gpus_per_node}): shards stay in one node"
@@ -121,7 +142,13 @@ def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: P
 
 
 def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
-    if isinstance(traffic, SyntheticTraffic) or traffic.mix is None:
+    if isinstance(traffic, SyntheticTraffic):
+        return
+    if traffic.sources == "recorded" and traffic.mix is not None:
+        yield ("traffic", "mix"), "a mix with sources: recorded", "one or the other"
+    elif traffic.sources == "recorded" and len(traffic.files) > 1:
+        yield ("traffic", "files"), f"{len(traffic.files)} files", "one file for sources: recorded"
+    if traffic.mix is None:
         return
     if len(traffic.mix) != cluster.nodes:
         yield ("traffic", "mix"), f"{len(traffic.mix)} rows", f"one per node ({cluster.nodes})"
@@ -133,6 +160,35 @@ def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
             yield ("traffic", "mix", node), f"shares that sum to {sum(row):.6g}", "a sum of 1"
 
 
+def _engine(
+    model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement, engine: str
+) -> Iterator[Found]:
+    """Check what every engine demands: all GPUs take part, with as many slots each, and all slots are filled."""
+    rules, gpus, copies = ENGINES[engine], cluster.nodes * cluster.gpus_per_node, placement.replicas
+    title = rules.label
+    if parallelism.expert_tp > 1:
+        yield ("parallelism", "expert_tp"), str(parallelism.expert_tp), f"1: {title} has whole experts on its ranks"
+    if placement.failed_gpus:
+        expected = f"none: {title} needs a plan for all its ranks; describe the cluster without them"
+        yield ("placement", "failed_gpus"), f"{len(placement.failed_gpus)} failed GPUs", expected
+    if isinstance(copies, SharedSlots):
+        expected = f"{{redundant_slots: n}}: {title} has as many slots in every layer"
+        yield ("placement", "replicas"), "a budget of slots that layers share", expected
+        return
+    extra = model.experts * (parallelism.dp - 1) if isinstance(copies, str) else copies.redundant_slots
+    if extra and placement.replica_routing == "group":
+        expected = f"even: in {title} a token may take any copy ({rules.replica_rule})"
+        yield ("placement", "replica_routing"), "group with several copies of experts", expected
+    slots = model.experts + extra
+    wrong = slots_mistake(rules, model.experts, slots, gpus)
+    if wrong is not None:
+        path = ("parallelism", "dp") if isinstance(copies, str) else ("placement", "replicas", "redundant_slots")
+        yield path, *wrong
+    elif placement.slots_per_gpu != slots // gpus:
+        expected = f"{slots // gpus}: {title} fills {slots} slots on {gpus} GPUs evenly"
+        yield ("placement", "slots_per_gpu"), str(placement.slots_per_gpu), expected
+
+
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("model",), _layers),
     (("model",), _top_k),
@@ -140,7 +196,9 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster",), _fabric),
     (("cluster", "parallelism", "placement"), _groups),
     (("cluster", "parallelism"), _expert_tp),
+    (("parallelism", "placement", "traffic"), _dispatch),
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),
+    (("model", "cluster", "parallelism", "placement", "engine"), _engine),
 )

@@ -23,13 +23,17 @@ class Instance(schema.Section):
     Immutable; `moe_placer.load_instance` reads one from a YAML file. Field names are those of the file.
     """
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[^\s/\\.\x00-\x1f\x7f][^/\\\x00-\x08\x0a-\x1f\x7f]*$")
+    # Names a folder, and stands in every page: no path, and nothing that is acted on instead of shown.
+    name: str = Field(min_length=1, max_length=200, pattern=rf"^[^\s/\\.{schema.ACTS}][^/\\{schema.ACTS}]*$")
     model: schema.Model
     cluster: schema.Cluster
     parallelism: schema.Parallelism = schema.Parallelism()
     placement: schema.Placement = schema.Placement()
     traffic: schema.AnyTraffic
     objective: schema.Objective = schema.Objective()
+    engine: schema.Engine | None = Field(
+        None, description="Inference engine that is to load the placement: its rules on slots and copies must hold."
+    )
 
     _directory: Path = PrivateAttr(default=Path())
 
@@ -77,8 +81,11 @@ class Instance(schema.Section):
         """SHA-256 of the canonical content: comments, order and trace paths do not change it, defaults count."""
         content = self.model_dump(mode="json")
         content["traffic"].pop("files", None)
+        del content["engine"]  # it only forbids; what is allowed costs the same with and without it
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # the field is younger than the first placement files
+        if content["traffic"].get("sources") == "mix":
+            del content["traffic"]["sources"]  # and so is this one
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -94,9 +101,25 @@ class Instance(schema.Section):
         copy._directory = self._directory
         return copy
 
+    def with_engine(self, engine: schema.Engine) -> Self:
+        """Return this instance for an engine, as ``--engine`` does.
+
+        Raises
+        ------
+        InputError
+            The instance breaks the engine's rules.
+        """
+        copy = self.model_copy(update={"engine": engine})
+        copy._directory = self._directory
+        copy._refuse_contradictions()
+        return copy
+
     @model_validator(mode="after")
     def _check_as_a_whole(self) -> Self:
+        self._refuse_contradictions()
+        return self
+
+    def _refuse_contradictions(self) -> None:
         mistakes = find_contradictions(dict(self))
         if mistakes:
             raise InputError(mistakes)
-        return self

@@ -11,6 +11,7 @@ __all__ = [
     "Cluster",
     "Dragonfly",
     "Dtype",
+    "Engine",
     "FatTree",
     "FullMesh",
     "Gpu",
@@ -27,6 +28,7 @@ __all__ = [
     "TraceTraffic",
 ]
 
+Engine = Literal["sglang", "vllm", "trtllm"]
 Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ ListOf = Annotated[tuple[T, ...], Strict(False)]  # a YAML list; kept as a tuple
 
 MAX_NODES = 1024
 MAX_GPUS = 16_384
+# Control and direction characters, for patterns of names: those that `moe_placer.errors.visible` spells out.
+ACTS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 
 class Section(BaseModel):
@@ -66,7 +70,9 @@ class Model(Section):
 class Gpu(Section):
     """One GPU; all are alike unless ``cluster.gpu_memory_gb`` says otherwise."""
 
-    name: str = Field("GPU", min_length=1, max_length=100, description="What `inspect` calls it.")
+    name: str = Field(
+        "GPU", min_length=1, max_length=100, pattern=f"^[^{ACTS}]*$", description="What `inspect` calls it."
+    )
     memory_gb: PositiveFloat = Field(le=100_000, description="GB (1e9 bytes).")
     peak_tflops: PositiveFloat = Field(400.0, le=1e6, description="Dense peak at the model's precision, TFLOP/s.")
     mfu: float = Field(0.60, gt=0, le=1, description="Share of the peak that is reached.")
@@ -179,11 +185,27 @@ class Placement(Section):
         "{redundant_slots_in_all: n}, over all layers.",
     )
     replica_routing: Literal["group", "even"] = "group"
-    replicas_apart: Literal["gpu", "node"] = "gpu"
-    dispatch: Literal["per-expert"] = "per-expert"
+    replicas_apart: Literal["gpu", "node", "none"] = Field(
+        "gpu",
+        description="Where copies of one expert never meet; none: two may share a GPU, as plans of engines do (solvers "
+        "put them apart all the same).",
+    )
+    dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
+        "per-expert",
+        description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "
+        "holds any of them (inside a node the copy is forwarded).",
+    )
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
+
+    @property
+    def counts_tokens_once(self) -> bool:
+        """Whether a token goes once to a place that may hold several of its experts, so that costs are not linear.
+
+        Where GPUs hold one expert each, one copy per GPU is one per chosen expert.
+        """
+        return self.dispatch == "per-node" or (self.dispatch == "per-gpu" and self.slots_per_gpu > 1)
 
 
 class _Traffic(Section):
@@ -203,6 +225,11 @@ class _RecordedTraffic(_Traffic):
     )
     mix: ListOf[ListOf[Annotated[float, Field(ge=0, le=1)]]] | None = Field(
         None, description="Per node: the share of its tokens from each file; absent: every node alike."
+    )
+    sources: Literal["mix", "recorded"] = Field(
+        "mix",
+        description="mix: nodes have tokens as mix says; recorded: each node's tokens are like those of its own ranks "
+        "in the one file, as `moe-placer import` keeps them (source_load, token_source).",
     )
 
 

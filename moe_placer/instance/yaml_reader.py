@@ -11,7 +11,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
 from moe_placer.instance.yaml_nodes import MAX_DEPTH, MAX_VALUES, Mapping, Node, NotPlainError, Scalar, compose
 
-__all__ = ["Document", "dotted", "read_yaml"]
+__all__ = ["Document", "dotted", "parse_yaml", "read_yaml"]
 
 MAX_BYTES = 2_000_000
 
@@ -56,11 +56,23 @@ def read_yaml(file: Path) -> Document:
         The file is missing, unreadable, too large, not text, or not YAML. Duplicate keys and the like are left in
         the document's ``mistakes``, to be reported with what else is wrong.
     """
-    text = _read_text(file)
+    raw = read_bounded(file, MAX_BYTES, f"a YAML file of at most {MAX_BYTES / 1e6:g} MB")
+    return parse_yaml(raw, file, "an instance (see `moe-placer schema`)")
+
+
+def parse_yaml(raw: bytes, file: Path, expected: str) -> Document:
+    """Do the same with the bytes of a file; ``expected`` says what it should be, where it is empty.
+
+    Raises
+    ------
+    InputError
+        As `read_yaml`.
+    """
+    text = _decoded(raw, file)
     try:
         root = compose(text)
         if root is None:
-            raise NotPlainError("an empty file", "an instance (see `moe-placer schema`)")
+            raise NotPlainError("an empty file", expected)
         builder = _Builder(file)
         data = builder.build(root, ())
     except NotPlainError as error:
@@ -68,9 +80,10 @@ def read_yaml(file: Path) -> Document:
     return Document(file, data, builder.lines, builder.mistakes)
 
 
-def _read_text(file: Path) -> str:
+def _decoded(raw: bytes, file: Path) -> str:
     expected = f"a YAML file of at most {MAX_BYTES / 1e6:g} MB"
-    raw = read_bounded(file, MAX_BYTES, expected)
+    if len(raw) > MAX_BYTES:
+        raise InputError(Mistake(f"more than {MAX_BYTES / 1e6:g} MB", expected, file=file))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

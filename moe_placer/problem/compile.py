@@ -14,13 +14,16 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
+from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu, slots_by_gpu
+from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
+from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
 __all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
@@ -29,7 +32,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-12
-_NO_CHANGE = 1e-12  # of a cost per token
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,9 @@ class LayerProblem:
         Whether other numbers of copies would be allowed; bounds must then hold for these too.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    coverage : Coverage or None
+        Where a token goes once to each node: what decides the cost, which is then not linear. ``base`` and ``delta``
+        still say what one copy per chosen expert would cost, which is all that methods of that model look at.
     """
 
     layer: int
@@ -80,6 +85,7 @@ class LayerProblem:
     load: Floats
     copies_are_free: bool = False
     gpu_price: float = 0.0
+    coverage: Coverage | None = None
 
     @property
     def items(self) -> int:
@@ -98,6 +104,8 @@ class LayerProblem:
 
     def cost(self, node: Ints) -> Floats:
         """Cost of every link [K] when item i is on ``node[i]``."""
+        if self.coverage is not None:
+            return self.coverage.cost(self.expert, self.replica, node)
         items = np.arange(self.items)
         touched = self.touched[node]
         total = np.bincount(touched.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)
@@ -165,6 +173,8 @@ class Problem:
         Links that a token from node s to node d crosses.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    coverage : tuple of Coverage
+        One per MoE layer where a token goes once to each node; empty where every chosen expert gets its own copy.
     """
 
     name: str
@@ -186,6 +196,7 @@ class Problem:
     shards: int
     hops: Ints
     gpu_price: float
+    coverage: tuple[Coverage, ...]
     touched: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
     _change: Floats  # [N, M, N]: (node, touched link, source)
@@ -197,6 +208,11 @@ class Problem:
     def nodes(self) -> int:
         """Nodes of the cluster."""
         return int(self.demand.shape[1])
+
+    @property
+    def group_of_node(self) -> Ints:
+        """DP group of each node's tokens [nodes], of which group r uses replica r; all 0 without groups."""
+        return np.asarray(np.arange(self.nodes) * self.groups // self.nodes)
 
     def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
@@ -221,6 +237,7 @@ class Problem:
             widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
             together=self.together,
             pinned=pinned,
+            coverage=self.coverage[index] if self.coverage else None,
             base=self._reference @ tokens.sum(axis=1),
             touched=self.touched,
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
@@ -233,13 +250,28 @@ class Problem:
         """Return the problem with other slots of nodes and GPUs in each layer, which its bounds take as given."""
         return replace(self, capacity=replace(self.capacity, node_slots=node_slots, slots=slots), room_is_given=True)
 
+    def on_gpus(self) -> Problem:
+        """Return the problem with every GPU as a node of its own, where a token goes once to each GPU."""
+        node = np.arange(self.nodes * self.gpus_per_node) // self.gpus_per_node
+        return replace(
+            self,
+            demand=self.demand[:, node] / self.gpus_per_node,
+            capacity=capacity_by_gpu(self.capacity),
+            together=np.minimum(slots_by_gpu(self.capacity), 1),
+            gpus_per_node=1,
+            hops=self.hops[np.ix_(node, node)],
+            coverage=sent_by_gpu(self.coverage, node),
+            touched=self.touched[node],
+            _reference=self._reference[:, node],
+            _change=self._change[node][:, :, node],
+        )
+
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
         tokens = self.demand[index][:, expert]
         if not self.groups:
             return np.asarray(tokens / np.bincount(expert)[expert])
-        group = np.arange(self.nodes) * self.groups // self.nodes
-        return np.asarray(np.where(group[:, None] == replica[None, :], tokens, 0.0))
+        return np.asarray(np.where(self.group_of_node[:, None] == replica[None, :], tokens, 0.0))
 
     def crossings(self, index: int, layer: LayerProblem) -> Floats:
         """Tokens of each item times the links that they cross if it is on each node [I, N]."""
@@ -259,13 +291,13 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     placement = instance.placement
     routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
     scale = token_cost(instance, routes.bandwidth)
-    keep, twins = _distinct(routes.shares, scale)
-    reference, touched, change = _touched(routes.shares[keep], scale[keep], instance.cluster.nodes)
+    keep, twins = distinct_links(routes.shares, scale)
+    reference, touched, change = touched_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
     failed = np.bincount(np.array(placement.failed_gpus, int) // gpus_per_node, minlength=instance.cluster.nodes)
     places = (gpus_per_node - failed) // instance.parallelism.expert_tp
-    return Problem(
+    problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,
         links=tuple(routes.links[k] for k in keep),
@@ -287,10 +319,12 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
         gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
+        coverage=compile_coverage(instance, traffic, scaled_rows(routes.shares[keep], scale[keep])),
         touched=touched,
         _reference=reference,
         _change=change,
     )
+    return problem.on_gpus() if problem.coverage and placement.dispatch == "per-gpu" else problem
 
 
 def demand(instance: Instance, traffic: Traffic) -> Floats:
@@ -330,50 +364,3 @@ def _copies(instance: Instance, tokens: Floats) -> Ints:
     most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
     loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
     return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
-
-
-def _distinct(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
-    """Group links that carry the same in every placement; return the first of each group, and the sizes."""
-    first: dict[bytes, int] = {}
-    size: dict[int, int] = {}
-    for k in range(len(scale)):
-        row = shares[[k]]
-        key = row.indices.tobytes() + np.round(row.data * scale[k], 12).tobytes()
-        leader = first.setdefault(key, k)
-        size[leader] = size.get(leader, 0) + 1
-    return list(size), list(size.values())
-
-
-def _touched(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
-    """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
-    links = len(scale)
-    reference = np.zeros((links, nodes))
-    changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
-    for k in range(links):
-        row = shares[[k]]
-        source, target = np.divmod(row.indices, nodes)
-        share = scale[k] * row.data
-        # Only a source that uses the link to most destinations has a value at most of them that is not 0.
-        many = np.bincount(source, minlength=nodes) > nodes // 2
-        whole, place = np.flatnonzero(many), np.cumsum(many) - 1
-        dense = np.zeros((len(whole), nodes))
-        dense[place[source[many[source]]], target[many[source]]] = share[many[source]]
-        reference[k, whole] = np.sort(dense, axis=1)[:, (nodes - 1) // 2]
-        dense -= reference[k, whole, None]
-        few = ~many[source] & (share > _NO_CHANGE)
-        for node in np.union1d(
-            target[few], np.flatnonzero(np.abs(dense).max(axis=0, initial=0.0) > _NO_CHANGE)
-        ).tolist():
-            change = np.zeros(nodes)
-            change[whole] = dense[:, node]
-            here = ~many[source] & (target == node)
-            change[source[here]] = share[here]
-            changes[node].append((k, change))
-    most = max(1, max(map(len, changes), default=1))
-    touched = np.full((nodes, most), links, dtype=np.int64)
-    change_at = np.zeros((nodes, most, nodes))
-    for node, found in enumerate(changes):
-        for m, (k, change) in enumerate(found):
-            touched[node, m] = k
-            change_at[node, m] = change
-    return reference, touched, change_at

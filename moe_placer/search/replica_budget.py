@@ -19,7 +19,7 @@ from moe_placer.bounds.bounds import Bound
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.replicas import could_pay, count_copies, layer_time, with_copies
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, descend
 from moe_placer.search.moves import CALL, Moves
@@ -211,6 +211,6 @@ def _result(before: LayerResult, now: _Placed, gap: float) -> LayerResult:
         return before
     z, bound = now.layer.z(now.node), before.bound if before.bound.any_copies else Bound(0.0, "solver")
     here = relative_gap(z, bound.value)
-    status, stop = (Status.OPTIMAL, Stop.PROVED) if here <= OPTIMAL_GAP else (Status.FEASIBLE, Stop.WORK)
+    stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.WORK
     stop = Stop.GAP if stop is Stop.WORK and here <= gap else stop
-    return replace(before, node=now.node, z=z, bound=bound, status=status, stop=stop, solver_bound=None, copies=copies)
+    return replace(before, node=now.node, z=z, bound=bound, stop=stop, solver_bound=None, copies=copies)

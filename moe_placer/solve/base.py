@@ -15,7 +15,7 @@ from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Report
 
-__all__ = ["Solver", "Start"]
+__all__ = ["Solver", "Start", "refuses_coverage"]
 
 Start = Sequence[npt.NDArray[np.int64] | None]  # per MoE layer, the node of each item, where there is any
 
@@ -54,3 +54,10 @@ class Solver(ABC):
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
         """Place all layers, reporting better results as they come; stop at ``limits.deadline`` with the best so far."""
+
+
+def refuses_coverage(problem: Problem) -> str | None:
+    """Say why a model of linear link costs cannot serve a problem that counts tokens once per node; None if it can."""
+    if not problem.coverage:
+        return None
+    return "its model sends one copy per chosen expert, and placement.dispatch asks for one per place that holds any"

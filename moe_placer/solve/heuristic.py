@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,22 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import LayerResult, Report, Status, Stop
+from moe_placer.result import LayerResult, Report, Stop
 from moe_placer.search.moves import repair
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
-__all__ = ["Heuristic", "OnePass", "gpu_result", "heuristic_result", "lightest_first"]
+__all__ = [
+    "EngineRule",
+    "Heuristic",
+    "OnePass",
+    "ep_groups",
+    "even_slots",
+    "gpu_result",
+    "heuristic_result",
+    "lightest_first",
+    "pack_in_groups",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -55,6 +67,80 @@ class OnePass(Solver):
         return results
 
 
+class EngineRule(OnePass):
+    """A rule that an engine applies inside each EP group.
+
+    With ``group`` routing every DP group is one, and keeps its replicas on its own nodes. What these have no slots for
+    goes to other nodes, and counts as repaired: no engine would serve it.
+    """
+
+    @abstractmethod
+    def place_in_groups(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place the index-th MoE layer, as `pack_in_groups` does."""
+
+    def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
+        """Place one layer, and count the replicas that are on another group's nodes."""
+        result = self.place_in_groups(problem, index, rng)
+        if not problem.groups or result.node is None:
+            return result
+        layer = problem.layer(index, result.copies)
+        strays = (problem.group_of_node[result.node] != layer.replica) & (layer.pinned < 0)
+        return replace(result, repaired=result.repaired + int(strays.sum()))
+
+
+def ep_groups(problem: Problem, layer: LayerProblem) -> list[tuple[Ints, Ints]]:
+    """List the items and the nodes of each EP group: of each DP group with `group` routing, else one of everything."""
+    if not problem.groups:
+        return [(np.arange(layer.items), np.arange(layer.nodes))]
+    group = problem.group_of_node
+    return [(np.flatnonzero(layer.replica == r), np.flatnonzero(group == r)) for r in range(problem.groups)]
+
+
+def pack_in_groups(problem: Problem, layer: LayerProblem, slots: Ints, pack: Callable[[Ints, Ints], Ints]) -> Ints:
+    """Pack each EP group's items into its own places; the coolest items that find no slot there, wherever one is left.
+
+    Parameters
+    ----------
+    slots : int array [G]
+        Slots of each place: all GPUs, or all nodes.
+    pack : callable
+        From items and slots [G], which suffice for them, to the place of each item.
+
+    Returns
+    -------
+    int array [I]
+        Place of each item.
+    """
+    home = np.arange(len(slots)) // (len(slots) // layer.nodes)
+    place, rest = np.zeros(layer.items, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    left = slots.copy()
+    for items, nodes in ep_groups(problem, layer):
+        here = np.where(np.isin(home, nodes), slots, 0)
+        hottest = items[np.argsort(-layer.load[items], kind="stable")]
+        rest = np.append(rest, hottest[here.sum() :])
+        fitting = items[~np.isin(items, rest)]
+        place[fitting] = pack(fitting, here)
+        left -= np.bincount(place[fitting], minlength=len(slots))
+    if len(rest):
+        place[rest] = pack(rest, np.maximum(left, 0))
+    return place
+
+
+def even_slots(slots: Ints, items: int) -> Ints:
+    """Return how many items each place [G] gets where engines deal them evenly: numbers differ by one at most.
+
+    Where slots are spare, some places get one less: these are spread evenly too. A place with fewer slots is full.
+    """
+    level = 0
+    while np.minimum(slots, level).sum() < items and level < slots.max(initial=0):
+        level += 1
+    share = np.minimum(slots, level - 1) if level else np.zeros_like(slots)
+    more = np.flatnonzero(slots >= level) if level else np.zeros(0, dtype=np.int64)
+    left = min(items - int(share.sum()), len(more))
+    share[more[np.arange(left) * len(more) // max(1, left)]] += 1
+    return share
+
+
 def heuristic_result(
     layer: LayerProblem,
     node: Ints,
@@ -70,13 +156,12 @@ def heuristic_result(
     mended = repair(layer, node, rng)
     bound = best_bound(layer)
     if mended is None:
-        return LayerResult(None, np.inf, bound, Status.UNKNOWN, Stop.FINISHED)
+        return LayerResult(None, np.inf, bound, Stop.FINISHED)
     moved = int((mended != node).sum())
     return LayerResult(
         mended,
         layer.z(mended),
         bound,
-        Status.FEASIBLE,
         Stop.FINISHED,
         gpu=gpu if not moved else None,
         copies=copies,

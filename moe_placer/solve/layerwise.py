@@ -7,15 +7,12 @@ which worker was first.
 
 from __future__ import annotations
 
-import logging
-import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,18 +20,17 @@ import numpy as np
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Status, Stop, gap, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
-from moe_placer.workers import leave_interrupts_to_parent, usable_cores
+from moe_placer.workers import Workers, asked_to_stop, usable_cores
 
 __all__ = ["LayerSolver", "LayerTask", "solve_layers"]
 
 FIRST_ROUND = 0.25  # deterministic effort per layer in the first round
 _POLL_S = 0.1
-_MOST_BREAKAGES = 3  # of the pool, before what is there has to do
+_MOST_DEATHS = 8  # of workers, before what is there has to do
+_MOST_TRIES = 2  # of a layer in a round
 _PATIENCE_S = 5.0  # how long an interrupted worker may take to hand in its best
-
-Accept = Callable[[int, LayerResult], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +119,8 @@ def solve_layers(
     elif limits.workers == 1:
         run.in_rounds(run.round_here)
     else:
-        with _pool(min(limits.workers, len(problem), usable_cores())) as pool, _stop_file() as stop_file:
-            run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, stop_file, layers, work, number))
+        with Pool(_in_worker, solver, min(limits.workers, len(problem), usable_cores())) as pool:
+            run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, layers, work, number))
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
@@ -136,20 +132,22 @@ def _starting(problem: Problem, index: int, node: Any, within: float) -> LayerRe
     bound, z = best_bound(layer), layer.z(node)
     here = gap(z, bound.value)
     if here <= OPTIMAL_GAP:
-        return LayerResult(node, z, bound, Status.OPTIMAL, Stop.PROVED)
-    return LayerResult(node, z, bound, Status.FEASIBLE, Stop.GAP if here <= within else Stop.WORK)
+        return LayerResult(node, z, bound, Stop.PROVED)
+    return LayerResult(node, z, bound, Stop.GAP if here <= within else Stop.WORK)
 
 
 def _nothing(limits: Limits) -> LayerResult:
-    return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, why_stopped(limits.deadline))
+    return LayerResult(None, np.inf, Bound(0.0, "solver"), why_stopped(limits.deadline))
 
 
-def _in_worker(solver: LayerSolver, task: LayerTask, seconds: float, stop_file: str) -> LayerResult:
+Timed = tuple[LayerTask, float]  # a task, and the seconds left for it
+Pool = Workers[int, LayerSolver, Timed, LayerResult]
+
+
+def _in_worker(solver: LayerSolver, timed: Timed) -> LayerResult:
     """Run in a worker process: clocks differ between processes, so the deadline comes as seconds left."""
-    deadline = Deadline(time.monotonic() + seconds, Path(stop_file).exists)
-    if deadline.interrupted() and task.start is not None:
-        return task.start  # what waits in the queue when the run ends is handed back, so nothing need be cancelled
-    return solver.solve_layer(replace(task, deadline=deadline))
+    task, seconds = timed
+    return solver.solve_layer(replace(task, deadline=Deadline(time.monotonic() + seconds, asked_to_stop)))
 
 
 class _Run:
@@ -166,7 +164,8 @@ class _Run:
     ) -> None:
         self.solver, self.problem, self.limits, self.seed = solver, problem, limits, seed
         self.best, self.report = best, report
-        self.breakages = 0
+        self.deaths = 0  # of workers
+        self.killed: set[int] = set()  # layers whose workers died again
 
     def everything_here(self) -> None:
         for index in range(len(self.problem)):
@@ -180,16 +179,17 @@ class _Run:
             if result is not None and self._done(index):
                 self.report(index, result)
         waiting = [index for index in range(len(self.problem)) if not self._done(index)]
-        while waiting and not self.limits.deadline.over:
+        while waiting and not self.limits.deadline.over and self.deaths < _MOST_DEATHS:
             left = self.limits.total_work - spent
             if left <= 0 and number > 0:
                 break
             effort = work if number == 0 else min(work, left / len(waiting))
             run_round(waiting, effort, number)
             spent += sum(result.work for i in waiting if (result := self.best[i]) is not None)
-            waiting = [i for i in waiting if not self._done(i)]
+            waiting = [i for i in waiting if not self._done(i) and i not in self.killed]
             work, number = 2 * work, number + 1
-        self._stop(waiting, why_stopped(self.limits.deadline))
+        self._stop(waiting, Stop.KILLED if self.deaths >= _MOST_DEATHS else why_stopped(self.limits.deadline))
+        self._stop(self.killed, Stop.KILLED)
 
     def round_here(self, layers: list[int], work: float, number: int) -> None:
         for index in layers:
@@ -197,40 +197,35 @@ class _Run:
                 return
             self._accept(index, self._solve_here(index, work, number))
 
-    def round_in_pool(self, pool: Any, stop_file: Path, layers: list[int], work: float, number: int) -> None:
-        """One task per layer; when workers die, what they had not finished is tried again once."""
-        waiting = list(layers)
-        while waiting and self.breakages <= _MOST_BREAKAGES:
-            futures: dict[Future[LayerResult], int] = {}
-            try:
-                for index in waiting:
-                    futures[self._submit(pool, stop_file, index, work, number)] = index
-                self._collect(futures, stop_file)
-                return
-            except _broken_pool():
-                self.breakages += 1
-                finished = {futures[f] for f in futures if f.done() and not f.cancelled() and f.exception() is None}
-                for future, index in futures.items():
-                    if index in finished:
-                        self._accept(index, future.result())
-                waiting = [index for index in waiting if index not in finished]
+    def round_in_pool(self, pool: Pool, layers: list[int], work: float, number: int) -> None:
+        """One task per layer; what a worker had when it died is tried again, on another one.
 
-    def _submit(self, pool: Any, stop_file: Path, index: int, work: float, number: int) -> Future[LayerResult]:
-        future: Future[LayerResult] = pool().submit(
-            _in_worker, self.solver, self._task(index, work, number), self.limits.deadline.left, str(stop_file)
-        )
-        return future
-
-    def _collect(self, futures: dict[Future[LayerResult], int], stop_file: Path) -> None:
-        """Take results as they come; on an interrupt, ask workers for their best and give them a moment."""
-        pending, give_up = set(futures), float("inf")
-        while pending and time.monotonic() < give_up:
-            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                self._accept(futures[future], future.result())
-            if self.limits.deadline.over and give_up == float("inf"):
-                stop_file.touch()
+        On an interrupt, or when time is over, workers are asked for their best, and get a moment to hand it in.
+        """
+        make = {index: partial(self._timed, index, work, number) for index in layers}
+        tries, give_up = Counter(layers), float("inf")
+        for index in layers:
+            pool.put(index, make[index])
+        while pool.pending and time.monotonic() < give_up:
+            for index, result in pool.take(_POLL_S):
+                if result is not None:
+                    self._accept(index, result)
+                    continue
+                self.deaths += 1
+                tries[index] += 1
+                if tries[index] > _MOST_TRIES:
+                    self.killed.add(index)
+                else:
+                    pool.put(index, make[index])
+            over = self.limits.deadline.over
+            if over or self.deaths >= _MOST_DEATHS:
+                pool.drop_queue()
+            if over and give_up == float("inf"):
+                pool.ask_to_stop()
                 give_up = time.monotonic() + _PATIENCE_S
+
+    def _timed(self, index: int, work: float, number: int) -> Timed:
+        return self._task(index, work, number), self.limits.deadline.left
 
     def _solve_here(self, index: int, work: float, number: int) -> LayerResult:
         return self.solver.solve_layer(replace(self._task(index, work, number), deadline=self.limits.deadline))
@@ -250,41 +245,8 @@ class _Run:
         result = self.best[index]
         return result is not None and result.stop in {Stop.PROVED, Stop.GAP, Stop.FINISHED}
 
-    def _stop(self, layers: list[int], reason: Stop) -> None:
+    def _stop(self, layers: Iterable[int], reason: Stop) -> None:
         for index in layers:
             result = self.best[index]
             if result is not None and not self._done(index):
                 self.best[index] = replace(result, stop=reason)
-
-
-def _broken_pool() -> type[BaseException]:
-    from concurrent.futures.process import BrokenProcessPool  # only once something broke
-
-    return BrokenProcessPool
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Callable[[], Any]]:
-    """Hand out the process pool, a new one after workers were killed; stop it at the end."""
-    import loky  # its import costs, and quick methods do without
-
-    def pool() -> Any:
-        return loky.get_reusable_executor(max_workers=workers, timeout=60, initializer=leave_interrupts_to_parent)
-
-    # What breaks the pool comes back as an exception, which `round_in_pool` handles; users need no traceback beside it.
-    log = logging.getLogger("concurrent.futures")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield pool
-    finally:
-        with suppress(Exception):
-            pool().shutdown(wait=False, kill_workers=True)
-        log.setLevel(level)
-
-
-@contextmanager
-def _stop_file() -> Iterator[Path]:
-    """Give a path that workers watch: once it exists, they hand in their best."""
-    with tempfile.TemporaryDirectory(prefix="moe-placer-") as folder:
-        yield Path(folder) / "stop"

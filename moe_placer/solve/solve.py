@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bound
+from moe_placer.bounds.bounds import Bound, best_bound, companions_bound, even_weights, relaxed_bound
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
 from moe_placer.decomposition.memory import Room, share_room
 from moe_placer.decomposition.memory_rounding import fit_room
@@ -22,14 +24,16 @@ from moe_placer.placement import (
 )
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
-from moe_placer.solve.assemble import state_placement
+from moe_placer.solve.assemble import bare_placement, state_placement
 from moe_placer.solve.base import Solver
+from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.progress import Progress, Reporter
 from moe_placer.solve.registry import DEFAULT, find_solver
 from moe_placer.solve.warm_start import better_start, find_counts, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
+from moe_placer.workers import count_deaths
 
 __all__ = ["Progress", "Solution", "solve"]
 
@@ -49,6 +53,8 @@ class Solution:
         What the independent verifier recomputed; it found no violation.
     baselines : mapping
         Name of a heuristic to what it gives of the `objective` (tokens at node-link speed), or to why it cannot serve.
+    baseline_placements : callable
+        Builds the placements of those that can, by name; they state no figures.
     status : tuple of Status
         What we have, per MoE layer.
     stop : tuple of Stop
@@ -56,21 +62,26 @@ class Solution:
     seconds : float
         Wall-clock time of everything, from reading the traffic to the verdict.
     repaired : int
-        Copies that the method had put too close together, and that were moved apart.
+        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
+        or a DP group's nodes had no slot left.
     traffic : Traffic
     minimise : str
         Which objective: ``layers`` or ``aggregate``.
+    deaths : tuple of int
+        Exit codes of worker processes that died; below 0 the signal that killed one. Their layers were tried again.
     """
 
     placement: Placement
     verification: Verification
     baselines: Mapping[str, float | str]
+    baseline_placements: Callable[[], Mapping[str, Placement]]
     status: tuple[Status, ...]
     stop: tuple[Stop, ...]
     seconds: float
     repaired: int
     traffic: Traffic
     minimise: Literal["layers", "aggregate"]
+    deaths: tuple[int, ...] = ()
 
     @property
     def objective(self) -> float:
@@ -120,7 +131,7 @@ def solve(
     solver : str or Solver
         A registered name (``moe-placer solvers``), or a solver of your own.
     limits : Limits, optional
-        Time, gap, workers, deterministic effort; absent: 60 s, 0.1%, one worker.
+        Time, gap, workers, deterministic effort, memory; absent: 60 s, 0.1%, one worker, the memory that is left.
     seed : int
         Of everything random; the same seed and limits give the same placement while no clock strikes.
     start : Placement, optional
@@ -137,7 +148,7 @@ def solve(
     InfeasibleError
         No placement can exist, and the message says why.
     NothingFoundError
-        The limits ran out, or the method failed, before there was a placement.
+        The limits ran out, or the method failed, before there was a placement; or memory cannot suffice.
     DefectError
         The verifier disagrees with the solver: a defect of this program.
     """
@@ -149,6 +160,8 @@ def solve(
         raise UsageError(f"seed is {seed}, expected 0 or more")
     if reason := method.unavailable():
         raise UsageError(f"the solver {method.name} cannot run here: {reason}")
+    searches = not (isinstance(method, LayerSolver) and method.quick)
+    refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
@@ -159,7 +172,8 @@ def solve(
         problem = room.problem
     elif kept is not None and (fitted := fit_room(problem, kept)) is not None:
         problem = replace(fitted, room_is_given=False)
-    baselines, first = run_baselines(problem, seed)
+    baselines, served, first = run_baselines(problem, seed)
+    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, served)
     by_load = problem.copies
     if start is not None:
         problem, first = better_start(problem, first, start)
@@ -170,7 +184,8 @@ def solve(
     report = Reporter(problem, limits, progress, baselines, build, room)
     if isinstance(method, LayerSolver) and not method.quick:
         report.start(first)  # quick methods ignore it; others may
-    results = _run(method, problem, limits, seed, first, report, room)
+    with count_deaths() as deaths:
+        results = _run(method, problem, limits, seed, first, report, room)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
@@ -178,20 +193,34 @@ def solve(
         placement,
         verification,
         baselines,
+        place_baselines,
         tuple(result.status for result in results),
         tuple(result.stop for result in results),
         time.monotonic() - begun,
         sum(result.repaired for result in results),
         traffic,
         problem.minimise,
+        tuple(deaths),
     )
+
+
+def _place_baselines(
+    instance: Instance, traffic: Traffic, problem: Problem, seed: int, served: Mapping[str, Sequence[LayerResult]]
+) -> dict[str, Placement]:
+    """Give the heuristics' replicas their GPUs; what does not go on the GPUs of its nodes is left out."""
+    found = {}
+    for name, results in served.items():
+        with suppress(NothingFoundError):
+            found[name] = bare_placement(instance, traffic, problem, name, seed, results)
+    return found
 
 
 def _can_share_room(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
     slow = isinstance(method, LayerSolver) and not method.quick
     apart = problem.minimise == "layers" and problem.redundant_in_all is None
-    return slow and apart and problem.capacity.binds and problem.shards == 1
+    linear = not problem.coverage
+    return slow and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
 def _run(
@@ -235,6 +264,11 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
         if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
             layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
+        return
+    if problem.coverage:
+        for index, result in enumerate(results):
+            if result.bound.companions is None and not limits.deadline.over:
+                yield index, companions_bound(problem.layer(index, result.copies), limits.deadline)
         return
     for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP

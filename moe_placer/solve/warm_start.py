@@ -14,7 +14,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
-from moe_placer.result import LayerResult, Status, Stop
+from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.registry import find_solver
 
 __all__ = ["BASELINES", "better_start", "find_counts", "run_baselines"]
@@ -24,9 +24,19 @@ Ints = npt.NDArray[np.int64]
 BASELINES = ("contiguous", "eplb", "greedy")
 
 
-def run_baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[LayerResult | None]]:
-    """Run the quick heuristics: what users have today, and where the search starts from."""
+def run_baselines(
+    problem: Problem, seed: int
+) -> tuple[dict[str, float | str], dict[str, list[LayerResult]], list[LayerResult | None]]:
+    """Run the quick heuristics: what users have today, and where the search starts from.
+
+    Returns
+    -------
+    totals, results, best
+        By name, what is minimised or why the heuristic cannot serve; by name, the layers of those that can; per layer,
+        the best of them as far as a search can start from it.
+    """
     totals: dict[str, float | str] = {}
+    served: dict[str, list[LayerResult]] = {}
     best: list[LayerResult | None] = [None] * len(problem)
     for name in BASELINES:
         method = find_solver(name)
@@ -36,11 +46,13 @@ def run_baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], 
         results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
         found = _objective(problem, results)
         totals[name] = "it finds no valid placement" if found is None else found
+        if found is not None:
+            served[name] = results
         usable = [
             replace(r, gpu=None, repaired=0) if r.node is not None and r.copies is None else None for r in results
         ]
         best = _better_of(problem, best, usable)
-    return totals, best
+    return totals, served, best
 
 
 def _objective(problem: Problem, results: Sequence[LayerResult | None]) -> float | None:
@@ -108,7 +120,7 @@ def _result(problem: Problem, index: int, start: Placement) -> LayerResult:
     if node.max() >= problem.nodes or not layer.valid(node):
         found = f"a start placement that breaks slots, pins or distances in layer {problem.moe_layers[index]}"
         raise _wrong(found, "one that is valid")
-    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Status.FEASIBLE, Stop.WORK)
+    return LayerResult(node, layer.z(node), Bound(0.0, "solver"), Stop.WORK)
 
 
 def _wrong(found: str, expected: str) -> InputError:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SyntheticTraffic, TraceTraffic
-from moe_placer.traffic.files import read_load, read_trace
+from moe_placer.traffic.readers import read_load, read_trace
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.traffic.sources import read_load_by_source, read_trace_by_source
 from moe_placer.traffic.synthetic import synthesize
 
 __all__ = ["Recording", "Traffic", "load_traffic", "make_traffic"]
@@ -34,6 +35,11 @@ def load_traffic(instance: Instance) -> Traffic:
     if traffic.mix is not None and any(len(row) != columns for row in traffic.mix):
         expected = f"one share per trace file ({columns} given)"
         raise InputError(Mistake(f"rows of {len(traffic.mix[0])} shares", expected, "traffic.mix"))
+    if traffic.sources == "recorded":
+        if columns > 1:
+            raise InputError(Mistake(f"{columns} files", "one file for sources: recorded", "traffic.files"))
+        by_source = read_trace_by_source if isinstance(traffic, TraceTraffic) else read_load_by_source
+        return by_source(instance.trace_files[0], instance)
     read = read_trace if isinstance(traffic, TraceTraffic) else read_load
     recordings: list[Recording] = []
     mistakes: list[Mistake] = []

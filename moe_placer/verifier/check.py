@@ -14,6 +14,7 @@ from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
 from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violation
 
 __all__ = ["verify"]
@@ -44,7 +45,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     """
     if traffic is None:
         traffic = load_traffic(instance)
-    mistakes = find_traffic_mistakes(instance, traffic)
+    mistakes = find_traffic_mistakes(instance, traffic) or find_dispatch_mistakes(instance, traffic)
     if mistakes:
         raise InputError(mistakes)
 
@@ -66,7 +67,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     violations += facts.violations
     whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
     layers = read_layers(instance, network, traffic, copies, whole)
-    checker = Checker(instance, network, layers, valid, violations)
+    checker = Checker(instance, network, traffic, layers, valid, violations)
     stated = [*placement.layers[: len(layers)], *[None] * (len(layers) - len(placement.layers))]
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
     aggregate_bound = checker.check_aggregate(placement.aggregate)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.placement import AggregateRecord, LayerRecord, Placement
+from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import proofs, records
 from moe_placer.verifier.bounds_anew import (
     any_copies_bound,
@@ -21,6 +22,7 @@ from moe_placer.verifier.bounds_anew import (
     threshold_bound,
 )
 from moe_placer.verifier.capacity import node_room, node_slots
+from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
@@ -44,6 +46,7 @@ class Checker:
 
     instance: Instance
     network: Network
+    traffic: Traffic
     layers: Sequence[PlacedLayer]
     valid: bool
     violations: list[Violation]
@@ -101,6 +104,10 @@ class Checker:
         if record.proof == "hot-experts" and record.hot is not None:
             expert, replica = record.hot
             return hot_expert_bound(self.network, layer, self._slots, int(layer.copies[:expert].sum()) + replica)
+        if record.proof == "companions" and record.hot is not None and record.companions is not None:
+            row = self.instance.moe_layers.index(layer.layer)
+            derivation = Companions(self.instance, self.network, self.traffic, row, layer.copies)
+            return derivation.bound(record.hot, record.companions)
         weights = record.weights or {}
         if record.proof == "threshold" and record.threshold is not None:
             return threshold_bound(self.network, layer, self._slots, weights, record.threshold)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.loads import Network, choices_per_token, copy_demand
+from moe_placer.verifier.loads import Network, choices_per_token
 from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.sending import tokens_between
 
 __all__ = ["PlacedLayer", "read_layers"]
 
@@ -69,18 +70,8 @@ def read_layers(
             continue
         count = Counter(copy.expert for copy in of_layer[row])
         counts = np.array([count[expert] for expert in range(instance.model.experts)])
-        demand = copy_demand(instance, traffic, choices[:, row], counts)
-        flow = _flow(instance, demand, of_layer[row])
+        flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row])
         # A quotient and a product per recording, their sum, the node's tokens, and the division by copies.
         roundings = 2 * len(traffic.recordings) + 8
         layers.append(PlacedLayer(layer, counts, demand, roundings, network.load(flow), float(flow.max())))
     return layers
-
-
-def _flow(instance: Instance, demand: Floats, copies: Sequence[Copy]) -> Floats:
-    """Tokens from every node to every other node: what stays in a node crosses no link."""
-    flow = np.zeros((instance.cluster.nodes, instance.cluster.nodes))
-    for item, copy in enumerate(copies):
-        flow[:, copy.gpus[0] // instance.cluster.gpus_per_node] += demand[:, item]
-    np.fill_diagonal(flow, 0.0)
-    return flow

@@ -9,6 +9,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
 from moe_placer.verifier.rules import shown
+from moe_placer.verifier.sending import check_proof_fits
 from moe_placer.verifier.verification import Violation
 
 __all__ = ["check_aggregate_proof", "check_memory_proof", "check_proof", "check_room_prices", "copies_are_free"]
@@ -36,6 +37,7 @@ def check_proof(
     ``copies`` counts the copies of each expert; None where the placement is too broken for that.
     """
     yield from _check_weights(record, layer, links)
+    yield from check_proof_fits(instance, record.proof, layer, f"proof: {record.proof}")
     if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
         yield Violation("proof", f"a bound for any copies with proof: {record.proof}, {_ANY_COPIES}", layer)
     for_these = not record.any_copies and record.proof != "solver" and copies_are_free(instance)
@@ -47,13 +49,15 @@ def check_proof(
             yield Violation("proof", "no threshold, required for proof: threshold", layer)
         elif not (math.isfinite(record.threshold) and record.threshold >= 0):
             yield Violation("proof", f"a threshold of {record.threshold:.9g}, required is 0 or more", layer)
-    if record.proof == "hot-experts":
+    if record.proof in {"hot-experts", "companions"}:
         yield from _check_hot(record, layer, copies)
+    if record.proof == "companions":
+        yield from _check_companions(instance, record, layer)
 
 
 def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Iterator[Violation]:
     if record.hot is None:
-        yield Violation("proof", "no hot replica, required for proof: hot-experts", layer)
+        yield Violation("proof", f"no hot replica, required for proof: {record.proof}", layer)
     elif copies is not None:
         expert, replica = record.hot
         if not (0 <= expert < len(copies) and 0 <= replica < copies[expert]):
@@ -61,9 +65,27 @@ def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Ite
             yield Violation("proof", f"{found}, required is a replica of this layer", layer)
 
 
+def _check_companions(instance: Instance, record: LayerRecord, layer: int) -> Iterator[Violation]:
+    """Check that the order names every expert once, and that all guesses are of experts."""
+    if record.companions is None:
+        yield Violation("proof", "no companions, required for proof: companions", layer)
+        return
+    experts = instance.model.experts
+    if sorted(record.companions.order) != list(range(experts)):
+        yield Violation("proof", f"an order of companions, required is every expert below {experts} once", layer)
+    views = 1 if instance.placement.replica_routing == "even" else instance.parallelism.dp
+    guess = record.companions.guess
+    if len(guess) != views or any(len(table) != experts for table in guess):
+        required = f"required are guesses for {views} views of {experts} experts"
+        yield Violation("proof", f"companions of another shape, {required}", layer)
+    elif not all(0 <= fellow < experts for table in guess for row in table for fellow in row):
+        yield Violation("proof", f"a companion that is no expert, required are experts below {experts}", layer)
+
+
 def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tuple[str, ...]) -> Iterator[Violation]:
     """Rules ``weights`` and ``proof`` for what is stated of all layers together."""
     yield from _check_weights(record, None, links)
+    yield from check_proof_fits(instance, record.proof, None, "a bound on the aggregate")
     if (record.bound is None) != (record.proof is None):
         yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
     if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
@@ -78,6 +100,7 @@ def check_memory_proof(
 ) -> Iterator[Violation]:
     """Rule ``proof`` for a bound on the sum of z that counts memory; ``proofs`` are the layers' link weights."""
     nodes = instance.cluster.nodes
+    yield from check_proof_fits(instance, "dual", None, "a bound that counts memory")
     if len(record.room_prices) != nodes:
         found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
         yield Violation("proof", f"{found}, required is one per node ({nodes})")

@@ -176,8 +176,10 @@ def check_memory(instance: Instance, used: npt.NDArray[np.float64]) -> Iterator[
 
 
 def check_apart(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
-    """Rule ``apart``: copies of one expert are on different GPUs, or nodes if the instance asks for that."""
+    """Rule ``apart``: copies of one expert are on different GPUs, or nodes, or anywhere, as the instance asks."""
     apart = instance.placement.replicas_apart
+    if apart == "none":
+        return
     per_place = 1 if apart == "gpu" else instance.cluster.gpus_per_node
     first: dict[tuple[int, int, int], int] = {}
     for copy in copies:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.plugin import Bound, LayerProblem, LayerResult, Limits, Problem, Report, Solver, Start, Status, Stop
+from moe_placer.plugin import Bound, LayerProblem, LayerResult, Limits, Problem, Report, Solver, Start, Stop
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,11 +35,8 @@ class Plug(Solver):
 
     reports = True
 
-    def place(
-        self, layer: LayerProblem, node: Ints, bound: Bound | None = None, status: Status = Status.FEASIBLE
-    ) -> LayerResult:
-        bound = bound or Bound(0.0, "solver")
-        return LayerResult(node, layer.z(node), bound, status, Stop.FINISHED)
+    def place(self, layer: LayerProblem, node: Ints, bound: Bound | None = None) -> LayerResult:
+        return LayerResult(node, layer.z(node), bound or Bound(0.0, "solver"), Stop.FINISHED)
 
 
 class Silent(Plug):
@@ -72,7 +69,7 @@ class FalseBound(Plug):
 
     def place(self, layer: LayerProblem, node: Ints) -> LayerResult:  # type: ignore[override]
         weights = np.full(layer.links, 1 / layer.links)
-        return super().place(layer, node, Bound(layer.z(node), "dual", weights), Status.OPTIMAL)
+        return super().place(layer, node, Bound(layer.z(node), "dual", weights))
 
 
 class AboveZ(Plug):
@@ -86,14 +83,14 @@ class Infeasible(Plug):
     name = "infeasible"
 
     def place(self, layer: LayerProblem, node: Ints) -> LayerResult:  # type: ignore[override]
-        return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.INFEASIBLE, Stop.PROVED)
+        return LayerResult(None, np.inf, Bound(0.0, "solver"), Stop.PROVED)
 
 
 class Nothing(Plug):
     name = "nothing"
 
     def place(self, layer: LayerProblem, node: Ints) -> LayerResult:  # type: ignore[override]
-        return LayerResult(None, np.inf, Bound(0.0, "solver"), Status.UNKNOWN, Stop.FINISHED)
+        return LayerResult(None, np.inf, Bound(0.0, "solver"), Stop.FINISHED)
 
 
 class Raises(Plug):
@@ -176,7 +173,7 @@ class Word(Plug):
     name = "word"
 
     def place(self, layer: LayerProblem, node: Ints) -> LayerResult:  # type: ignore[override]
-        return super().place(layer, node, Bound(layer.z(node), "solver"), Status.OPTIMAL)
+        return super().place(layer, node, Bound(layer.z(node), "solver"))
 
 
 class Garbles(Plug):

@@ -13,10 +13,11 @@ from moe_placer.fabric import dispatch_us, link_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
-from moe_placer.verifier.loads import choices_per_token, copy_demand, read_network
+from moe_placer.verifier.loads import choices_per_token, read_network
 from moe_placer.verifier.rules import Copy, read_copies
+from moe_placer.verifier.sending import tokens_between
 
-__all__ = ["Flows", "metrics", "rounded"]
+__all__ = ["Flows", "find_flows", "metrics", "rounded"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,12 +49,9 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Fl
         of_layer[copy.row].append(copy)
     between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
     for row, copies in enumerate(of_layer):
-        counts = np.bincount([copy.expert for copy in copies], minlength=instance.model.experts)
-        demand = copy_demand(instance, traffic, choices[:, row], counts)
+        between[row], demand = tokens_between(instance, traffic, row, choices[:, row], copies)
         for item, copy in enumerate(copies):
-            between[row, :, copy.gpus[0] // instance.cluster.gpus_per_node] += demand[:, item]
             gpu[row, list(copy.gpus)] += demand[:, item].sum() / len(copy.gpus)
-        np.fill_diagonal(between[row], 0.0)
     return Flows(between, gpu)
 
 
@@ -62,8 +60,8 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
 
     ``communication_us`` is the dispatch of all layers one after the other, each as long as its slowest link takes:
     tokens * bytes per token / (bandwidth * utilization), as in the placement model; combine is dispatch reversed.
-    ``step_us`` is for `moe_placer.experiments.compare.step` to fill in. Balancedness is mean over largest load of
-    working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
+    ``step_us`` is for `moe_placer.experiments.compare.step_process` to fill in. Balancedness is mean over largest load
+    of working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
     load = np.stack([network.load(flow) for flow in flows.between])

@@ -21,8 +21,8 @@ __all__ = ["run_cells"]
 
 Row = dict[str, Any]
 
-CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.child")
-STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step")
+CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.run_process")
+STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step_process")
 
 
 def run_cells(

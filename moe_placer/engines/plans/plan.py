@@ -1,0 +1,153 @@
+"""A plan as engines see it: which expert is in which slot of which rank; and what it is deployed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moe_placer.errors import InputError, Mistake
+from moe_placer.instance import Instance
+
+__all__ = ["Deployment", "Plan", "read_deployment"]
+
+Slots = tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Logical experts in slots.
+
+    Attributes
+    ----------
+    experts : int
+        Logical experts of each layer.
+    slots : nested tuples
+        ``slots[l][r]`` are the experts in the slots of rank r in MoE layer l (l counts MoE layers in order), in the
+        order of local slots.
+    """
+
+    experts: int
+    slots: Slots
+
+    @property
+    def layers(self) -> int:
+        """MoE layers."""
+        return len(self.slots)
+
+    @property
+    def ranks(self) -> int:
+        """Expert-parallel ranks."""
+        return len(self.slots[0])
+
+    def flat(self, layer: int) -> list[int]:
+        """Experts of all slots of a MoE layer, rank after rank."""
+        return [expert for rank in self.slots[layer] for expert in rank]
+
+    @property
+    def slots_by_layer(self) -> tuple[int, ...]:
+        """Slots of each MoE layer, over all ranks."""
+        return tuple(sum(map(len, ranks)) for ranks in self.slots)
+
+    @property
+    def redundant(self) -> int:
+        """Redundant slots of the first MoE layer; the same in all layers where the engine wants that."""
+        return self.slots_by_layer[0] - self.experts
+
+    def duplicates(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (MoE layer, rank, expert) for every slot that repeats an expert of its own rank."""
+        for layer, ranks in enumerate(self.slots):
+            for rank, held in enumerate(ranks):
+                seen: set[int] = set()
+                for expert in held:
+                    if expert in seen:
+                        yield layer, rank, expert
+                    seen.add(expert)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What an instance says of ranks and layers.
+
+    Attributes
+    ----------
+    name : str
+        Of the instance.
+    experts, top_k : int
+        Logical experts of a layer, and how many of them a token chooses.
+    decoder_layers : int
+        Layers of the model, dense ones included.
+    moe_layers : tuple of int
+        Indices of the MoE layers among them.
+    nodes : tuple of int
+        Nodes that work, in the order of ranks.
+    gpus_per_node : int
+    slots_by_layer : tuple of int or None
+        Slots of each MoE layer over all ranks; None where only their sum over layers is limited.
+    replica_routing : str
+        The instance's rule by which a token picks a copy.
+    """
+
+    name: str
+    experts: int
+    top_k: int
+    decoder_layers: int
+    moe_layers: tuple[int, ...]
+    nodes: tuple[int, ...]
+    gpus_per_node: int
+    slots_by_layer: tuple[int, ...] | None
+    replica_routing: str
+
+    @property
+    def ranks(self) -> int:
+        """Expert-parallel ranks: one for each GPU of a node that works."""
+        return len(self.nodes) * self.gpus_per_node
+
+    def gpu_of(self, rank: int) -> int:
+        """Global GPU id of a rank."""
+        node, local = divmod(rank, self.gpus_per_node)
+        return self.nodes[node] * self.gpus_per_node + local
+
+    def rank_of(self, gpu: int) -> int:
+        """Rank of a global GPU id, which must be one that works."""
+        node, local = divmod(gpu, self.gpus_per_node)
+        return self.nodes.index(node) * self.gpus_per_node + local
+
+
+def read_deployment(instance: Instance) -> Deployment:
+    """Return an instance's ranks and layers.
+
+    Raises
+    ------
+    InputError
+        Engines cannot number its GPUs: experts are sharded, or part of a node has failed.
+    """
+    mistakes = []
+    if instance.parallelism.expert_tp > 1:
+        expected = "1: the engines' files give whole experts to ranks"
+        mistakes.append(Mistake(str(instance.parallelism.expert_tp), expected, "parallelism.expert_tp"))
+    per_node, failed = instance.cluster.gpus_per_node, set(instance.placement.failed_gpus)
+    working = []
+    for node in range(instance.cluster.nodes):
+        down = failed & set(range(node * per_node, (node + 1) * per_node))
+        if not down:
+            working.append(node)
+        elif len(down) < per_node:
+            found = f"{len(down)} of the {per_node} GPUs of node {node}"
+            expected = "all GPUs of a node, or none: engines number ranks node by node, equally many on each"
+            mistakes.append(Mistake(found, expected, "placement.failed_gpus"))
+    if mistakes:
+        raise InputError(mistakes)
+    shared = not isinstance(instance.placement.replicas, str) and hasattr(
+        instance.placement.replicas, "redundant_slots_in_all"
+    )
+    return Deployment(
+        name=instance.name,
+        experts=instance.model.experts,
+        top_k=instance.model.top_k,
+        decoder_layers=instance.model.layers,
+        moe_layers=instance.moe_layers,
+        nodes=tuple(working),
+        gpus_per_node=per_node,
+        slots_by_layer=None if shared else instance.replicas_by_layer,
+        replica_routing=instance.placement.replica_routing,
+    )

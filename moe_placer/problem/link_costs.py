@@ -1,0 +1,66 @@
+"""Links that carry the same in every placement, and which of them a node touches."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+__all__ = ["distinct_links", "scaled_rows", "touched_links"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_NO_CHANGE = 1e-12  # of a cost per token
+
+
+def distinct_links(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
+    """Group links that carry the same in every placement; return the first of each group, and the sizes."""
+    first: dict[bytes, int] = {}
+    size: dict[int, int] = {}
+    for k in range(len(scale)):
+        row = shares[[k]]
+        key = row.indices.tobytes() + np.round(row.data * scale[k], 12).tobytes()
+        leader = first.setdefault(key, k)
+        size[leader] = size.get(leader, 0) + 1
+    return list(size), list(size.values())
+
+
+def touched_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
+    """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
+    links = len(scale)
+    reference = np.zeros((links, nodes))
+    changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
+    for k in range(links):
+        row = shares[[k]]
+        source, target = np.divmod(row.indices, nodes)
+        share = scale[k] * row.data
+        # Only a source that uses the link to most destinations has a value at most of them that is not 0.
+        many = np.bincount(source, minlength=nodes) > nodes // 2
+        whole, place = np.flatnonzero(many), np.cumsum(many) - 1
+        dense = np.zeros((len(whole), nodes))
+        dense[place[source[many[source]]], target[many[source]]] = share[many[source]]
+        reference[k, whole] = np.sort(dense, axis=1)[:, (nodes - 1) // 2]
+        dense -= reference[k, whole, None]
+        few = ~many[source] & (share > _NO_CHANGE)
+        for node in np.union1d(
+            target[few], np.flatnonzero(np.abs(dense).max(axis=0, initial=0.0) > _NO_CHANGE)
+        ).tolist():
+            change = np.zeros(nodes)
+            change[whole] = dense[:, node]
+            here = ~many[source] & (target == node)
+            change[source[here]] = share[here]
+            changes[node].append((k, change))
+    most = max(1, max(map(len, changes), default=1))
+    touched = np.full((nodes, most), links, dtype=np.int64)
+    change_at = np.zeros((nodes, most, nodes))
+    for node, found in enumerate(changes):
+        for m, (k, change) in enumerate(found):
+            touched[node, m] = k
+            change_at[node, m] = change
+    return reference, touched, change_at
+
+
+def scaled_rows(shares: sparse.csr_array, scale: Floats) -> sparse.csr_array:
+    """Return shares [links, pairs of nodes] as costs: every link's row times its cost of one token."""
+    return sparse.csr_array(sparse.diags_array(scale) @ shares)

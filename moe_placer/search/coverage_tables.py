@@ -1,0 +1,204 @@
+"""What every trade of two items does to coverage, kept up to date as items move.
+
+An item is a replica of an expert on a place. Only what the two places of a trade hold changes with it, so few rows of
+these tables are computed anew: with one copy of each expert in a view by bit sets over tokens (a union and a count of
+bits), with copies that tokens draw from by products over tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from moe_placer.problem.coverage import Coverage, TokenSets
+
+__all__ = ["BitTables", "DrawnTables", "Tables", "sample", "tables"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint64]
+
+_BLOCK = 1_000_000  # words in one temporary array
+
+
+def sample(sets: TokenSets, most: int) -> tuple[Ints, Ints]:
+    """Return the class and the file of at most ``most`` tokens of each file, evenly spaced over its sorted sets."""
+    classes, files = [], []
+    for file, tokens in enumerate(sets.tokens.tolist()):
+        mine = np.flatnonzero(sets.file == file)
+        last = np.cumsum(sets.count[mine])
+        wanted = np.arange(tokens) if tokens <= most else (np.arange(most) + 0.5) * tokens / most
+        classes.append(mine[np.searchsorted(last, wanted, side="right")])
+        files.append(np.full(len(wanted), file, dtype=np.int64))
+    return np.concatenate(classes), np.concatenate(files)
+
+
+class Tables(ABC):
+    """Coverage of a placement, and of its neighbours, on a sample of tokens.
+
+    Attributes
+    ----------
+    place : int array [items]
+        Where each item is.
+    view : int array [items]
+        Whose tokens see it.
+    cov : float array [views, files, places]
+        Share of a file's tokens that reach a place.
+    dropped : float array [files, items]
+        Coverage of an item's place in its view without the item.
+    swapped : float array [files, items, experts]
+        The same with a copy of another expert in its stead.
+    added : float array [views, files, experts, places]
+        Coverage of a place with a copy of an expert beside what it holds.
+    evaluated : int
+        Words or numbers looked at so far: deterministic effort.
+    """
+
+    def __init__(self, expert: Ints, view: Ints, views: int, files: int, experts: int, places: int) -> None:
+        self.expert, self.view, self.places = expert, view, places
+        self.cov = np.zeros((views, files, places))
+        self.dropped = np.zeros((files, len(expert)))
+        self.swapped = np.zeros((files, len(expert), experts))
+        self.added = np.zeros((views, files, experts, places))
+        self.evaluated = 0
+        self.place = np.zeros(len(expert), dtype=np.int64)
+
+    def reset(self, place: Ints) -> None:
+        """Start again from another placement; what did not change is kept."""
+        known = bool(self.evaluated)
+        before, self.place = self.place, place.copy()
+        changed = {(int(v), int(p)) for i in np.flatnonzero(before != place) for v, p in self._sides(i, before)}
+        everything = {(v, p) for v in range(len(self.cov)) for p in range(self.places)}
+        for view, where in sorted(changed if known else everything):
+            self._refresh(view, where)
+
+    def _sides(self, item: np.intp, before: Ints) -> list[tuple[int, int]]:
+        return [(self.view[item], before[item]), (self.view[item], self.place[item])]
+
+    def apply(self, item: int, partner: int, to: int) -> None:
+        """Put ``item`` on ``to``; ``partner`` takes its place unless it is -1."""
+        here = int(self.place[item])
+        self.place[item] = to
+        changed = {(int(self.view[item]), here), (int(self.view[item]), to)}
+        if partner >= 0:
+            self.place[partner] = here
+            changed |= {(int(self.view[partner]), here), (int(self.view[partner]), to)}
+        for view, where in sorted(changed):
+            self._refresh(view, where)
+
+    @abstractmethod
+    def _refresh(self, view: int, where: int) -> None:
+        """Compute what concerns one place in one view anew."""
+
+
+class BitTables(Tables):
+    """Tables where a view sees one copy of every expert: unions of bit sets, one bit per token."""
+
+    def __init__(self, coverage: Coverage, expert: Ints, view: Ints, most: int) -> None:
+        sets, sending = coverage.sets, coverage.sending
+        super().__init__(expert, view, sending.views, len(sets.tokens), sets.experts, sending.nodes)
+        classes, files = sample(sets, most)
+        self._bits, self._first = _bit_sets(sets, classes, files)
+        self._tokens = np.bincount(files, minlength=len(sets.tokens)).astype(np.float64)
+
+    def _refresh(self, view: int, where: int) -> None:
+        here = np.flatnonzero((self.place == where) & (self.view == view))
+        mine = self._bits[self.expert[here]]
+        whole = np.bitwise_or.reduce(mine, axis=0) if len(here) else np.zeros_like(self._bits[0])
+        self.cov[view, :, where] = self._share(whole[None])[:, 0]
+        self.added[view, :, :, where] = self._share(whole | self._bits)
+        if not len(here):
+            return
+        others = _unions_of_others(mine)
+        self.dropped[:, here] = self._share(others)
+        step = max(1, _BLOCK // self._bits.size)
+        for first in range(0, len(here), step):
+            some = slice(first, first + step)
+            self.swapped[:, here[some]] = self._share(others[some, None] | self._bits)
+        self.evaluated += self._bits.size * (1 + len(here))
+
+    def _share(self, unions: Bits) -> Floats:
+        """Share of each file's tokens in unions [..., words], as [files, ...]."""
+        counted = np.bitwise_count(unions)
+        parts = zip(self._first[:-1], self._first[1:], strict=True)
+        total = np.stack([counted[..., a:b].sum(axis=-1, dtype=np.int64) for a, b in parts])
+        return np.asarray(total / self._tokens.reshape(-1, *[1] * (unions.ndim - 1)))
+
+
+class DrawnTables(Tables):
+    """Tables where a token draws one of an expert's copies: the share that misses a place is a product over experts."""
+
+    def __init__(self, coverage: Coverage, expert: Ints, view: Ints, most: int) -> None:
+        sets, sending = coverage.sets, coverage.sending
+        super().__init__(expert, view, 1, len(sets.tokens), sets.experts, sending.nodes)
+        classes, files = sample(sets, most)
+        self._copies = np.bincount(expert, minlength=sets.experts)
+        self._choice = sets.choice[classes].astype(np.int64)
+        rows = np.repeat(np.arange(len(classes)), self._choice.shape[1])
+        chosen = (np.ones(len(rows)), (rows, self._choice.ravel()))
+        whole = sparse.csr_array(chosen, shape=(len(classes), sets.experts))
+        self._first = np.searchsorted(files, np.arange(len(sets.tokens) + 1))
+        self._chosen = [whole[a:b].T.tocsr() for a, b in zip(self._first[:-1], self._first[1:], strict=True)]
+        self._tokens = np.diff(self._first).astype(np.float64)
+
+    def _refresh(self, view: int, where: int) -> None:
+        here = np.flatnonzero(self.place == where)
+        held = np.bincount(self.expert[here], minlength=len(self._copies))
+        present = np.unique(self.expert[here])
+        # One column for what is held, then one for each expert here with one copy less.
+        amounts = np.repeat(held[:, None], 1 + len(present), axis=1)
+        amounts[present, 1 + np.arange(len(present))] -= 1
+        missed = np.ones((len(self._choice), 1 + len(present)))
+        factor = 1.0 - amounts / self._copies[:, None]
+        for column in self._choice.T:
+            missed *= factor[column]
+        ratio = _one_more(amounts, self._copies)
+        position = 1 + np.searchsorted(present, self.expert[here])
+        for file, chosen in enumerate(self._chosen):
+            part = missed[self._first[file] : self._first[file + 1]] / self._tokens[file]
+            covered = 1.0 - part.sum(axis=0)
+            gained = covered[None, :] + (1.0 - ratio) * (chosen @ part)
+            self.cov[view, file, where] = covered[0]
+            self.added[view, file, :, where] = gained[:, 0]
+            self.dropped[file, here] = covered[position]
+            self.swapped[file, here] = gained[:, position].T
+        self.evaluated += missed.size * (1 + self._choice.shape[1])
+
+
+def tables(coverage: Coverage, expert: Ints, replica: Ints, most: int) -> Tables:
+    """Return tables for items; ``most`` tokens of each file are looked at."""
+    view = np.zeros_like(replica) if coverage.sending.drawn else replica
+    if coverage.sending.drawn and np.bincount(expert).max() > 1:
+        return DrawnTables(coverage, expert, view, most)
+    return BitTables(coverage, expert, view, most)
+
+
+def _bit_sets(sets: TokenSets, classes: Ints, files: Ints) -> tuple[Bits, Ints]:
+    """Set a bit for every expert and token that chooses it [experts, words]; files begin at whole words."""
+    parts, first = [], [0]
+    for file in range(len(sets.tokens)):
+        mine = classes[files == file]
+        words = -(-len(mine) // 64)
+        chosen = np.zeros((sets.experts, words * 64), dtype=np.uint8)
+        choice = sets.choice[mine].astype(np.int64)
+        chosen[choice, np.arange(len(mine))[:, None]] = 1
+        parts.append(np.packbits(chosen, axis=1).view(np.uint64))
+        first.append(first[-1] + words)
+    return np.ascontiguousarray(np.concatenate(parts, axis=1)), np.array(first)
+
+
+def _unions_of_others(sets: Bits) -> Bits:
+    """Return for each row the union of all other rows."""
+    before, after = np.zeros_like(sets), np.zeros_like(sets)
+    np.bitwise_or.accumulate(sets[:-1], axis=0, out=before[1:])
+    after[:-1] = np.bitwise_or.accumulate(sets[:0:-1], axis=0)[::-1]
+    return before | after
+
+
+def _one_more(amounts: Ints, copies: Ints) -> Floats:
+    """Factor of what misses a place if one more copy of an expert comes to it [experts, columns]."""
+    left = copies[:, None] - amounts
+    return np.where(left > 0, (left - 1) / np.maximum(left, 1), 1.0)

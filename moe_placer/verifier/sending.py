@@ -1,0 +1,129 @@
+"""How many copies of tokens every node sends to every other, token by token, for each unit of dispatch.
+
+What `verify` and comparisons count; each formula is the definition of the placement model, without any shortcut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.errors import Mistake
+from moe_placer.instance import Instance
+from moe_placer.traffic.recording import Traffic
+from moe_placer.verifier.loads import copy_demand
+from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.verification import Violation
+
+__all__ = ["check_proof_fits", "find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_OF_EVERY_CHOICE = {"dual", "hot-experts", "threshold"}
+_BLOCK = 2_000_000  # numbers in one temporary array
+
+
+def sends_every_choice(instance: Instance) -> bool:
+    """Whether every chosen expert gets a copy of its own, so that loads of experts say all.
+
+    With one expert on each GPU, one copy per GPU is one per expert.
+    """
+    placement = instance.placement
+    alone = placement.slots_per_gpu == 1 and instance.parallelism.expert_tp == 1
+    return placement.dispatch == "per-expert" or (placement.dispatch == "per-gpu" and alone)
+
+
+def find_dispatch_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]:
+    """List recordings that lack what the instance's unit of dispatch needs: every token's choice."""
+    if sends_every_choice(instance):
+        return []
+    found = f"expert loads only, with placement.dispatch: {instance.placement.dispatch}"
+    expected = "every token's choice (topk), since loads do not say which experts a token chooses together"
+    blind = (index for index, recording in enumerate(traffic.recordings) if recording.topk is None)
+    return [Mistake(found, expected, f"traffic.recordings[{index}]") for index in blind]
+
+
+def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, what: str) -> Iterator[Violation]:
+    """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place."""
+    every = sends_every_choice(instance)
+    if proof == "companions" and every:
+        yield Violation("proof", f"{what}, required is a proof for a copy for every chosen expert", layer)
+    if proof in _OF_EVERY_CHOICE and not every:
+        required = f"required is a proof for placement.dispatch: {instance.placement.dispatch}"
+        yield Violation("proof", f"{what}, which counts a copy for every chosen expert, {required}", layer)
+
+
+def tokens_between(
+    instance: Instance, traffic: Traffic, row: int, choices: Floats, copies: Sequence[Copy]
+) -> tuple[Floats, Floats]:
+    """Count the copies of tokens per step from every node to every other, and the tokens of every replica.
+
+    Parameters
+    ----------
+    row : int
+        The MoE layer, in their order.
+    choices : float array [recordings, experts]
+        How often a token chooses each expert, in this layer.
+    copies : sequence of Copy
+        All replicas of this layer, expert by expert.
+
+    Returns
+    -------
+    flow : float array [nodes, nodes]
+        Nothing on the diagonal: what stays in a node crosses no link.
+    demand : float array [nodes, replicas]
+        Tokens per step from every node that each replica works on; it does not depend on the unit of dispatch.
+    """
+    count = Counter(copy.expert for copy in copies)
+    counts = np.array([count[expert] for expert in range(instance.model.experts)])
+    demand = copy_demand(instance, traffic, choices, counts)
+    nodes, size = instance.cluster.nodes, instance.cluster.gpus_per_node
+    flow = np.zeros((nodes, nodes))
+    if sends_every_choice(instance):
+        for item, copy in enumerate(copies):
+            flow[:, copy.gpus[0] // size] += demand[:, item]
+    else:
+        per_gpu = instance.placement.dispatch == "per-gpu"
+        places = instance.gpus if per_gpu else nodes
+        group = np.arange(nodes) * instance.parallelism.dp // nodes
+        even = instance.placement.replica_routing == "even"
+        started = instance.traffic.tokens_per_gpu * size
+        for view in range(1 if even else instance.parallelism.dp):
+            mine = np.full(nodes, True) if even else group == view
+            chance = _chance(copies, counts, None if even else view, places, 1 if per_gpu else size)
+            for file, recording in enumerate(traffic.recordings):
+                assert recording.topk is not None
+                reached = _reached(recording.topk[:, row], chance)
+                by_node = reached.reshape(nodes, -1).sum(axis=1)  # a place is a node, or one of its GPUs
+                flow += np.outer(started * traffic.mix[:, file] * mine, by_node)
+    np.fill_diagonal(flow, 0.0)
+    return flow, demand
+
+
+def _chance(copies: Sequence[Copy], counts: Ints, replica: int | None, places: int, gpus: int) -> Floats:
+    """Chance that a token that chooses an expert goes to each place for it [experts, places].
+
+    ``replica`` is the only one that the token uses, None where it draws one; a place is ``gpus`` GPUs.
+    """
+    chance = np.zeros((len(counts), places))
+    for copy in copies:
+        if replica is None or copy.replica == replica:
+            for place in {gpu // gpus for gpu in copy.gpus}:  # all shards of a replica work on its tokens
+                chance[copy.expert, place] += 1.0 if replica is not None else 1.0 / counts[copy.expert]
+    return chance
+
+
+def _reached(topk: npt.NDArray[np.integer], chance: Floats) -> Floats:
+    """Share of tokens that go to each place at least once [places]: one minus what misses it with every choice."""
+    chosen, times = np.unique(np.sort(topk, axis=1), axis=0, return_counts=True)
+    reached = np.zeros(chance.shape[1])
+    step = max(1, _BLOCK // chance[0].size // chosen.shape[1])
+    for first in range(0, len(chosen), step):
+        some = slice(first, first + step)
+        missed = np.prod(1.0 - chance[chosen[some]], axis=1)
+        reached += times[some] @ (1.0 - missed)
+    return reached / len(topk)

@@ -1,0 +1,77 @@
+"""Places experts that fire together on one node, where a token is sent once per node: search on exact coverage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import best_bound, companions_bound
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.replicas import with_copies
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+from moe_placer.search.coverage_search import search_coverage
+from moe_placer.search.grouping import group_by_affinity, shuffled
+from moe_placer.search.moves import repair
+from moe_placer.solve.layerwise import LayerSolver, LayerTask
+
+__all__ = ["CoverageSolver"]
+
+Ints = npt.NDArray[np.int64]
+
+_MORE_STARTS = 0.5  # effort from which others than the best placement so far are tried
+_RANDOM_STARTS = 2
+_BOUNDED, _BOUND_WORK = 0.5, 3e-5  # effort from which there is a bound, and its own per pair of items
+
+
+class CoverageSolver(LayerSolver):
+    """Iterated local search with exact changes of coverage; starts from heuristics, co-activation and chance."""
+
+    name = "coverage"
+    summary = "search on which tokens reach which node, for dispatch once per node (what auto does there)"
+    source = "moe_placer"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse what is not about coverage, or couples layers."""
+        if not problem.coverage:
+            return "it counts tokens once per node, and placement.dispatch: per-expert sends a copy per chosen expert"
+        return super().refuses(problem)
+
+    def solve_layer(self, task: LayerTask) -> LayerResult:
+        """Place one layer; with little effort by descents from the start alone."""
+        layer, start = task.layer, task.start
+        if start is not None and start.copies is not None:
+            layer = with_copies(layer, start.copies)
+        starts = _starts(layer, task)
+        if not starts:
+            return LayerResult(None, np.inf, best_bound(layer), Stop.TIME)
+        bound = start.bound if start is not None else best_bound(layer)
+        found = search_coverage(layer, starts, bound.value, task.work, task.rng, task.deadline)
+        result = LayerResult(found.node, found.z, bound, Stop.TIME, work=found.work)
+        if start is not None and start.node is not None and start.z <= found.z:
+            result = replace(start, work=found.work)
+        if bound.companions is None and task.work >= _BOUNDED and not task.deadline.over:
+            spent = result.work + _BOUND_WORK * layer.items**2
+            result = replace(result, bound=companions_bound(layer, task.deadline), work=spent)
+        return _finished(result, task.gap)
+
+
+def _starts(layer: LayerProblem, task: LayerTask) -> list[Ints]:
+    """Return placements to descend from; the best so far is the first."""
+    rng, start = task.rng, task.start
+    known = [start.node] if start is not None and start.node is not None else []
+    if known and task.work < _MORE_STARTS:
+        return known
+    groups = group_by_affinity(layer)
+    others = [groups, *(shuffled(groups, layer, rng) for _ in range(_RANDOM_STARTS))]
+    mended = (repair(layer, node, rng) for node in others)
+    return [*known, *(node for node in mended if node is not None)]
+
+
+def _finished(result: LayerResult, within: float) -> LayerResult:
+    """Say why we stop."""
+    here = gap(result.z, result.best_bound)
+    if here <= OPTIMAL_GAP:
+        return replace(result, stop=Stop.PROVED)
+    return replace(result, stop=Stop.GAP if here <= within else Stop.TIME)
