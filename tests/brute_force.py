@@ -112,7 +112,9 @@ class BruteForce:
         kinds = [self._distinct(row, by_z=False)[:MOST_ADDED] for row in range(len(self.ways))]
         costs = [costs[own] for costs, own in zip(self.costs, kinds, strict=True)]
         totals = costs[0] if len(costs) == 1 else costs[0][:, None] + costs[1][None, :]
-        return self._best(kinds, totals.max(axis=-1, initial=0.0), by_z=False)
+        found = self._best(kinds, totals.max(axis=-1, initial=0.0), by_z=False)
+        total = self.best_total()
+        return found or (total and self._exact(total.ways, by_z=False))  # none of those tried fits together
 
     def any_ways(self, rng: np.random.Generator) -> tuple[Way, ...]:
         """Choose any placement of all layers that fits, in which layers differ in copies, nodes or use of GPUs."""
@@ -128,11 +130,12 @@ class BruteForce:
         if not np.isfinite(least):
             return None
         close = np.argwhere(values <= least * (1 + CLOSE))[:MOST_EXACT]
-        chosen = ([own[i] for own, i in zip(kinds, at, strict=True)] for at in close.tolist())
+        chosen = (
+            tuple(ways[own[i]] for ways, own, i in zip(self.ways, kinds, at, strict=True)) for at in close.tolist()
+        )
         return min((self._exact(one, by_z) for one in chosen), key=lambda best: best.value)
 
-    def _exact(self, chosen: Sequence[int], by_z: bool) -> Best:
-        ways = tuple(self.ways[row][i] for row, i in enumerate(chosen))
+    def _exact(self, ways: tuple[Way, ...], by_z: bool) -> Best:
         costs = [self.exact_cost(row, way) for row, way in enumerate(ways)]
         if by_z:
             return Best(sum((max(cost.values(), default=Fraction(0)) for cost in costs), Fraction(0)), ways)
