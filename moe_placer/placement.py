@@ -165,11 +165,14 @@ class MemoryRecord(_Record):
     bound : float
         No placement has a smaller sum (tokens at node-link speed).
     room_prices : tuple of float
-        Per node, what a replica there pays; with the layers' link weights they prove the bound.
+        Per node, what a replica there pays; with link weights of every layer they prove the bound.
+    weights : tuple of mapping or None
+        Per MoE layer, link name to weight; absent in files of older versions, where those of the layers' records count.
     """
 
     bound: NonNegativeFloat
     room_prices: tuple[NonNegativeFloat, ...]
+    weights: tuple[Mapping[str, NonNegativeFloat], ...] | None = None
 
 
 class Placement(_Record):

@@ -34,6 +34,7 @@ Ints = npt.NDArray[np.int64]
 # Claimed bounds are this much below what was computed, so that the rounding of another summation order cannot turn a
 # true claim into a false one. Sums of some thousand doubles err by about 1e-13 of their size.
 SAFETY = 1e-10
+SMALLEST = 2.0**-600  # smaller bounds are not claimed: products on the way to them may have lost their digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,6 @@ class Bound:
         Where how many copies each expert has is a choice, and the proof is about those as given: what it proves there.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
-    room_prices : float array [N] or None
-        The same for all layers: what an item pays for its node's memory in a bound on the sum over layers of z.
     """
 
     value: float
@@ -69,7 +68,6 @@ class Bound:
     companions: Companions | None = None
     given_replicas: float | None = None
     any_copies: bool = False
-    room_prices: Floats | None = None
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
@@ -181,4 +179,4 @@ def _floor(problem: LayerProblem) -> Floats:
 
 
 def _safe(value: float) -> float:
-    return max(0.0, value * (1 - SAFETY))
+    return value * (1 - SAFETY) if value >= SMALLEST else 0.0

@@ -22,8 +22,10 @@ __all__ = [
     "Pin",
     "Placement",
     "RedundantSlots",
+    "Schedule",
     "Section",
     "SharedSlots",
+    "Shares",
     "SyntheticTraffic",
     "TraceTraffic",
 ]
@@ -255,6 +257,25 @@ class Objective(Section):
         "layers",
         description="layers: the sum over layers of each one's worst link, for layers that run one after the other; "
         "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
+    )
+
+
+class Shares(Section):
+    """Parts of a mean GPU's time in one step; together 1."""
+
+    computation: float = Field(ge=0, le=1)
+    communication: float = Field(ge=0, le=1, description="What no computation hides.")
+    synchronization: float = Field(ge=0, le=1, description="Waiting for others.")
+    overhead: float = Field(ge=0, le=1, description="Starting what runs.")
+
+
+class Schedule(Section):
+    """What is expected of a step; it changes no placement, and not the instance's hash."""
+
+    planned_shares: Shares | None = Field(
+        None,
+        description="Where a deployment plan says that the time of a step goes: `schedule` and `sweep` then say "
+        "whether the simulated step is within 5 percentage points of it.",
     )
 
 

@@ -71,7 +71,7 @@ def state_placement(
         ),
         gpu=gpu,
         layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
-        memory=_memory_record(room, results),
+        memory=_memory_record(problem, room, results),
         aggregate=state_aggregate(problem, results),
         versions={
             "python": platform.python_version(),
@@ -158,8 +158,7 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
-        # A search with these copies proves nothing of others.
-        solver_bound=None if problem.copies_are_free else result.solver_bound,
+        solver_bound=result.solver_bound,
     )
 
 
@@ -197,18 +196,23 @@ def _worst_link(problem: Problem, cost: npt.NDArray[np.float64]) -> tuple[str, f
     return problem.links[worst], float(cost[worst] / problem.token_cost[worst])
 
 
-def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
-    """Say what bounds the sum of z where memory binds over layers, if its room was divided with a proof."""
-    prices = None if room is None else room.bounds[0].room_prices
-    if room is None or prices is None:
+def _memory_record(problem: Problem, room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+    """Say what bounds the sum of z where memory binds over layers, if that is more than the layers' bounds come to."""
+    if room is None or room.total <= sum(result.bound.value for result in results):
         return None
-    return MemoryRecord(bound=min(room.total, sum(result.z for result in results)), room_prices=tuple(prices.tolist()))
+    return MemoryRecord(
+        bound=min(room.total, sum(result.z for result in results)),
+        room_prices=tuple(room.prices.tolist()),
+        weights=tuple(_by_name(problem, weights) for weights in room.weights),
+    )
 
 
 def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
-    if bound.weights is None:
-        return None
-    return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
+    return None if bound.weights is None else _by_name(problem, bound.weights)
+
+
+def _by_name(problem: Problem, weights: npt.NDArray[np.float64]) -> dict[str, float]:
+    return {problem.links[k]: float(weights[k]) for k in np.flatnonzero(weights)}
 
 
 def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:

@@ -141,8 +141,9 @@ class Checker:
         record = placement.memory
         if record is None:
             return 0.0
-        weights = [layer.weights for layer in placement.layers]
-        lacking = [*proofs.check_memory_proof(self.instance, record, weights)]
+        own = [layer.weights for layer in placement.layers]
+        weights: Sequence[Mapping[str, float] | None] = own if record.weights is None else record.weights
+        lacking = [*proofs.check_memory_proof(self.instance, record, weights, self.network.links)]
         unproved = any(violation.rule in {"weights", "proof"} for violation in self.violations)
         self.violations.extend(lacking)
         whole = len(weights) == len(self.layers) and all(layer.demand is not None for layer in self.layers)

@@ -96,9 +96,16 @@ def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tu
 
 
 def check_memory_proof(
-    instance: Instance, record: MemoryRecord, proofs: Sequence[Mapping[str, float] | None]
+    instance: Instance, record: MemoryRecord, proofs: Sequence[Mapping[str, float] | None], links: tuple[str, ...]
 ) -> Iterator[Violation]:
-    """Rule ``proof`` for a bound on the sum of z that counts memory; ``proofs`` are the layers' link weights."""
+    """Rules ``weights`` and ``proof`` for a bound on the sum of z that counts memory.
+
+    Parameters
+    ----------
+    proofs : sequence of mapping or None
+        Per layer, the link weights that the bound rests on: the record's own, or those of the layers' records.
+    links : tuple of str
+    """
     nodes = instance.cluster.nodes
     yield from check_proof_fits(instance, "dual", None, "a bound that counts memory")
     if len(record.room_prices) != nodes:
@@ -109,6 +116,12 @@ def check_memory_proof(
             yield Violation("proof", f"a price of room of {price:.9g} on node {node}, required is 0 or more")
     if any(weights is None for weights in proofs):
         yield Violation("proof", "the bound that counts memory needs link weights of every layer")
+    if record.weights is not None:
+        if len(record.weights) != len(instance.moe_layers):
+            found = f"link weights of {len(record.weights)} layers for the bound that counts memory"
+            yield Violation("weights", f"{found}, required is one per MoE layer ({len(instance.moe_layers)})")
+        for layer, weights in zip(instance.moe_layers, record.weights, strict=False):
+            yield from _check_range(weights, layer, links)
     if copies_are_free(instance):
         yield Violation("proof", "a bound that counts memory, required is a fixed number of copies of each expert")
 
@@ -134,15 +147,19 @@ def _check_weights(
     if not needed:
         yield Violation("weights", f"link weights, required are none for proof: {record.proof}", layer)
         return
-    unknown = sorted(set(record.weights) - set(links))
+    yield from _check_range(record.weights, layer, links)
+
+
+def _check_range(weights: Mapping[str, float], layer: int | None, links: tuple[str, ...]) -> Iterator[Violation]:
+    unknown = sorted(set(weights) - set(links))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         message = f"a weight for {unknown[0][:60]!r}{more}, required are links of the fabric"
         yield Violation("weights", message, layer)
-    wrong = [name for name, weight in record.weights.items() if not 0 <= weight <= 1 + WEIGHT_TOLERANCE]
+    wrong = [name for name, weight in weights.items() if not 0 <= weight <= 1 + WEIGHT_TOLERANCE]
     if wrong:
-        found = f"a weight of {record.weights[wrong[0]]:.9g} for {wrong[0][:60]!r}"
+        found = f"a weight of {weights[wrong[0]]:.9g} for {wrong[0][:60]!r}"
         yield Violation("weights", f"{found}, required is 0 to 1", layer)
-    total = sum(record.weights.values())
+    total = sum(weights.values())
     if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
         yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)
