@@ -41,8 +41,8 @@ PRICES = ("zero", "random", "equal", "cancelling", "span", "denormal", "huge", "
 KINDS = ("dual", "any copies", "hot-experts", "threshold", "solver")
 
 
-def draw_instance(rng: np.random.Generator) -> tuple[Instance, Traffic] | None:
-    """Draw an instance with some of all features; None if its fields contradict each other."""
+def draw_instance(rng: np.random.Generator) -> tuple[Instance, Traffic]:
+    """Draw an instance with some of all features; its fields may contradict each other, which raises."""
     nodes, per_node = int(rng.integers(2, 4)), int(rng.integers(1, 4))
     layers, experts = int(rng.integers(1, 3)), int(rng.integers(2, 4))
     routing, replicas, dp = _copies(rng, nodes)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from moe_placer.errors import InputError
 from moe_placer.verifier import Verification
 from moe_placer.verifier.proofs import copies_are_free
 from moe_placer.verifier.verification import CONSTRAINTS
@@ -25,8 +26,8 @@ def drawn(seed: int) -> tuple[np.random.Generator, BruteForce] | None:
     """Draw an instance that has a placement, and list all of its placements."""
     rng = np.random.default_rng(seed)
     try:
-        instance, traffic = draw_instance(rng)  # type: ignore[misc]
-    except ValidationError:
+        instance, traffic = draw_instance(rng)
+    except (ValidationError, InputError):  # fields that contradict each other
         return None
     brute = BruteForce(instance, traffic, MOST_WAYS)
     return (rng, brute) if brute.possible else None
