@@ -122,6 +122,11 @@ def test_presets_name_their_source_and_make_sense(name: str) -> None:
         assert peak == preset.tflops[of]
 
 
+def test_nvlink_beyond_a_node_is_said_not_to_be_there(tmp_path: Path) -> None:
+    draft(tmp_path, recorded(tmp_path), gpus=4, gpu="gb200")
+    assert "NVLink of GB200 NVL72 joins 18 trays" in (tmp_path / "instance.yaml").read_text()
+
+
 def test_peaks_of_precisions_that_a_gpu_lacks() -> None:
     assert PRESETS["a100"].peak("fp8") == (312.0, "bf16")
     assert PRESETS["h100"].peak("fp4") == (1979.0, "fp8")
