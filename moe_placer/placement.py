@@ -32,7 +32,7 @@ MAX_BYTES = 512_000_000
 _EXPECTED = "a placement file"
 _GPU_DEPTH = 3  # gpu[l][e]
 
-Proof = Literal["dual", "hot-experts", "threshold", "companions", "solver"]
+Proof = Literal["dual", "hot-experts", "threshold", "companions", "weighted-companions", "solver"]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
 Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
@@ -60,14 +60,14 @@ class SolverRecord(_Record):
 
 
 class CompanionsRecord(_Record):
-    """What ``proof: companions`` needs beside the hot replica; docs/bounds.md defines it.
+    """What proofs by companions need beside the hot replica or link weights; docs/bounds.md defines them.
 
     Attributes
     ----------
     depth : int
         How many members of a set are branched on: 0, 1 or 2.
     order : tuple of int
-        Every expert once, in the order in which members are branched on.
+        Every expert once, in the order in which members are branched on; it does not matter with link weights.
     guess : nested tuples
         ``guess[v][e]`` lists the experts that are likely to save most of expert e's tokens, for the sources of view v.
     """
@@ -89,16 +89,15 @@ class LayerRecord(_Record):
     bound : float
         No placement has a smaller z; proved as ``proof`` says.
     proof : str
-        ``dual``, ``hot-experts``, ``threshold`` and ``companions`` can be re-checked from this record; ``solver`` is
-        the solver's word.
+        All but ``solver``, the solver's word, can be re-checked from this record.
     weights : mapping or None
-        Link name to weight, for ``dual`` and ``threshold``; they sum to 1.
+        Link name to weight, for ``dual``, ``threshold`` and ``weighted-companions``; they sum to 1.
     threshold : float or None
         For ``threshold``: what no placement beats.
     hot : (expert, replica) or None
         For ``hot-experts`` and ``companions``: the replica that some node must hold.
     companions : CompanionsRecord or None
-        For ``companions``.
+        For ``companions`` and ``weighted-companions``.
     any_copies : bool or None
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
     bound_given_replicas : float or None

@@ -51,9 +51,9 @@ class CoverageSolver(LayerSolver):
         result = LayerResult(found.node, found.z, bound, Stop.TIME, work=found.work)
         if start is not None and start.node is not None and start.z <= found.z:
             result = replace(start, work=found.work)
-        if bound.companions is None and task.work >= _BOUNDED and not task.deadline.over:
+        if result.node is not None and bound.companions is None and task.work >= _BOUNDED and not task.deadline.over:
             spent = result.work + _BOUND_WORK * layer.items**2
-            result = replace(result, bound=companions_bound(layer, task.deadline), work=spent)
+            result = replace(result, bound=companions_bound(layer, result.node, task.deadline), work=spent)
         return _finished(result, task.gap)
 
 

@@ -18,7 +18,7 @@ from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.coverage import Coverage
 
-__all__ = ["MOST_COMPANIONS", "Companions", "hot_companions"]
+__all__ = ["MOST_COMPANIONS", "CompanionWork", "Companions", "hot_companions"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ def hot_companions(layer: LayerProblem, deadline: Deadline) -> Companions | None
     assert layer.coverage is not None
     if not layer.links or layer.nodes < 2:
         return None
-    work = _Work(layer, layer.coverage)
+    work = CompanionWork(layer, layer.coverage)
     screened = []
     for item in np.argsort(-work.alone(), kind="stable")[:_CANDIDATES].tolist():
         guess = work.greedy_guess(item)
@@ -75,7 +75,7 @@ def hot_companions(layer: LayerProblem, deadline: Deadline) -> Companions | None
     return best
 
 
-class _Work:
+class CompanionWork:
     """One layer's tokens and prices, arranged for these bounds."""
 
     def __init__(self, layer: LayerProblem, coverage: Coverage) -> None:
@@ -106,21 +106,21 @@ class _Work:
         cost = np.einsum("dkvf,fe->vedk", self.prices[self.places], self.load).max(axis=3).min(axis=2)
         return np.asarray(cost[self.view, self.layer.expert])
 
-    def _rest(self, item: int, view: int) -> Floats:
+    def _rest(self, item: int | None, view: int) -> Floats:
         """Chance that each class of tokens is not on the hot item's node because of it [classes], in a view."""
-        if view != self.view[item]:
+        if item is None or view != self.view[item]:
             return np.ones(len(self.choice))
         expert = int(self.layer.expert[item])
         return np.asarray(1.0 - self.hit[:, expert].astype(np.float64) * self.chance[expert])
 
-    def greedy_guess(self, item: int) -> Bools:
+    def greedy_guess(self, item: int | None) -> Bools:
         """Guess for every expert, in every view, the companions that save most of its tokens, one after the other."""
         most = min(MOST_COMPANIONS, max(0, int(self.least[self.places].max(initial=1)) - 2), self.experts - 2)
         guess = np.zeros((self.sending.views, self.experts, self.experts), dtype=bool)
         for view in range(self.sending.views):
             source = self.sending.source[self.sending.view == view].sum(axis=0)
             weight = (self.sets.weight * source[self.sets.file] * self._rest(item, view)).astype(np.float32)
-            hot = int(self.layer.expert[item]) if view == self.view[item] else -1
+            hot = int(self.layer.expert[item]) if item is not None and view == self.view[item] else -1
             for expert in range(self.experts):
                 rows = np.flatnonzero(self.hit[:, expert] * weight > 0)
                 guess[view, expert] = self._greedy(self.hit[rows], weight[rows], most, [expert, hot])
@@ -164,7 +164,7 @@ class _Work:
         return Companions(value, item, depth, self.order, found) if value > best.value else best
 
     def _all_added(self, item: int, guess: Bools) -> list[tuple[Floats, Floats]]:
-        return [self._added(item, view, guess[view]) for view in range(self.sending.views)]
+        return [self.added(item, view, guess[view]) for view in range(self.sending.views)]
 
     def floor(self, item: int, guess: Bools, depth: int) -> tuple[float, Ints, int]:
         """Return the bound that a guess gives, and by which items beside the hot one and on which place it is least."""
@@ -201,7 +201,7 @@ class _Work:
         value, chosen = least_addition(alpha, beta, int(self.least[place]) - 1, depth)
         return float(price[view] @ self.load[:, expert]) + value, others[chosen]
 
-    def _added(self, item: int, view: int, guess: Bools) -> tuple[Floats, Floats]:
+    def added(self, item: int | None, view: int, guess: Bools) -> tuple[Floats, Floats]:
         """Return alpha [files, experts] and beta [files, experts, experts] of experts seen by a view."""
         choice, sets, files = self.choice, self.sets, len(self.sets.tokens)
         rest = sets.weight * self._rest(item, view)

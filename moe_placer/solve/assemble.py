@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
+from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import Room
 from moe_placer.errors import DefectError, NothingFoundError
@@ -34,6 +35,8 @@ from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
 __all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
+
+_WEIGHTED = {"dual", "threshold", "weighted-companions"}  # proofs by link weights
 
 
 def state_placement(
@@ -150,7 +153,7 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         z=result.z,
         bound=min(bound.value, result.z),
         proof=bound.proof,
-        weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
+        weights=_named_weights(problem, bound) if bound.proof in _WEIGHTED else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         companions=_companions_record(bound),
@@ -167,6 +170,8 @@ def _companions_record(bound: Bound) -> CompanionsRecord | None:
     if found is None:
         return None
     guess = tuple(tuple(tuple(np.flatnonzero(row).tolist()) for row in table) for table in found.guess)
+    if isinstance(found, WeightedCompanions):
+        return CompanionsRecord(depth=0, order=tuple(range(found.guess.shape[1])), guess=guess)
     return CompanionsRecord(depth=found.depth, order=tuple(found.order.tolist()), guess=guess)
 
 

@@ -276,7 +276,9 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
     if problem.coverage:
         for index, result in enumerate(results):
             if result.bound.companions is None and not limits.deadline.over:
-                yield index, companions_bound(problem.layer(index, result.copies), limits.deadline)
+                assert result.node is not None
+                layer = problem.layer(index, result.copies)
+                yield index, companions_bound(layer, result.node, limits.deadline)
         return
     for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP

@@ -6,7 +6,8 @@ is in whole numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +18,7 @@ from moe_placer.placement import CompanionsRecord
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.capacity import node_slots
 from moe_placer.verifier.loads import Network
-from moe_placer.verifier.whole import BITS, find_unit, on_grid, value_of
+from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, value_of
 
 __all__ = ["Companions", "least_added"]
 
@@ -27,6 +28,7 @@ Bools = npt.NDArray[np.bool_]
 
 _ROUNDING_ERROR = 2.0**-53
 _SPARE = 64  # roundings of a fraction, a chance, a price, of their products, and of what is done here
+_SMALLEST_WEIGHT = 2.0**-60  # a smaller one counts as 0, which proves less
 _AS_HOT = 1e-9  # links that cost the hot replica this much less than the worst are tried as well
 
 
@@ -50,7 +52,8 @@ class Companions:
         self.chance = 1 / copies if self.even else np.ones(len(copies))
         self.files = [_classes(recording.topk, row) for recording in traffic.recordings]
         classes = max(len(times) for _, times in self.files)
-        roundings = classes * self.files[0][0].shape[1] + len(self.files) + instance.cluster.nodes + _SPARE
+        roundings = classes * self.files[0][0].shape[1] + len(self.files) + len(network.links) * instance.cluster.nodes
+        roundings += _SPARE
         self.slack = 2 * roundings * _ROUNDING_ERROR
 
     def bound(self, hot: tuple[int, int], record: CompanionsRecord) -> float:
@@ -79,27 +82,74 @@ class Companions:
             deep.add(place)
         return 0.0
 
+    def weighted_bound(self, weights: Mapping[str, float], guess: Sequence[Sequence[Sequence[int]]]) -> float:
+        """Bound from link weights: every replica where its share of what its place receives is least.
+
+        ``weights`` and ``guess`` are in range (`moe_placer.verifier.proofs`).
+        """
+        slots, node = self._slots
+        weight = np.array([weights.get(name, 0.0) for name in self.network.links])
+        weight /= math.fsum(weight) or 1.0
+        weight[weight < _SMALLEST_WEIGHT] = 0.0
+        adds, saves = [], []
+        for view, table in enumerate(guess):
+            _, alone, saved = self._shares(None, view, table)
+            adds.append(alone)
+            saves.append(saved)
+        of_node = [self._prices(n, weight).sum(axis=0) for n in range(self.instance.cluster.nodes)]
+        largest = max(float((p[v] @ adds[v]).max(initial=0.0)) for p in of_node for v in range(len(adds)))
+        unit = find_unit(largest * (1 + self.slack), min(BITS, 60 - len(self.expert).bit_length()))
+        if unit is None:
+            return 0.0
+        price = np.zeros((len(self.expert), len(slots)), dtype=np.int64)
+        known: dict[tuple[int, int], Ints] = {}
+        for place in np.flatnonzero(slots > 0).tolist():
+            kind = (int(node[place]), int(slots[place]))
+            if kind not in known:
+                known[kind] = self._least_shares(of_node[kind[0]], kind[1] - 1, adds, saves, unit)
+            price[:, place] = known[kind]
+        steps = least_cost(price, slots)
+        return 0.0 if steps is None else value_of(steps, unit)
+
+    def _least_shares(
+        self, price: Floats, fellows: int, adds: Sequence[Floats], saves: Sequence[Floats], unit: int
+    ) -> Ints:
+        """Return the least that each replica's share of a place's price can be [items], with so many fellows there."""
+        share = np.zeros(len(self.expert), dtype=np.int64)
+        for view in range(len(adds)):
+            mine = np.flatnonzero(self.view == view)
+            expert = self.expert[mine]
+            alone = on_grid(((price[view] @ adds[view]) * (1 - self.slack))[expert], unit)
+            saved = np.tensordot(price[view], saves[view], axes=1)[np.ix_(expert, expert)] * (1 + self.slack)
+            most = -np.floor(np.ldexp(-saved, -unit)).astype(np.int64)
+            share[mine] = np.maximum(alone - _largest(most, fellows), 0)
+        return share
+
+    @cached_property
+    def _slots(self) -> tuple[Ints, Ints]:
+        """Count the replicas that each place, a node or with per-gpu a GPU, can hold; and say on which node it is."""
+        instance = self.instance
+        if instance.placement.dispatch != "per-gpu":
+            return node_slots(instance), np.arange(instance.cluster.nodes)
+        slots = np.full(instance.gpus, instance.placement.slots_per_gpu)
+        slots[list(instance.placement.failed_gpus)] = 0
+        return slots, np.arange(instance.gpus) // instance.cluster.gpus_per_node
+
     @cached_property
     def _places(self) -> dict[int, tuple[Floats, int]]:
         """Prices [links, views, files], and companions that the place of an item must hold; one place of each kind."""
-        instance, items = self.instance, len(self.expert)
-        size = instance.cluster.gpus_per_node
-        slots, node = node_slots(instance), np.arange(instance.cluster.nodes)
-        if instance.placement.dispatch == "per-gpu":
-            works = np.full(instance.gpus, instance.placement.slots_per_gpu)
-            works[list(instance.placement.failed_gpus)] = 0
-            slots, node = works, np.arange(instance.gpus) // size
-        members = np.maximum(0, items - (slots.sum() - slots)) - 1
+        slots, node = self._slots
+        members = np.maximum(0, len(self.expert) - (slots.sum() - slots)) - 1
         kinds: dict[tuple[bytes, int], int] = {}
         found = {}
         for place in np.flatnonzero(slots > 0).tolist():
-            prices = self._prices(int(node[place]))
+            prices = self._prices(int(node[place]), np.ones(len(self.network.links)))
             if kinds.setdefault((prices.tobytes(), int(members[place])), place) == place:
                 found[place] = (prices, int(members[place]))
         return found
 
-    def _prices(self, node: int) -> Floats:
-        """Cost on each link if all tokens of a file that the sources of a view start go to a node."""
+    def _prices(self, node: int, weight: Floats) -> Floats:
+        """Weighted cost on each link that leads to a node if all tokens that the sources of a view start go there."""
         network, cluster = self.network, self.instance.cluster
         views = 1 if self.even else self.instance.parallelism.dp
         group = np.arange(cluster.nodes) * views // cluster.nodes
@@ -107,11 +157,11 @@ class Companions:
         here = np.flatnonzero((network.target == node) & (network.source != node))
         source = network.source[here]
         prices = np.zeros((len(network.links), views, started.shape[1]))
-        cost = (network.share[here] * network.scale[network.link[here]])[:, None] * started[source]
+        cost = (network.share[here] * (weight * network.scale)[network.link[here]])[:, None] * started[source]
         np.add.at(prices, (network.link[here], group[source]), cost)
         return prices[np.unique(network.link[here])]
 
-    def _shares(self, item: int, view: int, guess: Sequence[Sequence[int]]) -> tuple[Floats, Floats, Floats]:
+    def _shares(self, item: int | None, view: int, guess: Sequence[Sequence[int]]) -> tuple[Floats, Floats, Floats]:
         """Shares of each file's tokens that, in a view, draw an expert; that it adds; and that fellows save of these.
 
         Returns
@@ -120,7 +170,7 @@ class Companions:
         saved : float array [files, experts, experts]
         """
         experts, chance, table = len(self.chance), self.chance, _table(guess, len(self.chance))
-        hot = int(self.expert[item]) if view == self.view[item] else -1
+        hot = int(self.expert[item]) if item is not None and view == self.view[item] else -1
         load, alone = np.zeros((len(self.files), experts)), np.zeros((len(self.files), experts))
         saved = np.zeros((len(self.files), experts, experts))
         for file, (chosen, times) in enumerate(self.files):

@@ -104,11 +104,13 @@ class Checker:
         if record.proof == "hot-experts" and record.hot is not None:
             expert, replica = record.hot
             return hot_expert_bound(self.network, layer, self._slots, int(layer.copies[:expert].sum()) + replica)
-        if record.proof == "companions" and record.hot is not None and record.companions is not None:
+        weights = record.weights or {}
+        if record.companions is not None and record.proof in {"companions", "weighted-companions"}:
             row = self.instance.moe_layers.index(layer.layer)
             derivation = Companions(self.instance, self.network, self.traffic, row, layer.copies)
-            return derivation.bound(record.hot, record.companions)
-        weights = record.weights or {}
+            if record.proof == "companions" and record.hot is not None:
+                return derivation.bound(record.hot, record.companions)
+            return derivation.weighted_bound(weights, record.companions.guess)
         if record.proof == "threshold" and record.threshold is not None:
             return threshold_bound(self.network, layer, self._slots, weights, record.threshold)
         return self._weighted(layer, weights, record.any_copies)

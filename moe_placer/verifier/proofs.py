@@ -17,7 +17,7 @@ __all__ = ["check_aggregate_proof", "check_memory_proof", "check_proof", "check_
 WEIGHT_TOLERANCE = 1e-6
 HIGHEST_ROOM_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
-WEIGHTED = {"dual", "threshold"}
+WEIGHTED = {"dual", "threshold", "weighted-companions"}
 _ANY_COPIES = "required is proof: dual and even routing"
 
 
@@ -51,7 +51,7 @@ def check_proof(
             yield Violation("proof", f"a threshold of {record.threshold:.9g}, required is 0 or more", layer)
     if record.proof in {"hot-experts", "companions"}:
         yield from _check_hot(record, layer, copies)
-    if record.proof == "companions":
+    if record.proof in {"companions", "weighted-companions"}:
         yield from _check_companions(instance, record, layer)
 
 
@@ -68,7 +68,7 @@ def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Ite
 def _check_companions(instance: Instance, record: LayerRecord, layer: int) -> Iterator[Violation]:
     """Check that the order names every expert once, and that all guesses are of experts."""
     if record.companions is None:
-        yield Violation("proof", "no companions, required for proof: companions", layer)
+        yield Violation("proof", f"no companions, required for proof: {record.proof}", layer)
         return
     experts = instance.model.experts
     if sorted(record.companions.order) != list(range(experts)):

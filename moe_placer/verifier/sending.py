@@ -50,7 +50,7 @@ def find_dispatch_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake
 def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, what: str) -> Iterator[Violation]:
     """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place."""
     every = sends_every_choice(instance)
-    if proof == "companions" and every:
+    if proof in {"companions", "weighted-companions"} and every:
         yield Violation("proof", f"{what}, required is a proof for a copy for every chosen expert", layer)
     if proof in _OF_EVERY_CHOICE and not every:
         required = f"required is a proof for placement.dispatch: {instance.placement.dispatch}"

@@ -13,8 +13,9 @@ from builders import placement_data, recomputed, rules_of, tiny_instance, tiny_t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.bounds.bounds import companions_bound
+from moe_placer.bounds.bounds import companions_bound, even_weights
 from moe_placer.bounds.fellows import least_addition
+from moe_placer.bounds.weighted_companions import weighted_companions
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement
@@ -77,6 +78,10 @@ def smallest_z(layer: LayerProblem) -> float:
     return min(layer.z(node) for node in every if layer.valid(node))
 
 
+def some_node(layer: LayerProblem) -> Ints:
+    return np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]
+
+
 def stated(name: str, seed: int) -> tuple[Instance, Traffic, dict[str, Any]]:
     """Solve a case, and return the content of its placement file, whose first layer's proof is of this kind."""
     instance, traffic, _ = case(name, seed)
@@ -91,7 +96,7 @@ def stated(name: str, seed: int) -> tuple[Instance, Traffic, dict[str, Any]]:
 @given(seed=st.integers(0, 10_000))
 def test_no_placement_is_below_the_bound(name: str, seed: int) -> None:
     layer = case(name, seed)[2]
-    bound = companions_bound(layer, Deadline())
+    bound = companions_bound(layer, some_node(layer), Deadline())
     least = smallest_z(layer)
     assert bound.value <= least * (1 + 1e-9)
     assert (bound.value > 0) == (least > 0)  # with a group on each node nothing need be sent
@@ -105,6 +110,37 @@ def test_the_verifier_derives_what_is_stated(name: str) -> None:
     assert [check.bound for check in checked.layers] == pytest.approx(
         [record["bound"] for record in data["layers"]], rel=1e-9
     )
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_no_placement_is_below_the_bound_by_weights(name: str, seed: int) -> None:
+    layer = case(name, seed)[2]
+    rng = np.random.default_rng(seed)
+    weights = [rng.dirichlet(np.ones(layer.links)) for _ in range(2)]
+    found = weighted_companions(layer, [*even_weights(layer), *weights])
+    assert found is not None
+    assert found.value <= smallest_z(layer) * (1 + 1e-9)
+    assert found.weights.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["one copy", "copies drawn", "GPUs"])
+def test_the_verifier_derives_the_bound_by_weights_as_stated(name: str) -> None:
+    instance, traffic, layer = case(name, 3)
+    problem = compile_problem(instance, traffic)
+    found = weighted_companions(layer, even_weights(layer))
+    assert found is not None
+    assert found.value > 0
+    tables = [[np.flatnonzero(row).tolist() for row in table] for table in found.guess]
+    links = zip(problem.links, found.weights.tolist(), strict=True)
+    claims = {
+        "proof": "weighted-companions",
+        "weights": dict(links),
+        "companions": {"depth": 0, "order": list(range(instance.model.experts)), "guess": tables},
+    }
+    gpu = solve(instance, traffic, solver="random").placement.model_dump(mode="json")["gpu"]
+    assert recomputed(instance, gpu, traffic, **claims).layers[0].bound == pytest.approx(found.value, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -125,9 +161,13 @@ def test_whatever_the_record_says_the_derived_bound_is_true(name: str, seed: int
         "companions": {"depth": int(rng.integers(3)), "order": rng.permutation(experts).tolist(), "guess": guess},
     }
     gpu = solve(instance, traffic, solver="random", seed=seed).placement.model_dump(mode="json")["gpu"]
-    checked = recomputed(instance, gpu, traffic, **claims)
-    assert checked.layers[0].bound <= smallest_z(layer) * (1 + 1e-12)
-    assert "contradiction" not in {violation.rule for violation in checked.violations}
+    least = smallest_z(layer)
+    links = recomputed(instance, gpu, traffic).links
+    weights = dict(zip(links, rng.dirichlet(np.ones(len(links))).tolist(), strict=True))
+    for proof in (claims, {**claims, "proof": "weighted-companions", "hot": None, "weights": weights}):
+        checked = recomputed(instance, gpu, traffic, **proof)
+        assert checked.layers[0].bound <= least * (1 + 1e-12)
+        assert "contradiction" not in {violation.rule for violation in checked.violations}
 
 
 def test_a_case_known_by_hand() -> None:
@@ -144,7 +184,7 @@ def test_a_case_known_by_hand() -> None:
     traffic = Traffic((Recording("hand", load, np.array([2.0]), topk),), np.ones((2, 1)))
     layer = compile_problem(instance, traffic).layer(0)
     # Expert 1 is in both sets, and each node starts two tokens: the other node's two come to it in any case.
-    assert companions_bound(layer, Deadline()).value == pytest.approx(2.0, rel=1e-9)
+    assert companions_bound(layer, some_node(layer), Deadline()).value == pytest.approx(2.0, rel=1e-9)
     assert smallest_z(layer) == pytest.approx(2.0)
 
 
