@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = [
     "DefectError",
+    "GapError",
     "InfeasibleError",
     "InputError",
     "Mistake",
@@ -106,6 +107,12 @@ class VerificationError(MoePlacerError):
     def __init__(self, message: str, rules: Sequence[str] = ()) -> None:
         self.rules = tuple(rules)
         super().__init__(message)
+
+
+class GapError(MoePlacerError):
+    """A verified placement is written, but its gap is larger than what was asked for (exit code 6)."""
+
+    exit_code = 6
 
 
 class DefectError(VerificationError):

@@ -38,6 +38,7 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+  6  the placement is written, but its gap is above --fail-above-gap
  70  a defect of this program or of a solver: please report it
 """
 _DEFECT = 70  # EX_SOFTWARE of sysexits.h

@@ -33,7 +33,7 @@ def _text(progress: Progress) -> str:
     gap = f"{progress.worst_gap:.2%}" if progress.worst_gap < 1 else "not known yet"
     what = "worst links" if progress.minimise == "layers" else "hottest link over all layers"
     return (
-        f"{progress.done}/{progress.layers} layers, {what} {progress.objective:,.0f} tokens, "
+        f"{progress.done}/{progress.layers} layers, {what} (cost) {progress.objective:,.0f}, "
         f"bound {progress.objective_bound:,.0f}, largest re-checkable gap {gap}, {progress.seconds_left:.0f} s left"
     )
 

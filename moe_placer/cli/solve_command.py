@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -21,9 +22,11 @@ from moe_placer.cli.options import (
     open_instance,
     trace_option,
 )
+from moe_placer.errors import GapError, UsageError
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
+    from moe_placer.cli.plans import PlanFigures
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
     from moe_placer.limits import Limits
@@ -61,6 +64,15 @@ Examples:
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")
+@click.option(
+    "--step", is_flag=True, help="Simulate a step of the placement and of every heuristic beside it: seconds each."
+)
+@click.option(
+    "--fail-above-gap",
+    metavar="G",
+    type=float,
+    help="Exit code 6 if the objective is not within this of its re-checkable bound: 0.01 is 1%.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 @json_option
 def solve(
@@ -77,6 +89,8 @@ def solve(
     start: Path | None,
     output: Path | None,
     no_dag: bool,
+    step: bool,
+    fail_above_gap: float | None,
     quiet: bool,
     json_: bool,
 ) -> None:
@@ -91,7 +105,11 @@ def solve(
 
     allowed = None if memory is None else 1e9 * memory
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed)
+    _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
+    if step and opened.placement.counts_tokens_once:
+        unit = opened.placement.dispatch
+        raise UsageError(f"--step simulates a copy per chosen expert, and placement.dispatch is {unit}; leave it out")
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
     if not (quiet or json_):
@@ -103,13 +121,45 @@ def solve(
     # Now all is there that was asked for: a late Ctrl-C may cost drawings, but not the placement or its summary.
     with _on_signals(signal.SIG_IGN):
         files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
+        plans, step_s = _measure(opened, solution, step, quiet or json_)
         if json_:
             told = {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)}
-            click.echo(as_json({**_report(opened, solution, files), "estimate": told}))
-            return
-        from moe_placer.cli.summary import print_summary
+            click.echo(as_json({**_report(opened, solution, plans, files), "estimate": told}))
+        else:
+            from moe_placer.cli.summary import print_summary
 
-        print_summary(opened, solution, files)
+            print_summary(opened, solution, plans, step_s, files)
+    if fail_above_gap is not None and not solution.gap <= fail_above_gap:
+        found = f"{solution.gap:.3%}" if math.isfinite(solution.gap) else "not known"
+        raise GapError(f"the gap to the re-checkable bound is {found}, above --fail-above-gap {fail_above_gap:.3%}")
+
+
+def _check_gate(gap: float | None) -> None:
+    if gap is not None and not 0 <= gap < math.inf:
+        raise UsageError(f"--fail-above-gap is {gap:g}, expected 0 or more (0.01 is 1%)")
+
+
+def _measure(
+    instance: Instance, solution: Solution, step: bool, quiet: bool
+) -> tuple[dict[str, PlanFigures], float | None]:
+    """Measure every plan, simulate their steps if asked to, and say how many seconds the steps took."""
+    from moe_placer.cli.plans import measure_plans, simulate_steps
+
+    plans = measure_plans(instance, solution)
+    if not step:
+        return plans, None
+    begun = time.monotonic()
+
+    def tell(name: str) -> None:
+        if not quiet:
+            click.echo(f"simulating a step: {name}", err=True)
+
+    try:
+        with _on_signals(signal.default_int_handler):
+            return simulate_steps(instance, solution, plans, tell), time.monotonic() - begun
+    except KeyboardInterrupt:
+        click.echo("moe-placer: stopped simulating; `moe-placer schedule` simulates the placement's step", err=True)
+        return plans, None
 
 
 def _estimate(instance: Instance, solver: str, limits: Limits, no_dag: bool) -> Estimate:
@@ -158,10 +208,10 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
     """Write the placement, then its DAGs as far as no signal stops it; every file whole or not at all."""
     placement = folder / "placement.json"
     solution.placement.write(placement)
-    if not no_dag and instance.placement.dispatch != "per-expert":
+    if not no_dag and instance.placement.counts_tokens_once:
         unit = instance.placement.dispatch
         click.echo(f"moe-placer: no DAGs, which send a copy per chosen expert, not {unit} as the instance", err=True)
-    if no_dag or instance.placement.dispatch != "per-expert":
+    if no_dag or instance.placement.counts_tokens_once:
         return [placement]
     from moe_placer.dag import write_dags
 
@@ -174,7 +224,8 @@ def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -
     return written
 
 
-def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[str, Any]:
+def _report(instance: Instance, solution: Solution, plans: dict[str, PlanFigures], files: list[Path]) -> dict[str, Any]:
+    from moe_placer.cli.plans import bound_us, verdict
     from moe_placer.cli.summary import name_deaths
 
     verification, records = solution.verification, solution.placement.layers
@@ -191,12 +242,19 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
         "max_z": verification.max_z,
         "minimise": solution.minimise,
         "aggregate": verification.aggregate,
+        "aggregate_link": verification.aggregate_link,
+        "aggregate_tokens": verification.aggregate_tokens,
+        "aggregate_us": verification.aggregate_us,
         "aggregate_bound": verification.aggregate_bound or None,
         "memory_bound": verification.memory_bound or None,
         "objective_gap": solution.gap,
         "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},
         "baselines": dict(solution.baselines),
+        "plans": {name: vars(figures) for name, figures in plans.items()},
+        "verdict": verdict(plans),
+        "dispatch_us": verification.dispatch_us,
+        "bound_us": bound_us(instance, solution),
         "better_than_contiguous": better,
         "repaired": solution.repaired,
         "workers_died_of": name_deaths(solution.deaths),
@@ -209,11 +267,13 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
                 "proof": record.proof,
                 "solver_bound": record.solver_bound,
                 "gap": gaps[index],
-                "worst_link": record.worst_link,
+                "worst_link": check.worst_link,
+                "worst_link_tokens": check.worst_link_tokens,
+                "worst_link_us": check.worst_link_us,
                 "status": str(solution.status[index]),
                 "stop": str(solution.stop[index]),
             }
-            for index, record in enumerate(records)
+            for index, (record, check) in enumerate(zip(records, verification.layers, strict=True))
         ],
         "files": [str(path) for path in files],
     }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
+from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import Room
 from moe_placer.errors import DefectError, NothingFoundError
@@ -18,6 +20,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import (
     SCHEMA,
     AggregateRecord,
+    CompanionsRecord,
     InstanceKey,
     LayerRecord,
     MemoryRecord,
@@ -31,7 +34,9 @@ from moe_placer.solve.gpu_assignment import pack
 from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
-__all__ = ["state_placement"]
+__all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
+
+_WEIGHTED = {"dual", "threshold", "weighted-companions"}  # proofs by link weights
 
 
 def state_placement(
@@ -54,14 +59,7 @@ def state_placement(
     NothingFoundError
         The replicas of a node do not go on its GPUs.
     """
-    packed = _pack(problem, method, results)
-    gpu = []
-    for index, result in enumerate(results):
-        expert, _ = problem.items(index, result.copies)
-        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
-        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
-            rows[e].append(gpus if problem.shards > 1 else gpus[0])
-        gpu.append(tuple(tuple(row) for row in rows))
+    gpu = _gpu_lists(problem, results, _pack(problem, method, results))
     parameters = {
         "gap": limits.gap,
         "time_limit_s": limits.time_s,
@@ -74,10 +72,10 @@ def state_placement(
         solver=SolverRecord(
             name=method.name, version=installed_version("moe-placer"), seed=seed, parameters=parameters
         ),
-        gpu=tuple(gpu),
-        layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
-        memory=_memory_record(room, results),
-        aggregate=_aggregate_record(problem, results),
+        gpu=gpu,
+        layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
+        memory=_memory_record(problem, room, results),
+        aggregate=state_aggregate(problem, results),
         versions={
             "python": platform.python_version(),
             **{n: installed_version(n) for n in ("numpy", "scipy", "ortools")},
@@ -86,6 +84,46 @@ def state_placement(
         fabric=_fabric_facts(instance),
         replicas=_replica_facts(problem, by_load, method.name, results),
     )
+
+
+def bare_placement(
+    instance: Instance, traffic: Traffic, problem: Problem, solver: str, seed: int, results: Sequence[LayerResult]
+) -> Placement:
+    """Give every replica its GPUs, and state nothing of the placement: for what is not written, only measured.
+
+    Parameters
+    ----------
+    solver : str
+        Name of the method.
+    results : sequence of LayerResult
+        One per MoE layer, each with its nodes.
+
+    Raises
+    ------
+    NothingFoundError
+        The replicas of a node do not go on its GPUs.
+    """
+    return Placement(
+        schema=SCHEMA,
+        instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
+        solver=SolverRecord(name=solver, version=installed_version("moe-placer"), seed=seed),
+        gpu=_gpu_lists(problem, results, pack(problem, results)),
+        layers=(),
+    )
+
+
+def _gpu_lists(
+    problem: Problem, results: Sequence[LayerResult], packed: Sequence[Sequence[tuple[int, ...]]]
+) -> tuple[tuple[Any, ...], ...]:
+    """Return ``gpu[l][e]`` of the placement file; ``packed`` has, per layer, the GPUs of each item."""
+    gpu = []
+    for index, result in enumerate(results):
+        expert, _ = problem.items(index, result.copies)
+        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
+        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
+            rows[e].append(gpus if problem.shards > 1 else gpus[0])
+        gpu.append(tuple(tuple(row) for row in rows))
+    return tuple(gpu)
 
 
 def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> list[list[tuple[int, ...]]]:
@@ -104,7 +142,8 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
         raise
 
 
-def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+    """Say what is claimed of a layer that is placed: its worst link, and what its bound's proof needs."""
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
@@ -114,18 +153,29 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
         z=result.z,
         bound=min(bound.value, result.z),
         proof=bound.proof,
-        weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
+        weights=_named_weights(problem, bound) if bound.proof in _WEIGHTED else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
+        companions=_companions_record(bound),
         any_copies=bound.any_copies or None,
+        bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
-        # A search with these copies proves nothing of others.
-        solver_bound=None if problem.copies_are_free else result.solver_bound,
+        solver_bound=result.solver_bound,
     )
 
 
-def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+def _companions_record(bound: Bound) -> CompanionsRecord | None:
+    found = bound.companions
+    if found is None:
+        return None
+    guess = tuple(tuple(tuple(np.flatnonzero(row).tolist()) for row in table) for table in found.guess)
+    if isinstance(found, WeightedCompanions):
+        return CompanionsRecord(depth=0, order=tuple(range(found.guess.shape[1])), guess=guess)
+    return CompanionsRecord(depth=found.depth, order=tuple(found.order.tolist()), guess=guess)
+
+
+def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
     """Say what the layers come to together, and what bounds that if their bounds add up."""
     totals, bounds = link_totals(problem, results), [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
@@ -151,18 +201,23 @@ def _worst_link(problem: Problem, cost: npt.NDArray[np.float64]) -> tuple[str, f
     return problem.links[worst], float(cost[worst] / problem.token_cost[worst])
 
 
-def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
-    """Say what bounds the sum of z where memory binds over layers, if its room was divided with a proof."""
-    prices = None if room is None else room.bounds[0].room_prices
-    if room is None or prices is None:
+def _memory_record(problem: Problem, room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+    """Say what bounds the sum of z where memory binds over layers, if that is more than the layers' bounds come to."""
+    if room is None or room.total <= sum(result.bound.value for result in results):
         return None
-    return MemoryRecord(bound=min(room.total, sum(result.z for result in results)), room_prices=tuple(prices.tolist()))
+    return MemoryRecord(
+        bound=min(room.total, sum(result.z for result in results)),
+        room_prices=tuple(room.prices.tolist()),
+        weights=tuple(_by_name(problem, weights) for weights in room.weights),
+    )
 
 
 def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
-    if bound.weights is None:
-        return None
-    return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
+    return None if bound.weights is None else _by_name(problem, bound.weights)
+
+
+def _by_name(problem: Problem, weights: npt.NDArray[np.float64]) -> dict[str, float]:
+    return {problem.links[k]: float(weights[k]) for k in np.flatnonzero(weights)}
 
 
 def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:
