@@ -280,6 +280,11 @@ def test_traffic_of_another_instance_is_refused() -> None:
         Traffic((Recording("tokens", np.ones((2, 4)), np.ones(2), topk),), np.ones((4, 1))),
         Traffic((Recording("tokens", np.ones((2, 4)), np.ones(2), topk[:, :1]),), np.ones((4, 1))),
         Traffic((Recording("none", np.ones((2, 4)), np.zeros(2)),), np.ones((4, 1))),
+        Traffic((Recording("below 0", -np.ones((2, 4)), np.ones(2)),), np.ones((4, 1))),
+        Traffic((Recording("no number", np.full((2, 4), np.nan), np.ones(2)),), np.ones((4, 1))),
+        Traffic((Recording("endless", np.ones((2, 4)), np.full(2, np.inf)),), np.ones((4, 1))),
+        Traffic((Recording("plain", np.ones((2, 4)), np.ones(2)),), -np.ones((4, 1))),
+        Traffic((Recording("plain", np.ones((2, 4)), np.ones(2)),), np.full((4, 1), np.inf)),
         Traffic(good.recordings, good.mix[:, :1]),
     ):
         with pytest.raises(InputError, match="traffic"):

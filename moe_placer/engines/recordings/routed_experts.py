@@ -29,7 +29,7 @@ __all__ = ["is_routed_experts", "read_routed_experts"]
 
 _KIND = "routed experts: whole numbers [tokens, layers, top_k]"
 _KEYS = ("routed_experts", "prompt_routed_experts")
-_MOST_TEXT_BYTES = 256_000_000  # of one response
+_MOST_TEXT_BYTES = 128_000_000  # of one response
 _MOST_IN_MEMORY = 512_000_000
 _MOST_ON_DISK = 10**12
 _MOST_TOP_K = 256
