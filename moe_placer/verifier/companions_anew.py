@@ -15,7 +15,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import CompanionsRecord
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.capacity import node_slots
+from moe_placer.verifier.capacity import gpu_slots, node_slots
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.whole import BITS, find_unit, on_grid, value_of
 
@@ -86,9 +86,7 @@ class Companions:
         size = instance.cluster.gpus_per_node
         slots, node = node_slots(instance), np.arange(instance.cluster.nodes)
         if instance.placement.dispatch == "per-gpu":
-            works = np.full(instance.gpus, instance.placement.slots_per_gpu)
-            works[list(instance.placement.failed_gpus)] = 0
-            slots, node = works, np.arange(instance.gpus) // size
+            slots, node = gpu_slots(instance), np.arange(instance.gpus) // size
         members = np.maximum(0, items - (slots.sum() - slots)) - 1
         kinds: dict[tuple[bytes, int], int] = {}
         found = {}
