@@ -15,7 +15,7 @@ from builders import tiny_instance
 from click.testing import CliRunner
 from report_rows import EVIL, Rows, failed_row, luminance, write_folder
 
-from moe_placer.cli.main import cli, main
+from moe_placer.cli.commands import cli, main
 from moe_placer.errors import InputError, UsageError
 from moe_placer.experiments.report import write_report
 from moe_placer.experiments.report.charts import COLOURS, DASHES, filled
