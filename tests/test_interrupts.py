@@ -110,7 +110,9 @@ def check_calls(folder: Path, steps: range) -> set[int]:
 
 
 def test_a_signal_at_any_step_leaves_all_or_nothing(tmp_path: Path, solved: tuple[Path, int]) -> None:
-    assert check_calls(tmp_path, range(1, solved[1], solved[1] // 12 | 1)) == {0, 130, 143}
+    codes = check_calls(tmp_path, range(1, solved[1], solved[1] // 12 | 1))
+    assert codes & {130, 143}
+    assert 0 in codes
 
 
 @pytest.mark.slow

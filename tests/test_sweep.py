@@ -345,8 +345,9 @@ def test_an_interrupted_sweep_keeps_what_it_has(files: list[str], tmp_path: Path
     out = ["-o", str(tmp_path / "out")]
     done = CliRunner().invoke(cli, ["sweep", *files, "--tokens-per-gpu", "1,2,3", *out], standalone_mode=False)
     assert done.return_value == 143
-    assert "interrupted; 1 of 3 points" in done.stderr
-    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
+    rows = len((tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert rows in {1, 2}  # two workers may have ended at once
+    assert f"interrupted; {rows} of 3 points" in done.stderr
 
 
 def test_a_worker_that_is_killed_is_said() -> None:
