@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
 
-.PHONY: help solve test test-all test-lowest lint types clean
+.PHONY: help solve test test-all test-lowest lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,9 +31,14 @@ test-lowest:  ## Run the tests with the lowest allowed versions of the dependenc
 engines: $(ENGINES)/.ready  ## Hold exported files to the engines' own loaders (fetches their packages once)
 	$(ENGINES)/bin/pytest -m engines
 
-lint: $(VENV)/.dev  ## Check style
+lint: $(VENV)/.dev lint-pages  ## Check style, of the pages' JavaScript too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-pages: $(VENV)/.javascript  ## Check style and types of the pages' JavaScript (needs Node.js)
+	$(VENV)/javascript/node_modules/.bin/biome lint --error-on-warnings
+	$(VENV)/javascript/node_modules/.bin/tsc -p .javascript/dag-page.json
+	$(VENV)/javascript/node_modules/.bin/tsc -p .javascript/report.json
 
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
@@ -45,6 +50,13 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "moe_placer needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.javascript: package.json | $(BIN)/python
+	@command -v npm >/dev/null || { echo "the pages' JavaScript is checked with Node.js: install it (Debian: nodejs npm)" >&2; exit 1; }
+	mkdir -p $(VENV)/javascript
+	cp package.json $(VENV)/javascript/
+	npm install --prefix $(VENV)/javascript --silent --no-audit --no-fund --no-package-lock
+	@touch $@
 
 $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from moe_placer.dag import write_dags
+    from moe_placer.engines.plans.export import CheckedFile, Export, check_file, export_plan
     from moe_placer.errors import (
         DefectError,
         InfeasibleError,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
 _HOME = {
+    "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
+    "Export": "engines.plans.export",
     "InfeasibleError": "errors",
     "InputError": "errors",
     "Instance": "instance",
@@ -59,6 +62,8 @@ _HOME = {
     "VerificationError": "errors",
     "Violation": "verifier",
     "Workload": "schedule.workload",
+    "check_file": "engines.plans.export",
+    "export_plan": "engines.plans.export",
     "load_instance": "instance",
     "load_placement": "placement",
     "load_traffic": "traffic",
@@ -71,7 +76,9 @@ _HOME = {
 }
 
 __all__ = [
+    "CheckedFile",
     "DefectError",
+    "Export",
     "InfeasibleError",
     "InputError",
     "Instance",
@@ -94,6 +101,8 @@ __all__ = [
     "Violation",
     "Workload",
     "__version__",
+    "check_file",
+    "export_plan",
     "load_instance",
     "load_placement",
     "load_traffic",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
     "DefectError",
+    "GapError",
     "InfeasibleError",
     "InputError",
     "Mistake",
@@ -15,9 +17,18 @@ __all__ = [
     "NothingFoundError",
     "UsageError",
     "VerificationError",
+    "visible",
 ]
 
+# What terminals, browsers and drawing libraries act on instead of showing it: control characters, line separators, what
+# turns the direction of text; and halves of characters, which no file can hold.
+_ACTS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN = 40  # mistakes printed in full; the rest is counted
+
+
+def visible(text: str) -> str:
+    r"""Return text on one line in which every control or direction character is spelled out: ``\x1b``, ``\u202e``."""
+    return _ACTS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Mistake:
     def __str__(self) -> str:
         place = "" if self.file is None else str(self.file) + (f":{self.line}" if self.line else "") + ": "
         field = f"{self.path}: " if self.path else ""
-        return f"{place}{field}found {self.found}, expected {self.expected}"
+        return visible(f"{place}{field}found {self.found}, expected {self.expected}")
 
 
 class MoePlacerError(Exception):
@@ -96,6 +107,12 @@ class VerificationError(MoePlacerError):
     def __init__(self, message: str, rules: Sequence[str] = ()) -> None:
         self.rules = tuple(rules)
         super().__init__(message)
+
+
+class GapError(MoePlacerError):
+    """A verified placement is written, but its gap is larger than what was asked for (exit code 6)."""
+
+    exit_code = 6
 
 
 class DefectError(VerificationError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -13,13 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError, Mistake, visible
 
 __all__ = [
     "is_unfinished",
     "move_files",
     "parse_json",
+    "policy_hash",
     "read_bounded",
+    "refuse_hidden_characters",
     "remove_unfinished",
     "removed_at_the_end",
     "replaced_atomically",
@@ -28,6 +32,13 @@ __all__ = [
     "unwritable",
     "write_atomically",
 ]
+
+# Escapes in JSON that may be of such characters, or these as they are: where there are none, no text need be looked at.
+_HIDDEN = re.compile(
+    r"\\u(?:00[01189]|007f|d[89a-f]|061c|20[026])|[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\\[bf]",
+    re.IGNORECASE,
+)
+_LAYOUT = dict.fromkeys(map(ord, "\n\r\t"))
 
 
 def read_bounded(path: Path, most: int, expected: str) -> bytes:
@@ -75,10 +86,13 @@ def parse_json(raw: bytes, expected: str, path: Path) -> Any:
     Raises
     ------
     InputError
-        It is not JSON.
+        It is not JSON, or some text in it has characters that are not for reading.
     """
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+        text = raw.decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        refuse_hidden_characters(text, content, expected, path)
+        return content
     except RecursionError:
         raise InputError(Mistake("deeply nested JSON", expected, file=path)) from None
     except UnicodeDecodeError as error:
@@ -86,6 +100,41 @@ def parse_json(raw: bytes, expected: str, path: Path) -> Any:
         raise InputError(Mistake(found, expected, file=path)) from None
     except ValueError as error:
         raise InputError(Mistake(f"text that is not JSON ({error})", expected, file=path)) from None
+
+
+def refuse_hidden_characters(raw: str, content: Any, expected: str, path: Path, line: int | None = None) -> None:
+    """Refuse JSON with a text that terminals, browsers or drawing libraries would act on instead of showing it.
+
+    Parameters
+    ----------
+    raw, content : str and object
+        Before and after parsing.
+
+    Raises
+    ------
+    InputError
+        It names the first such text; line breaks and tabs are allowed.
+    """
+    if not _HIDDEN.search(raw):
+        return
+    for text in _texts(content):
+        if visible(letters := text.translate(_LAYOUT)) != letters:
+            found = f"control or direction characters in {text[:60]!r}"
+            raise InputError(Mistake(found, f"{expected}, with characters that can be read", file=path, line=line))
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Yield every key and every text of a JSON value."""
+    todo = [content]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from value
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -210,3 +259,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def policy_hash(text: str) -> str:
+    """Return the name by which a page's content security policy allows exactly this program or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "fractions": {"traffic": {"tokens_per_gpu": 0.37}},
     "many-groups": {"cluster": {"nodes": 6}, "parallelism": {"dp": 6}, "placement": {"slots_per_gpu": 2}},
-    "special-characters": {"name": "a<b>&\"c\"'d'{|}; ü→\t]]>--%"},
+    "special-characters": {"name": "a<b>&\"c\"'d'{|}; ü→ ]]>--%"},
 }
 
 

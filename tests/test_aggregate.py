@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.cli.describe import describe
+from moe_placer.cli.plans import measure_plans
 from moe_placer.cli.summary import _share, print_summary
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly, link_totals
 from moe_placer.decomposition.column_generation import Decomposition
@@ -278,9 +279,9 @@ def test_a_bound_above_the_aggregate_is_reported_whatever_its_proof() -> None:
 def test_people_read_what_was_minimised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     instance = case("mesh")
     solution = solve(instance, tiny_traffic(instance), limits=Limits(gap=0.5))
-    print_summary(instance, solution, [tmp_path / "placement.json"])
+    print_summary(instance, solution, measure_plans(instance, solution), None, [tmp_path / "placement.json"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "hottest link over all" in shown
     assert f"{_share(solution.gap)} for the hottest link over all layers" in shown
-    assert f"(sum of worst links: {solution.verification.total_z:,.0f})" in shown
+    assert f"(sum of worst links: cost {solution.verification.total_z:,.0f})" in shown
     assert "Minimised: the largest total of any link over all layers" in describe(instance, None).to_text()

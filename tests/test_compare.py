@@ -19,8 +19,8 @@ from plug_ins import environment_with_plug_ins
 from moe_placer.cli import main
 from moe_placer.errors import UsageError
 from moe_placer.experiments.compare import Settings, build_matrix
-from moe_placer.experiments.compare.child import run
-from moe_placer.experiments.report.write import write_report
+from moe_placer.experiments.compare.run_process import run
+from moe_placer.experiments.report.report_files import write_report
 from moe_placer.instance import load_instance
 
 REPO = Path(__file__).parent.parent
@@ -428,7 +428,7 @@ def test_what_beats_the_best_known_is_entered(tmp_path: Path, compare: Compare) 
 def test_missing_libraries_are_named_before_the_runs(
     tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.write._NEEDED", ("no_such_library",))
+    monkeypatch.setattr("moe_placer.experiments.report.report_files._NEEDED", ("no_such_library",))
     done = compare(TINY, "--solvers", "greedy", "-o", tmp_path)
     assert done.returncode == 0
     before, _, _ = done.stderr.partition("1/1")

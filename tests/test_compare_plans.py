@@ -10,7 +10,7 @@ import pytest
 
 from moe_placer.errors import MoePlacerError
 from moe_placer.experiments.compare import Given, Settings, build_matrix
-from moe_placer.experiments.compare.child import run
+from moe_placer.experiments.compare.run_process import run
 from moe_placer.instance import load_instance
 from moe_placer.solve.solve import solve
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.bounds.bounds import relaxed_bound
+from moe_placer.cli.plans import measure_plans
 from moe_placer.cli.summary import print_summary
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
@@ -236,7 +237,7 @@ def test_the_summary_says_what_other_copies_cost(
     rechosen: tuple[Instance, Traffic, Solution], capsys: pytest.CaptureFixture[str]
 ) -> None:
     instance, _, solution = rechosen
-    print_summary(instance, solution, [])
+    print_summary(instance, solution, measure_plans(instance, solution), None, [])
     growth = solution.placement.replicas["hottest_copy_over_by_load"]["most"] - 1
     assert (
         "Copies: chosen by auto, other than by load in 1 of 1 MoE layers. Against copies by load, a layer's hottest "

@@ -12,11 +12,12 @@ import pytest
 from builders import DRAGONFLY, MESH, tiny_instance
 from click.testing import CliRunner
 
-from benchmarks.simgrid import figures, simulate
+from benchmarks.simgrid import agreement as figures
+from benchmarks.simgrid import run_simgrid as simulate
 from benchmarks.simgrid.__main__ import main
 from benchmarks.simgrid.cases import Choice, Settings, open_instance, rows_of, run_case
+from benchmarks.simgrid.cross_check_page import build_page, is_large
 from benchmarks.simgrid.models import LINK_LATENCY_US, MODELS
-from benchmarks.simgrid.page import build_page, is_large
 from benchmarks.simgrid.paths import list_paths
 from moe_placer.errors import UsageError
 from moe_placer.fabric import build_fabric, compile_routes

@@ -11,7 +11,7 @@ from dag_examples import VARIANTS, example
 
 import moe_placer
 from moe_placer.dag import build_dag, write_dags
-from moe_placer.dag.deployment import find_crews, lost_nodes
+from moe_placer.dag.groups import find_crews, lost_nodes
 from moe_placer.errors import InfeasibleError, InputError, NothingFoundError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.verifier.dags import verify_dags

@@ -14,8 +14,8 @@ import pytest
 from dag_examples import example, reference
 
 from moe_placer.dag import VIEWS, Dag, write_dags
+from moe_placer.dag.labels import amount, gpu_list
 from moe_placer.dag.page import to_page
-from moe_placer.dag.words import amount, gpu_list
 
 VIEW = "comprehensive_moe_dag"
 LARGE = [view for view in VIEWS.values() if view.page]

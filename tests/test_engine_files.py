@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch_writer import View, save
 
 from moe_placer.cli.export_command import FORMATS as OFFERED
+from moe_placer.engines.layouts import LAYOUTS
 from moe_placer.engines.plans.export import FORMATS, RANK_COSTS, check_file, export_plan
 from moe_placer.engines.plans.forms import FORMS
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
 from moe_placer.engines.plans.rank_costs import check_rank_costs, rank_costs
 from moe_placer.engines.plans.to_placement import placement_from_plan
-from moe_placer.engines.rules import LAYOUTS
 from moe_placer.errors import InputError, UsageError, VerificationError
 from moe_placer.instance import Instance
 from moe_placer.schedule.program import compile_program
@@ -174,6 +174,7 @@ def test_no_broken_file_passes(form: str, tmp_path: Path) -> None:
             accepted.append(name)
         else:
             assert 1 <= len(error.mistakes) <= 3, (name, str(error))
+            assert all(FORMS[form].rules.title in str(mistake) for mistake in error.mistakes), str(error)
     assert accepted == []
 
 
@@ -423,7 +424,7 @@ def test_read_back_figures_are_the_verifiers_own(tmp_path: Path) -> None:
     plan = drawn_plan(deployment, 9)
     _, traffic = placed(instance, plan)
     back, verification = placement_from_plan(instance, traffic, plan, deployment, "sglang", b"raw")
-    assert [layer.z for layer in back.layers] == [check.z for check in verification.layers]
+    assert [layer.z for layer in back.layers] == pytest.approx([check.z for check in verification.layers])
     assert all(0 < layer.bound <= layer.z for layer in back.layers)
     assert back.solver.name == "file:sglang"
 

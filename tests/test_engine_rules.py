@@ -15,7 +15,7 @@ from test_cli import TINY as TINY_FILE
 from test_cli import fails, run
 
 from moe_placer.cli.describe import describe
-from moe_placer.engines.rules import ENGINES, LAYOUTS, EngineName, slots_mistake
+from moe_placer.engines.layouts import ENGINES, LAYOUTS, EngineName, slots_mistake
 from moe_placer.errors import InputError
 
 

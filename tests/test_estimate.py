@@ -113,10 +113,10 @@ def test_memory_is_what_was_estimated(tmp_path: Path, nodes: int, experts: int, 
 
 
 def test_what_does_not_fit_is_refused_at_once() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(NothingFoundError) as caught:
         solve(load_instance(NODES_1000), limits=Limits(memory_bytes=0.4e9, workers=1))
-    assert time.monotonic() - begun < 1.0
+    assert time.process_time() - begun < 1.0
     assert "takes about 0.7 GB of memory, most for routes;" in str(caught.value)
     assert "0.4 GB are allowed" in str(caught.value)
     assert "limits.memory_bytes" in str(caught.value)

@@ -32,7 +32,7 @@ from torch_writer import save
 from moe_placer.engines.recordings import Options, Recorded, read_recording, tally, write_recording
 from moe_placer.engines.recordings.tally import count_choices, draw_tokens
 from moe_placer.errors import InputError, Mistake
-from moe_placer.traffic.files import read_load, read_trace
+from moe_placer.traffic.readers import read_load, read_trace
 
 EACH = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 TRUTHS = st.builds(

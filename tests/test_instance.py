@@ -159,10 +159,10 @@ def test_what_is_no_instance_at_all(tmp_path: Path, text: str | bytes, says: str
 @pytest.mark.parametrize("field", ["failed_gpus: [{}]", "failed_gpus: [[{}]]", "kv_cache_gb: [{}]"])
 def test_long_lists_are_refused_in_seconds(tmp_path: Path, field: str) -> None:
     text = SEED_PLAN.replace("failed_gpus: []", field.format(", ".join(["1"] * 250_000)))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError):
         load(tmp_path, text)
-    assert time.perf_counter() - started < 20  # it was minutes when every entry was compared with all before it
+    assert time.process_time() - started < 20  # it was minutes when every entry was compared with all before it
 
 
 def test_round_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import shutil
-import time
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,17 +16,19 @@ from builders import tiny_instance
 from click.testing import CliRunner
 from report_rows import EVIL, Rows, failed_row, luminance, write_folder
 
-from moe_placer.cli.commands import cli, main
-from moe_placer.errors import InputError, UsageError
-from moe_placer.experiments.report import write_report
+from moe_placer.cli import main
+from moe_placer.cli.commands import cli
+from moe_placer.errors import DefectError, InputError, UsageError
+from moe_placer.experiments.report import report_files, write_report
+from moe_placer.experiments.report.chart_data import _labels, cells, times
 from moe_placer.experiments.report.charts import COLOURS, DASHES, filled
-from moe_placer.experiments.report.figures import profile, standings
+from moe_placer.experiments.report.html_page import to_page
 from moe_placer.experiments.report.layout import place_vertices
 from moe_placer.experiments.report.markdown import plain
-from moe_placer.experiments.report.page import to_page
-from moe_placer.experiments.report.records import _labels, cells, times
+from moe_placer.experiments.report.report_files import draw_report
 from moe_placer.experiments.report.rows import read_comparison
 from moe_placer.experiments.report.sentences import summary
+from moe_placer.experiments.report.standings import profile, standings
 from moe_placer.experiments.report.view import context
 
 
@@ -36,9 +39,10 @@ def changed(rows: Rows, place: int, **changes: Any) -> Rows:
 
 
 def test_the_same_rows_give_the_same_bytes(made: Path, rows: Rows, tmp_path: Path) -> None:
-    begun = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     again = write_report(write_folder(tmp_path, rows))
-    assert time.monotonic() - begun < 10
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10  # of one core, however busy
     assert {path.name for path in again} >= {
         "index.html",
         "README.md",
@@ -136,18 +140,53 @@ def test_damaged_rows_are_named_by_line(
 )
 def test_contradictions_are_refused(changes: dict[str, Any], said: str, rows: Rows, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
-        write_report(write_folder(tmp_path, changed(rows, 1, **changes)))
+        draw_report(write_folder(tmp_path, changed(rows, 1, **changes)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "results.jsonl"])
 def test_a_missing_file_is_named(name: str, rows: Rows, tmp_path: Path) -> None:
     (write_folder(tmp_path, rows) / name).unlink()
     with pytest.raises(InputError, match=rf"{name}: found no such file"):
-        write_report(tmp_path)
+        draw_report(tmp_path)
+
+
+def test_a_control_character_in_a_name_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    """The drawing library ended the process with exit code 134 and a native backtrace."""
+    folder = tmp_path / "rows"
+    shutil.copytree(Path(__file__).parent / "cases" / "report-panic", folder)
+    with pytest.raises(InputError) as caught:
+        write_report(folder)
+    assert str(caught.value) == (
+        f"{folder}/results.jsonl:1: found control or direction characters in '\\x1b[31m', "
+        "expected names, with characters that can be read"
+    )
+    assert not (folder / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("os.abort()", "killed by SIGABRT"),
+        ("sys.exit('not\\ndrawn')", "exit code 1: drawn"),
+        ("time.sleep(60)", "ended after 1 s without an answer"),
+    ],
+)
+def test_where_drawing_crashes_one_line_says_so(
+    does: str, said: str, rows: Rows, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_files, "CHILD", (sys.executable, "-c", f"import os, sys, time; {does}"))
+    monkeypatch.setattr(report_files, "_PATIENCE_S", 1.0 if "sleep" in does else 30.0)
+    folder = write_folder(tmp_path, rows)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(folder)])
+    assert ended.value.code == DefectError.exit_code
+    error = capfd.readouterr().err
+    assert error == f"moe-placer: {folder}: no page was made, since drawing it failed: {said}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "environment.json", "results.jsonl"]
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, made: Path) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.write.find_spec", lambda name: None)
+    monkeypatch.setattr("moe_placer.experiments.report.report_files.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'moe-placer\[report\]'"):
         write_report(made)
 
@@ -336,7 +375,7 @@ def test_every_vertex_has_a_place_of_its_own(made: Path) -> None:
 
 
 def test_details_that_find_no_room_are_left_out(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_placer.experiments.report.page._ROOM", 0)
+    monkeypatch.setattr("moe_placer.experiments.report.html_page._ROOM", 0)
     assert '"details":null' in to_page(read_comparison(made))
 
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from moe_placer.cli.commands import cli
 from moe_placer.errors import InputError, UsageError
 from moe_placer.fabric import build_fabric, compile_routes
-from moe_placer.schedule.figures import find_figures, plan_holds
 from moe_placer.schedule.program import SENDS, Program, compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
+from moe_placer.schedule.step_figures import find_figures, plan_holds
 from moe_placer.schedule.workload import Condition, Timing, Workload
 
 ANY = pytest.mark.parametrize("name", VARIANTS)

@@ -17,11 +17,11 @@ from slow_step import SEND, SlowStep, stream_of
 from moe_placer.dag.operation import Operation
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.instance.sizes import token_bytes
-from moe_placer.schedule.figures import find_figures
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.step import step_time
+from moe_placer.schedule.step_figures import find_figures
 from moe_placer.schedule.workload import Condition, Timing, Workload
 from moe_placer.verifier.loads import read_network
 

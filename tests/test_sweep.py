@@ -22,7 +22,7 @@ from moe_placer.cli.commands import cli
 from moe_placer.errors import InputError, MoePlacerError, NothingFoundError, UsageError
 from moe_placer.experiments.sweep.__main__ import main as study_command
 from moe_placer.experiments.sweep.crossing import find_crossings
-from moe_placer.experiments.sweep.page import build_page
+from moe_placer.experiments.sweep.findings import answers
 from moe_placer.experiments.sweep.study import read_study
 from moe_placer.experiments.sweep.sweep import (
     Grid,
@@ -33,12 +33,12 @@ from moe_placer.experiments.sweep.sweep import (
     most_tokens,
     run_points,
 )
-from moe_placer.experiments.sweep.words import answers
+from moe_placer.experiments.sweep.sweep_page import build_page
 from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
-from moe_placer.schedule.figures import PLANNED, find_figures
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.step_figures import PLANNED, find_figures
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic import load_traffic
 from moe_placer.workers import run_each, usable_cores

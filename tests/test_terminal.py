@@ -83,7 +83,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[Any]) -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1  # as all of click's programs
+    assert process.wait(timeout=240) == 1  # as all of click's programs
 
 
 def children_of(parent: int) -> list[int]:

@@ -13,7 +13,7 @@ from builders import tiny_instance
 from moe_placer.errors import InputError
 from moe_placer.instance import load_instance
 from moe_placer.traffic import load_traffic, make_traffic
-from moe_placer.traffic.files import read_trace
+from moe_placer.traffic.readers import read_trace
 from moe_placer.traffic.statistics import layer_information, pair_excess, pair_lift, skew
 
 REPO = Path(__file__).parent.parent

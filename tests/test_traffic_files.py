@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.traffic import Recording, files
-from moe_placer.traffic.files import read_load, read_trace
+from moe_placer.traffic import Recording
+from moe_placer.traffic import readers as files
+from moe_placer.traffic.readers import read_load, read_trace
 
 INSTANCE = tiny_instance()  # 2 MoE layers, 4 experts, top-2
 TOPK = np.array([[[0, 1], [2, 3]], [[3, 0], [1, 2]], [[1, 0], [2, 0]]])

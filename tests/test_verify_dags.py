@@ -17,7 +17,7 @@ from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import VIEWS
 from moe_placer.errors import InputError
 from moe_placer.verifier.dags import DAG_RULES, verify_dags
-from moe_placer.verifier.dags.files import read_dot
+from moe_placer.verifier.dags.read_back import read_dot
 
 NAME = "comprehensive_moe_dag"
 

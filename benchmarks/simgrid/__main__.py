@@ -11,8 +11,8 @@ import click
 from pydantic import ValidationError
 
 from benchmarks.simgrid.cases import Settings, open_instance, rows_of
-from benchmarks.simgrid.page import build_page
-from benchmarks.simgrid.simulate import require_simgrid
+from benchmarks.simgrid.cross_check_page import build_page
+from benchmarks.simgrid.run_simgrid import require_simgrid
 from moe_placer.errors import InputError, Mistake, MoePlacerError
 from moe_placer.experiments.environment import describe_environment
 from moe_placer.files import read_bounded, write_atomically

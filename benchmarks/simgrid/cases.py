@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import PositiveFloat, PositiveInt
 
 from benchmarks.simgrid.models import MODELS
-from benchmarks.simgrid.simulate import simulate
+from benchmarks.simgrid.run_simgrid import simulate
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance, load_instance

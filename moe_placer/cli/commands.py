@@ -16,6 +16,7 @@ from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.export_command import export
 from moe_placer.cli.import_command import import_recording
+from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.interrupts import finish
 from moe_placer.cli.report_command import report
@@ -26,7 +27,7 @@ from moe_placer.cli.solvers_command import solvers
 from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
-from moe_placer.errors import MoePlacerError
+from moe_placer.errors import MoePlacerError, visible
 
 __all__ = ["cli", "run"]
 
@@ -39,6 +40,7 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
+  6  the placement is written, but its gap is above --fail-above-gap
  70  a defect of this program or of a solver: please report it
 130  ended by Ctrl-C, 143 by SIGTERM: files that are there are whole
 """
@@ -54,6 +56,7 @@ def cli() -> None:
 
 for _command in (
     import_recording,
+    init,
     solve,
     verify,
     inspect,
@@ -125,5 +128,5 @@ def _run(arguments: list[str] | None) -> int:
 
 def _fail(message: str, code: int) -> int:
     finish()
-    click.echo(f"moe-placer: {message}", err=True)
+    click.echo("moe-placer: " + "\n".join(map(visible, message.split("\n"))), err=True)
     return code

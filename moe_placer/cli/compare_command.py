@@ -179,7 +179,7 @@ def _matrix(
 def _warn_of_missing_libraries() -> None:
     """Say before the runs, not after them, that there will be no page."""
     from moe_placer.errors import UsageError
-    from moe_placer.experiments.report.write import require_libraries
+    from moe_placer.experiments.report.report_files import require_libraries
 
     try:
         require_libraries()

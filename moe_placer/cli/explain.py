@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.cli.link_words import link_words
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.problem.compile import compile_problem
@@ -34,7 +35,8 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
     if settled:
         lines.append(f" (for {settled}, by the solver's word, nothing better exists)")
     lines.append(f"; furthest is layer {check.layer}, {solution.gaps[index]:.2%} above its bound. ")
-    lines.append(f"Its worst link, {check.worst_link}, carries tokens to ")
+    carries = link_words(check.worst_link_tokens, check.worst_link_us, check.z)
+    lines.append(f"Its worst link, {check.worst_link}, carries {carries} to ")
     if len(shares) == 1:
         lines.append("1 expert copy, which the bound may divide over nodes and a placement cannot.")
     else:

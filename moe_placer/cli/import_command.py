@@ -15,7 +15,7 @@ import click
 from moe_placer.cli.options import as_json, json_option
 
 if TYPE_CHECKING:
-    from moe_placer.engines.recordings.options import Progress
+    from moe_placer.engines.recordings.import_options import Progress
     from moe_placer.engines.recordings.recorded import About, Recorded
 
 __all__ = ["import_recording"]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_placer.errors import visible
+
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
@@ -90,7 +92,17 @@ def refute_dags(instance: Instance, placement: Placement, traffic: Traffic) -> C
 
 def as_json(content: Any) -> str:
     """Return JSON text; infinite and undefined figures become null, which JSON can say."""
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(line: str) -> str:
+    """Spell out control and direction characters, which JSON can have in texts only, the way JSON does."""
+    return (
+        line
+        if visible(line) == line
+        else "".join(letter if visible(letter) == letter else f"\\u{ord(letter):04x}" for letter in line)
+    )
 
 
 def _finite(content: Any) -> Any:

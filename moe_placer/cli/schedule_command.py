@@ -16,12 +16,12 @@ from moe_placer.cli.options import (
     placement_argument,
     trace_option,
 )
-from moe_placer.cli.what_if import answer_content, answer_lines, build_question, what_if_options
+from moe_placer.cli.what_if_options import answer_content, answer_lines, build_question, what_if_options
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
-    from moe_placer.schedule.figures import Figures
     from moe_placer.schedule.simulate import Timeline
+    from moe_placer.schedule.step_figures import Figures
 
 __all__ = ["schedule"]
 
@@ -95,11 +95,11 @@ def schedule(
     What-ifs simulate the step again: how much later is it, and which further copy of an expert would help most?
     """
     from moe_placer.errors import UsageError
-    from moe_placer.schedule.figures import find_figures
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
+    from moe_placer.schedule.step_figures import find_figures
+    from moe_placer.schedule.step_text import print_figures
     from moe_placer.schedule.what_if import ask
-    from moe_placer.schedule.words import print_figures
     from moe_placer.schedule.workload import Workload
 
     if layer is not None and pictures is None:
@@ -145,7 +145,7 @@ def _written(
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
-    from moe_placer.schedule.figures import PLANNED, plan_holds
+    from moe_placer.schedule.step_figures import PLANNED, plan_holds
 
     program, memory = timeline.program, figures.memory
     path = [(timeline.operation(task), task) for task in timeline.critical_path()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,11 @@ from moe_placer.cli.options import (
     refute_dags,
     trace_option,
 )
+from moe_placer.errors import GapError, UsageError
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
+    from moe_placer.cli.plans import PlanFigures
     from moe_placer.errors import VerificationError
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
@@ -58,6 +62,15 @@ Examples:
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")
+@click.option(
+    "--step", is_flag=True, help="Simulate a step of the placement and of every heuristic beside it: seconds each."
+)
+@click.option(
+    "--fail-above-gap",
+    metavar="G",
+    type=float,
+    help="Exit code 6 if the objective is not within this of its re-checkable bound: 0.01 is 1%.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 @json_option
 def solve(
@@ -74,9 +87,11 @@ def solve(
     start: Path | None,
     output: Path | None,
     no_dag: bool,
+    step: bool,
+    fail_above_gap: float | None,
     quiet: bool,
     json_: bool,
-) -> int:
+) -> None:
     """Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
 
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written. The folder appears whole, or
@@ -88,6 +103,7 @@ def solve(
 
     allowed = None if memory is None else 1e9 * memory
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed)
+    _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
@@ -100,19 +116,21 @@ def solve(
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
             flaw = _write(opened, solution, new, wish, no_dag)
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
-            finish()  # from here on all is there that was asked for
-    _tell(opened, solution, estimated, [folder / name for name in names], json_)
+        plans, step_s = _measure(opened, solution, step, quiet or json_)
+        finish()  # from here on all is there that was asked for
+    _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
     if flaw is not None:
-        click.echo(f"moe-placer: {flaw}", err=True)
-        return flaw.exit_code
-    return 0
+        raise flaw
+    if fail_above_gap is not None and not solution.gap <= fail_above_gap:
+        found = f"{solution.gap:.3%}" if math.isfinite(solution.gap) else "not known"
+        raise GapError(f"the gap to the re-checkable bound is {found}, above --fail-above-gap {fail_above_gap:.3%}")
 
 
 def _place(
     instance: Instance, solver: str, limits: Limits, seed: int, start: Placement | None, quiet: bool
 ) -> Solution:
     """Place until the limits are reached, or somebody wishes to stop."""
-    from moe_placer.cli.progress import show_progress
+    from moe_placer.cli.progress_display import show_progress
     from moe_placer.solve.solve import solve as place
 
     wish = listen("stopping: keeping the best placement so far (again to give up)")
@@ -120,6 +138,34 @@ def _place(
         return place(
             instance, solver=solver, limits=limits, seed=seed, start=start, progress=progress, interrupted=wish
         )
+
+
+def _check_gate(gap: float | None) -> None:
+    if gap is not None and not 0 <= gap < math.inf:
+        raise UsageError(f"--fail-above-gap is {gap:g}, expected 0 or more (0.01 is 1%)")
+
+
+def _measure(
+    instance: Instance, solution: Solution, step: bool, quiet: bool
+) -> tuple[dict[str, PlanFigures], float | None]:
+    """Measure every plan, simulate their steps if asked to, and say how many seconds the steps took."""
+    from moe_placer.cli.plans import measure_plans, simulate_steps
+
+    wish = listen("stopping: simulating no more; the placement is written (again to give up its summary)")
+    plans = measure_plans(instance, solution)
+    if not step:
+        return plans, None
+    begun = time.monotonic()
+
+    def tell(name: str) -> None:
+        if not quiet:
+            click.echo(f"simulating a step: {name}", err=True)
+
+    simulated = simulate_steps(instance, solution, plans, tell, wish)
+    if simulated is None:
+        click.echo("moe-placer: stopped simulating; `moe-placer schedule` simulates the placement's step", err=True)
+        return plans, None
+    return simulated, time.monotonic() - begun
 
 
 def _estimate(instance: Instance, solver: str, limits: Limits, no_dag: bool) -> Estimate:
@@ -175,17 +221,26 @@ def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_
     return None
 
 
-def _tell(instance: Instance, solution: Solution, estimated: Estimate, files: list[Path], json_: bool) -> None:
+def _tell(
+    instance: Instance,
+    solution: Solution,
+    measured: tuple[Estimate, dict[str, PlanFigures], float | None],
+    files: list[Path],
+    json_: bool,
+) -> None:
+    """Print the summary, or JSON: of what was estimated before, every plan's figures, and seconds of simulating."""
+    estimated, plans, step_s = measured
     if json_:
         told = {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)}
-        click.echo(as_json({**_report(instance, solution, files), "estimate": told}))
+        click.echo(as_json({**_report(instance, solution, plans, files), "estimate": told}))
         return
     from moe_placer.cli.summary import print_summary
 
-    print_summary(instance, solution, files)
+    print_summary(instance, solution, plans, step_s, files)
 
 
-def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[str, Any]:
+def _report(instance: Instance, solution: Solution, plans: dict[str, PlanFigures], files: list[Path]) -> dict[str, Any]:
+    from moe_placer.cli.plans import bound_us, verdict
     from moe_placer.cli.summary import name_deaths
 
     verification, records = solution.verification, solution.placement.layers
@@ -202,12 +257,19 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
         "max_z": verification.max_z,
         "minimise": solution.minimise,
         "aggregate": verification.aggregate,
+        "aggregate_link": verification.aggregate_link,
+        "aggregate_tokens": verification.aggregate_tokens,
+        "aggregate_us": verification.aggregate_us,
         "aggregate_bound": verification.aggregate_bound or None,
         "memory_bound": verification.memory_bound or None,
         "objective_gap": solution.gap,
         "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},
         "baselines": dict(solution.baselines),
+        "plans": {name: vars(figures) for name, figures in plans.items()},
+        "verdict": verdict(plans),
+        "dispatch_us": verification.dispatch_us,
+        "bound_us": bound_us(instance, solution),
         "better_than_contiguous": better,
         "repaired": solution.repaired,
         "workers_died_of": name_deaths(solution.deaths),
@@ -220,11 +282,13 @@ def _report(instance: Instance, solution: Solution, files: list[Path]) -> dict[s
                 "proof": record.proof,
                 "solver_bound": record.solver_bound,
                 "gap": gaps[index],
-                "worst_link": record.worst_link,
+                "worst_link": check.worst_link,
+                "worst_link_tokens": check.worst_link_tokens,
+                "worst_link_us": check.worst_link_us,
                 "status": str(solution.status[index]),
                 "stop": str(solution.stop[index]),
             }
-            for index, record in enumerate(records)
+            for index, (record, check) in enumerate(zip(records, verification.layers, strict=True))
         ],
         "files": [str(path) for path in files],
     }

@@ -9,59 +9,96 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_placer.instance.sizes import GB, token_bytes
+from moe_placer.cli.link_words import link_words
+from moe_placer.errors import visible
+from moe_placer.fabric import COST
 from moe_placer.result import Stop
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
+    from moe_placer.cli.plans import PlanFigures
     from moe_placer.instance import Instance
     from moe_placer.solve.solve import Solution
 
 __all__ = ["name_deaths", "print_summary"]
 
+_TABLE = 100  # characters that the table may take, whatever the terminal has
 
-def print_summary(instance: Instance, solution: Solution, files: list[Path]) -> None:
-    """Print the comparison, the gap and how it is proved, the verdict, and the files."""
+
+def print_summary(
+    instance: Instance, solution: Solution, plans: Mapping[str, PlanFigures], step_s: float | None, files: list[Path]
+) -> None:
+    """Print the comparison, the verdict, the gap and how it is proved, and the files.
+
+    Parameters
+    ----------
+    plans : mapping
+        Figures of the heuristics that could serve and, last, of the placement.
+    step_s : float or None
+        Seconds that simulating their steps took; None where they were not simulated.
+    """
     from rich.console import Console
+    from rich.markup import escape
+
+    from moe_placer.cli.plans import verdict
 
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, _TABLE)
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
-    console.print(f"[bold]{instance.name}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
-    console.print(_table(instance, solution))
+    console.print(f"[bold]{escape(instance.name)}[/]: {layers} MoE layers on {instance.gpus} GPUs in {nodes} nodes")
+    console.print(_table(instance, solution, plans))
+    for name, reason in solution.baselines.items():
+        if isinstance(reason, str):
+            console.print(f"{name} cannot serve: {reason}.", markup=False)
+    console.print(f"Cost: {COST[instance.objective.metric]}.")
+    if said := verdict(plans):
+        console.print(said, style="bold", markup=False)
     for line in _findings(instance, solution):
-        console.print(line)
-    console.print("Written: " + ", ".join(str(path) for path in files), style="dim")
+        console.print(line, markup=False)
+    if step_s is not None:
+        console.print(f"Steps simulated in {step_s:.1f} s: prefill of the instance's own tokens, two micro-batches.")
+    written = ", ".join(visible(str(path)) for path in files)
+    console.print(f"Written: {written}", style="dim", markup=False)
 
 
-def _table(instance: Instance, solution: Solution) -> Table:
+def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigures]) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
+    from moe_placer.cli.plans import bound_us
+
+    steps = any(plan.step_us is not None for plan in plans.values())
+    what = "worst links" if solution.minimise == "layers" else "hottest link over all layers"
+    wire = "dispatch" if solution.minimise == "layers" else "that link"
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("plan")
-    what = "worst links" if solution.minimise == "layers" else "hottest link over all layers"
-    for column in (f"{what} (tokens)", "vs contiguous", "dispatch (ms per step)"):
-        table.add_column(column, justify="right")
+    for column in (f"{what}\n(cost)", "vs\ncontiguous", f"{wire}\n(ms)", "busiest GPUs\n(tokens)", "above\nmean"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if steps:
+        table.add_column("step\n(ms)", justify="right")
     contiguous = solution.baselines.get("contiguous")
     mine = solution.placement.solver.name
-    rows = [(name, total) for name, total in solution.baselines.items() if name != mine]
-    for name, total in [*rows, (mine, solution.objective)]:
+    for name, total in {**solution.baselines, mine: solution.objective}.items():
         if isinstance(total, str):
-            table.add_row(name, total, "", "")
+            table.add_row(name, "-")
             continue
         ratio = f"{total / contiguous - 1:+.1%}" if isinstance(contiguous, float) and contiguous > 0 else ""
-        style = "bold" if name == mine else None
-        table.add_row(name, f"{total:,.0f}", ratio, f"{milliseconds(instance, total):,.2f}", style=style)
-    bound = solution.bound
-    table.add_row("lower bound", f"{bound:,.0f}", "", f"{milliseconds(instance, bound):,.2f}")
+        cells = [name, f"{total:,.0f}", ratio, *(_measured(plans[name], steps) if name in plans else ())]
+        table.add_row(*cells, style="bold" if name == mine else None)
+    table.add_row("lower bound", f"{solution.bound:,.0f}", "", _ms(bound_us(instance, solution)))
     return table
 
 
-def milliseconds(instance: Instance, cost: float) -> float:
-    """Time of a cost on the wire, one direction: cost * bytes per token / (B_node * utilization)."""
-    fabric = instance.cluster.fabric
-    return 1e3 * cost * token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+def _measured(plan: PlanFigures, steps: bool) -> list[str]:
+    cells = [_ms(plan.wire_us), f"{plan.busiest_gpu_tokens:,.0f}", f"{plan.above_mean:.0%}"]
+    return [*cells, _ms(plan.step_us) if plan.step_us is not None else ""] if steps else cells
+
+
+def _ms(us: float) -> str:
+    return f"{us / 1e3:,.2f}" if us == 0 or us >= 100 else f"{us / 1e3:.2g}"
 
 
 def _findings(instance: Instance, solution: Solution) -> list[str]:
@@ -93,12 +130,14 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     reasons = {str(stop): sum(s is stop for s in solution.stop) for stop in dict.fromkeys(solution.stop)}
     stops = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     lines.append(f"Verified independently in {solution.seconds:.1f} s all told. Why layers stopped: {stops}.")
-    worst = max(solution.verification.layers, key=lambda check: check.z)
+    found = solution.verification
+    worst = max(found.layers, key=lambda check: check.z)
     if worst.z > 0:
-        found = solution.verification
+        of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.z)
+        in_all = link_words(found.aggregate_tokens, found.aggregate_us, found.aggregate)
+        lines.append(f"Hottest link of a layer: {worst.worst_link} in layer {worst.layer}, {of_layer}.")
         lines.append(
-            f"Hottest link of a layer: {worst.worst_link} in layer {worst.layer}, {worst.z:,.0f} tokens at node-link "
-            f"speed; over all layers: {found.aggregate_link}, {found.aggregate:,.0f} (sum of worst links: "
+            f"Hottest link over all layers: {found.aggregate_link}, {in_all} (sum of worst links: cost "
             f"{found.total_z:,.0f})."
         )
     return lines

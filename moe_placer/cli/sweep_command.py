@@ -69,8 +69,8 @@ def sweep(
     Says which plan has the shorter step from which batch on, and which batches memory holds. The first plan is compared
     with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
     """
+    from moe_placer.experiments.sweep.findings import answers
     from moe_placer.experiments.sweep.sweep import list_points
-    from moe_placer.experiments.sweep.words import answers
 
     grid = _grid(phases, tokens, contexts, overs, micro_batches)
     plans = _plans(files, traces)
@@ -153,7 +153,7 @@ def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quie
     """Write the folder; without the libraries of pages, say so after the rows are there."""
     from moe_placer.errors import UsageError
     from moe_placer.experiments.environment import describe_environment
-    from moe_placer.experiments.sweep.folder import write_page, write_rows
+    from moe_placer.experiments.sweep.sweep_folder import write_page, write_rows
 
     run = {"points": len(rows), "seconds": round(seconds, 1), "workers": workers}
     written = write_rows(folder, rows, describe_environment() | run)
@@ -168,7 +168,7 @@ def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quie
 @contextmanager
 def _progress(points: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give a function to tell of every row: a live bar for people, a line a point for logs."""
-    from moe_placer.experiments.sweep.words import AXES, said
+    from moe_placer.experiments.sweep.findings import AXES, said
 
     def text(row: dict[str, Any]) -> str:
         state = ", ".join(said(field, row[field]) for field in ("phase", *AXES))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_placer.cli.link_words import link_words
 from moe_placer.cli.options import (
     as_json,
     instance_argument,
@@ -67,7 +68,9 @@ def verify(
         click.echo(as_json(_content(found, dags, good)))
         return 0 if good else VerificationError.exit_code
     if found.ok:
-        for line in _findings(str(placement), found):
+        from moe_placer.fabric import COST
+
+        for line in _findings(str(placement), found, COST[opened.objective.metric]):
             click.echo(line)
     else:
         _list(str(placement), list(map(str, found.violations)))
@@ -92,7 +95,10 @@ def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> dict[
         "total_bound": found.total_bound,
         "max_z": found.max_z,
         "aggregate": found.aggregate,
+        "dispatch_us": found.dispatch_us,
         "aggregate_link": found.aggregate_link,
+        "aggregate_tokens": found.aggregate_tokens,
+        "aggregate_us": found.aggregate_us,
         "aggregate_bound": found.aggregate_bound or None,
         "memory_bound": found.memory_bound or None,
         "max_gap": max(gaps, default=0.0),
@@ -129,7 +135,7 @@ def _claimed_higher(found: Verification) -> list[float]:
     return [one.claimed_bound for one in found.layers if one.proof != "solver" and one.claimed_bound is not None]
 
 
-def _findings(name: str, found: Verification) -> list[str]:
+def _findings(name: str, found: Verification, cost: str) -> list[str]:
     """Say of a good placement what was recomputed, what that proves, and what nobody has checked."""
     from moe_placer.result import gap
     from moe_placer.verifier import RULES
@@ -137,11 +143,13 @@ def _findings(name: str, found: Verification) -> list[str]:
     worst = max(_gaps(found), default=0.0)
     lines = [
         f"{name}: good. {len(RULES)} rules hold in all {len(found.layers)} layers.",
-        f"  sum of worst links  {found.total_z:,.1f} tokens per step at node-link speed",
+        f"  sum of worst links  {found.total_z:,.1f} (cost)",
+        f"  cost                {cost}",
+        f"  dispatch            {found.dispatch_us / 1e3:,.3f} ms per step, one way: each layer's slowest link in turn",
         f"  re-derived bound    {found.total_bound:,.1f}: no placement has less" if found.total_bound else "",
         f"  gap                 {_share(worst)} in the worst layer (re-checked here)",
         *_provenance(found),
-        f"  hottest link total  {found.aggregate:,.1f} over all layers ({found.aggregate_link or 'no link'})",
+        *_hottest_links(found),
     ]
     if found.aggregate_bound:
         above = gap(found.aggregate, found.aggregate_bound)
@@ -150,6 +158,19 @@ def _findings(name: str, found: Verification) -> list[str]:
     lines.append(f"  facts               checked: {_listed(found.facts_checked)}")
     lines.append(f"                      not checked: {_listed(found.facts_not_checked)}")
     return [line for line in lines if line]
+
+
+def _hottest_links(found: Verification) -> list[str]:
+    """Name the worst link of the costliest layer, and the hottest link over all layers."""
+    worst = max(found.layers, key=lambda check: check.z, default=None)
+    if worst is None or not worst.z:
+        return ["  hottest link        none: nothing crosses between nodes"]
+    of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.z)
+    in_all = link_words(found.aggregate_tokens, found.aggregate_us, found.aggregate)
+    return [
+        f"  hottest link        {worst.worst_link} in layer {worst.layer}: {of_layer}",
+        f"  hottest link total  {found.aggregate_link} over all layers: {in_all}",
+    ]
 
 
 def _provenance(found: Verification) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from moe_placer.dag.deployment import Crew, find_crews, first_gpu, ring
 from moe_placer.dag.flows import read_flows
+from moe_placer.dag.groups import Crew, find_crews, first_gpu, ring
 from moe_placer.dag.moe_layer import add_moe_layer
 from moe_placer.dag.operation import Dag, Operation
 from moe_placer.dag.weave import Weaver

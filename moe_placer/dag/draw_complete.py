@@ -10,10 +10,10 @@ from typing import Any
 
 from moe_placer.dag.canvas import Canvas, text_width
 from moe_placer.dag.draw_comprehensive import SHORT
+from moe_placer.dag.labels import describe
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT
-from moe_placer.dag.words import describe
 
 __all__ = ["draw_complete"]
 

@@ -6,10 +6,10 @@ from collections import Counter
 from html import escape
 
 from moe_placer.dag.canvas import Canvas, text_size, text_width
+from moe_placer.dag.labels import gpu_list, shape_text
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, LINE, WARNING
-from moe_placer.dag.words import gpu_list, shape_text
 
 __all__ = ["SHORT", "draw_comprehensive"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from moe_placer.dag.canvas import SKEW, Canvas, text_width
+from moe_placer.dag.labels import TITLES, amount, describe, describe_edge, gpu_list, shape_text
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT
-from moe_placer.dag.words import TITLES, amount, describe, describe_edge, gpu_list, shape_text
 
 __all__ = ["draw_simplified"]
 

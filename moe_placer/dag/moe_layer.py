@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.dag.deployment import Crew, node_gpus, ring
 from moe_placer.dag.flows import LayerFlow
+from moe_placer.dag.groups import Crew, node_gpus, ring
 from moe_placer.dag.operation import Operation
 from moe_placer.dag.weave import Weaver
 

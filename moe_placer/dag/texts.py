@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from moe_placer.dag.labels import TITLES, gpu_list, shape_text
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, MIXED, WARNING, node_colour
-from moe_placer.dag.words import TITLES, gpu_list, shape_text
 
-__all__ = ["to_dot", "to_json"]
+__all__ = ["rounded", "to_dot", "to_json"]
 
 _DOT_SHAPES = {"computation": "box", "communication": "ellipse", "routing": "parallelogram"}
 
@@ -30,7 +30,7 @@ def _compact(row: Any) -> str:
     return json.dumps(row, separators=(",", ":"))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Twelve digits: more than any check needs, and no noise of summation order in the file."""
     near = float(f"{value:.12g}")
     return int(near) if near.is_integer() and abs(near) < 1e15 else near
@@ -42,17 +42,17 @@ def _operation_row(op: Operation) -> dict[str, Any]:
         row["layer"] = op.layer
     if op.group is not None:
         row["group"] = op.group
-    row["flops"], row["bytes_read"] = _rounded(op.flops), _rounded(op.bytes_read)
+    row["flops"], row["bytes_read"] = rounded(op.flops), rounded(op.bytes_read)
     if op.experts:
         row["experts"] = [list(pair) for pair in op.experts]
-    row["inputs"] = {name: [_rounded(length) for length in shape] for name, shape in op.inputs.items()}
-    row["outputs"] = {name: [_rounded(length) for length in shape] for name, shape in op.outputs.items()}
+    row["inputs"] = {name: [rounded(length) for length in shape] for name, shape in op.inputs.items()}
+    row["outputs"] = {name: [rounded(length) for length in shape] for name, shape in op.outputs.items()}
     if op.repeats != 1:
         row["repeats"] = op.repeats
     if op.batch is not None:
         row["batch"] = op.batch
     if op.moved:
-        row["moved"] = {how: _rounded(size) for how, size in sorted(op.moved.items())}
+        row["moved"] = {how: rounded(size) for how, size in sorted(op.moved.items())}
     return row
 
 
@@ -61,7 +61,7 @@ def _edge_row(edge: Edge) -> dict[str, Any]:
     row["style"] = "dashed" if edge.dashed else "dotted" if edge.travel == "order" else "solid"
     if edge.tensor:
         row["tensor"], row["dtype"] = edge.tensor, edge.dtype
-        row["shape"], row["bytes"] = [_rounded(length) for length in edge.shape], _rounded(edge.bytes)
+        row["shape"], row["bytes"] = [rounded(length) for length in edge.shape], rounded(edge.bytes)
     if edge.routes:
         row["routes"] = [f"{s}>{d}" for s, d in edge.routes]
     if edge.hot:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe_placer.dag.deployment import Crew, ring
 from moe_placer.dag.flows import Flows
+from moe_placer.dag.groups import Crew, ring
 from moe_placer.dag.operation import Dag, Edge, Kind, Operation, Shape, Travel, value_bytes
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import BYTES_PER_VALUE

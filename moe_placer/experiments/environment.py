@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from moe_placer.solve.registry import installed_version
 
 __all__ = ["describe_environment", "environment_in_words"]
 
@@ -27,7 +28,7 @@ def describe_environment() -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
     }
 
 
@@ -38,13 +39,6 @@ def environment_in_words(environment: Mapping[str, Any]) -> str:
         f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_gb']} GB, {environment['system']}, "
         f"Python {environment['python']}, {versions}; commit {environment['commit'] or 'unknown'}"
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _cpu() -> str:

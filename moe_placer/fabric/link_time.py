@@ -15,10 +15,10 @@ __all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "token_cost"]
 
 Floats = npt.NDArray[np.float64]
 
-# What a cost is, in the words that every table, drawing and page uses.
+# What a cost is, in the words that every table, drawing and page uses, by `objective.metric`.
 COST = {
-    "time": "cost: tokens at node-link speed (a token on a link of half a node's bandwidth costs 2)",
-    "tokens": "cost: plain tokens, whatever the link's bandwidth (metric: tokens)",
+    "time": "tokens at node-link speed (a token on a link of half a node's bandwidth costs 2)",
+    "tokens": "plain tokens, whatever the link's bandwidth (metric: tokens)",
 }
 
 

@@ -23,7 +23,8 @@ class Instance(schema.Section):
     Immutable; `moe_placer.load_instance` reads one from a YAML file. Field names are those of the file.
     """
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[^\s/\\.\x00-\x1f\x7f][^/\\\x00-\x08\x0a-\x1f\x7f]*$")
+    # Names a folder, and stands in every page: no path, and nothing that is acted on instead of shown.
+    name: str = Field(min_length=1, max_length=200, pattern=rf"^[^\s/\\.{schema.ACTS}][^/\\{schema.ACTS}]*$")
     model: schema.Model
     cluster: schema.Cluster
     parallelism: schema.Parallelism = schema.Parallelism()

@@ -36,6 +36,8 @@ ListOf = Annotated[tuple[T, ...], Strict(False)]  # a YAML list; kept as a tuple
 
 MAX_NODES = 1024
 MAX_GPUS = 16_384
+# Control and direction characters, for patterns of names: those that `moe_placer.errors.visible` spells out.
+ACTS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 
 class Section(BaseModel):
@@ -68,7 +70,9 @@ class Model(Section):
 class Gpu(Section):
     """One GPU; all are alike unless ``cluster.gpu_memory_gb`` says otherwise."""
 
-    name: str = Field("GPU", min_length=1, max_length=100, description="What `inspect` calls it.")
+    name: str = Field(
+        "GPU", min_length=1, max_length=100, pattern=f"^[^{ACTS}]*$", description="What `inspect` calls it."
+    )
     memory_gb: PositiveFloat = Field(le=100_000, description="GB (1e9 bytes).")
     peak_tflops: PositiveFloat = Field(400.0, le=1e6, description="Dense peak at the model's precision, TFLOP/s.")
     mfu: float = Field(0.60, gt=0, le=1, description="Share of the peak that is reached.")

@@ -34,7 +34,7 @@ _EXPECTED = {
     "model_type": _SECTION,
     "model_attributes_type": _SECTION,
     "string_too_short": "some text",
-    "string_pattern_mismatch": "a name without slashes or a leading dot",
+    "string_pattern_mismatch": "a name without slashes, a leading dot, or control and direction characters",
 }
 # By the key of the limit in pydantic's context.
 _LIMITS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_placer.dag.deployment import find_crews
+from moe_placer.dag.groups import find_crews
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement

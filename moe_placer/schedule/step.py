@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
-from moe_placer.schedule.figures import Figures, find_figures
 from moe_placer.schedule.simulate import simulate_placement
+from moe_placer.schedule.step_figures import Figures, find_figures
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["StepTime", "simulate", "step_time"]
+__all__ = ["EQUAL_STEPS", "StepTime", "simulate", "step_time"]
+
+
+# Steps closer than this, as a share, count as equally long: list scheduling has anomalies (docs/schedule.md).
+EQUAL_STEPS = 0.02
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.canvas import Canvas, text_width
+from moe_placer.dag.labels import TITLES, amount, gpu_list
 from moe_placer.dag.palette import COLOURS, HOT, INK, LINE, WARNING
-from moe_placer.dag.words import TITLES, amount, gpu_list
 from moe_placer.schedule.simulate import Timeline
-from moe_placer.schedule.words import question
+from moe_placer.schedule.step_text import question
 
 __all__ = ["PHASES", "Axis", "TimeCanvas", "batch_letter", "milliseconds", "phase_of"]
 

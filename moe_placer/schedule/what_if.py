@@ -10,9 +10,9 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.copies import Copy, Wish, find_candidates, free_slots, with_copies
 from moe_placer.schedule.failure import Survivors, after_failure
-from moe_placer.schedule.figures import find_figures
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.step_figures import find_figures
 from moe_placer.schedule.workload import Condition, Workload
 from moe_placer.traffic.recording import Traffic
 from moe_placer.workers import run_each

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,10 @@ from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult
 from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import pack
+from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
-__all__ = ["state_placement"]
+__all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
 
 
 def state_placement(
@@ -54,14 +55,7 @@ def state_placement(
     NothingFoundError
         The replicas of a node do not go on its GPUs.
     """
-    packed = _pack(problem, method, results)
-    gpu = []
-    for index, result in enumerate(results):
-        expert, _ = problem.items(index, result.copies)
-        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
-        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
-            rows[e].append(gpus if problem.shards > 1 else gpus[0])
-        gpu.append(tuple(tuple(row) for row in rows))
+    gpu = _gpu_lists(problem, results, _pack(problem, method, results))
     parameters = {
         "gap": limits.gap,
         "time_limit_s": limits.time_s,
@@ -71,16 +65,61 @@ def state_placement(
     return Placement(
         schema=SCHEMA,
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
-        solver=SolverRecord(name=method.name, version=_version("moe-placer"), seed=seed, parameters=parameters),
-        gpu=tuple(gpu),
-        layers=tuple(_record(problem, index, result) for index, result in enumerate(results)),
+        solver=SolverRecord(
+            name=method.name, version=installed_version("moe-placer"), seed=seed, parameters=parameters
+        ),
+        gpu=gpu,
+        layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
         memory=_memory_record(room, results),
-        aggregate=_aggregate_record(problem, results),
-        versions={"python": platform.python_version(), **{n: _version(n) for n in ("numpy", "scipy", "ortools")}},
+        aggregate=state_aggregate(problem, results),
+        versions={
+            "python": platform.python_version(),
+            **{n: installed_version(n) for n in ("numpy", "scipy", "ortools")},
+        },
         traffic=_traffic_facts(instance, traffic),
         fabric=_fabric_facts(instance),
         replicas=_replica_facts(problem, by_load, method.name, results),
     )
+
+
+def bare_placement(
+    instance: Instance, traffic: Traffic, problem: Problem, solver: str, seed: int, results: Sequence[LayerResult]
+) -> Placement:
+    """Give every replica its GPUs, and state nothing of the placement: for what is not written, only measured.
+
+    Parameters
+    ----------
+    solver : str
+        Name of the method.
+    results : sequence of LayerResult
+        One per MoE layer, each with its nodes.
+
+    Raises
+    ------
+    NothingFoundError
+        The replicas of a node do not go on its GPUs.
+    """
+    return Placement(
+        schema=SCHEMA,
+        instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
+        solver=SolverRecord(name=solver, version=installed_version("moe-placer"), seed=seed),
+        gpu=_gpu_lists(problem, results, pack(problem, results)),
+        layers=(),
+    )
+
+
+def _gpu_lists(
+    problem: Problem, results: Sequence[LayerResult], packed: Sequence[Sequence[tuple[int, ...]]]
+) -> tuple[tuple[Any, ...], ...]:
+    """Return ``gpu[l][e]`` of the placement file; ``packed`` has, per layer, the GPUs of each item."""
+    gpu = []
+    for index, result in enumerate(results):
+        expert, _ = problem.items(index, result.copies)
+        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
+        for e, gpus in zip(expert.tolist(), packed[index], strict=True):
+            rows[e].append(gpus if problem.shards > 1 else gpus[0])
+        gpu.append(tuple(tuple(row) for row in rows))
+    return tuple(gpu)
 
 
 def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> list[list[tuple[int, ...]]]:
@@ -99,7 +138,8 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
         raise
 
 
-def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
+    """Say what is claimed of a layer that is placed: its worst link, and what its bound's proof needs."""
     assert result.node is not None
     layer, bound = problem.layer(index, result.copies), result.bound
     cost = layer.cost(result.node)
@@ -120,7 +160,7 @@ def _record(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     )
 
 
-def _aggregate_record(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
+def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
     """Say what the layers come to together, and what bounds that if their bounds add up."""
     totals, bounds = link_totals(problem, results), [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
@@ -158,13 +198,6 @@ def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
     if bound.weights is None:
         return None
     return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from moe_placer.errors import UsageError
 from moe_placer.solve.base import Solver
 
-__all__ = ["BUILT_IN", "DEFAULT", "find_solver", "solver_names", "solver_version"]
+__all__ = ["BUILT_IN", "DEFAULT", "find_solver", "installed_version", "solver_names", "solver_version"]
 
 BUILT_IN = {
     "auto": "moe_placer.solvers.auto:Auto",
@@ -61,12 +61,17 @@ def find_solver(name: str) -> Solver:
 
 def solver_version(name: str) -> str:
     """Version of the program, and for another package's solver also that package's name and version."""
-    try:
-        own = version("moe-placer")
-    except PackageNotFoundError:
-        own = "not installed"
+    own = installed_version("moe-placer")
     package = _plug_ins()[name].dist if name not in BUILT_IN else None
     return own if package is None else f"{own}, {package.name} {package.version}"
+
+
+def installed_version(package: str) -> str:
+    """Version of an installed package; "not installed" without one."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

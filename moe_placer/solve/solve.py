@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from moe_placer.placement import (
 )
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
-from moe_placer.solve.assemble import state_placement
+from moe_placer.solve.assemble import bare_placement, state_placement
 from moe_placer.solve.base import Solver
 from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.layerwise import LayerSolver
@@ -51,6 +53,8 @@ class Solution:
         What the independent verifier recomputed; it found no violation.
     baselines : mapping
         Name of a heuristic to what it gives of the `objective` (tokens at node-link speed), or to why it cannot serve.
+    baseline_placements : callable
+        Builds the placements of those that can, by name; they state no figures.
     status : tuple of Status
         What we have, per MoE layer.
     stop : tuple of Stop
@@ -70,6 +74,7 @@ class Solution:
     placement: Placement
     verification: Verification
     baselines: Mapping[str, float | str]
+    baseline_placements: Callable[[], Mapping[str, Placement]]
     status: tuple[Status, ...]
     stop: tuple[Stop, ...]
     seconds: float
@@ -167,7 +172,8 @@ def solve(
         problem = room.problem
     elif kept is not None and (fitted := fit_room(problem, kept)) is not None:
         problem = replace(fitted, room_is_given=False)
-    baselines, first = run_baselines(problem, seed)
+    baselines, served, first = run_baselines(problem, seed)
+    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, served)
     by_load = problem.copies
     if start is not None:
         problem, first = better_start(problem, first, start)
@@ -187,6 +193,7 @@ def solve(
         placement,
         verification,
         baselines,
+        place_baselines,
         tuple(result.status for result in results),
         tuple(result.stop for result in results),
         time.monotonic() - begun,
@@ -195,6 +202,17 @@ def solve(
         problem.minimise,
         tuple(deaths),
     )
+
+
+def _place_baselines(
+    instance: Instance, traffic: Traffic, problem: Problem, seed: int, served: Mapping[str, Sequence[LayerResult]]
+) -> dict[str, Placement]:
+    """Give the heuristics' replicas their GPUs; what does not go on the GPUs of its nodes is left out."""
+    found = {}
+    for name, results in served.items():
+        with suppress(NothingFoundError):
+            found[name] = bare_placement(instance, traffic, problem, name, seed, results)
+    return found
 
 
 def _can_share_room(problem: Problem, method: Solver) -> bool:

@@ -24,9 +24,19 @@ Ints = npt.NDArray[np.int64]
 BASELINES = ("contiguous", "eplb", "greedy")
 
 
-def run_baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], list[LayerResult | None]]:
-    """Run the quick heuristics: what users have today, and where the search starts from."""
+def run_baselines(
+    problem: Problem, seed: int
+) -> tuple[dict[str, float | str], dict[str, list[LayerResult]], list[LayerResult | None]]:
+    """Run the quick heuristics: what users have today, and where the search starts from.
+
+    Returns
+    -------
+    totals, results, best
+        By name, what is minimised or why the heuristic cannot serve; by name, the layers of those that can; per layer,
+        the best of them as far as a search can start from it.
+    """
     totals: dict[str, float | str] = {}
+    served: dict[str, list[LayerResult]] = {}
     best: list[LayerResult | None] = [None] * len(problem)
     for name in BASELINES:
         method = find_solver(name)
@@ -36,11 +46,13 @@ def run_baselines(problem: Problem, seed: int) -> tuple[dict[str, float | str], 
         results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
         found = _objective(problem, results)
         totals[name] = "it finds no valid placement" if found is None else found
+        if found is not None:
+            served[name] = results
         usable = [
             replace(r, gpu=None, repaired=0) if r.node is not None and r.copies is None else None for r in results
         ]
         best = _better_of(problem, best, usable)
-    return totals, best
+    return totals, served, best
 
 
 def _objective(problem: Problem, results: Sequence[LayerResult | None]) -> float | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SyntheticTraffic, TraceTraffic
-from moe_placer.traffic.files import read_load, read_trace
+from moe_placer.traffic.readers import read_load, read_trace
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.traffic.sources import read_load_by_source, read_trace_by_source
 from moe_placer.traffic.synthetic import synthesize

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.instance import Instance
-from moe_placer.traffic.files import read_array, read_load, read_trace
+from moe_placer.traffic.readers import read_array, read_load, read_trace
 from moe_placer.traffic.recording import Recording, Traffic
 
 __all__ = ["read_load_by_source", "read_trace_by_source"]
@@ -33,7 +33,8 @@ def read_load_by_source(file: Path, instance: Instance) -> Traffic:
         raise InputError(Mistake(f"no tokens of node {node} in MoE layer {layer}", expected, "source_load", file))
     top_k = instance.model.top_k
     recordings = [
-        Recording(f"{file.name}, node {node}", load, load.sum(axis=1) / top_k) for node, load in enumerate(nodes)
+        Recording(f"{visible(file.name)}, node {node}", load, load.sum(axis=1) / top_k)
+        for node, load in enumerate(nodes)
     ]
     return Traffic(tuple(recordings), np.eye(len(nodes)))
 
@@ -66,7 +67,9 @@ def read_trace_by_source(file: Path, instance: Instance) -> Traffic:
             raise InputError(Mistake(f"no tokens of node {node}", expected, "token_source", file))
         load = [np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(topk.shape[1])]
         counts = np.array(load, dtype=np.float64)
-        recordings.append(Recording(f"{file.name}, node {node}", counts, np.full(len(counts), float(len(topk))), topk))
+        recordings.append(
+            Recording(f"{visible(file.name)}, node {node}", counts, np.full(len(counts), float(len(topk))), topk)
+        )
     return Traffic(tuple(recordings), np.eye(nodes))
 
 

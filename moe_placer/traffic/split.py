@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import write_atomically
-from moe_placer.traffic.files import read_array
+from moe_placer.traffic.readers import read_array
 
 __all__ = ["split_recording"]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.errors import visible
+
 __all__ = ["CONSTRAINTS", "RULES", "LayerCheck", "Verification", "Violation", "sum_below"]
 
 Floats = npt.NDArray[np.float64]
@@ -71,7 +73,7 @@ class Violation:
     def __str__(self) -> str:
         parts = [("layer", self.layer), ("expert", self.expert), ("replica", self.replica), ("GPU", self.gpu)]
         place = ", ".join(f"{word} {number}" for word, number in parts if number is not None)
-        return f"[{self.rule}] {place}: {self.message}" if place else f"[{self.rule}] {self.message}"
+        return visible(f"[{self.rule}] {place}: {self.message}" if place else f"[{self.rule}] {self.message}")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from moe_placer.dag.labels import TITLES
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, WARNING, node_colour, node_hatch, node_stripe
-from moe_placer.dag.words import TITLES
+from moe_placer.dag.texts import rounded
 
 __all__ = ["details_of"]
 
@@ -38,7 +39,7 @@ def details_of(dag: Dag, view: str) -> dict[str, Any]:
             links.place(link)
     edges, tables = _edge_columns(dag)
     routes = {
-        f"{s}>{d}": [[links.place(link), _rounded(share)] for link, share in way.items()]
+        f"{s}>{d}": [[links.place(link), rounded(share)] for link, share in way.items()]
         for (s, d), way in sorted(dag.routes.items())
     }
     return {
@@ -53,13 +54,8 @@ def details_of(dag: Dag, view: str) -> dict[str, Any]:
         **tables,
         "pairs": routes,
         "links": links.values(),
-        "costs": {layer: {links.place(k): _rounded(v) for k, v in row.items()} for layer, row in costs.items()},
+        "costs": {layer: {links.place(k): rounded(v) for k, v in row.items()} for layer, row in costs.items()},
     }
-
-
-def _rounded(value: float) -> float:
-    near = float(f"{value:.12g}")
-    return int(near) if near.is_integer() and abs(near) < 1e15 else near
 
 
 def _operation_columns(dag: Dag) -> dict[str, Any]:
@@ -71,12 +67,12 @@ def _operation_columns(dag: Dag) -> dict[str, Any]:
         "layer": [op.layer for op in ops],
         "group": [op.group for op in ops],
         "gpus": [gpus.place(op.gpus) for op in ops],
-        "flops": [_rounded(op.flops) for op in ops],
-        "bytesRead": [_rounded(op.bytes_read) for op in ops],
+        "flops": [rounded(op.flops) for op in ops],
+        "bytesRead": [rounded(op.bytes_read) for op in ops],
         "experts": [op.experts for op in ops],
         "repeats": [op.repeats for op in ops],
         "batch": [op.batch for op in ops],
-        "moved": [{how: _rounded(size) for how, size in sorted(op.moved.items())} for op in ops],
+        "moved": [{how: rounded(size) for how, size in sorted(op.moved.items())} for op in ops],
     }
     return {"operations": columns, "kinds": kinds.values(), "gpus": [_runs(ids) for ids in gpus.values()]}
 
@@ -100,9 +96,9 @@ def _edge_columns(dag: Dag) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]
         "source": [index[edge.source] for edge in edges],
         "target": [index[edge.target] for edge in edges],
         "tensor": [tables["tensors"].place(edge.tensor) for edge in edges],
-        "shape": [tables["shapes"].place(tuple(map(_rounded, edge.shape))) for edge in edges],
+        "shape": [tables["shapes"].place(tuple(map(rounded, edge.shape))) for edge in edges],
         "dtype": [tables["dtypes"].place(edge.dtype) for edge in edges],
-        "bytes": [_rounded(edge.bytes) for edge in edges],
+        "bytes": [rounded(edge.bytes) for edge in edges],
         "travel": [tables["travels"].place(edge.travel) for edge in edges],
         "routes": [tables["routes"].place(tuple(f"{s}>{d}" for s, d in edge.routes)) for edge in edges],
         "dashed": [int(edge.dashed) for edge in edges],

@@ -1,5 +1,6 @@
 // Opens the page: unpacks drawing and details, and lets search, view, panel and address bar know of each other.
 
+/** @type {(id: string) => any} */
 const find = (id) => document.getElementById(id);
 
 /** Unpack gzip in base64. */
@@ -209,14 +210,18 @@ function around(boxes) {
   return all;
 }
 
-try {
-  const [details, drawing] = await Promise.all([unpack("details"), unpack("drawing")]);
-  new Page(JSON.parse(details), drawing);
-  find("opening").hidden = true;
-  document.body.dataset.ready = Math.round(performance.now());
-} catch (error) {
-  find("opening").hidden = true;
-  find("failed").textContent = `This page cannot be shown: ${error.message}. The .svg beside it has the same drawing.`;
-  find("failed").hidden = false;
-  throw error;
+async function start() {
+  try {
+    const [details, drawing] = await Promise.all([unpack("details"), unpack("drawing")]);
+    new Page(JSON.parse(details), drawing);
+    find("opening").hidden = true;
+    document.body.dataset.ready = `${Math.round(performance.now())}`;
+  } catch (error) {
+    find("opening").hidden = true;
+    find("failed").textContent = `This page cannot be shown: ${error.message}. The .svg beside it has the same drawing.`;
+    find("failed").hidden = false;
+    throw error;
+  }
 }
+
+start();

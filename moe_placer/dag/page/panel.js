@@ -3,9 +3,15 @@
 class Panel {
   /** `page` opens operations and searches when a link is followed. */
   constructor(element, graph, page) {
-    Object.assign(this, { element, graph, page, incoming: [], outgoing: [] });
-    graph.edges.source.forEach((op, edge) => (this.outgoing[op] ??= []).push(edge));
-    graph.edges.target.forEach((op, edge) => (this.incoming[op] ??= []).push(edge));
+    this.element = element;
+    this.graph = graph;
+    this.page = page;
+    this.text = "";
+    this.matches = [];
+    this.incoming = graph.operations.id.map(() => []); // tensors of each operation
+    this.outgoing = graph.operations.id.map(() => []);
+    for (const [edge, op] of graph.edges.source.entries()) this.outgoing[op].push(edge);
+    for (const [edge, op] of graph.edges.target.entries()) this.incoming[op].push(edge);
     fillLegend(graph);
     this.list("", []);
     this.open(null);
@@ -21,7 +27,8 @@ class Panel {
 
   /** What the panel lists while no operation is open. */
   list(text, matches) {
-    Object.assign(this, { text, matches });
+    this.text = text;
+    this.matches = matches;
   }
 
   open(op) {

@@ -88,7 +88,7 @@ class Scene {
       else if (tag === "use") this.addUse(element, x, y, style);
       else if (tag === "text") this.addText(element, x, y, style);
       else if (tag === "path" || tag === "rect" || tag === "ellipse" || tag === "circle" || tag === "line") {
-        this.addShape(element, x, y, style, this.formOf(element));
+        this.addShape(x, y, style, this.formOf(element));
       } else throw new Error(`an element that cannot be drawn: ${tag}`);
     }
   }
@@ -114,7 +114,7 @@ class Scene {
       return;
     }
     if (!this.forms.has(id)) this.forms.set(id, this.formOf(target));
-    const item = this.addShape(element, x, y, style, this.forms.get(id));
+    const item = this.addShape(x, y, style, this.forms.get(id));
     item.symbol = true;
     // By convention the first word of a symbol's tooltip is the id of its operation.
     const word = (element.querySelector("title")?.textContent || "").split(/\s/, 1)[0];
@@ -146,7 +146,7 @@ class Scene {
     return { path, ...box };
   }
 
-  addShape(element, x, y, style, form) {
+  addShape(x, y, style, form) {
     const edge = style.stroke === "none" ? 0 : Number(style["stroke-width"]);
     const item = {
       form, x, y, edge,

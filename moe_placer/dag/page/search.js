@@ -11,7 +11,8 @@ class Search {
     this.names = operations.id.map((id, op) => `${id} ${kinds[operations.kind[op]].join(" ")}`.toLowerCase());
   }
 
-  /** Split into conditions: { field, low, high } or { word }. */
+  /** Split into conditions: { field, ranges } or { word }.
+   * @returns {{ field?: string, ranges?: number[][], word?: string }[]} */
   read(text) {
     const conditions = [];
     const words = text.toLowerCase().replace(/\s*([-,])\s*(?=\d)/g, "$1").match(/\S+/g) || [];
@@ -41,7 +42,9 @@ class Search {
     return found;
   }
 
-  meets(op, { word, field, ranges }) {
+  /** @param {{ field?: string, ranges?: number[][], word?: string }} condition */
+  meets(op, condition) {
+    const { word, field, ranges } = condition;
     if (word !== undefined) return this.names[op].includes(word);
     return ranges.some(([low, high]) => this.overlaps(op, field, low, high));
   }

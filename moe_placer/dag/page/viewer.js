@@ -21,7 +21,25 @@ function onDark(colour) {
 class Viewer {
   /** `onPick` and `onHover` are told a point of the drawing (no point when the pointer leaves), `onPaint` of every frame. */
   constructor(canvas, scene, { onPick, onHover, onPaint }) {
-    Object.assign(this, { canvas, scene, onPick, onHover, onPaint, k: 1, x: 0, y: 0, marked: [], dimmed: false, lines: [], chosen: null });
+    this.canvas = canvas;
+    this.scene = scene;
+    this.onPick = onPick;
+    this.onHover = onHover;
+    this.onPaint = onPaint;
+    this.k = 1;
+    this.x = 0;
+    this.y = 0;
+    this.marked = [];
+    this.dimmed = false;
+    this.lines = [];
+    this.chosen = null;
+    this.clientWidth = undefined;
+    this.clientHeight = undefined;
+    this.ratio = undefined;
+    this.frame = undefined;
+    this.moved = 0;
+    this.night = false;
+    this.mark = "";
     this.context = canvas.getContext("2d", { alpha: false });
     this.pointers = new Map();
     this.whole = true; // everything is shown, and stays so when the window changes
@@ -40,7 +58,9 @@ class Viewer {
     // What was in the middle stays there.
     this.x += (clientWidth - (this.clientWidth ?? clientWidth)) / 2;
     this.y += (clientHeight - (this.clientHeight ?? clientHeight)) / 2;
-    Object.assign(this, { clientWidth, clientHeight, ratio });
+    this.clientWidth = clientWidth;
+    this.clientHeight = clientHeight;
+    this.ratio = ratio;
     this.canvas.width = Math.round(clientWidth * ratio);
     this.canvas.height = Math.round(clientHeight * ratio);
     if (this.whole) this.fit();
@@ -135,7 +155,7 @@ class Viewer {
       if (this.moved >= 5) this.pan(dx, dy);
       return;
     }
-    const apart = ([x, y]) => Math.max(Math.hypot(x - other[0], y - other[1]), 1);
+    const apart = (point) => Math.max(Math.hypot(point[0] - other[0], point[1] - other[1]), 1);
     this.zoom(apart(now) / apart(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
     this.pan(dx / 2, dy / 2);
   }
@@ -225,7 +245,7 @@ class Viewer {
 
   /** A symbol with a thick outline, never smaller than can be seen. */
   paintMark(item, width) {
-    const { context, k, form = item.form } = this;
+    const { context, k } = this, { form } = item;
     this.paintItem(item);
     item.texts?.forEach((text) => this.paintItem(text));
     context.globalAlpha = 1;

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_placer.engines.layouts import EngineRules
 from moe_placer.engines.plans.plan import Deployment, Plan
-from moe_placer.engines.rules import EngineRules
 from moe_placer.errors import InputError, Mistake
 
 __all__ = ["Fault", "Row", "build_plan", "check_row_count", "refuse"]

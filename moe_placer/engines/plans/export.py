@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_placer.engines.plans.form import MAX_BYTES, PlanForm, Start
@@ -11,7 +11,7 @@ from moe_placer.engines.plans.forms import FORMS
 from moe_placer.engines.plans.from_placement import plan_from_placement
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
 from moe_placer.engines.plans.rank_costs import WARNINGS, check_rank_costs, encode_rank_costs, rank_costs
-from moe_placer.errors import UsageError
+from moe_placer.errors import InputError, Mistake, UsageError
 from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
@@ -175,9 +175,19 @@ def check_file(form: str, file: Path, instance: Instance | None = None) -> Check
         costs = check_rank_costs(raw, deployment, file)
         return CheckedFile("SGLang with pull request #37923 (open)", None, True, len(costs), raw, WARNINGS)
     chosen = FORMS[form]
-    plan = chosen.decode(raw, deployment, file)
+    try:
+        plan = chosen.decode(raw, deployment, file)
+    except InputError as error:
+        raise InputError([_by_engine(mistake, chosen) for mistake in error.mistakes]) from None
     known = deployment is not None or plan.ranks > 1
     warnings = list(_repeats(plan)) if known else []
     if chosen.suffix and file.suffix not in {chosen.suffix, *chosen.also_read}:
         warnings.append(f"{chosen.rules.label} reads only files whose names end in {chosen.suffix}.")
     return CheckedFile(chosen.reader, plan, known, plan.ranks, raw, tuple(warnings))
+
+
+def _by_engine(mistake: Mistake, form: PlanForm) -> Mistake:
+    """Name the engine where a message does not yet."""
+    if form.rules.title in mistake.expected:
+        return mistake
+    return replace(mistake, expected=f"{mistake.expected}: {form.reader} reads nothing else")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from moe_placer.engines.layouts import ENGINES, LAYOUTS, EngineRules, FileLayout
 from moe_placer.engines.plans.checks import Fault
 from moe_placer.engines.plans.plan import Deployment, Plan
-from moe_placer.engines.rules import ENGINES, LAYOUTS, EngineRules, FileLayout
 
 __all__ = ["MAX_BYTES", "PlanForm", "Start", "default_slots"]
 

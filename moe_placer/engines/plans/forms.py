@@ -5,7 +5,7 @@ from __future__ import annotations
 from moe_placer.engines.plans.form import PlanForm
 from moe_placer.engines.plans.omni import OmniForm
 from moe_placer.engines.plans.sglang import SglangForm
-from moe_placer.engines.plans.trtllm import TrtllmForm
+from moe_placer.engines.plans.tensorrt_llm import TrtllmForm
 from moe_placer.engines.plans.vllm import VllmInitialMapForm, VllmPlanForm
 from moe_placer.engines.plans.vllm_ascend import VllmAscendForm
 from moe_placer.engines.plans.vllm_jsonl import VllmJsonlForm

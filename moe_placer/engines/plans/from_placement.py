@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moe_placer.engines.layouts import EngineRules, slots_mistake
 from moe_placer.engines.plans.form import PlanForm
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
-from moe_placer.engines.rules import EngineRules, slots_mistake
 from moe_placer.errors import InputError, Mistake, VerificationError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement

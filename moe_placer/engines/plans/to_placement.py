@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,13 +13,15 @@ from moe_placer.errors import VerificationError
 from moe_placer.instance import Instance
 from moe_placer.placement import (
     SCHEMA,
-    AggregateRecord,
     InstanceKey,
     LayerRecord,
     Placement,
     SolverRecord,
 )
 from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.result import LayerResult, Stop
+from moe_placer.solve.assemble import state_aggregate, state_layer
+from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import Verification, verify
 
@@ -58,7 +59,7 @@ def placement_from_plan(
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=traffic.sha256),
         solver=SolverRecord(
             name=f"file:{form}",
-            version=importlib.metadata.version("moe-placer"),
+            version=installed_version("moe-placer"),
             seed=0,
             parameters={"file_sha256": hashlib.sha256(raw).hexdigest()},
         ),
@@ -74,12 +75,9 @@ def placement_from_plan(
         hint = "\nplacement.replicas_apart: none lets copies of one expert share a GPU" if apart else ""
         raise VerificationError(f"the plan breaks rules of the instance:\n{shown}{hint}", [one.rule for one in broken])
     problem = compile_problem(instance, traffic)
-    records = []
-    for index, check in enumerate(first.layers):
-        bound = _bound(problem, index, gpu[index])
-        records.append(_record(problem, check.layer, check.z, check.worst_link, bound))
-    aggregate = AggregateRecord(value=first.aggregate, worst_link=first.aggregate_link)
-    stated = placement.model_copy(update={"layers": tuple(records), "aggregate": aggregate})
+    results = [_result(problem, index, gpus) for index, gpus in enumerate(gpu)]
+    records = tuple(state_layer(problem, index, result) for index, result in enumerate(results))
+    stated = placement.model_copy(update={"layers": records, "aggregate": state_aggregate(problem, results)})
     verification = verify(instance, stated, traffic)
     if not verification.ok:
         raise VerificationError(f"the recomputed figures do not hold: {verification.violations[0]}")
@@ -94,24 +92,12 @@ def _gpus_of(plan: Plan, deployment: Deployment, layer: int) -> tuple[tuple[int,
     return tuple(map(tuple, gpus))
 
 
-def _bound(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> Bound:
-    """Bound a layer quickly: by even weights over each kind of link, without a linear program."""
-    layer = problem.layer(index, np.array([len(copies) for copies in gpus]))
-    return max((best_bound(layer, weights) for weights in even_weights(layer)), key=lambda bound: bound.value)
-
-
-def _record(problem: Problem, layer: int, z: float, worst_link: str, bound: Bound) -> LayerRecord:
-    weights = None
-    if bound.proof == "dual" and bound.weights is not None:
-        weights = {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
-    hot = None if bound.hot is None else bound.hot
-    dual = weights is not None
-    return LayerRecord(
-        layer=layer,
-        z=z,
-        bound=min(bound.value, z) if dual else 0.0,
-        proof="dual" if dual else "solver",
-        weights=weights,
-        any_copies=(bound.any_copies or None) if dual and hot is None else None,
-        worst_link=worst_link,
-    )
+def _result(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> LayerResult:
+    """Return a layer with its quick bound: from even weights over each kind of link, without a linear program."""
+    copies = np.array([len(of_expert) for of_expert in gpus])
+    layer = problem.layer(index, copies)
+    pairs = zip(layer.expert.tolist(), layer.replica.tolist(), strict=True)
+    node = np.array([gpus[expert][replica] for expert, replica in pairs]) // problem.gpus_per_node
+    bounds = [best_bound(layer, weights) for weights in even_weights(layer)]
+    bound = max(bounds, key=lambda bound: bound.value, default=Bound(0.0, "solver"))
+    return LayerResult(node, layer.z(node), bound, Stop.FINISHED, copies=copies)

@@ -1,6 +1,6 @@
 """Recordings that inference engines write: one file here for each format, and what all of them become."""
 
-from moe_placer.engines.recordings.options import Options
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.read import read_recording
 from moe_placer.engines.recordings.recorded import About, Recorded, write_recording
 

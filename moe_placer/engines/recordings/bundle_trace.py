@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_placer.engines.recordings.options import Options
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, draw_tokens
 from moe_placer.engines.stored_tensors import NotPlainTensorsError, StoredTensor

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.engines.recordings.options import Options
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Tally
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
-from moe_placer.traffic.files import names_of_arrays, read_array
+from moe_placer.traffic.readers import names_of_arrays, read_array
 
 __all__ = ["LOAD_SUFFIXES", "read_load_matrices"]
 

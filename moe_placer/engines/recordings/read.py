@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from moe_placer.engines.recordings.bundle_trace import is_bundle_trace, read_bundle_trace
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.load_matrix import LOAD_SUFFIXES, read_load_matrices
-from moe_placer.engines.recordings.options import Options
 from moe_placer.engines.recordings.recorded import Recorded
 from moe_placer.engines.recordings.routed_experts import is_routed_experts, read_routed_experts
 from moe_placer.engines.recordings.sglang_detail import is_detail, read_detail

@@ -18,12 +18,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.engines.recordings.options import Options
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally, count_choices, draw_tokens
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
-from moe_placer.traffic.files import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_rows
+from moe_placer.traffic.readers import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_rows
 
 __all__ = ["is_routed_experts", "read_routed_experts"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_placer.engines.recordings.options import Options
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Tally
 from moe_placer.engines.stored_tensors import NotPlainTensorsError, StoredTensor

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.engines.recordings.options import Options
+from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, count_choices, draw_tokens
 from moe_placer.engines.safetensors_file import open_safetensors

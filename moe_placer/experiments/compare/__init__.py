@@ -2,8 +2,8 @@
 
 from moe_placer.experiments.compare.cell import Cell, Settings
 from moe_placer.experiments.compare.config import read_config
-from moe_placer.experiments.compare.folder import Folder
 from moe_placer.experiments.compare.matrix import Given, Matrix, build_matrix
+from moe_placer.experiments.compare.row_store import Folder
 from moe_placer.experiments.compare.run import run_cells
 
 __all__ = ["Cell", "Folder", "Given", "Matrix", "Settings", "build_matrix", "read_config", "run_cells"]

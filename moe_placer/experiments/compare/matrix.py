@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_placer.errors import UsageError
 from moe_placer.experiments.compare.cell import ROW, Cell, Settings, load_held_out, open_instance, plan_sha256
-from moe_placer.experiments.compare.moves import check_plan
+from moe_placer.experiments.compare.migration import check_plan
 from moe_placer.fabric import build_fabric
 from moe_placer.fabric.graph import link_name
 from moe_placer.instance import Instance

@@ -17,7 +17,7 @@ from moe_placer.verifier.loads import choices_per_token, read_network
 from moe_placer.verifier.rules import Copy, read_copies
 from moe_placer.verifier.sending import tokens_between
 
-__all__ = ["Flows", "metrics", "rounded"]
+__all__ = ["Flows", "find_flows", "metrics", "rounded"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,8 +60,8 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
 
     ``communication_us`` is the dispatch of all layers one after the other, each as long as its slowest link takes:
     tokens * bytes per token / (bandwidth * utilization), as in the placement model; combine is dispatch reversed.
-    ``step_us`` is for `moe_placer.experiments.compare.step` to fill in. Balancedness is mean over largest load of
-    working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
+    ``step_us`` is for `moe_placer.experiments.compare.step_process` to fill in. Balancedness is mean over largest load
+    of working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
     load = np.stack([network.load(flow) for flow in flows.between])

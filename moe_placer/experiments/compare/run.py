@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 _POLL_S = 0.1
 
-CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.child")
-STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step")
+CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.run_process")
+STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step_process")
 
 
 def run_cells(

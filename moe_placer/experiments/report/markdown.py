@@ -9,10 +9,10 @@ from importlib.resources import files
 import jinja2
 import vl_convert
 
-from moe_placer.experiments.report import records
+from moe_placer.experiments.report import chart_data as records
 from moe_placer.experiments.report.charts import filled
-from moe_placer.experiments.report.figures import Standing, standings
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
+from moe_placer.experiments.report.standings import Standing, standings
 from moe_placer.experiments.report.view import context, labels
 
 __all__ = ["plain", "renumbered", "to_markdown"]

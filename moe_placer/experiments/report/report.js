@@ -1,4 +1,5 @@
 const data = JSON.parse(document.getElementById("data").textContent);
+/** @type {(id: string) => any} */
 const $ = id => document.getElementById(id);
 const unknown = "–";
 
@@ -12,13 +13,18 @@ function sort(header) {
   const numeric = [...table.tBodies[0].rows].some(row => key(row) !== undefined);
   const compare = (a, b) => {
     if (!numeric) return sign * a.cells[place].textContent.localeCompare(b.cells[place].textContent, "en", { numeric: true });
-    if (key(a) === undefined || key(b) === undefined) return (key(a) === undefined) - (key(b) === undefined);
+    if (key(a) === undefined || key(b) === undefined) return Number(key(a) === undefined) - Number(key(b) === undefined);
     return sign * (Number(key(a)) - Number(key(b)));
   };
   table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
 }
-for (const table of document.querySelectorAll("table.sortable"))
-  table.tHead.addEventListener("click", event => { if (event.target.closest("button")) sort(event.target.closest("th")); });
+/** @type {NodeListOf<HTMLTableElement>} */
+const sortable = document.querySelectorAll("table.sortable");
+for (const table of sortable)
+  table.tHead.addEventListener("click", event => {
+    const clicked = /** @type {Element} */ (event.target);
+    if (clicked.closest("button")) sort(clicked.closest("th"));
+  });
 
 // Charts. Every solver has one colour on the whole page.
 function specification(name, values, description) {
@@ -44,6 +50,7 @@ async function draw(id, name, values) {
   figure.hidden = values.length === 0;
   if (figure.hidden) return;
   const description = figure.querySelector("figcaption").textContent;
+  // @ts-expect-error: a global of the library that the page has before this program
   const shown = await vegaEmbed(figure.querySelector(".chart"), specification(name, values, description),
     { actions: false, renderer: "svg", ast: true, defaultStyle: false });
   figure.shown?.finalize();
@@ -53,7 +60,7 @@ async function draw(id, name, values) {
 // Charts are drawn anew for paper, which is narrower than most screens, so that their letters are not shrunk with them.
 const paperWidth = 700;
 function fit(width) {
-  for (const figure of document.querySelectorAll("figure")) {
+  for (const figure of /** @type {NodeListOf<any>} */ (document.querySelectorAll("figure"))) {
     const view = figure.hidden ? null : figure.shown?.view;
     if (view && view.width() > paperWidth - 100) view.signal("width", width ?? view.container().clientWidth).run();
   }

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded
+from moe_placer.files import read_bounded, refuse_hidden_characters
 
 __all__ = [
     "Comparison",
@@ -283,6 +283,7 @@ def _object(file: Path) -> dict[str, Any]:
 def _parsed(text: str, file: Path, line: int | None) -> dict[str, Any]:
     try:
         row = json.loads(text, parse_constant=_refuse)
+        refuse_hidden_characters(text, row, "names", file, line)
     except json.JSONDecodeError as error:
         found = f"what is not JSON or was cut off ({error.msg}, character {error.colno})"
         raise InputError(Mistake(found, "a JSON object", file=file, line=line or error.lineno)) from None

@@ -6,8 +6,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from moe_placer.experiments.report.figures import BASE, Standing, standings
 from moe_placer.experiments.report.rows import Comparison, InstanceRow, Metrics, ratio
+from moe_placer.experiments.report.standings import BASE, Standing, standings
 
 __all__ = ["summary"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from moe_placer.experiments.report.figures import BASE, Standing
+from moe_placer.experiments.report.standings import BASE, Standing
 
 __all__ = ["NOT_KNOWN", "TABLES", "Cell", "cells_of", "columns_of"]
 

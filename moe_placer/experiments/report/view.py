@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_placer.experiments.report.figures import Standing, standings
 from moe_placer.experiments.report.growth import MEANING, growths
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
 from moe_placer.experiments.report.sentences import summary
+from moe_placer.experiments.report.standings import Standing, standings
 from moe_placer.experiments.report.tables import NOT_KNOWN, TABLES, cells_of, columns_of
 
 __all__ = ["context", "labels"]

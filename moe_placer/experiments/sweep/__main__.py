@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from moe_placer.errors import MoePlacerError
-from moe_placer.experiments.report.write import require_libraries
-from moe_placer.experiments.sweep.folder import write_page, write_rows
+from moe_placer.experiments.report.report_files import require_libraries
 from moe_placer.experiments.sweep.study import read_study, run_study
+from moe_placer.experiments.sweep.sweep_folder import write_page, write_rows
 
 __all__ = ["main"]
 

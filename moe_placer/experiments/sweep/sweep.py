@@ -15,9 +15,9 @@ from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import FatTree
 from moe_placer.placement import Placement
-from moe_placer.schedule.figures import Memory, find_figures
 from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.step_figures import Memory, find_figures
 from moe_placer.schedule.workload import Phase, Workload
 from moe_placer.traffic.recording import Traffic
 from moe_placer.workers import run_each

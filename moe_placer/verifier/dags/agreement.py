@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from moe_placer.verifier.dags.files import DagFile, Row
-from moe_placer.verifier.dags.rules import DagViolation, differs
+from moe_placer.verifier.dags.dag_rules import DagViolation, differs
+from moe_placer.verifier.dags.read_back import DagFile, Row
 from moe_placer.verifier.deployment import Deployment, MoeLayer
 
 __all__ = ["check_communication", "check_experts", "check_gpus", "check_layers", "check_traffic"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import networkx as nx
 
 from moe_placer.verifier.capacity import BYTES_PER_VALUE
-from moe_placer.verifier.dags.files import DagFile, Row
-from moe_placer.verifier.dags.rules import DagViolation, differs
+from moe_placer.verifier.dags.dag_rules import DagViolation, differs
+from moe_placer.verifier.dags.read_back import DagFile, Row
 
 __all__ = ["check_acyclic", "check_connected", "check_shapes"]
 

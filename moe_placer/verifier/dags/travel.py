@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from moe_placer.verifier.capacity import BYTES_PER_VALUE
-from moe_placer.verifier.dags.files import DagFile, Row
-from moe_placer.verifier.dags.rules import DagViolation, differs
+from moe_placer.verifier.dags.dag_rules import DagViolation, differs
+from moe_placer.verifier.dags.read_back import DagFile, Row
 from moe_placer.verifier.deployment import Deployment
 
 __all__ = ["check_groups", "check_hot", "check_travel"]

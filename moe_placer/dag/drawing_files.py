@@ -1,0 +1,114 @@
+"""Writes the drawings of a placement, each as .dot, .json and .svg, and the large ones as pages too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from moe_placer.dag.groups import lost_nodes
+from moe_placer.dag.page import to_page
+from moe_placer.dag.texts import to_dot, to_json
+from moe_placer.dag.views import VIEWS, View, count_tensors
+from moe_placer.errors import UsageError
+from moe_placer.files import move_files, unfinished, write_atomically
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+
+__all__ = ["write_dags"]
+
+MOST_TENSORS = 800_000  # beyond, a file would have more than the 400 MB that `verify` reads
+MOST_SVG_BYTES = 6_000_000  # beyond, an SVG is written without what only its page needs
+
+
+def write_dags(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    directory: Path,
+    only: Collection[str] | None = None,
+    *,
+    wrote: Callable[[Path], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    check: Callable[[Path], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[Path, ...]:
+    """Write ``<view>.dot``, ``.json`` and ``.svg`` for every view, or for some; the same input gives the same bytes.
+
+    Large views get an ``.html`` too: the drawing with search, zoom and details, in one file.
+
+    Parameters
+    ----------
+    directory : Path
+        Made where it does not exist; files of these names are replaced, each whole.
+    only : collection of str, optional
+        Names of views, of ``moe_placer.dag.VIEWS``.
+    wrote : callable, optional
+        Told of every file as soon as it is there.
+    note : callable, optional
+        Told what is left out because the deployment is too large, and what is larger than viewers like.
+    check : callable, optional
+        Given a folder with the files of one view before they go to ``directory``; what it raises keeps them from it.
+    stopped : callable
+        Asked now and then; once it says True, nothing more is drawn, and no view is written in part.
+
+    Returns
+    -------
+    tuple of Path
+        What was written, in order.
+
+    Raises
+    ------
+    UsageError
+        There is no view of that name.
+    InputError
+        Placement and traffic do not fit the instance, or the directory cannot be written to.
+    Exception
+        What ``check`` raises.
+    """
+    unknown = sorted(set(only or ()) - set(VIEWS))
+    if unknown:
+        raise UsageError(f"no DAG is called {unknown[0]!r}; there are {', '.join(VIEWS)}")
+    tell = note if note is not None else lambda _text: None
+    views = [view for view in VIEWS.values() if only is None or view.name in only]
+    if any(view.whole for view in views) and (tensors := count_tensors(instance, placement, traffic)) > MOST_TENSORS:
+        left_out = [view.name for view in views if view.whole]
+        views = [view for view in views if not view.whole]
+        tell(
+            f"{' and '.join(left_out)} left out: all layers have about {tensors:,} tensors, and files are written "
+            f"(and verified) up to {MOST_TENSORS:,}"
+        )
+    for node in lost_nodes(instance):
+        tell(f"node {node} has no GPU that works; its tokens and links are counted all the same, so it is drawn whole")
+    written: list[Path] = []
+    for view in views:
+        with unfinished(Path(directory) / view.name) as stage:
+            for suffix, text in _texts(view, instance, placement, traffic, tell):
+                if stopped():
+                    return tuple(written)
+                write_atomically(stage / f"{view.name}.{suffix}", text)
+            if check is not None:
+                check(stage)
+            for path in move_files(stage, Path(directory)):
+                written.append(path)
+                if wrote is not None:
+                    wrote(path)
+    return tuple(written)
+
+
+def _texts(
+    view: View, instance: Instance, placement: Placement, traffic: Traffic, tell: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    """Yield suffix and content of a view's files."""
+    dag = view.build(instance, placement, traffic)
+    yield "dot", to_dot(dag, view.name)
+    yield "json", to_json(dag, view.name)
+    full = view.draw(dag)
+    svg = full
+    if view.page and len(full.encode()) > MOST_SVG_BYTES:  # the page has the details
+        svg = view.draw(dag, lean=True)
+        if (size := len(svg.encode())) > MOST_SVG_BYTES:
+            tell(f"{view.name}.svg has {size / 1e6:.1f} MB, which viewers may be slow to show; the .html is quicker")
+    yield "svg", svg
+    if view.page:
+        yield "html", to_page(dag, view.name, full)

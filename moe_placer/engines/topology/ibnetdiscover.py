@@ -1,0 +1,202 @@
+"""The output of ``ibnetdiscover``: every cable of an InfiniBand fabric, with its speed.
+
+A node is the first word of a port's description and its HCA the second. HCAs that name no host, as some firmware does
+(``MT4129 ConnectX7   Mellanox Technologies``), and the switches' own aggregation nodes are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_placer.engines.topology.tiers import Choice, choose, topology_of_tiers
+from moe_placer.engines.topology.topology import Topology
+from moe_placer.errors import InputError, Mistake
+from moe_placer.files import read_bounded
+
+__all__ = ["read_ibnetdiscover"]
+
+_KIND = "the output of ibnetdiscover"
+_MOST_BYTES = 500_000_000
+_HEAD = re.compile(r"(Switch|Ca|Rt)\s+\d+\s+\"([SHR]-[0-9a-fA-F]+)\"\s*(?:#\s*\"([^\"]*)\".*)?$")
+_PORT = re.compile(
+    r"\[\d+\](?:\([0-9a-fA-F]+\))?\s+\"([SHR]-[0-9a-fA-F]+)\"\[\d+\](?:\([0-9a-fA-F]+\))?\s*#\s*(.*?)(\d+)x([A-Z0-9]+)\s*$"
+)
+_QUOTED = re.compile(r"\"([^\"]*)\"")
+_OTHER = re.compile(r"(vendid|devid|sysimgguid|switchguid|caguid|rtguid)=\S+$")
+# Gbit/s of one lane, as the rates are named.
+_LANE = {"SDR": 2.5, "DDR": 5, "QDR": 10, "FDR10": 10, "FDR": 14, "EDR": 25, "HDR": 50, "NDR": 100, "XDR": 200}
+_MAX_LEVELS = 8
+
+
+@dataclass
+class _Fabric:
+    """Cables of a fabric; speeds are GB/s, one direction, parallel cables added up.
+
+    Attributes
+    ----------
+    names : dict
+        Description of each switch, by its id.
+    hcas : dict
+        Of each node, HCA and switch: GB/s.
+    trunks : dict
+        Of each switch and each switch next to it: GB/s.
+    unnamed : int
+        Ports of HCAs that name no host.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    hcas: dict[str, dict[tuple[str, str], float]] = field(default_factory=lambda: defaultdict(dict))
+    trunks: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    unnamed: int = 0
+
+
+def read_ibnetdiscover(file: Path, choice: Choice) -> Topology:
+    """Read nodes, leaf switches and what joins them, with their bandwidths.
+
+    Raises
+    ------
+    InputError
+        A line is wrong, or an instance cannot hold the fabric: nodes on several leaf switches (rails), leaves of
+        different sizes, nodes of different bandwidth.
+    """
+    fabric = _parse(file)
+    if not fabric.names:
+        raise InputError(Mistake("no switch, only HCAs", f"{_KIND} of a whole fabric", file=file))
+    paths = choose(file, dict.fromkeys(fabric.hcas, ()), choice)
+    hcas = {node: fabric.hcas[node] for node in paths}
+    _refuse_rails(file, fabric, hcas)
+    leaf_of = {node: next(iter(own))[1] for node, own in hcas.items()}
+    speeds = {node: sum(own.values()) for node, own in hcas.items()}
+    if len(set(speeds.values())) > 1:
+        slow, fast = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
+        found = f"{slow} of {speeds[slow]:g} GB/s and {fast} of {speeds[fast]:g} GB/s"
+        raise InputError(Mistake(found, "nodes of one bandwidth; --hosts chooses among them", file=file))
+    notes = []
+    if fabric.unnamed:
+        notes.append(f"cluster: {fabric.unnamed} ports of HCAs that name no host are left out")
+    levels = _levels(fabric, sorted(set(leaf_of.values())))
+    named = {node: tuple(level[leaf] for level in levels) for node, leaf in leaf_of.items()}
+    tree = topology_of_tiers("ibnetdiscover", file, named, choice, notes=notes)
+    over, spines, uneven = _uplinks(fabric, leaf_of, speeds)
+    if uneven and tree.oversubscription is None:
+        notes.append("cluster.fabric: leaves differ in their uplinks; the one with least is taken for all")
+    return Topology(
+        tree.format,
+        tree.nodes,
+        None,
+        next(iter(speeds.values())),
+        tree.nodes_per_leaf,
+        tree.spines or spines,
+        tree.oversubscription or over,
+        (*tree.notes, *notes[len(tree.notes) :]),
+    )
+
+
+def _parse(file: Path) -> _Fabric:
+    fabric, here, mistakes = _Fabric(), "", []
+    try:
+        text = read_bounded(file, _MOST_BYTES, _KIND).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(Mistake(f"bytes that are no text (at byte {error.start})", _KIND, file=file)) from None
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#") or _OTHER.match(line):
+            continue
+        head, port = _HEAD.match(line), _PORT.match(line)
+        if head:
+            here = head[2] if head[1] == "Switch" else ""
+            if here:
+                fabric.names[here] = head[3] or here
+        elif port and port[4] in _LANE:
+            if here:
+                _add(fabric, here, port)
+        else:
+            expected = "a speed such as 4xNDR" if port else "a switch, an HCA, or a port with what is at its other end"
+            mistakes.append(Mistake(f"{line[:60]!r}", expected, file=file, line=number))
+    if mistakes:
+        raise InputError(mistakes)
+    return fabric
+
+
+def _add(fabric: _Fabric, switch: str, port: re.Match[str]) -> None:
+    """Add one cable of a switch."""
+    other, speed = port[1], int(port[3]) * _LANE[port[4]] / 8
+    if other.startswith("S-"):
+        fabric.trunks[switch][other] += speed  # type: ignore[assignment]  # GB/s, not a count
+        return
+    quoted = _QUOTED.search(port[2])
+    words = quoted[1].split() if quoted else []
+    if " ".join(words).endswith("Aggregation Node"):
+        return
+    if len(words) != 2:
+        fabric.unnamed += 1
+        return
+    key = (words[1], switch)
+    fabric.hcas[words[0]][key] = fabric.hcas[words[0]].get(key, 0.0) + speed
+
+
+def _refuse_rails(file: Path, fabric: _Fabric, hcas: Mapping[str, Mapping[tuple[str, str], float]]) -> None:
+    """Refuse nodes with cables to several leaf switches: an instance has no such fabric yet."""
+    for node, own in hcas.items():
+        leaves = {leaf for _, leaf in own}
+        if len(leaves) > 1:
+            shown = ", ".join(f"{hca} on {fabric.names.get(leaf, leaf)}" for hca, leaf in list(own)[:2])
+            found = f"{node} with {len(own)} HCAs on {len(leaves)} leaf switches ({shown}, ...): rails"
+            expected = (
+                "all HCAs of a node on one leaf switch: an instance cannot hold rails yet. Without --topology, "
+                "--nodes-per-leaf with the nodes that share their rails' leaf switches comes closest"
+            )
+            raise InputError(Mistake(found, expected, file=file))
+
+
+def _levels(fabric: _Fabric, leaves: Sequence[str]) -> list[dict[str, str]]:
+    """Map each leaf switch to its group, level by level: itself, then the set of switches that it reaches going up."""
+    levels = [{leaf: leaf for leaf in leaves}]
+    below, here = set(leaves), {leaf: frozenset((leaf,)) for leaf in leaves}
+    while len(set(here.values())) > 1 and len(levels) < _MAX_LEVELS:
+        up = {leaf: frozenset(s for switch in own for s in fabric.trunks[switch]) - below for leaf, own in here.items()}
+        if not all(up.values()):
+            break
+        groups = _joined(up)
+        here = {leaf: groups[leaf] for leaf in leaves}
+        below |= {switch for own in here.values() for switch in own}
+        names = {own: f"level {len(levels) + 1}, {min(own)}" for own in here.values()}
+        levels.append({leaf: names[here[leaf]] for leaf in leaves})
+    return levels
+
+
+def _joined(up: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Join leaves that have a switch above them in common: one group of switches serves them all."""
+    groups: list[tuple[set[str], set[str]]] = []
+    for leaf, switches in up.items():
+        leaves, joined = {leaf}, set(switches)
+        rest = []
+        for own, others in groups:
+            if others & joined:
+                leaves |= own
+                joined |= others
+            else:
+                rest.append((own, others))
+        groups = [*rest, (leaves, joined)]
+    return {leaf: frozenset(joined) for leaves, joined in groups for leaf in leaves}
+
+
+def _uplinks(
+    fabric: _Fabric, leaf_of: Mapping[str, str], speeds: Mapping[str, float]
+) -> tuple[float | None, int | None, bool]:
+    """Return the largest oversubscription of a leaf, its spines, and whether leaves differ."""
+    down: Counter[str] = Counter()
+    for node, leaf in leaf_of.items():
+        down[leaf] += speeds[node]  # type: ignore[assignment]  # GB/s
+    leaves = set(down)
+    up = {leaf: {s: gb for s, gb in fabric.trunks[leaf].items() if s not in leaves} for leaf in leaves}
+    if len(leaves) < 2 or not all(up.values()):
+        return None, None, False
+    # A leaf's ports for nodes that take no part are no load: what counts is what the chosen nodes can send.
+    ratios = {leaf: down[leaf] / sum(up[leaf].values()) for leaf in leaves}
+    spines = {len(own) for own in up.values()}
+    return max(ratios.values()), min(spines), len(set(ratios.values())) > 1 or len(spines) > 1

@@ -1,0 +1,44 @@
+"""What any description of a cluster's network becomes: nodes in order, and how they hang on leaf switches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_placer.engines.topology.hostlist import compress
+
+__all__ = ["Topology"]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A cluster as an instance can hold it; None where the source does not say.
+
+    Attributes
+    ----------
+    format : str
+        What was read.
+    nodes : tuple of str
+        Names of the nodes; those of one leaf switch follow one another. Empty if the source describes one node only.
+    gpus_per_node : int or None
+    node_gb_per_s : float or None
+        A node's NICs together, one direction, GB/s.
+    nodes_per_leaf, spines : int or None
+    oversubscription : float or None
+        Leaf down capacity / leaf up capacity.
+    notes : tuple of str
+        What the instance does not hold, in sentences.
+    """
+
+    format: str
+    nodes: tuple[str, ...]
+    gpus_per_node: int | None = None
+    node_gb_per_s: float | None = None
+    nodes_per_leaf: int | None = None
+    spines: int | None = None
+    oversubscription: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def host_list(self) -> str:
+        """The nodes' names in order, ranges in brackets."""
+        return compress(self.nodes)

@@ -1,0 +1,181 @@
+"""What the charts show, as records; large tables are kept to their hottest rows and to four digits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from moe_placer.experiments.report.layout import lines_of, place_vertices
+from moe_placer.experiments.report.rows import Comparison, InstanceRow, RunRow
+from moe_placer.experiments.report.standings import profile, standings
+
+__all__ = ["Table", "cells", "fabric", "gpu_table", "held_out", "layers", "link_table", "profiles", "times"]
+
+Records = list[dict[str, Any]]
+Table = dict[str, Any]
+_ROWS = {"links": 96, "gpus": 128}  # of a heat map; more cannot be told apart
+_LINKS = 2000  # in a picture of the fabric
+_NAMED = 40  # vertices beyond which their names would run into each other
+_FAR = 1.6  # times the best sum of z; what is above would hide differences among those near the best
+
+
+def _short(value: float) -> float:
+    near = float(f"{value:.4g}")
+    return int(near) if near.is_integer() else near
+
+
+def _hottest(names: Sequence[str], matrix: Sequence[Sequence[float]], layers: Sequence[int], most: int) -> Table:
+    """Return the ``most`` rows with the largest entries, in their order, as a table of layers by rows."""
+    peaks = [max(column) for column in zip(*matrix, strict=True)]
+    kept = sorted(sorted(range(len(names)), key=lambda row: (-peaks[row], row))[:most])
+    return {
+        "rows": [names[row] for row in kept],
+        "of": len(names),
+        "layers": list(layers),
+        "values": [[_short(layer[row]) for row in kept] for layer in matrix],
+    }
+
+
+def link_table(row: InstanceRow, run: RunRow) -> Table:
+    """Return the cost of the hottest links in every layer."""
+    names = [link.name for link in row.links]
+    return _hottest(names, run.solved_for.link_cost, row.layer_index, _ROWS["links"])
+
+
+def gpu_table(row: InstanceRow, run: RunRow) -> Table:
+    """Return the tokens that the busiest GPUs compute in every layer."""
+    names = [f"GPU {gpu}" for gpu in range(row.gpus)]
+    return _hottest(names, run.solved_for.gpu_load, row.layer_index, _ROWS["gpus"])
+
+
+def cells(table: Table) -> Records:
+    """Return a table's cells; the first of the largest of every layer is marked, as the page's program does too.
+
+    None are returned where nothing flows anywhere.
+    """
+    records: Records = []
+    if not any(map(any, table["values"])):
+        return records
+    for layer, values in zip(table["layers"], table["values"], strict=True):
+        worst = values.index(max(values)) if any(values) else None
+        for place, (name, value) in enumerate(zip(table["rows"], values, strict=True)):
+            records.append({"layer": layer, "row": name, "value": value, "worst": place == worst})
+    return records
+
+
+def fabric(row: InstanceRow, run: RunRow) -> Records:
+    """Return the links with their costs summed over layers, and what they join; nothing where no link is used."""
+    places, totals = place_vertices(row), [sum(column) for column in zip(*run.solved_for.link_cost, strict=True)]
+    if not any(totals):
+        return []
+    worst = totals.index(max(totals))
+    kept = set(sorted(range(len(totals)), key=lambda link: (-totals[link], link))[:_LINKS])
+    records: Records = []
+    for place, (link, line, total) in enumerate(zip(row.links, lines_of(row, places), totals, strict=True)):
+        if place in kept:
+            record = {
+                "kind": "link",
+                "name": link.name,
+                "value": _short(total),
+                "worst": place == worst,
+                **dict(zip(("x", "y", "x2", "y2"), line, strict=True)),
+            }
+            records.append(record)
+    labels = _labels(places)
+    for name, (x, y) in places.items():
+        vertex = {"kind": "vertex", "name": name, "label": labels[name], "x": round(x, 4), "y": round(y, 4)}
+        records.append({**vertex, **_beside(x, y)})
+    return records
+
+
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """Return short labels: nodes have numbers, after the first; so have switches where there are many vertices."""
+    names = list(names)
+    crowded = len(names) > _NAMED
+    seen = {"node"} if crowded else set[str]()
+    labels = {}
+    for name in names:
+        kind = name.rstrip("0123456789")
+        shortened = kind in seen and (crowded or kind == "node")
+        labels[name] = (name.removeprefix(kind) or name) if shortened else name
+        seen.add(kind)
+    return labels
+
+
+def _beside(x: float, y: float) -> dict[str, Any]:
+    """Return where a vertex's label stands: outside at the edges, else to the right."""
+    if y <= 0.15 or y >= 0.85:
+        return {"side": "center", "dx": 0, "dy": 16 if y < 0.5 else -14}
+    outside_left = x < 0.5 and math.hypot(x - 0.5, y - 0.5) > 0.42
+    return {"side": "right", "dx": -9, "dy": 0} if outside_left else {"side": "left", "dx": 9, "dy": 0}
+
+
+def layers(row: InstanceRow, run: RunRow) -> Records:
+    """Return z and bound of every layer; none where no layer uses a link."""
+    records: Records = []
+    if not any(run.z):
+        return records
+    for layer, z, bound in zip(row.layer_index, run.z, run.bound, strict=True):
+        records.append({"layer": layer, "what": "worst link z", "tokens": z})
+        if bound is not None:
+            records.append({"layer": layer, "what": "lower bound", "tokens": bound})
+    return records
+
+
+def times(comparison: Comparison, row: InstanceRow) -> Records:
+    """Return incumbent and bound against time, of the shown runs of solvers that are not far above the best.
+
+    None are returned where the best is 0.
+    """
+    records: Records = []
+    table = standings(comparison, row)
+    most = _FAR * table[0].run.solved_for.z_total if table else 0.0
+    if most == 0:
+        return records
+    for run in (standing.run for standing in table if standing.run.solved_for.z_total <= most):
+        points = list(run.trajectory)
+        end = run.seconds.total
+        if points and end and end > points[-1][0]:
+            points.append((end, *points[-1][1:]))
+        for place, (seconds, z, bound) in enumerate(points):
+            common = {"solver": run.solver, "seconds": max(seconds, 1e-3)}  # a logarithm needs more than 0
+            common["end"] = place == len(points) - 1
+            if z <= most:
+                records.append({**common, "what": "placement", "tokens": z})
+            if bound is not None and bound > 0:
+                records.append({**common, "what": "bound", "tokens": bound})
+    return records
+
+
+def profiles(comparison: Comparison) -> Records:
+    """Return the performance profiles' corners, at most 200 a solver."""
+    ratios = profile(comparison)
+    all_layers = max((len(factors) for factors in ratios.values()), default=0)
+    end = max((factors[-1] for factors in ratios.values() if factors), default=1.0)
+    records: Records = []
+    for solver, factors in ratios.items():
+        corners = dict.fromkeys([1.0, *factors], 0.0)
+        for place, factor in enumerate(factors):
+            corners[factor] = (place + 1) / all_layers
+        steps = sorted(corners.items())
+        thinned = [*steps[:: max(1, len(steps) // 200)], steps[-1]]
+        shares = [*thinned, (end, thinned[-1][1])]
+        records += [{"solver": solver, "factor": round(x, 5), "share": round(y, 5)} for x, y in shares]
+    return records
+
+
+def held_out(comparison: Comparison) -> Records:
+    """Return every solver's ratios to contiguous, on the traffic solved for and on held-out traffic."""
+    records: Records = []
+    for row in comparison.instances:
+        for standing in standings(comparison, row):
+            if standing.to_base is not None and standing.held_out_to_base is not None:
+                record = {
+                    "instance": row.name,
+                    "solver": standing.run.solver,
+                    "seen": round(standing.to_base, 5),
+                    "unseen": round(standing.held_out_to_base, 5),
+                }
+                records.append(record)
+    return records
