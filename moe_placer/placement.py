@@ -17,6 +17,7 @@ from moe_placer.instance.yaml_reader import dotted
 __all__ = [
     "SCHEMA",
     "AggregateRecord",
+    "CompanionsRecord",
     "InstanceKey",
     "LayerRecord",
     "MemoryRecord",
@@ -31,7 +32,7 @@ MAX_BYTES = 512_000_000
 _EXPECTED = "a placement file"
 _GPU_DEPTH = 3  # gpu[l][e]
 
-Proof = Literal["dual", "hot-experts", "threshold", "solver"]
+Proof = Literal["dual", "hot-experts", "threshold", "companions", "weighted-companions", "solver"]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
 Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
@@ -58,6 +59,24 @@ class SolverRecord(_Record):
     parameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class CompanionsRecord(_Record):
+    """What proofs by companions need beside the hot replica or link weights; docs/bounds.md defines them.
+
+    Attributes
+    ----------
+    depth : int
+        How many members of a set are branched on: 0, 1 or 2.
+    order : tuple of int
+        Every expert once, in the order in which members are branched on; it does not matter with link weights.
+    guess : nested tuples
+        ``guess[v][e]`` lists the experts that are likely to save most of expert e's tokens, for the sources of view v.
+    """
+
+    depth: int = Field(ge=0, le=2)
+    order: tuple[int, ...]
+    guess: tuple[tuple[tuple[int, ...], ...], ...]
+
+
 class LayerRecord(_Record):
     """What is claimed about one MoE layer; docs/bounds.md defines the proofs.
 
@@ -70,13 +89,15 @@ class LayerRecord(_Record):
     bound : float
         No placement has a smaller z; proved as ``proof`` says.
     proof : str
-        ``dual``, ``hot-experts`` and ``threshold`` can be re-checked from this record; ``solver`` is the solver's word.
+        All but ``solver``, the solver's word, can be re-checked from this record.
     weights : mapping or None
-        Link name to weight, for ``dual`` and ``threshold``; they sum to 1.
+        Link name to weight, for ``dual``, ``threshold`` and ``weighted-companions``; they sum to 1.
     threshold : float or None
         For ``threshold``: what no placement beats.
     hot : (expert, replica) or None
-        For ``hot-experts``: the replica that some node must hold.
+        For ``hot-experts`` and ``companions``: the replica that some node must hold.
+    companions : CompanionsRecord or None
+        For ``companions`` and ``weighted-companions``.
     any_copies : bool or None
         True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
     bound_given_replicas : float or None
@@ -97,6 +118,7 @@ class LayerRecord(_Record):
     weights: Mapping[str, NonNegativeFloat] | None = None
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
+    companions: CompanionsRecord | None = None
     any_copies: bool | None = None
     bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""
@@ -142,11 +164,14 @@ class MemoryRecord(_Record):
     bound : float
         No placement has a smaller sum (tokens at node-link speed).
     room_prices : tuple of float
-        Per node, what a replica there pays; with the layers' link weights they prove the bound.
+        Per node, what a replica there pays; with link weights of every layer they prove the bound.
+    weights : tuple of mapping or None
+        Per MoE layer, link name to weight; absent in files of older versions, where those of the layers' records count.
     """
 
     bound: NonNegativeFloat
     room_prices: tuple[NonNegativeFloat, ...]
+    weights: tuple[Mapping[str, NonNegativeFloat], ...] | None = None
 
 
 class Placement(_Record):

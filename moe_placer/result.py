@@ -74,7 +74,7 @@ class LayerResult:
         Re-checkable unless its proof is ``solver``.
     stop : Stop
     solver_bound : float or None
-        What only the solver's own search proved.
+        What only the solver's own search proved, for every choice of copies where these are free.
     gpu : int array [items] or None
         Global GPU of each item, for methods that decide it themselves.
     copies : int array [experts] or None

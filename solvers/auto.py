@@ -58,9 +58,9 @@ class Auto(LayerSolver):
             return CoverageSolver().solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":
             return self._jointly(problem, limits, seed, start, report)
-        if problem.redundant_in_all is None:
+        if not problem.shares_copies:
             return super().solve(problem, limits, seed, start, report)
-        return [_of_its_share(result) for result in _by_shares(self, problem, limits, seed, start, report)]
+        return _by_shares(self, problem, limits, seed, start, report)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse nothing but a joint objective where tokens count once per node."""
@@ -139,14 +139,6 @@ def _by_shares(
 
 def _items(result: LayerResult) -> int:
     return 0 if result.node is None else len(result.node)
-
-
-def _of_its_share(result: LayerResult) -> LayerResult:
-    """Drop what a search proved of a layer with its share of copies: it says nothing of other shares."""
-    if result.solver_bound is None:
-        return result
-    own = replace(result, solver_bound=None, stop=Stop.FINISHED)
-    return own if result.stop in {Stop.PROVED, Stop.GAP} else replace(own, stop=result.stop)
 
 
 def _open(result: LayerResult, task: LayerTask) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import best_bound
+from moe_placer.bounds.bounds import best_bound, companions_bound
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import with_copies
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
@@ -22,6 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 _MORE_STARTS = 0.5  # effort from which others than the best placement so far are tried
 _RANDOM_STARTS = 2
+_BOUNDED, _BOUND_WORK = 0.5, 3e-5  # effort from which there is a bound, and its own per pair of items
 
 
 class CoverageSolver(LayerSolver):
@@ -50,6 +51,9 @@ class CoverageSolver(LayerSolver):
         result = LayerResult(found.node, found.z, bound, Stop.TIME, work=found.work)
         if start is not None and start.node is not None and start.z <= found.z:
             result = replace(start, work=found.work)
+        if result.node is not None and bound.companions is None and task.work >= _BOUNDED and not task.deadline.over:
+            spent = result.work + _BOUND_WORK * layer.items**2
+            result = replace(result, bound=companions_bound(layer, result.node, task.deadline), work=spent)
         return _finished(result, task.gap)
 
 

@@ -94,11 +94,11 @@ class Model:
 
     Attributes
     ----------
-    covers_copies : bool
-        Whether its bound holds for other numbers of copies.
+    chooses_copies : bool
+        Whether how many copies each expert has is for the model to decide.
     """
 
-    covers_copies = False
+    chooses_copies = False
 
     def __init__(self, layer: LayerProblem, lower: float, hint: Ints | None) -> None:
         from ortools.sat.python import cp_model  # its import takes a second
@@ -126,6 +126,11 @@ class Model:
         if hint is not None:
             self._hint(hint)
             self.model.add_hint(self.z, int(np.ceil(largest * self.factor + self.slack)))
+
+    @property
+    def covers_choices(self) -> bool:
+        """Whether its bound holds for whatever number of copies is allowed."""
+        return not self.layer.copies_are_free
 
     def _kinds(self) -> Kinds:
         return Kinds.of_layer(self.layer)
@@ -214,12 +219,12 @@ class Model:
             layer, found = self._read(solver)
             if layer.z(found) < z:
                 node, z = found, layer.z(found)
-                copies = count_copies(layer) if self.covers_copies else copies
+                copies = count_copies(layer) if self.chooses_copies else copies
         if node is None:
             return LayerResult(None, np.inf, bound, stop, work=work)
-        if self.layer.copies_are_free and not self.covers_copies:
+        if not self.covers_choices:
             if relative_gap(z, own) <= max(gap, OPTIMAL_GAP):
-                stop = Stop.FINISHED  # nothing better with these copies; of others, it proves nothing
+                stop = Stop.FINISHED  # nothing better with the copies looked at; of others, it proves nothing
             own = 0.0
         elif start is not None:
             own = max(own, start.solver_bound or 0.0)

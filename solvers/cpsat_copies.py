@@ -45,11 +45,19 @@ def choices(layer: LayerProblem, z: float, lower: float) -> Kinds:
 class CopiesModel(Model):
     """The model above; its own bound holds for every choice of copies that pays."""
 
-    covers_copies = True
+    chooses_copies = True
 
     def __init__(self, layer: LayerProblem, kinds: Kinds, lower: float, hint: Ints) -> None:
         self.choices = kinds
+        fewest = np.full(int(layer.expert.max()) + 1, layer.items)
+        np.minimum.at(fewest, layer.expert[kinds.item], kinds.count)
+        self.some_must_pay = bool(fewest.max() > 1)
         super().__init__(layer, lower, hint)
+
+    @property
+    def covers_choices(self) -> bool:
+        """Whether its bound holds for whatever number of copies is allowed, paying or not."""
+        return not self.some_must_pay and not self.layer.shares_copies
 
     def _kinds(self) -> Kinds:
         return self.choices
@@ -80,6 +88,7 @@ class CopiesModel(Model):
         for j, (item, count) in enumerate(zip(self.kinds.item.tolist(), self.kinds.count.tolist(), strict=True)):
             load = float(layer.load[item]) * now[layer.expert[item]] / count
             if load > layer.load.max():
+                self.some_must_pay = True
                 self.model.add(self.z + int(np.ceil(layer.gpu_price * load * self.factor)) * self.u[j] <= time)
 
     def _hint(self, node: Ints) -> None:

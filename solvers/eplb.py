@@ -15,7 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem, Problem, copies_by_load
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.replica_counts import copies_by_load
 from moe_placer.result import LayerResult
 from moe_placer.solve.heuristic import (
     EngineRule,
@@ -107,7 +108,7 @@ def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> Lay
     """Keep copies on their expert's node; None where experts or slots do not divide evenly over nodes."""
     experts, nodes = problem.copies.shape[1], problem.nodes
     replicas = int(problem.copies[index].sum())
-    slots = problem.capacity.node_slots[index]
+    slots, together = problem.capacity.node_slots[index], problem.capacity.together[index]
     if experts % nodes or replicas % nodes or (slots < replicas // nodes).any():
         return None
     load = problem.demand[index].sum(axis=0)
@@ -115,9 +116,9 @@ def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> Lay
     copies = np.ones(experts, dtype=np.int64)
     for n in range(nodes):
         mine = np.flatnonzero(home == n)
-        if problem.together[n] * len(mine) < replicas // nodes:
+        if together[n] * len(mine) < replicas // nodes:
             return None
-        copies[mine] = copies_by_load(load[mine], replicas // nodes, int(problem.together[n]))
+        copies[mine] = copies_by_load(load[mine], replicas // nodes, int(together[n]))
     layer = problem.layer(index, copies)
     return _packed(problem, index, layer, home[layer.expert], rng, copies)
 

@@ -73,7 +73,7 @@ def cheapest_flow(layer: LayerProblem, price: Floats) -> Ints | None:
     e, n = np.nonzero(crowd)
     ones, nothing = np.ones(len(item), dtype=np.int64), np.zeros(len(e) + nodes, dtype=np.int64)
     largest = float(price.max(initial=0.0)) or 1.0
-    steps = np.rint(price[item, node] * (_STEPS / largest)).astype(np.int64)
+    steps = np.rint(price[item, node] / largest * _STEPS).astype(np.int64)
     network = SimpleMinCostFlow()
     network.add_arcs_with_capacity_and_unit_cost(
         np.concatenate([item, items + e * nodes + n, items + experts * nodes + np.arange(nodes)]),

@@ -10,10 +10,14 @@ are those of one EP group: with ``group`` routing, each DP group's experts go to
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem, Problem, copies_by_load
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.replica_counts import copies_by_load
 from moe_placer.result import LayerResult
 from moe_placer.solve.heuristic import (
     EngineRule,
@@ -42,16 +46,19 @@ class TensorRtLlm(EngineRule):
         layer, copies = problem.layer(index), None
         if problem.copies_are_free:
             load = problem.demand[index].sum(axis=0)
-            copies = copies_later_first(load, layer.items, int(layer.together.sum()))
+            copies = copies_later_first(
+                load, layer.items, int(layer.together.sum()), partial(problem.capacity.allows, index)
+            )
             layer = problem.layer(index, copies)
         if problem.shards > 1:
             return heuristic_result(layer, _pack(problem, layer, layer.slots), rng, copies=copies)
         return gpu_result(problem, layer, _pack(problem, layer, problem.capacity.slots[index]), rng, copies)
 
 
-def copies_later_first(load: Floats, replicas: int, most: int) -> Ints:
+def copies_later_first(load: Floats, replicas: int, most: int, fits: Callable[[Ints], bool] | None = None) -> Ints:
     """Return `copies_by_load`, but of equals the expert with the higher number gets the copy."""
-    return copies_by_load(load[::-1], replicas, most)[::-1]
+    reverse = None if fits is None else lambda copies: fits(copies[::-1])
+    return copies_by_load(load[::-1], replicas, most, reverse)[::-1]
 
 
 def _pack(problem: Problem, layer: LayerProblem, slots: Ints) -> Ints:

@@ -141,9 +141,9 @@ def sglang(version: str, layers: int, experts: int) -> Iterator[Sglang]:
 @contextmanager
 def vllm(version: str) -> Iterator[SimpleNamespace]:
     """Load vLLM's EPLB policies and migration scheduler, and the functions that derive maps from a plan."""
+    folder = source_of("vllm", version) / "vllm"
     import torch
 
-    folder = source_of("vllm", version) / "vllm"
     eplb = folder / "distributed" / "eplb"
     with modules(
         vllm=stub(folder),
@@ -167,9 +167,9 @@ def ascend(version: str) -> SimpleNamespace:
     """Run vllm-ascend's functions that read a static map; the module itself asks for NPUs."""
     import collections
 
+    path = source_of("vllm-ascend", version) / "vllm_ascend" / "eplb" / "core" / "eplb_utils.py"
     import torch
 
-    path = source_of("vllm-ascend", version) / "vllm_ascend" / "eplb" / "core" / "eplb_utils.py"
     names = {"expert_file_to_tensor", "generate_log2phy_map"}
     logger = logging.getLogger("vllm")
     given = {"json": json, "torch": torch, "defaultdict": collections.defaultdict, "logger": logger}

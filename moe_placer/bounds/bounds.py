@@ -8,7 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price, transport
+from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.relaxation import relax
+from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
+from moe_placer.limits import Deadline
 from moe_placer.placement import Proof
 from moe_placer.problem.compile import LayerProblem
 
@@ -18,6 +21,7 @@ __all__ = [
     "any_copies_bound",
     "best_bound",
     "cheapest",
+    "companions_bound",
     "dual_bound",
     "even_weights",
     "hot_expert_bound",
@@ -31,6 +35,9 @@ Ints = npt.NDArray[np.int64]
 # Claimed bounds are this much below what was computed, so that the rounding of another summation order cannot turn a
 # true claim into a false one. Sums of some thousand doubles err by about 1e-13 of their size.
 SAFETY = 1e-10
+SMALLEST = 2.0**-600  # smaller bounds are not claimed: products on the way to them may have lost their digits
+
+_HOT = 100.0  # a link that costs 1% less than the worst has a third of its weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +49,19 @@ class Bound:
     value : float
         Cost (tokens at node-link speed).
     proof : str
-        ``dual``, ``hot-experts``, ``threshold``, or ``solver`` where nothing re-checkable is known.
+        ``dual``, ``hot-experts``, ``threshold``, ``companions``, ``weighted-companions``, or ``solver`` where
+        nothing re-checkable is known.
     weights : float array [K] or None
-        Link weights, summing to 1; the proof of ``dual`` and ``threshold``.
+        Link weights, summing to 1; the proof of ``dual``, ``threshold`` and ``weighted-companions``.
     threshold : float or None
     hot : int or None
-        Item for ``hot-experts``.
+        Item for ``hot-experts`` and ``companions``.
+    companions : Companions, WeightedCompanions or None
+        The rest of the proof of ``companions`` or ``weighted-companions``.
+    given_replicas : float or None
+        Where how many copies each expert has is a choice, and the proof is about those as given: what it proves there.
     any_copies : bool
         Whether it holds for any number of copies of each expert.
-    room_prices : float array [N] or None
-        The same for all layers: what an item pays for its node's memory in a bound on the sum over layers of z.
     """
 
     value: float
@@ -59,8 +69,9 @@ class Bound:
     weights: Floats | None = None
     threshold: float | None = None
     hot: int | None = None
+    companions: Companions | WeightedCompanions | None = None
+    given_replicas: float | None = None
     any_copies: bool = False
-    room_prices: Floats | None = None
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
@@ -79,6 +90,35 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
     return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
+
+
+def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline) -> Bound:
+    """Bound z where tokens are sent once per place, by a hot item or by link weights, and the best companions.
+
+    ``node`` is a good placement: the more a link carries there, the more one of the weights tried has on it.
+    """
+    hot, weighted = hot_companions(problem, deadline), None
+    if not deadline.over:
+        weighted = weighted_companions(problem, [*_spread_weights(problem), *_hot_weights(problem, node)])
+    bound = best_bound(problem)
+    if hot is not None:
+        bound = Bound(_safe(hot.value), "companions", hot=hot.hot, companions=hot)
+    if weighted is not None and _safe(weighted.value) > bound.value:
+        value, weights = _safe(weighted.value), weighted.weights
+        bound = Bound(value, "weighted-companions", weights=weights, companions=weighted)
+    if problem.copies_are_free and bound.companions is not None:  # another choice of copies may have less
+        return replace(bound, value=0.0, given_replicas=bound.value)
+    return bound
+
+
+def _hot_weights(problem: LayerProblem, node: Ints) -> list[Floats]:
+    cost = problem.cost(node)
+    power = np.exp(_HOT * (cost / max(float(cost.max(initial=0.0)), 1e-300) - 1.0))
+    return [power / power.sum()] if len(power) else []
+
+
+def _spread_weights(problem: LayerProblem) -> list[Floats]:
+    return even_weights(problem) if problem.links else []
 
 
 def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> Bound:
@@ -161,4 +201,4 @@ def _floor(problem: LayerProblem) -> Floats:
 
 
 def _safe(value: float) -> float:
-    return max(0.0, value * (1 - SAFETY))
+    return value * (1 - SAFETY) if value >= SMALLEST else 0.0

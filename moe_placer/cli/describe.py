@@ -23,6 +23,7 @@ from moe_placer.instance.sizes import (
 )
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import demand
+from moe_placer.problem.shortage import slots_of_layer
 from moe_placer.solve.estimate import Estimate, estimate
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
@@ -75,7 +76,7 @@ class Description:
     kv_cache_tokens : int
         Tokens of context whose keys and values fit what is reserved and left, on the GPUs that share attention.
     replicas_per_layer : int
-        Expert replicas of one layer, with equal shares of ``redundant_slots_in_all`` where layers share a budget.
+        Expert replicas of one layer; where layers share a budget, with equal shares of it as far as slots go.
     links : dict
         Kind of link to number of links and GB/s of each.
     engine : str or None
@@ -145,8 +146,8 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         gpus=instance.gpus,
         gpu=instance.cluster.gpu.name,
         failed_gpus=failed,
-        slots_per_layer=(instance.gpus - failed) * instance.placement.slots_per_gpu // instance.parallelism.expert_tp,
-        replicas_per_layer=instance.replicas_per_layer,
+        slots_per_layer=slots_of_layer(instance),
+        replicas_per_layer=max(_replicas(instance)),
         redundant_slots_in_all=copies.redundant_slots_in_all if isinstance(copies, SharedSlots) else None,
         expert_mb=expert_bytes(instance) / 1e6,
         token_bytes=token_bytes(instance),
@@ -170,7 +171,7 @@ def _memory(instance: Instance) -> dict[str, float]:
     parts = memory_parts(instance)
     capacity = min(gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus))
     working = max(1, instance.gpus - len(instance.placement.failed_gpus))
-    copies = sum(instance.replicas_by_layer) * instance.parallelism.expert_tp / working
+    copies = sum(_replicas(instance)) * instance.parallelism.expert_tp / working
     experts = np.ceil(copies) * expert_bytes(instance)
     return {
         "capacity": capacity / GB,
@@ -181,6 +182,14 @@ def _memory(instance: Instance) -> dict[str, float]:
         "kv_cache_reserved": parts.kv_cache / GB,
         "left": float(capacity - experts - parts.total) / GB,
     }
+
+
+def _replicas(instance: Instance) -> list[int]:
+    """Expert replicas of each layer; a layer takes of a budget that all share what it has slots for, at most."""
+    most = instance.gpus * instance.placement.slots_per_gpu
+    if isinstance(instance.placement.replicas, SharedSlots):
+        most = max(instance.model.experts, slots_of_layer(instance))
+    return [min(replicas, most) for replicas in instance.replicas_by_layer]
 
 
 def _kv_tokens(instance: Instance, free_gb: float) -> int:
@@ -239,7 +248,7 @@ def _size_lines(d: Description) -> list[str]:
     has = f"each layer has {d.replicas_per_layer:,} expert replicas"
     if d.redundant_slots_in_all is not None:
         budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
-        has = f"{budget}; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
+        has = f"{budget}, at most; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
     return [
         f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, "
         f"on {d.gpus:,} GPUs{called}{failed} in {d.nodes} nodes.",
@@ -298,5 +307,5 @@ def _verdict_lines(d: Description) -> list[str]:
     if d.infeasible:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:
-        lines.append("Verdict: slots and memory suffice, counted over all GPUs.")
+        lines.append("Verdict: feasible. Slots, memory, pins and the distance between copies leave a placement.")
     return lines

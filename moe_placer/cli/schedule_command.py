@@ -145,9 +145,10 @@ def _written(
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
-    from moe_placer.schedule.step_figures import PLANNED, plan_holds
+    from moe_placer.schedule.step_figures import plan_holds, planned_shares
 
     program, memory = timeline.program, figures.memory
+    planned = planned_shares(program.instance)
     path = [(timeline.operation(task), task) for task in timeline.critical_path()]
     return {
         "schema": "moe-placer/schedule/1",
@@ -166,8 +167,8 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
         "mfu": figures.mfu,
         "communication_us": figures.communication_us,
         "shares": dict(figures.shares),
-        "planned_shares": dict(PLANNED),
-        "plan_holds": plan_holds(figures.shares),
+        "planned_shares": planned,
+        "plan_holds": None if planned is None else plan_holds(figures.shares, planned),
         "links": dict(zip(figures.links, figures.link_utilization.tolist(), strict=True)),
         "busiest_link": figures.busiest_link,
         "memory_bytes": {

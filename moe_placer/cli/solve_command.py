@@ -105,6 +105,9 @@ def solve(
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed)
     _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
+    if step and opened.placement.counts_tokens_once:
+        unit = opened.placement.dispatch
+        raise UsageError(f"--step simulates a copy per chosen expert, and placement.dispatch is {unit}; leave it out")
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
     if not (quiet or json_):
@@ -196,10 +199,10 @@ def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_
 
     placement, traffic = solution.placement, solution.traffic
     placement.write(folder / PLACEMENT)
-    if not no_dag and instance.placement.dispatch != "per-expert":
+    if not no_dag and instance.placement.counts_tokens_once:
         unit = instance.placement.dispatch
         click.echo(f"moe-placer: no DAGs, which send a copy per chosen expert, not {unit} as the instance", err=True)
-    if no_dag or instance.placement.dispatch != "per-expert":
+    if no_dag or instance.placement.counts_tokens_once:
         return None
     from moe_placer.dag import write_dags
 

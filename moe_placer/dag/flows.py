@@ -129,7 +129,11 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, st
 
 def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> list[Mistake]:
     """List what keeps a DAG from being built."""
-    return [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
+    mistakes = [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
+    if instance.placement.counts_tokens_once:
+        expected = "per-expert (DAGs and the simulated step know no other)"
+        mistakes.append(Mistake(instance.placement.dispatch, expected, "placement.dispatch"))
+    return mistakes
 
 
 def _placement_mistakes(instance: Instance, placement: Placement, stand_ins: bool) -> Iterator[Mistake]:

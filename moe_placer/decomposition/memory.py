@@ -21,13 +21,12 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
-from moe_placer.bounds.bounds import SAFETY, Bound, any_copies_bound, dual_bound
+from moe_placer.bounds.bounds import SAFETY, SMALLEST, Bound, best_bound, relaxed_bound
 from moe_placer.bounds.relaxation import Relaxation, relax
 from moe_placer.decomposition.memory_exchange import SMALL, Exchange
 from moe_placer.decomposition.memory_rounding import fit_room
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.result import LayerResult, Stop
 
 __all__ = ["Room", "share_room"]
 
@@ -52,21 +51,20 @@ class Room:
     problem : Problem
         With slots for each layer that fit the memory over all layers.
     bounds : list of Bound
-        One per layer, by link weights; unless copies are free, with prices of room that turn them into ``total``.
+        The best of each layer, whatever room it has.
     total : float
         Bound on the sum over layers of z, memory counted; 0 where copies are free.
+    weights : list of float array [K]
+        Per layer, the link weights that prove ``total`` together with ``prices``.
+    prices : float array [N]
+        What an item pays for its node's memory.
     """
 
     problem: Problem
     bounds: list[Bound]
     total: float
-
-    def restated(self, index: int, result: LayerResult) -> LayerResult:
-        """Return a result with what bounds it whatever its room: its own bound took the room as given."""
-        stop = result.stop
-        if result.node is not None and stop is Stop.PROVED:
-            stop = Stop.GAP
-        return replace(result, bound=self.bounds[index], solver_bound=None, stop=stop)
+    weights: list[Floats]
+    prices: Floats
 
 
 def _priced(layer: LayerProblem, weights: Floats, room_prices: Floats) -> float:
@@ -77,19 +75,22 @@ def _priced(layer: LayerProblem, weights: Floats, room_prices: Floats) -> float:
 def share_room(problem: Problem, limits: Limits, kept: Ints | None = None) -> Room | None:
     """Divide every node's room among the layers; None if half of the limits is reached before any division fits.
 
-    With ``kept`` [layers, N], the items of each layer on each node, the division is the one that a placement has.
+    ``kept`` [layers, GPUs] are slots of GPUs to keep to, such as a placement to start from has.
     """
     deadline = replace(limits.deadline, at=time.monotonic() + limits.deadline.left / 2)
     division = _Division(problem)
     division.run(max(_CLOSEST, _CLOSE * limits.gap), limits.total_work / 2, deadline)
-    counts = kept if kept is not None else division.mixed_counts()
-    given = None if counts is None else fit_room(problem, counts)
-    small = all(layer.items * layer.nodes <= SMALL for layer in division.layers)
-    if given is not None and kept is None and small:
-        given = _exchanged(problem, given, _EXCHANGE * limits.total_work, deadline)
+    if kept is not None:
+        given: Problem | None = problem.with_room(kept)
+    else:
+        counts = division.mixed_counts()
+        given = None if counts is None else fit_room(problem, counts)
+        if given is not None and all(layer.items * layer.nodes <= SMALL for layer in division.layers):
+            given = _exchanged(problem, given, _EXCHANGE * limits.total_work, deadline)
     if given is None or not division.weights:
         return None
-    return Room(given, division.bounds(), 0.0 if problem.copies_are_free else division.safe_bound)
+    total = 0.0 if problem.copies_are_free else division.safe_bound
+    return Room(given, division.bounds(deadline), total, division.weights, division.prices)
 
 
 def _exchanged(problem: Problem, given: Problem, work: float, deadline: Deadline) -> Problem:
@@ -97,7 +98,7 @@ def _exchanged(problem: Problem, given: Problem, work: float, deadline: Deadline
     exchange, closed = Exchange(given, deadline), problem.capacity
     value = exchange.start(given.capacity.node_slots)
     if exchange.start(closed.node_slots) < value:
-        given = problem.with_room(closed.node_slots, closed.slots)
+        given = problem.with_room(closed.slots)
     exchange.start(given.capacity.node_slots)
     exchange.run(work)
     better = fit_room(problem, exchange.slots)
@@ -183,14 +184,19 @@ class _Division:
         ``sum_l z[l] >= sum_l min over assignments of (w[l] cost[l] + p count[l]) - p room``, in vectors over links and
         nodes.
         """
-        return max(0.0, self.bound - SAFETY * (self.bound + 2 * float(self.prices @ self.room)))
+        safe = self.bound - SAFETY * (self.bound + 2 * float(self.prices @ self.room))
+        return safe if safe >= SMALLEST else 0.0
 
-    def bounds(self) -> list[Bound]:
-        """Bound every layer by its link weights, with the prices that all share."""
-        if self.problem.copies_are_free:  # prices count the copies as they are
-            return [any_copies_bound(layer, own) for layer, own in zip(self.layers, self.weights, strict=True)]
-        pairs = zip(self.layers, self.weights, strict=True)
-        return [replace(dual_bound(layer, weights), room_prices=self.prices) for layer, weights in pairs]
+    def bounds(self, deadline: Deadline) -> list[Bound]:
+        """Bound every layer as well as can be, whatever its room: by the weights found, and by those without prices."""
+        bounds = []
+        for layer, weights in zip(self.layers, self.weights, strict=True):
+            bound = best_bound(layer, weights)
+            if not deadline.over:
+                left = deadline.left if np.isfinite(deadline.at) else None
+                bound = max(relaxed_bound(layer, left), bound, key=lambda one: one.value)
+            bounds.append(bound)
+        return bounds
 
     def mixed_counts(self) -> Floats | None:
         """Return how many items of each layer the master has on each node [layers, N]; None if nothing was mixed."""

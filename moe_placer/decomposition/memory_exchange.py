@@ -48,6 +48,7 @@ class Exchange:
             [np.bincount(layer.pinned[layer.pinned >= 0], minlength=layer.nodes) for layer in self.layers]
         )
         layers, capacity = np.arange(1, len(problem) + 1), problem.capacity
+        self.places = capacity.places
         # What each node's GPUs take in any k layers [N, k].
         most = np.minimum(capacity.usable[:, None], capacity.per_gpu * layers[None, :])
         self.room = most.reshape(problem.nodes, problem.gpus_per_node, -1).sum(axis=1)
@@ -110,7 +111,9 @@ class Exchange:
         """Return what a layer makes of slots [N], and the price of each."""
         key = (index, slots.tobytes())
         if key not in self.known:
-            self.known[key] = self._solve(replace(self.layers[index], slots=slots, widest=slots), index)
+            together = np.minimum(self.places, slots)
+            layer = replace(self.layers[index], slots=slots, widest=slots, together=together)
+            self.known[key] = self._solve(layer, index)
         return self.known[key]
 
     def _solve(self, layer: LayerProblem, index: int) -> tuple[float, Floats]:

@@ -64,8 +64,10 @@ def fit_room(problem: Problem, counts: Floats | Ints) -> Problem | None:
     slots = np.zeros(counts.shape, dtype=np.int64)
     np.add.at(slots.T, shelves.node, _with_spare(taken, counts, shelves).T)
     gpus = _open_gpus(problem, slots)
-    fits = (gpus.reshape(len(slots), problem.nodes, -1).sum(axis=2) == slots).all()  # pins may be in the way
-    return problem.with_room(slots, gpus) if fits else None
+    if (gpus.reshape(len(slots), problem.nodes, -1).sum(axis=2) != slots).any():  # pins may be in the way
+        return None
+    given = problem.with_room(gpus)
+    return given if given.has_places else None
 
 
 def _flow(floor: Floats, fraction: Floats, lower: Floats, items: Ints, shelves: _Shelves) -> Ints | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,15 +13,14 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["open_safetensors"]
+__all__ = ["read_safetensors"]
 
 _KIND = "a .safetensors file"
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 _TYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
 
 
-@contextmanager
-def open_safetensors(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+def read_safetensors(path: Path) -> Mapping[str, npt.NDArray[Any]]:
     """Map a file's names to arrays of whole numbers, which are views of the file.
 
     Raises
@@ -30,13 +28,12 @@ def open_safetensors(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
     InputError
         The file is missing, damaged, or holds something else than whole numbers.
     """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no ordinary file" if path.exists() else "no such file"
+        raise InputError(Mistake(found, _KIND, file=path))
     try:
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no ordinary file" if path.exists() else "no such file"
-            raise InputError(Mistake(found, _KIND, file=path))
         with path.open("rb") as stream:
-            arrays = _arrays(stream.read(8), np.memmap(stream, np.uint8, "r"))
-        yield arrays
+            return _arrays(stream.read(8), np.memmap(stream, np.uint8, "r"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(Mistake(f"a file that cannot be read ({reason})", _KIND, file=path)) from None

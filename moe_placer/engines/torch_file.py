@@ -6,8 +6,6 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +16,17 @@ from moe_placer.engines.pickle_reader import load_pickle
 from moe_placer.engines.stored_tensors import NotPlainTensorsError, StoredTensor
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["TorchFile", "open_torch_file"]
+__all__ = ["TorchFile", "read_torch_file"]
 
 _KIND = "a .pt file of tensors, as torch.save writes it"
 _MOST_PICKLE_BYTES = 512_000_000
+_MAPPED_BYTES = 512_000_000
 _CHECKED_BYTES = 16_000_000  # of which the checksum is computed at a time
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 
 
 class TorchFile:
-    """A ``.pt`` file that is open.
+    """A ``.pt`` file whose plain data has been read.
 
     Attributes
     ----------
@@ -36,39 +35,47 @@ class TorchFile:
         What was saved, with a `StoredTensor` for each tensor.
     """
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, data: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, members: dict[str, zipfile.ZipInfo]) -> None:
         self.path = path
-        self._data = data
-        self._members = _check_members(archive, len(data))
-        pickles = [name for name in self._members if name.endswith("/data.pkl") or name == "data.pkl"]
+        self._members = members
+        pickles = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(pickles) != 1:
             raise NotPlainTensorsError("a zip archive without data.pkl")
         self._folder = pickles[0].removesuffix("data.pkl")
-        order = self._members.get(f"{self._folder}byteorder")
+        order = members.get(f"{self._folder}byteorder")
         self._order: Literal["<", ">"] = ">" if order and bytes(self._values(order)).strip() == b"big" else "<"
-        member = self._members[pickles[0]]
-        if member.file_size > _MOST_PICKLE_BYTES:
+        if members[pickles[0]].file_size > _MOST_PICKLE_BYTES:
             raise NotPlainTensorsError(f"more than {_MOST_PICKLE_BYTES / 1e6:g} MB of data beside the tensors")
-        self.content: Any = load_pickle(bytes(self._values(member)))
+        self.content: Any = load_pickle(bytes(self._values(members[pickles[0]])))
+
+    def wrong(self, found: str, expected: str = _KIND, path: str = "") -> InputError:
+        """Say what is wrong with the file."""
+        return InputError(Mistake(found, expected, path, self.path))
 
     def array(self, tensor: StoredTensor) -> npt.NDArray[Any]:
-        """Return a tensor's values as a view of the file, once its checksum is found right.
+        """Return a tensor's values, once their checksum is found right.
 
         Raises
         ------
-        NotPlainTensorsError
+        InputError
             The values are missing, of another length than stated, or damaged.
         """
+        try:
+            return self._array(tensor)
+        except NotPlainTensorsError as error:
+            raise self.wrong(str(error)) from None
+        except OSError as error:
+            raise self.wrong(f"a file that cannot be read ({error.strerror})") from None
+
+    def _array(self, tensor: StoredTensor) -> npt.NDArray[Any]:
         member = self._members.get(f"{self._folder}data/{tensor.storage}")
         if member is None:
             raise NotPlainTensorsError(f"no values for a tensor (data/{tensor.storage[:60]})")
         dtype = np.dtype("u2" if tensor.dtype == "bf16" else tensor.dtype).newbyteorder(self._order)
         if member.file_size != tensor.values * dtype.itemsize:
-            stated = f"{tensor.values} values of {dtype.itemsize} bytes"
-            raise NotPlainTensorsError(
-                f"{member.file_size} bytes where {stated} should be (data/{tensor.storage[:60]})"
-            )
-        stored = self._values(member)[: tensor.values * dtype.itemsize].view(dtype)
+            stated = f"{tensor.values} values of {dtype.itemsize} bytes should be (data/{tensor.storage[:60]})"
+            raise NotPlainTensorsError(f"{member.file_size} bytes where {stated}")
+        stored = self._values(member).view(dtype)
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
         if math.prod(tensor.shape) == 0:
             return np.zeros(tensor.shape, dtype)
@@ -85,30 +92,36 @@ class TorchFile:
 
     def _values(self, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
         """Return a member's bytes; its checksum is compared."""
-        header = bytes(self._data[member.header_offset : member.header_offset + _LOCAL_HEADER.size])
-        if len(header) < _LOCAL_HEADER.size:
-            raise NotPlainTensorsError("an archive that ends too early")
-        signature, name, extra = _LOCAL_HEADER.unpack(header)
-        start = member.header_offset + _LOCAL_HEADER.size + name + extra
-        values = self._data[start : start + member.file_size]
-        if signature != b"PK\x03\x04" or len(values) != member.file_size:
-            raise NotPlainTensorsError("an archive whose directory points nowhere")
+        with self.path.open("rb") as stream:
+            stream.seek(member.header_offset)
+            header = stream.read(_LOCAL_HEADER.size)
+            if len(header) < _LOCAL_HEADER.size:
+                raise NotPlainTensorsError("an archive that ends too early")
+            signature, name, extra = _LOCAL_HEADER.unpack(header)
+            start, size = member.header_offset + _LOCAL_HEADER.size + name + extra, member.file_size
+            if signature != b"PK\x03\x04" or start + size > self.path.stat().st_size:
+                raise NotPlainTensorsError("an archive whose directory points nowhere")
+            values: npt.NDArray[np.uint8]
+            if size > _MAPPED_BYTES:  # memory that the system can take back at any time
+                values = np.memmap(stream, np.uint8, "r", start, (size,))
+            else:
+                stream.seek(start)
+                values = np.frombuffer(stream.read(size), np.uint8)
         found = 0
         for at in range(0, len(values), _CHECKED_BYTES):
             found = zlib.crc32(values[at : at + _CHECKED_BYTES].data, found)
-        if found != member.CRC:
+        if found != member.CRC or len(values) != size:
             raise NotPlainTensorsError(f"a damaged part ({member.filename[-60:]}: its checksum is wrong)")
         return values
 
 
-@contextmanager
-def open_torch_file(path: Path) -> Iterator[TorchFile]:
-    """Open a ``.pt`` file and read what is in it, without running anything.
+def read_torch_file(path: Path) -> TorchFile:
+    """Read what is in a ``.pt`` file, without running anything; the values of tensors stay where they are.
 
     Raises
     ------
     InputError
-        It is missing, damaged, hostile, or not a zip archive of tensors; also for what is found while it is open.
+        It is missing, damaged, hostile, or not a zip archive of tensors.
     """
     try:
         if path.exists() and not path.is_file():
@@ -116,12 +129,9 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
         with path.open("rb") as stream:
             if stream.read(4)[:2] != b"PK":
                 raise NotPlainTensorsError("no zip archive (torch.save writes one since torch 1.6)")
-            data = np.memmap(stream, np.uint8, "r")
             with zipfile.ZipFile(stream) as archive:
-                opened = TorchFile(path, archive, data)
-        yield opened
-    except InputError:
-        raise
+                members = _check_members(archive, path.stat().st_size)
+        return TorchFile(path, members)
     except FileNotFoundError:
         raise InputError(Mistake("no such file", _KIND, file=path)) from None
     except NotPlainTensorsError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_placer.errors import Mistake
@@ -17,12 +17,15 @@ from moe_placer.instance.schema import (
     Model,
     Parallelism,
     Placement,
+    Schedule,
     SharedSlots,
     SyntheticTraffic,
 )
 from moe_placer.instance.yaml_reader import dotted
 
 __all__ = ["find_contradictions"]
+
+_SHOWN = 4  # numbers that a message lists
 
 Found = tuple[tuple[str | int, ...], str, str]  # path of the field, what was found, what is expected
 
@@ -55,6 +58,15 @@ def _top_k(model: Model) -> Iterator[Found]:
         yield ("model", "top_k"), str(model.top_k), f"at most model.experts ({model.experts})"
 
 
+def _shares(schedule: Schedule) -> Iterator[Found]:
+    shares = schedule.planned_shares
+    if shares is None:
+        return
+    total = shares.computation + shares.communication + shares.synchronization + shares.overhead
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        yield ("schedule", "planned_shares"), f"shares that sum to {total:.6g}", "shares that sum to 1"
+
+
 def _gpus(cluster: Cluster) -> Iterator[Found]:
     gpus = cluster.nodes * cluster.gpus_per_node
     if gpus > MAX_GPUS:
@@ -85,8 +97,7 @@ def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) ->
 
 def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffic) -> Iterator[Found]:
     """Dispatch once per place asks for which experts fire together, and once per GPU for places that are GPUs."""
-    several = placement.slots_per_gpu > 1
-    once = placement.dispatch == "per-node" or (placement.dispatch == "per-gpu" and several)
+    once = placement.counts_tokens_once
     if once and isinstance(traffic, LoadTraffic):
         expected = (
             "per-expert, or kind: trace or synthetic: how many copies of a token are saved depends on which experts it "
@@ -96,7 +107,7 @@ def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffi
     if placement.dispatch == "per-gpu" and parallelism.expert_tp > 1:
         expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
         yield ("placement", "dispatch"), "per-gpu, with parallelism.expert_tp above 1", expected
-    if placement.dispatch == "per-gpu" and several and placement.replicas_apart == "node":
+    if placement.dispatch == "per-gpu" and once and placement.replicas_apart == "node":
         expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
         yield ("placement", "replicas_apart"), "node", expected
 
@@ -140,6 +151,34 @@ def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: P
         seen.add((pin.layer, pin.expert, pin.replica))
     if placement.pinned and parallelism.expert_tp > 1:
         yield ("placement", "pinned"), "pins with expert_tp above 1", "one or the other"
+    yield from _crowded_pins(cluster, placement)
+
+
+def _crowded_pins(cluster: Cluster, placement: Placement) -> Iterator[Found]:
+    """Find pins that exclude each other: more on a GPU than it has slots, or two replicas of one expert too close."""
+    on_gpu: dict[tuple[int, int], list[int]] = {}
+    first: dict[tuple[int, int, int], int] = {}
+    apart = placement.replicas_apart
+    for index, pin in enumerate(placement.pinned):
+        at = ("placement", "pinned", index)
+        place = pin.gpu if apart == "gpu" else pin.gpu // cluster.gpus_per_node
+        other = first.setdefault((pin.layer, pin.expert, place), pin.replica)
+        if other != pin.replica:
+            found = f"replicas {other} and {pin.replica} of expert {pin.expert} on {apart} {place} in layer {pin.layer}"
+            yield at, found, f"different {apart}s (placement.replicas_apart)"
+            continue
+        experts = on_gpu.setdefault((pin.layer, pin.gpu), [])
+        experts.append(pin.expert)
+        if len(experts) == placement.slots_per_gpu + 1:
+            found = f"experts {_enumerated(experts)} pinned to GPU {pin.gpu} in layer {pin.layer}"
+            yield at, found, f"at most placement.slots_per_gpu ({placement.slots_per_gpu}) on one GPU"
+
+
+def _enumerated(numbers: Sequence[int]) -> str:
+    """Write a few numbers in words; of many, the last ones."""
+    shown = [str(number) for number in numbers[-_SHOWN:]]
+    more = f"{len(numbers) - len(shown)} others, " if len(numbers) > len(shown) else ""
+    return f"{more}{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
@@ -201,5 +240,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),
+    (("schedule",), _shares),
     (("model", "cluster", "parallelism", "placement", "engine"), _engine),
 )

@@ -31,6 +31,7 @@ class Instance(schema.Section):
     placement: schema.Placement = schema.Placement()
     traffic: schema.AnyTraffic
     objective: schema.Objective = schema.Objective()
+    schedule: schema.Schedule = schema.Schedule()
     engine: schema.Engine | None = Field(
         None, description="Inference engine that is to load the placement: its rules on slots and copies must hold."
     )
@@ -71,6 +72,14 @@ class Instance(schema.Section):
         return tuple(experts + share + (layer < rest) for layer in range(layers))
 
     @property
+    def redundant_slots(self) -> int:
+        """Copies beyond one of each expert that go to any: of each layer, or of all layers where these share them."""
+        copies = self.placement.replicas
+        if copies == "dp":
+            return 0
+        return copies.redundant_slots if isinstance(copies, schema.RedundantSlots) else copies.redundant_slots_in_all
+
+    @property
     def trace_files(self) -> tuple[Path, ...]:
         """The traffic's files, resolved against the folder of the instance file."""
         files: Sequence[str] = getattr(self.traffic, "files", ())
@@ -81,6 +90,7 @@ class Instance(schema.Section):
         """SHA-256 of the canonical content: comments, order and trace paths do not change it, defaults count."""
         content = self.model_dump(mode="json")
         content["traffic"].pop("files", None)
+        del content["schedule"]  # what is expected of a step, not of a placement
         del content["engine"]  # it only forbids; what is allowed costs the same with and without it
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # the field is younger than the first placement files

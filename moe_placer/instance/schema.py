@@ -22,8 +22,10 @@ __all__ = [
     "Pin",
     "Placement",
     "RedundantSlots",
+    "Schedule",
     "Section",
     "SharedSlots",
+    "Shares",
     "SyntheticTraffic",
     "TraceTraffic",
 ]
@@ -199,6 +201,14 @@ class Placement(Section):
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
 
+    @property
+    def counts_tokens_once(self) -> bool:
+        """Whether a token goes once to a place that may hold several of its experts, so that costs are not linear.
+
+        Where GPUs hold one expert each, one copy per GPU is one per chosen expert.
+        """
+        return self.dispatch == "per-node" or (self.dispatch == "per-gpu" and self.slots_per_gpu > 1)
+
 
 class _Traffic(Section):
     tokens_per_gpu: PositiveFloat = Field(1024, le=1e9, description="Tokens that start on each GPU in one step.")
@@ -247,6 +257,25 @@ class Objective(Section):
         "layers",
         description="layers: the sum over layers of each one's worst link, for layers that run one after the other; "
         "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
+    )
+
+
+class Shares(Section):
+    """Parts of a mean GPU's time in one step; together 1."""
+
+    computation: float = Field(ge=0, le=1)
+    communication: float = Field(ge=0, le=1, description="What no computation hides.")
+    synchronization: float = Field(ge=0, le=1, description="Waiting for others.")
+    overhead: float = Field(ge=0, le=1, description="Starting what runs.")
+
+
+class Schedule(Section):
+    """What is expected of a step; it changes no placement, and not the instance's hash."""
+
+    planned_shares: Shares | None = Field(
+        None,
+        description="Where a deployment plan says that the time of a step goes: `schedule` and `sweep` then say "
+        "whether the simulated step is within 5 percentage points of it.",
     )
 
 

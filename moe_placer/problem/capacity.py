@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,18 @@ import numpy.typing as npt
 from moe_placer.errors import InfeasibleError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
-from moe_placer.instance.sizes import GB, expert_bytes, gpu_memory_bytes, memory_parts
+from moe_placer.problem.node_limits import most_of_experts, most_replicas, most_together
+from moe_placer.problem.openings import Asked, open_gpus
+from moe_placer.problem.pins import leave_room
+from moe_placer.problem.replica_counts import copies_by_load
+from moe_placer.problem.shortage import (
+    find_shortage,
+    memory_room,
+    no_way,
+    usable_room,
+    widest_nodes,
+    working_gpus,
+)
 
 __all__ = ["Capacity", "find_capacity", "why_infeasible"]
 
@@ -25,7 +36,7 @@ class Capacity:
     Attributes
     ----------
     room : int array [GPUs]
-        Expert copies (or shards) that a GPU's memory can take over all layers.
+        Expert replicas (or shards) that a GPU's memory can take over all layers.
     usable : int array [GPUs]
         The same, as far as slots let it be used; 0 for a GPU that failed.
     node_room : int array [nodes]
@@ -35,13 +46,18 @@ class Capacity:
     binds : bool
         Whether some working GPU has less room than slots.
     slots : int array [MoE layers, GPUs]
-        Copies that a GPU may take in one layer. Where memory binds, a GPU is closed in some layers, so that layers can
-        be solved apart from each other and still fit together: blindly here, by prices in
+        Replicas that a GPU may take in one layer. Where memory binds, a GPU is closed in some layers, so that layers
+        can be solved apart from each other and still fit together: blindly here, by prices in
         `moe_placer.decomposition.memory`.
-    node_slots : int array [MoE layers, nodes]
-        Replicas that a node may take in one layer, from ``slots``.
     widest : int array [nodes]
         Replicas that a node could take in one layer if memory did not matter: what bounds must allow.
+    replicas : int array [MoE layers]
+        Replicas of each layer; of a budget that layers share, what equal shares come to where there is room.
+    experts, shards, gpus_per_node : int
+    apart : bool
+        Whether replicas of one expert keep to different nodes, not just GPUs.
+    pins : tuple
+        Per layer, the pairs (expert, GPU) that are pinned.
     """
 
     room: Ints
@@ -50,98 +66,192 @@ class Capacity:
     per_gpu: int
     binds: bool
     slots: Ints
-    node_slots: Ints
     widest: Ints
+    replicas: Ints
+    experts: int
+    shards: int
+    gpus_per_node: int
+    apart: bool
+    pins: tuple[tuple[tuple[int, int], ...], ...]
+
+    @cached_property
+    def node_slots(self) -> Ints:
+        """Replicas that a node may take in one layer [MoE layers, nodes], from ``slots``."""
+        return most_replicas(self._by_node, self.shards)
+
+    @cached_property
+    def together(self) -> Ints:
+        """Replicas of one expert that may share a node [MoE layers, nodes].
+
+        So few that GPUs can be given to whatever keeps to this and to ``node_slots``; where that would leave too few
+        places for a layer, as many as there are GPUs.
+        """
+        safe, loose = most_together(self._by_node, self.shards), (self._by_node > 0).sum(axis=2) // self.shards
+        if self.apart:
+            return np.minimum(safe, 1)
+        for layer, node_slots in enumerate(self.node_slots):
+            if most_of_experts(node_slots, safe[layer], self.experts)[-1] < self.replicas[layer]:
+                safe[layer] = loose[layer]
+        return safe
+
+    @property
+    def places(self) -> Ints:
+        """Replicas of one expert that each node can hold, if it holds nothing else [nodes]."""
+        gpus = (self.usable.reshape(-1, self.gpus_per_node) > 0).sum(axis=1)
+        return np.asarray(np.minimum(gpus // self.shards, 1 if self.apart else self.gpus_per_node))
+
+    @property
+    def _by_node(self) -> Ints:
+        return self.slots.reshape(len(self.slots), -1, self.gpus_per_node)
+
+    def most_of_experts(self, index: int) -> Ints:
+        """Return the most replicas that any k experts can have in a layer without pins, for k from 1 to all experts."""
+        if self.shards > 1 or self.apart:
+            return most_of_experts(self.node_slots[index], self.together[index], self.experts)
+        value, count = np.unique(self.slots[index], return_counts=True)
+        return np.asarray(np.minimum(value, np.arange(1, self.experts + 1)[:, None]) @ count)
+
+    def allows(self, index: int, copies: Ints) -> bool:
+        """Whether a layer with ``copies`` [experts] of each expert has a valid placement."""
+        fullest = np.cumsum(-np.sort(-copies))
+        if (fullest > self.most_of_experts(index)).any():
+            return False
+        if (fullest > most_of_experts(self.node_slots[index], self.together[index], self.experts)).any():
+            return False  # nodes could, with fewer copies of one expert on each
+        pins, slots = self.pins[index], self.slots[index]
+        if not pins or copies.max() == 1:
+            return bool((np.bincount([gpu for _, gpu in pins], minlength=len(slots)) <= slots).all())
+        return leave_room(pins, copies, slots, self.gpus_per_node, self.apart)
+
+    def filled(self, opened: Ints) -> Ints:
+        """Return slots [MoE layers, GPUs] with what room is left on each GPU for the layers with the fewest."""
+        slots, left = opened.copy(), self.usable - opened.sum(axis=0)
+        for gpu in np.flatnonzero(left > 0).tolist():
+            for _ in range(int(left[gpu])):
+                open_ = np.flatnonzero(slots[:, gpu] < self.per_gpu)
+                if not len(open_):
+                    break
+                slots[open_[slots[open_].sum(axis=1).argmin()], gpu] += 1
+        return slots
+
+    def with_slots(self, slots: Ints) -> Capacity:
+        """Return the same with other ``slots``."""
+        return replace(self, slots=slots)
 
 
 def find_capacity(instance: Instance) -> Capacity:
-    """Return how many copies every GPU and node may hold.
+    """Return how many replicas every GPU and node may hold, so that every layer has a placement.
 
     Raises
     ------
     InfeasibleError
-        Slots or memory cannot hold all replicas; the message says what is missing and what would help.
+        There is no placement; the message says what is missing and what would help.
+    NothingFoundError
+        Whether there is one could not be decided in a minute.
     """
-    reason = why_infeasible(instance)
-    if reason:
+    if reason := find_shortage(instance):
         raise InfeasibleError(reason)
-    layers, per_gpu = len(instance.moe_layers), instance.placement.slots_per_gpu
-    room = _room(instance)
-    works = _works(instance)
-    wanted = np.where(works, np.minimum(room, per_gpu * layers), 0)
-    binds = bool((wanted[works] < per_gpu * layers).any())
-    slots = _spread(wanted, layers, per_gpu) if binds else np.tile(np.where(works, per_gpu, 0), (layers, 1))
-    widest = _node_slots(instance, np.where(works, per_gpu, 0)[None, :])[0]
-    node_room = wanted.reshape(instance.cluster.nodes, -1).sum(axis=1) // instance.parallelism.expert_tp
-    return Capacity(room, wanted, node_room, per_gpu, binds, slots, _node_slots(instance, slots), widest)
+    capacity = _closed_blindly(instance)
+    if _serves(instance, capacity):
+        return _with_shares(instance, capacity)
+    opened = open_gpus(_asked(instance, capacity))
+    if opened is None:
+        raise InfeasibleError(no_way(instance))
+    return _with_shares(instance, capacity.with_slots(capacity.filled(opened)))
 
 
 def why_infeasible(instance: Instance) -> str | None:
-    """Say why no placement can exist, as far as counting slots and memory shows; None where it may."""
-    layers, per_gpu = len(instance.moe_layers), instance.placement.slots_per_gpu
-    shards = instance.parallelism.expert_tp
-    replicas, in_all = instance.replicas_per_layer, sum(instance.replicas_by_layer)
-    works = _works(instance)
-    widest = int(_node_slots(instance, np.where(works, per_gpu, 0)[None, :])[0].sum())
-    if widest < replicas:
-        sharded = f" (each replica takes {shards} GPUs)" if shards > 1 else ""
-        asks = f"{replicas:,} expert replicas in every layer"
-        if isinstance(instance.placement.replicas, SharedSlots):
-            asks = f"{in_all:,} expert replicas over {layers} layers, {replicas:,} a layer in equal shares"
-        return (
-            f"{instance.name} asks for {asks}, but {works.sum():,} working GPUs "
-            f"with {per_gpu} {'slot' if per_gpu == 1 else 'slots'} each hold only {widest:,} in a layer{sharded}. "
-            "Use more GPUs, more placement.slots_per_gpu, or fewer replicas."
-        )
-    too_close = _too_close(instance, works)
-    if too_close:
-        return too_close
-    room = np.where(works, np.minimum(_room(instance), per_gpu * layers), 0)
-    needed, there = in_all * shards, int(room.sum())
-    if there < needed:
-        size, taken = expert_bytes(instance) / 1e6, memory_parts(instance).total / GB
-        return (
-            f"{instance.name} has {needed:,} expert copies to place over all layers, {size:,.1f} MB each, but the "
-            f"memory left on its GPUs ({instance.cluster.gpu.memory_gb:g} GB each, {taken:,.1f} GB of it taken by "
-            f"attention, dense layers, embeddings and the KV cache) holds only {there:,}. Use more memory, a smaller "
-            "dtype, more attention_tp, less placement.kv_cache_gb, or fewer replicas."
-        )
+    """Say why no placement can exist; None where there is one.
+
+    Raises
+    ------
+    NothingFoundError
+        That could not be decided in a minute.
+    """
+    try:
+        find_capacity(instance)
+    except InfeasibleError as error:
+        return str(error)
     return None
 
 
-def _too_close(instance: Instance, works: npt.NDArray[np.bool_]) -> str | None:
-    """Say whether the copies of one expert cannot be kept apart."""
-    copies = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
-    shards = instance.parallelism.expert_tp
-    by_node = works.reshape(instance.cluster.nodes, -1).sum(axis=1)
-    apart = instance.placement.replicas_apart
-    places = int((by_node >= shards).sum() if apart == "node" else (by_node // shards).sum())
-    if places >= copies:
-        most = places * instance.model.experts
-        if instance.replicas_per_layer <= most:
-            return None
-        return (
-            f"{instance.name} asks for {instance.replicas_per_layer:,} expert replicas in a layer, but its "
-            f"{instance.model.experts:,} experts can have only {most:,} with copies of each on different {apart}s. "
-            "Use fewer redundant slots" + (", or placement.replicas_apart: gpu." if apart == "node" else ".")
-        )
-    return (
-        f"{instance.name} wants {copies} copies of every expert on different {apart}s, but only {places} can hold one. "
-        f"Use fewer copies (parallelism.dp)" + (", or placement.replicas_apart: gpu." if apart == "node" else ".")
+def _closed_blindly(instance: Instance) -> Capacity:
+    """Return the capacity with GPUs closed in some layers, where memory binds, whatever is to be placed."""
+    layers, per_gpu, shards = len(instance.moe_layers), instance.placement.slots_per_gpu, instance.parallelism.expert_tp
+    works, usable = working_gpus(instance), usable_room(instance)
+    binds = bool((usable[works] < per_gpu * layers).any())
+    shares = isinstance(instance.placement.replicas, SharedSlots)
+    pins: dict[int, list[tuple[int, int]]] = {layer: [] for layer in instance.moe_layers}
+    for pin in instance.placement.pinned:
+        pins[pin.layer].append((pin.expert, pin.gpu))
+    return Capacity(
+        room=memory_room(instance),
+        usable=usable,
+        node_room=most_replicas(usable.reshape(instance.cluster.nodes, -1), shards),
+        per_gpu=per_gpu,
+        binds=binds,
+        slots=_spread(usable, layers, per_gpu) if binds else np.tile(np.where(works, per_gpu, 0), (layers, 1)),
+        widest=widest_nodes(instance),
+        replicas=np.full(layers, instance.model.experts) if shares else np.array(instance.replicas_by_layer),
+        experts=instance.model.experts,
+        shards=shards,
+        gpus_per_node=instance.cluster.gpus_per_node,
+        apart=instance.placement.replicas_apart == "node",
+        pins=tuple(map(tuple, pins.values())),
     )
 
 
-def _works(instance: Instance) -> npt.NDArray[np.bool_]:
-    works = np.ones(instance.gpus, dtype=bool)
-    works[list(instance.placement.failed_gpus)] = False
-    return works
+def _serves(instance: Instance, capacity: Capacity) -> bool:
+    """Whether every layer can have all its replicas, in one choice of copies if these are free."""
+    for index, replicas in enumerate(capacity.replicas.tolist()):
+        if capacity.most_of_experts(index)[-1] < replicas:
+            return False
+        if not capacity.pins[index]:
+            continue
+        if instance.placement.replicas == "dp":
+            copies = np.full(capacity.experts, instance.parallelism.dp)
+        else:
+            copies = _some_copies(capacity, index, replicas)
+        if copies.sum() < replicas or not capacity.allows(index, copies):
+            return False
+    return True
 
 
-def _room(instance: Instance) -> Ints:
-    """Count the copies that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit."""
-    resident, size = memory_parts(instance).total, expert_bytes(instance)
-    free = (gpu_memory_bytes(instance, gpu) * (1 + 1e-9) - resident for gpu in range(instance.gpus))
-    return np.array([max(0, math.floor(left / size)) for left in free], dtype=np.int64)
+def _some_copies(capacity: Capacity, index: int, replicas: int) -> Ints:
+    """Choose copies of each expert that a layer has a placement for, as many in all as it can have."""
+    return copies_by_load(np.ones(capacity.experts), replicas, replicas, lambda copies: capacity.allows(index, copies))
+
+
+def _asked(instance: Instance, capacity: Capacity) -> Asked:
+    budget = instance.redundant_slots if isinstance(instance.placement.replicas, SharedSlots) else 0
+    return Asked(
+        experts=capacity.experts,
+        shards=capacity.shards,
+        gpus_per_node=capacity.gpus_per_node,
+        least=capacity.replicas,
+        most=capacity.replicas + budget,
+        in_all=int(capacity.replicas.sum()) + budget,
+        dp=instance.parallelism.dp if instance.placement.replicas == "dp" else None,
+        pins=capacity.pins,
+        apart=capacity.apart,
+        slots=np.tile(np.where(working_gpus(instance), capacity.per_gpu, 0), (len(capacity.replicas), 1)),
+        room=capacity.usable,
+    )
+
+
+def _with_shares(instance: Instance, capacity: Capacity) -> Capacity:
+    """Give each layer its share of a budget that all share: equal ones, but no more than it has room for."""
+    budget = instance.placement.replicas
+    if not isinstance(budget, SharedSlots):
+        return capacity
+    most = np.array([capacity.most_of_experts(index)[-1] for index in range(len(capacity.replicas))])
+    replicas = np.minimum(instance.replicas_by_layer, most)
+    left = budget.redundant_slots_in_all - int(replicas.sum() - capacity.replicas.sum())
+    while left > 0 and (open_ := np.flatnonzero(replicas < most)[:left]).size:
+        more = np.minimum(max(1, left // len(open_)), (most - replicas)[open_])
+        replicas[open_] += more
+        left -= int(more.sum())
+    return replace(capacity, replicas=replicas)
 
 
 def _spread(wanted: Ints, layers: int, per_gpu: int) -> Ints:
@@ -165,17 +275,3 @@ def _spread(wanted: Ints, layers: int, per_gpu: int) -> Ints:
             slots[layer][many[: target - int(slots[layer].sum())]] += 1
         left -= slots[layer]
     return slots
-
-
-def _node_slots(instance: Instance, slots: Ints) -> Ints:
-    """Replicas a node can take, given the copies its GPUs can: all of them, or groups of distinct GPUs when sharded."""
-    by_gpu = slots.reshape(len(slots), instance.cluster.nodes, instance.cluster.gpus_per_node)
-    shards = instance.parallelism.expert_tp
-    total: Ints = by_gpu.sum(axis=2)
-    if shards == 1:
-        return total
-    most: Ints = total // shards
-    # m replicas fit where sum over GPUs of min(slots, m) reaches m * shards: no GPU holds two shards of one replica.
-    while (short := np.minimum(by_gpu, most[:, :, None]).sum(axis=2) < most * shards).any():
-        most = most - short
-    return most

@@ -9,7 +9,7 @@ that node n touches.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -21,12 +21,13 @@ from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
-from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu, slots_by_gpu
+from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
+from moe_placer.problem.replica_counts import copies_by_load
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
-__all__ = ["LayerProblem", "Problem", "compile_problem", "copies_by_load", "demand", "replica_order"]
+__all__ = ["LayerProblem", "Problem", "compile_problem", "demand", "replica_order"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -64,6 +65,8 @@ class LayerProblem:
         Tokens per step that choose item i, from all nodes.
     copies_are_free : bool
         Whether other numbers of copies would be allowed; bounds must then hold for these too.
+    shares_copies : bool
+        Whether layers share these, so that how many items there are in all is a choice, too.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     coverage : Coverage or None
@@ -84,6 +87,7 @@ class LayerProblem:
     delta: Floats
     load: Floats
     copies_are_free: bool = False
+    shares_copies: bool = False
     gpu_price: float = 0.0
     coverage: Coverage | None = None
 
@@ -164,7 +168,6 @@ class Problem:
     capacity : Capacity
     room_is_given : bool
         Whether layers' bounds may take it that no layer has more room than ``capacity.node_slots`` gives it.
-    together : int array [nodes]
     pinned : dict
         (MoE layer, expert, replica) to global GPU id.
     gpus_per_node, shards : int
@@ -190,7 +193,6 @@ class Problem:
     minimise: Literal["layers", "aggregate"]
     capacity: Capacity
     room_is_given: bool
-    together: Ints
     pinned: dict[tuple[int, int, int], int]
     gpus_per_node: int
     shards: int
@@ -208,6 +210,11 @@ class Problem:
     def nodes(self) -> int:
         """Nodes of the cluster."""
         return int(self.demand.shape[1])
+
+    @property
+    def shares_copies(self) -> bool:
+        """Whether layers share a budget of copies, of which each may take more or less."""
+        return self.copies_are_free and self.redundant_in_all is not None
 
     @property
     def group_of_node(self) -> Ints:
@@ -235,7 +242,7 @@ class Problem:
             kind=np.arange(len(expert)) if self.groups else expert,
             slots=self.capacity.node_slots[index],
             widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
-            together=self.together,
+            together=self.capacity.together[index],
             pinned=pinned,
             coverage=self.coverage[index] if self.coverage else None,
             base=self._reference @ tokens.sum(axis=1),
@@ -243,12 +250,18 @@ class Problem:
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
             load=tokens.sum(axis=0),
             copies_are_free=self.copies_are_free,
+            shares_copies=self.shares_copies,
             gpu_price=self.gpu_price,
         )
 
-    def with_room(self, node_slots: Ints, slots: Ints) -> Problem:
-        """Return the problem with other slots of nodes and GPUs in each layer, which its bounds take as given."""
-        return replace(self, capacity=replace(self.capacity, node_slots=node_slots, slots=slots), room_is_given=True)
+    def with_room(self, slots: Ints) -> Problem:
+        """Return the problem with other slots of GPUs in each layer, which its bounds take as given."""
+        return replace(self, capacity=self.capacity.with_slots(slots), room_is_given=True)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether every layer has a valid placement with its copies."""
+        return all(self.capacity.allows(index, own) for index, own in enumerate(self.copies))
 
     def on_gpus(self) -> Problem:
         """Return the problem with every GPU as a node of its own, where a token goes once to each GPU."""
@@ -257,7 +270,6 @@ class Problem:
             self,
             demand=self.demand[:, node] / self.gpus_per_node,
             capacity=capacity_by_gpu(self.capacity),
-            together=np.minimum(slots_by_gpu(self.capacity), 1),
             gpus_per_node=1,
             hops=self.hops[np.ix_(node, node)],
             coverage=sent_by_gpu(self.coverage, node),
@@ -295,8 +307,6 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     reference, touched, change = touched_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
-    failed = np.bincount(np.array(placement.failed_gpus, int) // gpus_per_node, minlength=instance.cluster.nodes)
-    places = (gpus_per_node - failed) // instance.parallelism.expert_tp
     problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,
@@ -304,16 +314,13 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         twins=tuple(twins),
         token_cost=scale[keep],
         demand=tokens,
-        copies=_copies(instance, tokens),
+        copies=_copies(instance, tokens, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
-        copies_are_free=placement.replicas != "dp",
-        redundant_in_all=(
-            placement.replicas.redundant_slots_in_all if isinstance(placement.replicas, SharedSlots) else None
-        ),
+        copies_are_free=instance.redundant_slots > 0,
+        redundant_in_all=instance.redundant_slots if isinstance(placement.replicas, SharedSlots) else None,
         minimise=instance.objective.minimise,
         capacity=capacity,
         room_is_given=False,
-        together=np.minimum(places, 1) if placement.replicas_apart == "node" else places,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
@@ -341,26 +348,13 @@ def replica_order(copies: Ints) -> tuple[Ints, Ints]:
     return expert, replica
 
 
-def copies_by_load(load: Floats, replicas: int, most: int) -> Ints:
-    """Give each expert one copy, then each further one to the expert with the most load per copy, up to ``most`` each.
-
-    Greedy marginal allocation minimises the largest load per copy (the first step of the public EPLB heuristic).
-    """
-    copies = np.ones(len(load), dtype=np.int64)
-    for _ in range(replicas - len(load)):
-        per_copy = np.where(copies < most, load / copies, -1.0)
-        copies[int(per_copy.argmax())] += 1
-    return copies
-
-
-def _copies(instance: Instance, tokens: Floats) -> Ints:
+def _copies(instance: Instance, tokens: Floats, capacity: Capacity) -> Ints:
+    """Return the copies of each expert [MoE layers, experts]; a budget of redundant slots goes to experts by load."""
     layers, experts = len(instance.moe_layers), instance.model.experts
     if instance.placement.replicas == "dp":
         return np.full((layers, experts), instance.parallelism.dp, dtype=np.int64)
-    cluster, shards = instance.cluster, instance.parallelism.expert_tp
-    works = np.full(instance.gpus, True)
-    works[list(instance.placement.failed_gpus)] = False
-    places = works.reshape(cluster.nodes, -1).sum(axis=1) // shards
-    most = int((places > 0).sum() if instance.placement.replicas_apart == "node" else places.sum())
-    loads = zip(tokens.sum(axis=1), instance.replicas_by_layer, strict=True)
-    return np.stack([copies_by_load(load, replicas, most) for load, replicas in loads])
+    copies = np.empty((layers, experts), dtype=np.int64)
+    for index, (load, replicas) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
+        fits = partial(capacity.allows, index)
+        copies[index] = copies_by_load(load, replicas, int(capacity.places.sum()), fits)
+    return copies

@@ -14,19 +14,15 @@ from scipy import sparse
 from moe_placer.problem.capacity import Capacity
 from moe_placer.problem.coverage import Coverage, Sending
 
-__all__ = ["capacity_by_gpu", "sent_by_gpu", "slots_by_gpu"]
+__all__ = ["capacity_by_gpu", "sent_by_gpu"]
 
 Ints = npt.NDArray[np.int64]
 
 
-def slots_by_gpu(capacity: Capacity) -> Ints:
-    """Slots of each GPU if memory did not matter; 0 for one that failed."""
-    return np.where(capacity.usable > 0, capacity.per_gpu, 0)
-
-
 def capacity_by_gpu(capacity: Capacity) -> Capacity:
     """Return the capacity with every GPU as a node of its own."""
-    return replace(capacity, node_room=capacity.usable, node_slots=capacity.slots, widest=slots_by_gpu(capacity))
+    widest = np.where(capacity.usable > 0, capacity.per_gpu, 0)  # 0 for a GPU that failed
+    return replace(capacity, node_room=capacity.usable, widest=widest, gpus_per_node=1)
 
 
 def sent_by_gpu(coverage: tuple[Coverage, ...], node: Ints) -> tuple[Coverage, ...]:

@@ -11,18 +11,9 @@ from moe_placer.instance import Instance
 from moe_placer.problem.coverage import Coverage, Sending, token_sets
 from moe_placer.traffic import Traffic
 
-__all__ = ["compile_coverage", "counts_tokens_once"]
+__all__ = ["compile_coverage"]
 
 Floats = npt.NDArray[np.float64]
-
-
-def counts_tokens_once(instance: Instance) -> bool:
-    """Whether a token goes once to a place that holds several of its experts, so that costs are not linear.
-
-    Where GPUs hold one expert each, one copy per GPU is one per chosen expert.
-    """
-    placement = instance.placement
-    return placement.dispatch == "per-node" or (placement.dispatch == "per-gpu" and placement.slots_per_gpu > 1)
 
 
 def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_array) -> tuple[Coverage, ...]:
@@ -38,7 +29,7 @@ def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_ar
     InputError
         A recording has loads only: which experts a token chose together is not known.
     """
-    if not counts_tokens_once(instance):
+    if not instance.placement.counts_tokens_once:
         return ()
     blind = [number for number, recording in enumerate(traffic.recordings) if recording.topk is None]
     if blind:

@@ -14,16 +14,13 @@ from moe_placer.schedule.durations import kv_bytes_per_token
 from moe_placer.schedule.program import COMPUTATION, STREAMS
 from moe_placer.schedule.simulate import Timeline
 
-__all__ = ["PLANNED", "SHARES", "Figures", "Memory", "find_figures", "plan_holds"]
+__all__ = ["SHARES", "Figures", "Memory", "find_figures", "plan_holds", "planned_shares"]
 
 Floats = npt.NDArray[np.float64]
 
 _US = 1e6  # µs in a second
 SHARES = ("computation", "communication", "synchronization", "overhead")
-PLANNED: Mapping[str, float] = dict(
-    zip(SHARES, (0.40, 0.35, 0.15, 0.10), strict=True)
-)  # the deployment plan's estimate
-_TOLERANCE = 0.05  # of a share, for the plan's estimate to hold
+_TOLERANCE = 0.05  # of a share, for what a plan expects to hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +129,15 @@ def find_figures(timeline: Timeline) -> Figures:
     )
 
 
-def plan_holds(shares: Mapping[str, float]) -> bool:
-    """Whether every share is within 5 percentage points of the deployment plan's estimate."""
-    return all(abs(shares[name] - share) <= _TOLERANCE for name, share in PLANNED.items())
+def planned_shares(instance: Instance) -> dict[str, float] | None:
+    """Return where the instance's deployment plan says that time goes, in the order of `SHARES`; None if nowhere."""
+    planned = instance.schedule.planned_shares
+    return None if planned is None else {name: float(getattr(planned, name)) for name in SHARES}
+
+
+def plan_holds(shares: Mapping[str, float], planned: Mapping[str, float]) -> bool:
+    """Whether every share is within 5 percentage points of what the deployment plan expects."""
+    return all(abs(shares[name] - share) <= _TOLERANCE for name, share in planned.items())
 
 
 def _layer_us(timeline: Timeline) -> Floats:

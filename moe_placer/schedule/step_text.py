@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.simulate import Timeline
-from moe_placer.schedule.step_figures import PLANNED, Figures, plan_holds
+from moe_placer.schedule.step_figures import Figures, plan_holds, planned_shares
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,8 +34,10 @@ def print_figures(timeline: Timeline, figures: Figures, name: str) -> None:
     console.print(f"[bold]{escape(timeline.program.instance.name)}[/], placed by {escape(name)}: {question(timeline)}")
     for line in _headlines(timeline, figures):
         console.print(line, markup=False)
-    console.print(_shares_table(figures))
-    console.print(verdict(figures), markup=False)
+    planned = planned_shares(timeline.program.instance)
+    console.print(_shares_table(figures, planned))
+    if planned is not None:
+        console.print(verdict(figures, planned), markup=False)
     console.print(_path_table(timeline, figures))
     for line in _more(timeline, figures):
         console.print(line, markup=False)
@@ -50,15 +53,15 @@ def question(timeline: Timeline) -> str:
     return f"{workload.phase} of {tokens:,g} tokens per GPU, context {workload.context:,g} tokens, {halves}"
 
 
-def verdict(figures: Figures) -> str:
+def verdict(figures: Figures, planned: Mapping[str, float]) -> str:
     """Say whether the deployment plan's estimate of the shares holds."""
-    plan = "/".join(f"{share:.0%}" for share in PLANNED.values())
-    if plan_holds(figures.shares):
+    plan = "/".join(f"{share:.0%}" for share in planned.values())
+    if plan_holds(figures.shares, planned):
         return f"The plan's estimate ({plan}) holds: every share is within 5 percentage points of it."
-    name = max(PLANNED, key=lambda one: abs(figures.shares[one] - PLANNED[one]))
+    name = max(planned, key=lambda one: abs(figures.shares[one] - planned[one]))
     return (
         f"The plan's estimate ({plan}) does not hold: {name} is {figures.shares[name]:.0%} "
-        f"where it says {PLANNED[name]:.0%}."
+        f"where it says {planned[name]:.0%}."
     )
 
 
@@ -71,10 +74,11 @@ def _headlines(timeline: Timeline, figures: Figures) -> list[str]:
     ]
 
 
-def _shares_table(figures: Figures) -> Table:
-    table = _table("time of a mean GPU", "share", "the plan's estimate", "")
+def _shares_table(figures: Figures, planned: Mapping[str, float] | None) -> Table:
+    table = _table("time of a mean GPU", "share", *(["the plan's estimate"] if planned else []), "")
     for name, share in figures.shares.items():
-        table.add_row(name, f"{share:.1%}", f"{PLANNED[name]:.0%}", _MEANING[name])
+        estimate = [f"{planned[name]:.0%}"] if planned else []
+        table.add_row(name, f"{share:.1%}", *estimate, _MEANING[name])
     return table
 
 

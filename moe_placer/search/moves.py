@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem
+from moe_placer.search.nearest import nearest_valid
 
 __all__ = ["CALL", "Moves", "excess", "repair"]
 
@@ -179,10 +180,10 @@ def _shared_links(touched: Ints, links: int) -> Ints:
 
 
 def repair(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | None:
-    """Return ``node`` with the fewest obvious changes that make it valid, or None if that fails.
+    """Return ``node`` with few changes that make it valid, or None if there is no valid placement.
 
     Pinned items go home; items of overfull nodes and copies that are too close move to where there is room, or trade
-    places with an item for which both sides are allowed.
+    places with an item for which both sides are allowed. Where that fails, a linear program decides.
     """
     node = np.where(layer.pinned >= 0, layer.pinned, node)
     for _ in range(_REPAIRS * layer.items):
@@ -191,7 +192,7 @@ def repair(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | 
             return node
         if not any(_rehouse(layer, node, int(item), rng) for item in rng.permutation(wrong)):
             _shake(layer, node, rng)
-    return None
+    return nearest_valid(layer, node)
 
 
 def _shake(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> None:

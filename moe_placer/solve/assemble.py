@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
+from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import Room
 from moe_placer.errors import DefectError, NothingFoundError
@@ -19,6 +20,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import (
     SCHEMA,
     AggregateRecord,
+    CompanionsRecord,
     InstanceKey,
     LayerRecord,
     MemoryRecord,
@@ -33,6 +35,8 @@ from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
 __all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
+
+_WEIGHTED = {"dual", "threshold", "weighted-companions"}  # proofs by link weights
 
 
 def state_placement(
@@ -70,7 +74,7 @@ def state_placement(
         ),
         gpu=gpu,
         layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
-        memory=_memory_record(room, results),
+        memory=_memory_record(problem, room, results),
         aggregate=state_aggregate(problem, results),
         versions={
             "python": platform.python_version(),
@@ -149,15 +153,26 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         z=result.z,
         bound=min(bound.value, result.z),
         proof=bound.proof,
-        weights=_named_weights(problem, bound) if bound.proof in {"dual", "threshold"} else None,
+        weights=_named_weights(problem, bound) if bound.proof in _WEIGHTED else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
+        companions=_companions_record(bound),
         any_copies=bound.any_copies or None,
+        bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
-        # A search with these copies proves nothing of others.
-        solver_bound=None if problem.copies_are_free else result.solver_bound,
+        solver_bound=result.solver_bound,
     )
+
+
+def _companions_record(bound: Bound) -> CompanionsRecord | None:
+    found = bound.companions
+    if found is None:
+        return None
+    guess = tuple(tuple(tuple(np.flatnonzero(row).tolist()) for row in table) for table in found.guess)
+    if isinstance(found, WeightedCompanions):
+        return CompanionsRecord(depth=0, order=tuple(range(found.guess.shape[1])), guess=guess)
+    return CompanionsRecord(depth=found.depth, order=tuple(found.order.tolist()), guess=guess)
 
 
 def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
@@ -186,18 +201,23 @@ def _worst_link(problem: Problem, cost: npt.NDArray[np.float64]) -> tuple[str, f
     return problem.links[worst], float(cost[worst] / problem.token_cost[worst])
 
 
-def _memory_record(room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
-    """Say what bounds the sum of z where memory binds over layers, if its room was divided with a proof."""
-    prices = None if room is None else room.bounds[0].room_prices
-    if room is None or prices is None:
+def _memory_record(problem: Problem, room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+    """Say what bounds the sum of z where memory binds over layers, if that is more than the layers' bounds come to."""
+    if room is None or room.total <= sum(result.bound.value for result in results):
         return None
-    return MemoryRecord(bound=min(room.total, sum(result.z for result in results)), room_prices=tuple(prices.tolist()))
+    return MemoryRecord(
+        bound=min(room.total, sum(result.z for result in results)),
+        room_prices=tuple(room.prices.tolist()),
+        weights=tuple(_by_name(problem, weights) for weights in room.weights),
+    )
 
 
 def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:
-    if bound.weights is None:
-        return None
-    return {problem.links[k]: float(bound.weights[k]) for k in np.flatnonzero(bound.weights)}
+    return None if bound.weights is None else _by_name(problem, bound.weights)
+
+
+def _by_name(problem: Problem, weights: npt.NDArray[np.float64]) -> dict[str, float]:
+    return {problem.links[k]: float(weights[k]) for k in np.flatnonzero(weights)}
 
 
 def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:

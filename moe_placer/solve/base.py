@@ -1,6 +1,6 @@
 """What a solver is: arrays, limits and a seed go in, one result per layer comes out.
 
-A solver knows no file format. `tests/test_contract.py` runs every registered solver through the same suite.
+A solver knows no file format. `tests/solvers/test_contract.py` runs every registered solver through the same suite.
 """
 
 from __future__ import annotations

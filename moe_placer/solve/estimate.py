@@ -1,7 +1,7 @@
 """What a solve will take, told from the sizes of its instance before anything is computed.
 
 The constants were measured on one core of an AMD EPYC with instances of 4 to 1,000 nodes on every fabric; memory came
-out within a factor of 1.5, seconds within 2 (tests/test_estimate.py measures memory anew).
+out within a factor of 1.5, seconds within 2 (tests/solve/test_estimate.py measures memory anew).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -12,9 +13,10 @@ import numpy.typing as npt
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.problem.compile import Problem
-from moe_placer.result import LayerResult
+from moe_placer.result import LayerResult, Stop
+from moe_placer.solve.nearest_gpus import nearest_gpus
 
-__all__ = ["pack"]
+__all__ = ["fit_to_gpus", "pack"]
 
 Ints = npt.NDArray[np.int64]
 Gpus = tuple[int, ...]  # of one replica: one GPU, or one per shard
@@ -48,6 +50,38 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
             held[list(gpus)] += 1
         packed.append(layer)
     return packed
+
+
+def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerResult]:
+    """Return results whose replicas go on the GPUs of their nodes: where pins or memory forbid that, few are moved.
+
+    A node's slots and the distance between copies suffice for that, unless GPUs differ in slots or replicas are pinned.
+
+    Raises
+    ------
+    NothingFoundError
+        The copies of a layer's experts have no GPUs, wherever they go.
+    """
+    if not problem.pinned and not problem.capacity.binds:
+        return list(results)
+    fitted = []
+    for index, result in enumerate(results):
+        if result.gpu is None and result.node is not None and not _packs(problem, index, result):
+            gpus = nearest_gpus(problem, index, result.node, result.copies)
+            node = np.array([own[0] for own in gpus], dtype=np.int64) // problem.gpus_per_node
+            z = problem.layer(index, result.copies).z(node)
+            stop = result.stop if z <= result.z or result.stop not in {Stop.PROVED, Stop.GAP} else Stop.FINISHED
+            result = replace(result, node=node, z=z, stop=stop, solver_bound=None)
+        fitted.append(result)
+    return fitted
+
+
+def _packs(problem: Problem, index: int, result: LayerResult) -> bool:
+    try:
+        _pack_layer(problem, index, result, np.zeros(len(problem.capacity.room), dtype=np.int64))
+    except NothingFoundError:
+        return False
+    return True
 
 
 def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:

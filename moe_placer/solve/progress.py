@@ -14,6 +14,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, gap
+from moe_placer.solve.outcome import of_the_instance
 
 __all__ = ["Progress", "Reporter"]
 
@@ -102,7 +103,9 @@ class Reporter:
         self._tell()
 
     def _note(self, index: int, result: LayerResult | None) -> None:
-        self.best[index] = result if result is None or self.room is None else self.room.restated(index, result)
+        if result is not None:
+            result = of_the_instance(self.problem, self.room, index, result, self.limits.gap)
+        self.best[index] = result
         if self.tell is not None and self.problem.minimise == "aggregate":
             self.cost[index] = 0.0
             if result is not None and result.node is not None:

@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bound
+from moe_placer.bounds.bounds import Bound, best_bound, companions_bound, even_weights, relaxed_bound
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
 from moe_placer.decomposition.memory import Room, share_room
-from moe_placer.decomposition.memory_rounding import fit_room
-from moe_placer.errors import DefectError, InfeasibleError, NothingFoundError, UsageError
+from moe_placer.errors import DefectError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import (
@@ -27,10 +26,12 @@ from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status,
 from moe_placer.solve.assemble import bare_placement, state_placement
 from moe_placer.solve.base import Solver
 from moe_placer.solve.estimate import estimate, refuse_too_large
+from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.outcome import never_worse, of_the_instance
 from moe_placer.solve.progress import Progress, Reporter
 from moe_placer.solve.registry import DEFAULT, find_solver
-from moe_placer.solve.warm_start import better_start, find_counts, run_baselines
+from moe_placer.solve.warm_start import better_start, find_slots, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 from moe_placer.workers import count_deaths
@@ -166,33 +167,38 @@ def solve(
     problem = compile_problem(instance, traffic)
     if reason := method.refuses(problem):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
-    kept = find_counts(problem, start) if start is not None and problem.capacity.binds else None
+    kept = find_slots(problem, start) if start is not None and problem.capacity.binds else None
     room = share_room(problem, limits, kept) if _can_share_room(problem, method) else None
     if room is not None:
         problem = room.problem
-    elif kept is not None and (fitted := fit_room(problem, kept)) is not None:
-        problem = replace(fitted, room_is_given=False)
-    baselines, served, first = run_baselines(problem, seed)
-    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, served)
-    by_load = problem.copies
+    elif kept is not None:
+        problem = replace(problem.with_room(kept), room_is_given=False)
+    baselines = run_baselines(problem, seed)
+    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, baselines.plans)
+    by_load, first = problem.copies, baselines.start
     if start is not None:
         problem, first = better_start(problem, first, start)
 
     def build(results: Sequence[LayerResult]) -> Placement:
-        return state_placement(instance, traffic, problem, by_load, method, results, limits, seed, room)
+        fitted = fit_to_gpus(problem, results)
+        return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, room)
 
-    report = Reporter(problem, limits, progress, baselines, build, room)
-    if isinstance(method, LayerSolver) and not method.quick:
+    report = Reporter(problem, limits, progress, baselines.totals, build, room)
+    searches = isinstance(method, LayerSolver) and not method.quick
+    if searches:
         report.start(first)  # quick methods ignore it; others may
     with count_deaths() as deaths:
         results = _run(method, problem, limits, seed, first, report, room)
+    results = fit_to_gpus(problem, results)
+    if searches:
+        results = never_worse(problem, results, baselines.plans)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
     return Solution(
         placement,
         verification,
-        baselines,
+        baselines.totals,
         place_baselines,
         tuple(result.status for result in results),
         tuple(result.stop for result in results),
@@ -218,7 +224,7 @@ def _place_baselines(
 def _can_share_room(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
     slow = isinstance(method, LayerSolver) and not method.quick
-    apart = problem.minimise == "layers" and problem.redundant_in_all is None
+    apart = problem.minimise == "layers" and not problem.shares_copies
     linear = not problem.coverage
     return slow and apart and linear and problem.capacity.binds and problem.shards == 1
 
@@ -237,12 +243,14 @@ def _run(
     results = method.solve(problem, limits, seed, nodes, report)
     if len(results) != len(problem):
         raise DefectError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
-    if room is not None:
-        results = [room.restated(index, result) for index, result in enumerate(results)]
+    results = [of_the_instance(problem, room, index, result, limits.gap) for index, result in enumerate(results)]
     for index, result in enumerate(results):
         layer = problem.moe_layers[index]
         if result.status is Status.INFEASIBLE:
-            raise InfeasibleError(f"{problem.name}: {method.name} proved that layer {layer} has no valid placement")
+            message = (
+                f"{method.name} says that layer {layer} has no valid placement, but slots, pins and distances leave one"
+            )
+            raise DefectError(message, ["infeasible"])
         if result.node is None:
             hint = _MORE.get(result.stop, "try another solver")
             raise NothingFoundError(f"{method.name} found no placement of layer {layer} within its limits; {hint}")
@@ -265,7 +273,12 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
             layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
         return
-    if problem.coverage:  # link weights of one copy per chosen expert prove nothing where copies are saved
+    if problem.coverage:
+        for index, result in enumerate(results):
+            if result.bound.companions is None and not limits.deadline.over:
+                assert result.node is not None
+                layer = problem.layer(index, result.copies)
+                yield index, companions_bound(layer, result.node, limits.deadline)
         return
     for index, result in enumerate(results):
         proved = result.bound.proof != "solver" and gap(result.z, result.bound.value) <= OPTIMAL_GAP

@@ -3,66 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
-from moe_placer.decomposition.aggregate import link_totals
-from moe_placer.errors import InputError, Mistake
+from moe_placer.errors import InputError, Mistake, NothingFoundError
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
+from moe_placer.solve.gpu_assignment import fit_to_gpus
+from moe_placer.solve.outcome import objective_of
 from moe_placer.solve.registry import find_solver
 
-__all__ = ["BASELINES", "better_start", "find_counts", "run_baselines"]
+__all__ = ["BASELINES", "Baselines", "better_start", "find_slots", "run_baselines"]
 
 Ints = npt.NDArray[np.int64]
 
 BASELINES = ("contiguous", "eplb", "greedy")
 
 
-def run_baselines(
-    problem: Problem, seed: int
-) -> tuple[dict[str, float | str], dict[str, list[LayerResult]], list[LayerResult | None]]:
-    """Run the quick heuristics: what users have today, and where the search starts from.
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """What the quick heuristics give.
 
-    Returns
-    -------
-    totals, results, best
-        By name, what is minimised or why the heuristic cannot serve; by name, the layers of those that can; per layer,
-        the best of them as far as a search can start from it.
+    Attributes
+    ----------
+    totals : dict
+        Name to what is minimised, or to why there is none.
+    plans : dict
+        Name to the results of all layers, where each has a placement.
+    start : list of LayerResult or None
+        The best for each layer with the copies of the problem, or of all layers where these count together.
     """
-    totals: dict[str, float | str] = {}
-    served: dict[str, list[LayerResult]] = {}
-    best: list[LayerResult | None] = [None] * len(problem)
+
+    totals: dict[str, float | str]
+    plans: dict[str, list[LayerResult]]
+    start: list[LayerResult | None]
+
+
+def run_baselines(problem: Problem, seed: int) -> Baselines:
+    """Run the quick heuristics: what users have today, and where the search starts from."""
+    found = Baselines({}, {}, [None] * len(problem))
     for name in BASELINES:
         method = find_solver(name)
         if reason := method.unavailable() or method.refuses(problem):
-            totals[name] = reason
+            found.totals[name] = reason
             continue
         results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
-        found = _objective(problem, results)
-        totals[name] = "it finds no valid placement" if found is None else found
-        if found is not None:
-            served[name] = results
+        with suppress(NothingFoundError):
+            results = fit_to_gpus(problem, results)
+        total = objective_of(problem, results)
+        found.totals[name] = "it finds no valid placement" if total is None else total
         usable = [
             replace(r, gpu=None, repaired=0) if r.node is not None and r.copies is None else None for r in results
         ]
-        best = _better_of(problem, best, usable)
-    return totals, served, best
+        found.start[:] = _better_of(problem, found.start, usable)
+        if total is not None:
+            found.plans[name] = [_with_own_copies(problem, index, result) for index, result in enumerate(results)]
+    return found
 
 
-def _objective(problem: Problem, results: Sequence[LayerResult | None]) -> float | None:
-    """Return what is minimised; None where a layer has no placement."""
-    placed = [result for result in results if result is not None and result.node is not None]
-    if len(placed) < len(problem):
-        return None
-    if problem.minimise == "layers":
-        return float(sum(result.z for result in placed))
-    return float(link_totals(problem, placed).max(initial=0.0))
+def _with_own_copies(problem: Problem, index: int, result: LayerResult) -> LayerResult:
+    """Have a result say what copies it has, where another start may give the problem others."""
+    own = problem.copies[index] if problem.copies_are_free and result.copies is None else result.copies
+    return replace(result, copies=own)
 
 
 def better_start(
@@ -81,9 +89,9 @@ def better_start(
     copies = _copies_of(problem, start)
     given = replace(problem, copies=copies)
     found = [_result(given, index, start) for index in range(len(problem))]
-    shared = problem.redundant_in_all is not None and not np.array_equal(copies, problem.copies)
+    shared = problem.shares_copies and not np.array_equal(copies, problem.copies)
     if problem.minimise == "aggregate" or shared:
-        now, then = _objective(problem, first), _objective(given, found)
+        now, then = objective_of(problem, first), objective_of(given, found)
         better = np.full(len(problem), now is None or (then is not None and then < now))
     else:
         better = np.array([mine is None or theirs.z < mine.z for mine, theirs in zip(first, found, strict=True)])
@@ -127,18 +135,20 @@ def _wrong(found: str, expected: str) -> InputError:
     return InputError(Mistake(found, expected, "start"))
 
 
-def find_counts(problem: Problem, start: Placement) -> Ints | None:
-    """Count the copies that a placement has on each node [layers, nodes]; None where no solver can keep them."""
-    counts = np.zeros((len(problem), problem.nodes), dtype=np.int64)
+def find_slots(problem: Problem, start: Placement) -> Ints | None:
+    """Return slots of GPUs [MoE layers, GPUs] that a placement fits in; None where it breaks slots or memory."""
+    capacity = problem.capacity
+    slots = np.zeros_like(capacity.slots)
     if len(start.gpu) != len(problem):
         return None
     for layer, experts in enumerate(start.gpu):
-        first = [copy[0] for e in range(len(experts)) for copy in start.shards(layer, e)]
-        node = np.array(first, dtype=np.int64) // problem.gpus_per_node
-        if len(node) != problem.copies[layer].sum() or node.max() >= problem.nodes:
+        gpus = [gpu for e in range(len(experts)) for copy in start.shards(layer, e) for gpu in copy]
+        if max(gpus, default=0) >= slots.shape[1]:
             return None
-        counts[layer] = np.bincount(node, minlength=problem.nodes)
-    return counts
+        slots[layer] = np.bincount(gpus, minlength=slots.shape[1])
+    if (slots > capacity.per_gpu).any() or (slots.sum(axis=0) > capacity.usable).any():
+        return None
+    return capacity.filled(slots)
 
 
 def _better_of(
@@ -146,7 +156,7 @@ def _better_of(
 ) -> list[LayerResult | None]:
     """Take the better of two placements: layer by layer, or as a whole where the aggregate counts."""
     if problem.minimise == "aggregate":
-        one, two = _objective(problem, first), _objective(problem, other)
+        one, two = objective_of(problem, first), objective_of(problem, other)
         if one is not None or two is not None:
             return list(first if two is None or (one is not None and one <= two) else other)
     pairs = zip(first, other, strict=True)

@@ -2,7 +2,7 @@
 
 Calibrated to figures published for, or measured on, recordings of real models (ranges over models and texts). The right
 columns are medians over layers and domains, measured by `moe_placer.traffic.statistics` on 12 MoE layers, seed 1, with
-20,000 tokens a domain (tests/test_synthetic.py repeats this):
+20,000 tokens a domain (tests/traffic/test_synthetic.py repeats this):
 
 ======================================================  ==============  ==========  ==========
 figure                                                  real            64, top-8   256, top-8

@@ -67,7 +67,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     violations += facts.violations
     whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
     layers = read_layers(instance, network, traffic, copies, whole)
-    checker = Checker(instance, network, layers, valid, violations)
+    checker = Checker(instance, network, traffic, layers, valid, violations)
     stated = [*placement.layers[: len(layers)], *[None] * (len(layers) - len(placement.layers))]
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
     aggregate_bound = checker.check_aggregate(placement.aggregate)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.placement import AggregateRecord, LayerRecord, Placement
+from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import proofs, records
 from moe_placer.verifier.bounds_anew import (
     any_copies_bound,
@@ -21,6 +22,7 @@ from moe_placer.verifier.bounds_anew import (
     threshold_bound,
 )
 from moe_placer.verifier.capacity import node_room, node_slots
+from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
@@ -44,6 +46,7 @@ class Checker:
 
     instance: Instance
     network: Network
+    traffic: Traffic
     layers: Sequence[PlacedLayer]
     valid: bool
     violations: list[Violation]
@@ -102,6 +105,12 @@ class Checker:
             expert, replica = record.hot
             return hot_expert_bound(self.network, layer, self._slots, int(layer.copies[:expert].sum()) + replica)
         weights = record.weights or {}
+        if record.companions is not None and record.proof in {"companions", "weighted-companions"}:
+            row = self.instance.moe_layers.index(layer.layer)
+            derivation = Companions(self.instance, self.network, self.traffic, row, layer.copies)
+            if record.proof == "companions" and record.hot is not None:
+                return derivation.bound(record.hot, record.companions)
+            return derivation.weighted_bound(weights, record.companions.guess)
         if record.proof == "threshold" and record.threshold is not None:
             return threshold_bound(self.network, layer, self._slots, weights, record.threshold)
         return self._weighted(layer, weights, record.any_copies)
@@ -134,8 +143,9 @@ class Checker:
         record = placement.memory
         if record is None:
             return 0.0
-        weights = [layer.weights for layer in placement.layers]
-        lacking = [*proofs.check_memory_proof(self.instance, record, weights)]
+        own = [layer.weights for layer in placement.layers]
+        weights: Sequence[Mapping[str, float] | None] = own if record.weights is None else record.weights
+        lacking = [*proofs.check_memory_proof(self.instance, record, weights, self.network.links)]
         unproved = any(violation.rule in {"weights", "proof"} for violation in self.violations)
         self.violations.extend(lacking)
         whole = len(weights) == len(self.layers) and all(layer.demand is not None for layer in self.layers)

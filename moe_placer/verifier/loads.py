@@ -166,27 +166,41 @@ def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:
 def find_traffic_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]:
     """List where traffic does not fit the instance, so that no figure is computed from it."""
     mistakes: list[Mistake] = []
-    layers, experts = len(instance.moe_layers), instance.model.experts
     if not traffic.recordings:
         mistakes.append(Mistake("none", "at least one recording", "traffic.recordings"))
     mix = (instance.cluster.nodes, len(traffic.recordings))
     if traffic.mix.shape != mix:
         mistakes.append(Mistake(f"a mix of shape {traffic.mix.shape}", f"{mix} [nodes, recordings]", "traffic.mix"))
+    elif not _are_shares(traffic.mix):
+        mistakes.append(Mistake("a mix with numbers that are no shares", "finite numbers, 0 or more", "traffic.mix"))
     for index, recording in enumerate(traffic.recordings):
-        path, topk = f"traffic.recordings[{index}]", recording.topk
-        if topk is None:
-            shapes = (recording.load.shape, recording.tokens.shape)
-            if shapes != ((layers, experts), (layers,)):
-                found = f"loads and tokens of shapes {shapes}"
-                mistakes.append(Mistake(found, f"{((layers, experts), (layers,))} [MoE layers, experts]", path))
-            elif not (recording.tokens > 0).all():
-                mistakes.append(Mistake("a layer with no tokens", "tokens in every layer", path))
-        elif topk.ndim != 3 or topk.shape[1] != layers or not topk.size:
-            mistakes.append(Mistake(f"topk of shape {topk.shape}", f"[tokens, {layers} MoE layers, top_k]", path))
-        elif topk.min() < 0 or topk.max() >= experts:
-            found = f"expert ids from {topk.min()} to {topk.max()}"
-            mistakes.append(Mistake(found, f"ids from 0 to {experts - 1}", path))
+        found = _find_mistake(instance, recording)
+        if found:
+            mistakes.append(Mistake(*found, f"traffic.recordings[{index}]"))
     return mistakes
+
+
+def _find_mistake(instance: Instance, recording: Recording) -> tuple[str, str] | None:
+    """Say what is found of a recording, and what is expected, where these differ."""
+    layers, experts, topk = len(instance.moe_layers), instance.model.experts, recording.topk
+    if topk is None:
+        shapes = (recording.load.shape, recording.tokens.shape)
+        if shapes != ((layers, experts), (layers,)):
+            return f"loads and tokens of shapes {shapes}", f"{((layers, experts), (layers,))} [MoE layers, experts]"
+        if not (recording.tokens > 0).all():
+            return "a layer with no tokens", "tokens in every layer"
+        if not (_are_shares(recording.load) and np.isfinite(recording.tokens).all()):
+            return "loads that are no counts", "finite numbers, 0 or more"
+    elif topk.ndim != 3 or topk.shape[1] != layers or not topk.size:
+        return f"topk of shape {topk.shape}", f"[tokens, {layers} MoE layers, top_k]"
+    elif topk.min() < 0 or topk.max() >= experts:
+        return f"expert ids from {topk.min()} to {topk.max()}", f"ids from 0 to {experts - 1}"
+    return None
+
+
+def _are_shares(numbers: Floats) -> bool:
+    """Whether all are finite and at least 0: what bounds are proved by."""
+    return bool((np.isfinite(numbers) & (numbers >= 0)).all())
 
 
 def choices_per_token(instance: Instance, traffic: Traffic) -> Floats:

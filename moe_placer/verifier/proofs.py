@@ -17,7 +17,7 @@ __all__ = ["check_aggregate_proof", "check_memory_proof", "check_proof", "check_
 WEIGHT_TOLERANCE = 1e-6
 HIGHEST_ROOM_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
-WEIGHTED = {"dual", "threshold"}
+WEIGHTED = {"dual", "threshold", "weighted-companions"}
 _ANY_COPIES = "required is proof: dual and even routing"
 
 
@@ -49,18 +49,37 @@ def check_proof(
             yield Violation("proof", "no threshold, required for proof: threshold", layer)
         elif not (math.isfinite(record.threshold) and record.threshold >= 0):
             yield Violation("proof", f"a threshold of {record.threshold:.9g}, required is 0 or more", layer)
-    if record.proof == "hot-experts":
+    if record.proof in {"hot-experts", "companions"}:
         yield from _check_hot(record, layer, copies)
+    if record.proof in {"companions", "weighted-companions"}:
+        yield from _check_companions(instance, record, layer)
 
 
 def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Iterator[Violation]:
     if record.hot is None:
-        yield Violation("proof", "no hot replica, required for proof: hot-experts", layer)
+        yield Violation("proof", f"no hot replica, required for proof: {record.proof}", layer)
     elif copies is not None:
         expert, replica = record.hot
         if not (0 <= expert < len(copies) and 0 <= replica < copies[expert]):
             found = f"hot names expert {shown(expert)}, replica {shown(replica)}"
             yield Violation("proof", f"{found}, required is a replica of this layer", layer)
+
+
+def _check_companions(instance: Instance, record: LayerRecord, layer: int) -> Iterator[Violation]:
+    """Check that the order names every expert once, and that all guesses are of experts."""
+    if record.companions is None:
+        yield Violation("proof", f"no companions, required for proof: {record.proof}", layer)
+        return
+    experts = instance.model.experts
+    if sorted(record.companions.order) != list(range(experts)):
+        yield Violation("proof", f"an order of companions, required is every expert below {experts} once", layer)
+    views = 1 if instance.placement.replica_routing == "even" else instance.parallelism.dp
+    guess = record.companions.guess
+    if len(guess) != views or any(len(table) != experts for table in guess):
+        required = f"required are guesses for {views} views of {experts} experts"
+        yield Violation("proof", f"companions of another shape, {required}", layer)
+    elif not all(0 <= fellow < experts for table in guess for row in table for fellow in row):
+        yield Violation("proof", f"a companion that is no expert, required are experts below {experts}", layer)
 
 
 def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tuple[str, ...]) -> Iterator[Violation]:
@@ -77,9 +96,16 @@ def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tu
 
 
 def check_memory_proof(
-    instance: Instance, record: MemoryRecord, proofs: Sequence[Mapping[str, float] | None]
+    instance: Instance, record: MemoryRecord, proofs: Sequence[Mapping[str, float] | None], links: tuple[str, ...]
 ) -> Iterator[Violation]:
-    """Rule ``proof`` for a bound on the sum of z that counts memory; ``proofs`` are the layers' link weights."""
+    """Rules ``weights`` and ``proof`` for a bound on the sum of z that counts memory.
+
+    Parameters
+    ----------
+    proofs : sequence of mapping or None
+        Per layer, the link weights that the bound rests on: the record's own, or those of the layers' records.
+    links : tuple of str
+    """
     nodes = instance.cluster.nodes
     yield from check_proof_fits(instance, "dual", None, "a bound that counts memory")
     if len(record.room_prices) != nodes:
@@ -90,6 +116,12 @@ def check_memory_proof(
             yield Violation("proof", f"a price of room of {price:.9g} on node {node}, required is 0 or more")
     if any(weights is None for weights in proofs):
         yield Violation("proof", "the bound that counts memory needs link weights of every layer")
+    if record.weights is not None:
+        if len(record.weights) != len(instance.moe_layers):
+            found = f"link weights of {len(record.weights)} layers for the bound that counts memory"
+            yield Violation("weights", f"{found}, required is one per MoE layer ({len(instance.moe_layers)})")
+        for layer, weights in zip(instance.moe_layers, record.weights, strict=False):
+            yield from _check_range(weights, layer, links)
     if copies_are_free(instance):
         yield Violation("proof", "a bound that counts memory, required is a fixed number of copies of each expert")
 
@@ -115,15 +147,19 @@ def _check_weights(
     if not needed:
         yield Violation("weights", f"link weights, required are none for proof: {record.proof}", layer)
         return
-    unknown = sorted(set(record.weights) - set(links))
+    yield from _check_range(record.weights, layer, links)
+
+
+def _check_range(weights: Mapping[str, float], layer: int | None, links: tuple[str, ...]) -> Iterator[Violation]:
+    unknown = sorted(set(weights) - set(links))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         message = f"a weight for {unknown[0][:60]!r}{more}, required are links of the fabric"
         yield Violation("weights", message, layer)
-    wrong = [name for name, weight in record.weights.items() if not 0 <= weight <= 1 + WEIGHT_TOLERANCE]
+    wrong = [name for name, weight in weights.items() if not 0 <= weight <= 1 + WEIGHT_TOLERANCE]
     if wrong:
-        found = f"a weight of {record.weights[wrong[0]]:.9g} for {wrong[0][:60]!r}"
+        found = f"a weight of {weights[wrong[0]]:.9g} for {wrong[0][:60]!r}"
         yield Violation("weights", f"{found}, required is 0 to 1", layer)
-    total = sum(record.weights.values())
+    total = sum(weights.values())
     if links and not abs(total - 1) <= WEIGHT_TOLERANCE:
         yield Violation("weights", f"weights sum to {total:.9g}, required is 1 within {WEIGHT_TOLERANCE:g}", layer)

@@ -49,7 +49,10 @@ def find_dispatch_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake
 
 def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, what: str) -> Iterator[Violation]:
     """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place."""
-    if proof in _OF_EVERY_CHOICE and not sends_every_choice(instance):
+    every = sends_every_choice(instance)
+    if proof in {"companions", "weighted-companions"} and every:
+        yield Violation("proof", f"{what}, required is a proof for a copy for every chosen expert", layer)
+    if proof in _OF_EVERY_CHOICE and not every:
         required = f"required is a proof for placement.dispatch: {instance.placement.dispatch}"
         yield Violation("proof", f"{what}, which counts a copy for every chosen expert, {required}", layer)
 

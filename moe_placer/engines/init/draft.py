@@ -149,6 +149,8 @@ def _put_cluster(
     draft.put("cluster", "gpu", gpu, f"{preset.source}; peak of {of}; mfu and memory_utilization are assumed")
     kind = "" if wishes.gpu else f"{preset.name} (--gpu); "
     draft.assumed.append(f"cluster.gpu: {kind}mfu 0.5 and memory_utilization 0.8 of the peaks")
+    if preset.note:
+        draft.assumed.append(preset.note)
     draft.put("cluster", "nvlink_gb_per_s", preset.nvlink_gb_per_s, "one direction")
     fabric, why, assumed = _fabric(preset, topology, wishes, nodes)
     draft.put("cluster", "fabric", fabric, why)

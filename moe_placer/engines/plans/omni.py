@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +117,7 @@ class OmniForm(PlanForm):
 def _read(raw: bytes, file: Path) -> npt.NDArray[np.int64]:
     try:
         array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
         raise refuse(
             f"no array ({str(error).splitlines()[0][:80] if str(error) else 'cut short'})", _EXPECTED, "", file
         ) from None

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start, default_slots
 from moe_placer.engines.plans.plan import Deployment, Plan
-from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, StoredTensor
-from moe_placer.engines.torch_file import TorchFile, open_torch_file
+from moe_placer.engines.stored_tensors import Integers, StoredTensor
+from moe_placer.engines.torch_file import TorchFile, read_torch_file
 from moe_placer.files import parse_json
 
 __all__ = ["SglangForm"]
@@ -87,17 +87,17 @@ class SglangForm(PlanForm):
 
 def _saved(file: Path) -> Any:
     """Return what torch.save wrote, its tensors as lists."""
-    with open_torch_file(file) as opened:
-        content = opened.content
-        if not isinstance(content, dict):
-            return content
-        return {str(key): _listed(opened, value) for key, value in content.items()}
+    opened = read_torch_file(file)
+    content = opened.content
+    if not isinstance(content, dict):
+        return content
+    return {str(key): _listed(opened, value) for key, value in content.items()}
 
 
 def _listed(opened: TorchFile, value: Any) -> Any:
     if isinstance(value, StoredTensor):
         if math.prod(value.shape) > _MOST_SLOTS:
-            raise NotPlainTensorsError(f"a tensor of shape {list(value.shape)}")
+            raise opened.wrong(f"a tensor of shape {list(value.shape)}")
         return opened.array(value).tolist()
     if isinstance(value, Integers):
         return value.to_list()

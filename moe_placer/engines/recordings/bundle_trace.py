@@ -11,7 +11,7 @@ import numpy as np
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, draw_tokens
-from moe_placer.engines.stored_tensors import NotPlainTensorsError, StoredTensor
+from moe_placer.engines.stored_tensors import StoredTensor
 from moe_placer.engines.torch_file import TorchFile
 
 __all__ = ["is_bundle_trace", "read_bundle_trace"]
@@ -39,7 +39,7 @@ def read_bundle_trace(files: Sequence[TorchFile], options: Options) -> Recorded:
     top_k, ranks, layers = file.content.get("top_k"), file.content.get("num_ranks"), file.content.get("layers")
     counted = type(ranks) is int and 1 <= ranks <= _MOST_RANKS and type(top_k) is int and 1 <= top_k <= 256
     if not counted or not isinstance(layers, list) or not 1 <= len(layers) <= 1000:
-        raise NotPlainTensorsError("a trace without num_ranks, top_k or layers")
+        raise file.wrong("a trace without num_ranks, top_k or layers")
     bundles = [_bundles(file, index, layer, ranks, top_k) for index, layer in enumerate(layers)]
     experts = options.experts or max(int(topk.max()) for _, topk, _ in bundles) + 1
     tokens = [np.bincount(source, count, ranks).astype(np.int64) for source, _, count in bundles]
@@ -73,16 +73,16 @@ def _bundles(file: TorchFile, index: int, layer: Any, ranks: int, top_k: int) ->
     """Return source ranks [B], experts [B, top_k] and counts [B] of a layer, checked."""
     tensors = [layer.get(key) if isinstance(layer, dict) else None for key in ("source_rank", "topk_experts", "count")]
     if not all(isinstance(tensor, StoredTensor) and tensor.is_integer for tensor in tensors):
-        raise NotPlainTensorsError(f"layers[{index}] without source_rank, topk_experts and count")
+        raise file.wrong(f"layers[{index}] without source_rank, topk_experts and count")
     source, topk, count = (file.array(tensor).astype(np.int64) for tensor in tensors if tensor is not None)
     if source.ndim != 1 or not len(source) or count.shape != source.shape or topk.shape != (len(source), top_k):
-        raise NotPlainTensorsError(f"layers[{index}] whose bundles and counts are not as many")
+        raise file.wrong(f"layers[{index}] whose bundles and counts are not as many")
     if source.min() < 0 or source.max() >= ranks:
-        raise NotPlainTensorsError(f"layers[{index}] with a source rank outside 0 to {ranks - 1}")
+        raise file.wrong(f"layers[{index}] with a source rank outside 0 to {ranks - 1}")
     if topk.min() < 0 or topk.max() >= MOST_EXPERTS or (np.diff(topk, axis=1) <= 0).any():
-        raise NotPlainTensorsError(f"layers[{index}] with experts that are not different ids in ascending order")
+        raise file.wrong(f"layers[{index}] with experts that are not different ids in ascending order")
     if count.min() < 1 or count.max() > _MOST_COUNT or len(source) * int(count.max()) > 2**62:
-        raise NotPlainTensorsError(f"layers[{index}] with a count outside 1 to {_MOST_COUNT}")
+        raise file.wrong(f"layers[{index}] with a count outside 1 to {_MOST_COUNT}")
     return source, topk, count
 
 

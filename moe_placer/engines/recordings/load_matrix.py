@@ -28,7 +28,8 @@ __all__ = ["LOAD_SUFFIXES", "read_load_matrices"]
 LOAD_SUFFIXES = {".npy", ".npz", ".csv", ".json", ".parquet"}
 
 _KIND = "counts [layers, experts] or [steps, layers, experts]"
-_MOST_TEXT_BYTES = 200_000_000
+_MOST_TEXT_BYTES = 64_000_000
+_MOST_CELLS = 10_000_000  # of a table in .parquet, which may be packed
 _MOST_COUNT = 2**53
 _WHOLE = f"a whole number from 0 to {_MOST_COUNT:,}; shares can be used as they are (traffic.kind: load)"
 _LONG = ("layer", "expert", "count")
@@ -180,6 +181,10 @@ def _parquet(file: Path) -> npt.NDArray[Any]:
     if not file.is_file():
         raise InputError(Mistake("no such file", _KIND, file=file))
     try:
+        about = pyarrow.parquet.ParquetFile(file).metadata
+        cells = about.num_rows * about.num_columns
+        if cells > _MOST_CELLS:
+            raise ValueError(f"{about.num_rows:,} rows of {about.num_columns:,} columns")
         table = pyarrow.parquet.read_table(file)
         columns = {name.lower(): table.column(name).to_numpy() for name in table.column_names}
         values = {name: column.astype(np.float64) for name, column in columns.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from moe_placer.engines.recordings.bundle_trace import is_bundle_trace, read_bundle_trace
@@ -15,7 +14,7 @@ from moe_placer.engines.recordings.sglang_detail import is_detail, read_detail
 from moe_placer.engines.recordings.sglang_stat import is_stat, read_stat
 from moe_placer.engines.recordings.trtllm_statistics import is_statistics_folder, read_statistics
 from moe_placer.engines.recordings.vllm_load_stats import read_load_stats
-from moe_placer.engines.torch_file import TorchFile, open_torch_file
+from moe_placer.engines.torch_file import TorchFile, read_torch_file
 from moe_placer.errors import InputError, Mistake
 
 __all__ = ["KINDS", "read_recording"]
@@ -79,13 +78,11 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _read_torch(files: Sequence[Path], options: Options) -> Recorded:
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open_torch_file(file)) for file in files]
-        for is_kind, read in _TORCH:
-            if is_kind(opened[0].content):
-                other = next((file for file in opened if not is_kind(file.content)), None)
-                if other is not None:
-                    expected = f"files of one kind: {opened[0].path.name} is of another"
-                    raise InputError(Mistake("another recording", expected, file=other.path))
-                return read(opened, options)
-        raise InputError(Mistake("no recording that is known", f"one of: {KINDS}", file=files[0]))
+    opened = [read_torch_file(file) for file in files]
+    for is_kind, read in _TORCH:
+        if is_kind(opened[0].content):
+            other = next((file for file in opened if not is_kind(file.content)), None)
+            if other is not None:
+                raise other.wrong("another recording", f"files of one kind: {opened[0].path.name} is of another")
+            return read(opened, options)
+    raise opened[0].wrong("no recording that is known", f"one of: {KINDS}")

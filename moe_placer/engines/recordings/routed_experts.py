@@ -29,7 +29,7 @@ __all__ = ["is_routed_experts", "read_routed_experts"]
 
 _KIND = "routed experts: whole numbers [tokens, layers, top_k]"
 _KEYS = ("routed_experts", "prompt_routed_experts")
-_MOST_TEXT_BYTES = 256_000_000  # of one response
+_MOST_TEXT_BYTES = 128_000_000  # of one response
 _MOST_IN_MEMORY = 512_000_000
 _MOST_ON_DISK = 10**12
 _MOST_TOP_K = 256
@@ -51,13 +51,13 @@ def is_routed_experts(files: Sequence[Path]) -> bool:
     file = files[0]
     suffix = file.suffix.lower()
     if suffix == ".npy":
-        with open_array(file, "") as (_, header):
+        with _open(file, "") as (_, header):
             return len(header.shape) == 3 and header.dtype.kind in "iu"
     if suffix == ".npz":
         names = names_of_arrays(file)
         if not names or {"load", "logical_count"} & set(names):
             return False
-        with open_array(file, names[0]) as (_, header):
+        with _open(file, names[0]) as (_, header):
             return len(header.shape) == 3 and header.dtype.kind in "iu"
     if suffix in {".json", ".jsonl"} and file.is_file():
         with file.open("rb") as stream:
@@ -118,7 +118,7 @@ def _add(
     tally.add_counts(count_choices(ids, experts), step)
     chosen = tally.next_tokens(len(ids))
     known = None if number is None else np.full(len(chosen), number)
-    tally.keep(ids[chosen].astype(np.int32), step, None, known)
+    tally.keep(ids[chosen], step, None, known)
 
 
 def _dense(tally: Tally, top_k: int) -> npt.NDArray[np.bool_]:

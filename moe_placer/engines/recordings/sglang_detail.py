@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
-from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, count_choices, draw_tokens
-from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, StoredTensor
+from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, draw_tokens
+from moe_placer.engines.stored_tensors import Integers, StoredTensor
 from moe_placer.engines.torch_file import TorchFile
 
 __all__ = ["is_detail", "read_detail"]
@@ -143,7 +143,9 @@ class _Reader:
             worst = int(ids.max()) if ids.max() >= self.slots else int(ids.min())
             expected = f"a slot from 0 to {self.slots - 1}, or -1"
             raise self._wrong(one, f"physical expert {worst}", expected, "topk_ids_of_layer")
-        if not np.array_equal(count_choices(ids.transpose(1, 0, 2), self.slots), counts):
+        # Slots from 1 on, so that -1 counts as 0 and is left out.
+        again = [np.bincount(of_layer.ravel() + 1, minlength=self.slots + 1)[1:] for of_layer in ids]
+        if not np.array_equal(again, counts):
             raise self._wrong(one, "other counts", "the counts of topk_ids_of_layer", "global_physical_count")
         for column in range(ids.shape[2] - 1, self.top_k - 1, -1):
             if (ids[:, :, column] >= 0).any():
@@ -177,12 +179,10 @@ def _same_map(files: Sequence[TorchFile], options: Options) -> Ints:
     for file in files:
         tensor = file.content["last_physical_to_logical_map"]
         if not isinstance(tensor, StoredTensor) or not tensor.is_integer or len(tensor.shape) != 2:
-            raise NotPlainTensorsError(
-                "last_physical_to_logical_map that is no tensor of whole numbers [layers, slots]"
-            )
+            raise file.wrong("last_physical_to_logical_map that is no tensor of whole numbers [layers, slots]")
         layers, slots = tensor.shape
         if not 0 < layers <= 1000 or not 0 < slots <= _MOST_SLOTS:
-            raise NotPlainTensorsError(f"last_physical_to_logical_map of shape {list(tensor.shape)}")
+            raise file.wrong(f"last_physical_to_logical_map of shape {list(tensor.shape)}")
         p2l = file.array(tensor).astype(np.int64)
         if p2l.min() < 0 or p2l.max() >= MOST_EXPERTS:
             raise options.wrong(
@@ -202,7 +202,7 @@ def _passes(files: Sequence[TorchFile], shape: tuple[int, ...], options: Options
     for file in files:
         records = file.content["records"]
         if not isinstance(records, list):
-            raise NotPlainTensorsError("records that are no list")
+            raise file.wrong("records that are no list")
         for index, record in enumerate(records):
             one = _one_pass(file, index, record, shape)
             before = found.setdefault((one.number, one.rank), one)
@@ -218,17 +218,17 @@ def _passes(files: Sequence[TorchFile], shape: tuple[int, ...], options: Options
 
 def _one_pass(file: TorchFile, index: int, record: Any, shape: tuple[int, ...]) -> _Pass:
     if not isinstance(record, dict):
-        raise NotPlainTensorsError(f"records[{index}] that is no dictionary")
+        raise file.wrong(f"records[{index}] that is no dictionary")
     number, rank = record.get("forward_pass_id"), record.get("rank")
     if type(number) is not int or type(rank) is not int or not 0 <= rank < _MOST_RANKS or number < 0:
-        raise NotPlainTensorsError(f"records[{index}] without the numbers of its pass and rank")
+        raise file.wrong(f"records[{index}] without the numbers of its pass and rank")
     counts, topk = record.get("global_physical_count"), record.get("topk_ids_of_layer")
     if not isinstance(counts, StoredTensor) or not counts.is_integer or counts.shape != shape:
-        raise NotPlainTensorsError(f"records[{index}] without global_physical_count {list(shape)}")
+        raise file.wrong(f"records[{index}] without global_physical_count {list(shape)}")
     if topk is not None:
         right = isinstance(topk, StoredTensor) and topk.is_integer and len(topk.shape) == 3 and 0 < topk.shape[2] <= 256
         if not right or topk.shape[0] != shape[0]:
-            raise NotPlainTensorsError(f"records[{index}] with topk_ids_of_layer that is no [{shape[0]}, tokens, 8]")
+            raise file.wrong(f"records[{index}] with topk_ids_of_layer that is no [{shape[0]}, tokens, 8]")
     return _Pass(number, rank, file, record, counts, topk)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Tally
-from moe_placer.engines.stored_tensors import NotPlainTensorsError, StoredTensor
+from moe_placer.engines.stored_tensors import StoredTensor
 from moe_placer.engines.torch_file import TorchFile
 
 __all__ = ["is_stat", "read_stat"]
@@ -50,12 +50,12 @@ def read_stat(files: Sequence[TorchFile], options: Options) -> Recorded:
 def _counts(file: TorchFile) -> StoredTensor:
     tensor = file.content["logical_count"]
     if not isinstance(tensor, StoredTensor) or not tensor.is_integer or len(tensor.shape) not in {2, 3}:
-        raise NotPlainTensorsError("logical_count that is no tensor of whole numbers [steps, layers, experts]")
+        raise file.wrong("logical_count that is no tensor of whole numbers [steps, layers, experts]")
     if len(tensor.shape) == 2:  # one step
         shape, strides = (1, *tensor.shape), (0, *tensor.strides)
         tensor = StoredTensor(tensor.storage, tensor.dtype, tensor.values, tensor.offset, shape, strides)
     if 0 in tensor.shape or tensor.shape[1] > 1000 or tensor.shape[2] > MOST_EXPERTS:
-        raise NotPlainTensorsError(f"logical_count of shape {list(tensor.shape)}")
+        raise file.wrong(f"logical_count of shape {list(tensor.shape)}")
     return tensor
 
 

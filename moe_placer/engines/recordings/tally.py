@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.errors import InputError, Mistake
+
 __all__ = ["MOST_EXPERTS", "MOST_WINDOWS", "Kept", "Tally", "count_choices", "draw_tokens"]
 
 Ints = npt.NDArray[np.int64]
@@ -64,7 +66,8 @@ class Tally:
 
     def __init__(self, layers: int, experts: int, *, sources: int, steps: int, wanted: Ints | None = None) -> None:
         if sources * layers * experts > _MOST_SOURCE_COUNTS:
-            raise ValueError(f"{sources} source ranks x {layers} layers x {experts} experts: more counts than fit")
+            found = f"{sources} source ranks x {layers} layers x {experts} experts"
+            raise InputError(Mistake(found, f"at most {_MOST_SOURCE_COUNTS:,} counts by source rank"))
         self.steps = steps
         self.windows = max(1, min(steps, MOST_WINDOWS, _MOST_WINDOW_COUNTS // (layers * experts)))
         self.load: Ints = np.zeros((layers, experts), np.int64)
@@ -103,7 +106,7 @@ class Tally:
     def keep(self, ids: Ids, step: int, source: int | None = None, sequence: Ints | None = None) -> None:
         """Keep tokens [tokens, layers, top_k] of one step, with the number of each one's sequence where it is known."""
         if len(ids):
-            self.kept.topk.append(ids)
+            self.kept.topk.append(ids.astype(np.int16))  # ids are below MOST_EXPERTS
             self.kept.source.append(np.full(len(ids), -1 if source is None else source))
             self.kept.window.append(np.full(len(ids), self.window_of(step)))
             self.kept.sequence.append(np.full(len(ids), -1) if sequence is None else sequence)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, count_choices, draw_tokens
-from moe_placer.engines.safetensors_file import open_safetensors
+from moe_placer.engines.safetensors_file import read_safetensors
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
 
@@ -44,18 +43,17 @@ def is_statistics_folder(path: Path) -> bool:
 
 def read_statistics(folder: Path, options: Options) -> Recorded:
     """Read the counts of all ranks; where there are raw files, keep single tokens too."""
-    with ExitStack() as stack:
-        statistics = _open(folder, stack)
-        tokens = [statistics.raw_tokens(i, rank) for i in statistics.iterations for rank in statistics.raw]
-        wanted = draw_tokens(sum(tokens), options.keep_tokens)
-        layers, sources = len(statistics.layers), len(statistics.counts)
-        tally = Tally(layers, statistics.experts, sources=sources, steps=len(statistics.iterations), wanted=wanted)
-        notes: set[str] = set()
-        with options.progress(len(statistics.iterations), "iterations") as advance:
-            for step, iteration in enumerate(statistics.iterations):
-                for rank in statistics.counts:
-                    _add(tally, statistics, step, iteration, rank, notes)
-                advance(1)
+    statistics = _open(folder)
+    tokens = [statistics.raw_tokens(i, rank) for i in statistics.iterations for rank in statistics.raw]
+    wanted = draw_tokens(sum(tokens), options.keep_tokens)
+    layers, sources = len(statistics.layers), len(statistics.counts)
+    tally = Tally(layers, statistics.experts, sources=sources, steps=len(statistics.iterations), wanted=wanted)
+    notes: set[str] = set()
+    with options.progress(len(statistics.iterations), "iterations") as advance:
+        for step, iteration in enumerate(statistics.iterations):
+            for rank in statistics.counts:
+                _add(tally, statistics, step, iteration, rank, notes)
+            advance(1)
     found = Found(
         "TensorRT-LLM expert statistics",
         "trtllm",
@@ -136,10 +134,10 @@ def _add(tally: Tally, statistics: _Statistics, step: int, iteration: int, rank:
                                f"no more than in rank{rank}.safetensors", "_raw")  # fmt: skip
     if (again < counts).any():
         notes.add(_CHUNKED)
-    tally.keep(ids[tally.next_tokens(tokens)].astype(np.int32), step, rank)
+    tally.keep(ids[tally.next_tokens(tokens)], step, rank)
 
 
-def _open(folder: Path, stack: ExitStack) -> _Statistics:
+def _open(folder: Path) -> _Statistics:
     experts, top_k = _meta(folder / _META)
     files: dict[bool, dict[int, Path]] = {False: {}, True: {}}
     for file in sorted(folder.iterdir()):
@@ -148,8 +146,8 @@ def _open(folder: Path, stack: ExitStack) -> _Statistics:
     missing = min(set(range(len(files[False]) + 1)) - files[False].keys())
     if missing < len(files[False]) or not files[False]:
         raise InputError(Mistake(f"no rank{missing}.safetensors", "a file of every rank from 0 on", file=folder))
-    counts = {rank: stack.enter_context(open_safetensors(file)) for rank, file in sorted(files[False].items())}
-    raw = {rank: stack.enter_context(open_safetensors(file)) for rank, file in sorted(files[True].items())}
+    counts = {rank: read_safetensors(file) for rank, file in sorted(files[False].items())}
+    raw = {rank: read_safetensors(file) for rank, file in sorted(files[True].items())}
     keys = {_key(files[False][rank], name) for rank, arrays in counts.items() for name in arrays}
     if not keys:
         raise InputError(Mistake("no counts", "keys <iteration>_<layer>", file=files[False][0]))

@@ -20,7 +20,7 @@ from moe_placer.files import read_bounded
 __all__ = ["read_ibnetdiscover"]
 
 _KIND = "the output of ibnetdiscover"
-_MOST_BYTES = 500_000_000
+_MOST_BYTES = 200_000_000
 _HEAD = re.compile(r"(Switch|Ca|Rt)\s+\d+\s+\"([SHR]-[0-9a-fA-F]+)\"\s*(?:#\s*\"([^\"]*)\".*)?$")
 _PORT = re.compile(
     r"\[\d+\](?:\([0-9a-fA-F]+\))?\s+\"([SHR]-[0-9a-fA-F]+)\"\[\d+\](?:\([0-9a-fA-F]+\))?\s*#\s*(.*?)(\d+)x([A-Z0-9]+)\s*$"

@@ -16,7 +16,7 @@ from moe_placer.files import read_bounded
 __all__ = ["read_json_topology"]
 
 _KIND = "Topograph's graph ({instances: [...]}) or the output of `kubectl get nodes -o json`"
-_MOST_BYTES = 500_000_000
+_MOST_BYTES = 200_000_000
 _TIER = re.compile(r"fabric\.topograph\.run/tier-(\d{1,2})$")
 _OLD_LEVELS = tuple(f"network.topology.nvidia.com/{level}" for level in ("leaf", "spine", "core"))
 _DOMAINS = ("accelerator.topograph.run/domain", "network.topology.nvidia.com/accelerator", "nvidia.com/gpu.clique")

@@ -17,7 +17,7 @@ from moe_placer.verifier.loads import choices_per_token, read_network
 from moe_placer.verifier.rules import Copy, read_copies
 from moe_placer.verifier.sending import tokens_between
 
-__all__ = ["Flows", "find_flows", "metrics", "rounded"]
+__all__ = ["Flows", "find_dispatch_us", "find_flows", "metrics", "rounded"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,6 +53,13 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Fl
         for item, copy in enumerate(copies):
             gpu[row, list(copy.gpus)] += demand[:, item].sum() / len(copy.gpus)
     return Flows(between, gpu)
+
+
+def find_dispatch_us(instance: Instance, placement: Placement, traffic: Traffic) -> float:
+    """Microseconds of a verified placement's dispatch, all layers one after the other."""
+    network = read_network(instance)
+    load = np.stack([network.load(flow) for flow in find_flows(instance, placement, traffic).between])
+    return dispatch_us(instance, link_bandwidths(instance, network.links), load)
 
 
 def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[str, Any]:

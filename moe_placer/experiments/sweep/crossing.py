@@ -30,8 +30,17 @@ class Crossing:
     first_wins_after: bool
 
 
-def find_crossings(x: Sequence[float], first: Sequence[float], second: Sequence[float]) -> list[Crossing]:
+def find_crossings(
+    x: Sequence[float], first: Sequence[float], second: Sequence[float], same: float = 0.0
+) -> list[Crossing]:
     """List where the lower one of two positive curves changes, by ascending ``x``; equal values decide nothing.
+
+    Parameters
+    ----------
+    x, first, second : sequence of float
+        The two curves.
+    same : float
+        Values closer than this, as a share of the second, count as equal.
 
     Raises
     ------
@@ -44,12 +53,20 @@ def find_crossings(x: Sequence[float], first: Sequence[float], second: Sequence[
     if any(not a[0] < b[0] for a, b in itertools.pairwise(points)):
         raise ValueError("x must ascend")
     ratio = [(value, math.log(a / b)) for value, a, b in points]
-    decided = [(value, log) for value, log in ratio if log]
+    decided = [(value, log) for value, log in ratio if log and abs(math.expm1(log)) >= same]
     found = []
     for (low, before), (high, after) in itertools.pairwise(decided):
         if (before < 0) != (after < 0):
-            equal = [value for value, log in ratio if not log and low < value < high]
-            share = before / (before - after)
-            at = equal[0] if equal else math.exp(math.log(low) + share * math.log(high / low))
-            found.append(Crossing(low, high, at, after < 0))
+            between = [(value, log) for value, log in ratio if low <= value <= high]
+            found.append(Crossing(low, high, _where_equal(between), after < 0))
     return found
+
+
+def _where_equal(ratio: Sequence[tuple[float, float]]) -> float:
+    """Return the first x where the logarithm of the curves' ratio is 0, linear in log x between the points given."""
+    for (low, before), (high, after) in itertools.pairwise(ratio):
+        if before == 0:
+            return low
+        if (before < 0) != (after < 0) and after != 0:
+            return math.exp(math.log(low) + before / (before - after) * math.log(high / low))
+    return ratio[-1][0]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_placer.experiments.sweep.crossing import find_crossings
-from moe_placer.schedule.step_figures import PLANNED, plan_holds
+from moe_placer.schedule.step import EQUAL_STEPS
+from moe_placer.schedule.step_figures import SHARES, plan_holds
 
 __all__ = ["AXES", "answers", "by", "said", "shares_in_percent", "varied"]
 
@@ -15,7 +16,6 @@ Plans = Mapping[str, Sequence[Row]]  # by batch
 
 AXES = ("tokens_per_gpu", "context", "oversubscription")
 _STATE = ("phase", "context", "oversubscription")  # what is the same in one curve over batches
-_SAME = 0.001  # steps this close, as a share, are called equally long
 
 
 def by(rows: Sequence[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -75,16 +75,19 @@ def _over_batches(plans: Plans) -> Iterator[str]:
     for second, its in others:
         yield _against(first, mine, second, its)
     yield _best_of_what_fits(plans)
-    yield from (_planned_shares(name, rows) for name, rows in plans.items())
+    for name, rows in plans.items():
+        planned = rows[0].get("planned_shares")  # rows of older versions have none
+        if planned is not None:
+            yield _planned_shares(name, rows, planned)
 
 
-def _planned_shares(name: str, rows: Sequence[Row]) -> str:
+def _planned_shares(name: str, rows: Sequence[Row], planned: Mapping[str, float]) -> str:
     """Say at which batches the deployment plan's estimate of where the time goes holds."""
-    estimate = f"the deployment plan's shares ({shares_in_percent(PLANNED)} % {', '.join(PLANNED)})"
-    holds = [f"{row['tokens_per_gpu']:,g}" for row in rows if plan_holds(row["shares"])]
+    estimate = f"the deployment plan's shares ({shares_in_percent(planned)} % {', '.join(SHARES)})"
+    holds = [f"{row['tokens_per_gpu']:,g}" for row in rows if plan_holds(row["shares"], planned)]
     if holds:
         return f"{estimate} hold with {name} at {', '.join(holds)} tokens per GPU."
-    nearest = min(rows, key=lambda row: max(abs(row["shares"][part] - share) for part, share in PLANNED.items()))
+    nearest = min(rows, key=lambda row: max(abs(row["shares"][part] - share) for part, share in planned.items()))
     return (
         f"{estimate} hold with {name} at no swept batch; nearest are {shares_in_percent(nearest['shares'])} % at "
         f"{nearest['tokens_per_gpu']:,g} tokens per GPU."
@@ -93,7 +96,7 @@ def _planned_shares(name: str, rows: Sequence[Row]) -> str:
 
 def shares_in_percent(shares: Mapping[str, float]) -> str:
     """Return computation/communication/synchronization/overhead in percent, as 40/35/15/10."""
-    return "/".join(f"{100 * shares[part]:.0f}" for part in PLANNED)
+    return "/".join(f"{100 * shares[part]:.0f}" for part in SHARES)
 
 
 def _side_by_side(states: Mapping[str, Plans]) -> Iterator[str]:
@@ -104,7 +107,7 @@ def _side_by_side(states: Mapping[str, Plans]) -> Iterator[str]:
         for where, plans in states.items():
             if names[0] in plans and second in plans:
                 margin = plans[names[0]][0]["latency_us"] / plans[second][0]["latency_us"] - 1
-                found.append(f"{where} {margin:+.1%}".strip())
+                found.append(f"{where} {margin:+.1%}{' (equal)' if abs(margin) < EQUAL_STEPS else ''}".strip())
         if found:
             yield f"step of {names[0]} against {second}: {', '.join(found)}."
 
@@ -113,7 +116,7 @@ def _against(first: str, mine: Sequence[Row], second: str, its: Sequence[Row]) -
     """Say from which batch on which of two plans has the shorter step."""
     common = sorted({row["tokens_per_gpu"] for row in mine} & {row["tokens_per_gpu"] for row in its})
     curves = [[_latency(rows, tokens) for tokens in common] for rows in (mine, its)]
-    crossings = find_crossings(common, *curves)
+    crossings = find_crossings(common, curves[0], curves[1], EQUAL_STEPS)
     margins = [a / b - 1 for a, b in zip(*curves, strict=True)]
     if not crossings:
         return _always(first, second, common, margins)
@@ -150,10 +153,12 @@ def _always(first: str, second: str, tokens: Sequence[float], margins: Sequence[
         if len(tokens) > 1
         else (f"at {tokens[0]:,g} tokens per GPU")
     )
-    if max(abs(margin) for margin in margins) <= _SAME:
-        return f"{first} and {second} have equally long steps {where}."
-    winner = first if min(margins) < -_SAME else second
-    return f"{winner} has the shorter step {where} (step of {first} against {second}: {span})."
+    if max(abs(margin) for margin in margins) < EQUAL_STEPS:
+        return f"{first} and {second} have equally long steps {where}, within {EQUAL_STEPS:.0%} ({span})."
+    winner = first if min(margins) <= -EQUAL_STEPS else second
+    equal = [tokens[index] for index, margin in enumerate(margins) if abs(margin) < EQUAL_STEPS]
+    but = f", but for equal ones at {', '.join(f'{one:,g}' for one in equal)}" if equal else ""
+    return f"{winner} has the shorter step {where}{but} (step of {first} against {second}: {span})."
 
 
 def _latency(rows: Sequence[Row], tokens: float) -> float:

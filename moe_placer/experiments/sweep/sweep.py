@@ -12,12 +12,13 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from moe_placer.errors import UsageError
+from moe_placer.experiments.compare.metrics import find_dispatch_us
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import FatTree
 from moe_placer.placement import Placement
 from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.simulate import simulate
-from moe_placer.schedule.step_figures import Memory, find_figures
+from moe_placer.schedule.step_figures import Memory, find_figures, planned_shares
 from moe_placer.schedule.workload import Phase, Workload
 from moe_placer.traffic.recording import Traffic
 from moe_placer.workers import run_each
@@ -54,13 +55,16 @@ class Plan:
     placed_by : str
         Name of its solver.
     total_z : float
-        Sum over layers of the worst link, tokens per step at node-link speed, for the instance's own tokens and fabric.
+        Sum over layers of the worst link's cost, for the instance's own tokens and fabric.
+    dispatch_us : float
+        Microseconds of all layers' dispatch, each as long as the link that needs longest, for the same.
     """
 
     label: str
     program: Program
     placed_by: str
     total_z: float
+    dispatch_us: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def make_plan(instance: Instance, placement: Placement, traffic: Traffic, label:
     named = label or f"{instance.name} by {placement.solver.name}"
     total = float(sum(record.z for record in placement.layers))
     program = compile_program(instance, placement, traffic)
-    return Plan(f"{named} (EP={expert_parallelism(instance)})", program, placement.solver.name, total)
+    label = f"{named} (EP={expert_parallelism(instance)})"
+    return Plan(label, program, placement.solver.name, total, find_dispatch_us(instance, placement, traffic))
 
 
 def expert_parallelism(instance: Instance) -> int:
@@ -206,6 +211,7 @@ def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
         "instance_sha256": plan.program.instance.sha256,
         "placed_by": plan.placed_by,
         "total_z": plan.total_z,
+        "dispatch_us": plan.dispatch_us,
         "gpus": instance.gpus,
         "expert_parallelism": expert_parallelism(instance),
         "slots_per_gpu": instance.placement.slots_per_gpu,
@@ -220,6 +226,7 @@ def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
         "mfu": figures.mfu,
         "communication_us": figures.communication_us,
         "shares": dict(figures.shares),
+        "planned_shares": planned_shares(plan.program.instance),
         "busiest_link": figures.busiest_link,
         "busiest_link_utilization": float(figures.link_utilization.max(initial=0.0)),
         "weights_bytes": float(memory.weights[fullest]),

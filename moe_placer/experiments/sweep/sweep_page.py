@@ -54,11 +54,17 @@ def _plans(rows: Sequence[Row]) -> str:
         memory = f"{row['weights_bytes'] / GB:,.1f} of {row['memory_bytes'] / GB:,.1f}"
         cells.append(
             [plain(name), plain(row["instance"]), plain(row["placed_by"]), f"{row['gpus']:,}",
-             f"{row['expert_parallelism']:,}", f"{row['slots_per_gpu']:,}", memory, f"{row['total_z']:,.0f}"]
+             f"{row['expert_parallelism']:,}", f"{row['slots_per_gpu']:,}", memory, f"{row['total_z']:,.0f}",
+             _dispatch(row)]
         )  # fmt: skip
     head = ("plan", "instance", "solver", "GPUs", "EP degree", "slots per GPU", "weights, GB of a GPU's memory",
-            "sum of worst links, tokens")  # fmt: skip
+            "sum of worst links, cost", "dispatch, ms")  # fmt: skip
     return f"## Plans\n\n{markdown_table(head, cells, 3)}"
+
+
+def _dispatch(row: Row) -> str:
+    us = row.get("dispatch_us")  # rows of older versions have none
+    return "-" if us is None else f"{us / 1e3:,.2f}"
 
 
 def _points(rows: Sequence[Row]) -> str:
@@ -103,9 +109,12 @@ def _memory(row: Row) -> str:
 _HOW_TO_READ = """\
 ## How to read this
 
-The step of a batch is simulated whether or not memory holds it: "does not fit" says where it is no more than a step
-that could be. Times in % are of a mean GPU: computation, communication that no computation hides, synchronization
-(waiting for others), overhead; the plan's estimate holds where each is within 5 percentage points. In prefill tokens
-are of sequences that start; in decode each token continues a sequence of its own, whose keys and values lie in
-memory. A crossing between two swept batches is interpolated, on logarithmic axes. Steps are those of `moe-placer
-schedule` (docs/schedule.md): hardware as the instance describes it, links shared max-min fairly."""
+Cost is tokens at node-link speed (a token on a link of half a node's bandwidth costs 2), or plain tokens where an
+instance has `metric: tokens`; dispatch is the time of the slowest link of each layer, one way, layers added up; both
+are of the instance's own tokens and fabric. The step of a batch is simulated whether or not memory holds it: "does
+not fit" says where it is no more than a step that could be. Times in % are of a mean GPU: computation, communication
+that no computation hides, synchronization (waiting for others), overhead; the plan's estimate holds where each is
+within 5 percentage points. In prefill tokens are of sequences that start; in decode each token continues a sequence
+of its own, whose keys and values lie in memory. A crossing between two swept batches is interpolated, on logarithmic
+axes. Steps are those of `moe-placer schedule` (docs/schedule.md): hardware as the instance describes it, links shared
+max-min fairly."""

@@ -1,0 +1,70 @@
+"""Whether the copies of one layer's experts can all have GPUs where some are pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["leave_room"]
+
+Ints = npt.NDArray[np.int64]
+
+
+def leave_room(pins: Sequence[tuple[int, int]], copies: Ints, slots: Ints, gpus_per_node: int, apart: bool) -> bool:
+    """Say whether the copies that are not pinned find GPUs, no two of one expert on the same (or on the same node).
+
+    Parameters
+    ----------
+    pins : sequence of (expert, GPU)
+    copies : int array [experts]
+        Of each expert, pinned ones included.
+    slots : int array [GPUs]
+        Copies that a GPU may take.
+    apart : bool
+        Whether copies of one expert keep to different nodes.
+
+    Returns
+    -------
+    bool
+        By maximum flow: from experts over GPUs (or over nodes, then GPUs).
+    """
+    experts, gpus = len(copies), len(slots)
+    left, need = slots.copy(), copies.copy()
+    open_ = np.ones((experts, gpus), dtype=bool)
+    for expert, gpu in pins:
+        first = gpu - gpu % gpus_per_node
+        taken = slice(first, first + gpus_per_node) if apart else slice(gpu, gpu + 1)
+        if not open_[expert, gpu]:
+            return False
+        open_[expert, taken] = False
+        left[gpu] -= 1
+        need[expert] -= 1
+    if left.min() < 0 or need.min() < 0:
+        return False
+    return _most_flow(need, left, open_, gpus_per_node if apart else 1) == int(need.sum())
+
+
+def _most_flow(need: Ints, left: Ints, open_: npt.NDArray[np.bool_], per_place: int) -> int:
+    """Return how many copies find a place; a place has ``per_place`` GPUs and takes one copy of each expert."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import maximum_flow
+
+    experts, gpus = open_.shape
+    places = gpus // per_place
+    # Vertices: source, experts, experts in places, GPUs, sink.
+    first_pair, first_gpu = 1 + experts, 1 + experts + experts * places
+    sink = first_gpu + gpus
+    expert, place = np.nonzero(open_.reshape(experts, places, per_place).any(axis=2))
+    inside, gpu = np.nonzero(open_)
+    pair = first_pair + expert * places + place
+    arcs = [
+        (np.zeros(experts, dtype=np.int64), 1 + np.arange(experts), need),
+        (1 + expert, pair, np.ones(len(pair), dtype=np.int64)),
+        (first_pair + inside * places + gpu // per_place, first_gpu + gpu, np.ones(len(gpu), dtype=np.int64)),
+        (first_gpu + np.arange(gpus), np.full(gpus, sink), left),
+    ]
+    tail, head, most = (np.concatenate(part) for part in zip(*arcs, strict=True))
+    graph = sparse.csr_array((most.astype(np.int32), (tail, head)), shape=(sink + 1, sink + 1))
+    return int(maximum_flow(graph, 0, sink).flow_value)

@@ -1,0 +1,149 @@
+"""Why an instance has no placement: counts of slots and memory that do not suffice, each with what would help."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.instance.schema import SharedSlots
+from moe_placer.instance.sizes import GB, expert_bytes, gpu_memory_bytes, memory_parts
+from moe_placer.problem.node_limits import most_of_experts, most_replicas
+
+__all__ = [
+    "fewest_replicas",
+    "find_shortage",
+    "memory_room",
+    "no_way",
+    "slots_of_layer",
+    "usable_room",
+    "widest_nodes",
+    "working_gpus",
+]
+
+Ints = npt.NDArray[np.int64]
+
+_SHOWN = 8  # pins that a message lists
+
+
+def find_shortage(instance: Instance) -> str | None:
+    """Say what is missing, as far as counting slots, places and memory shows; None where that suffices."""
+    return _too_few_slots(instance) or _too_close(instance) or _too_little_memory(instance) or _too_many_pins(instance)
+
+
+def slots_of_layer(instance: Instance) -> int:
+    """Replicas that the working GPUs can take in one layer, memory aside."""
+    return int(widest_nodes(instance).sum())
+
+
+def widest_nodes(instance: Instance) -> Ints:
+    """Replicas that each node can take in one layer, memory aside [nodes]."""
+    slots = np.where(working_gpus(instance), instance.placement.slots_per_gpu, 0)
+    return most_replicas(slots.reshape(instance.cluster.nodes, -1), instance.parallelism.expert_tp)
+
+
+def fewest_replicas(instance: Instance) -> int:
+    """Replicas that a layer must have: of a budget that layers share, it need not take anything."""
+    shared = isinstance(instance.placement.replicas, SharedSlots)
+    return instance.model.experts if shared else instance.replicas_per_layer
+
+
+def _too_few_slots(instance: Instance) -> str | None:
+    asked, there = fewest_replicas(instance), slots_of_layer(instance)
+    if there >= asked:
+        return None
+    per_gpu, shards = instance.placement.slots_per_gpu, instance.parallelism.expert_tp
+    sharded = f" (each replica takes {shards} GPUs of one node)" if shards > 1 else ""
+    working = f"{working_gpus(instance).sum():,} working GPUs"
+    return (
+        f"{instance.name} asks for {asked:,} expert replicas in every layer, but {working} with {per_gpu} "
+        f"{'slot' if per_gpu == 1 else 'slots'} each hold only {there:,} in a layer{sharded}. "
+        "Use more GPUs, more placement.slots_per_gpu, or fewer replicas."
+    )
+
+
+def _too_close(instance: Instance) -> str | None:
+    """Say whether the replicas of one expert cannot be kept apart."""
+    copies = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
+    apart, experts = instance.placement.replicas_apart, instance.model.experts
+    places = working_gpus(instance).reshape(instance.cluster.nodes, -1).sum(axis=1) // instance.parallelism.expert_tp
+    if apart == "node":
+        places = np.minimum(places, 1)
+    hint = ", or placement.replicas_apart: gpu." if apart == "node" else "."
+    if places.sum() < copies:
+        return (
+            f"{instance.name} wants {copies} copies of every expert on different {apart}s, but only {places.sum()} can "
+            f"hold one. Use fewer copies (parallelism.dp){hint}"
+        )
+    most = int(most_of_experts(widest_nodes(instance), places, experts)[-1])
+    if fewest_replicas(instance) <= most:
+        return None
+    return (
+        f"{instance.name} asks for {fewest_replicas(instance):,} expert replicas in a layer, but its {experts:,} "
+        f"experts can have only {most:,} with copies of each on different {apart}s. Use fewer redundant slots{hint}"
+    )
+
+
+def _too_little_memory(instance: Instance) -> str | None:
+    usable, shards = usable_room(instance), instance.parallelism.expert_tp
+    there = int(most_replicas(usable.reshape(instance.cluster.nodes, -1), shards).sum())
+    shared = isinstance(instance.placement.replicas, SharedSlots)
+    layers = len(instance.moe_layers)
+    needed = instance.model.experts * layers if shared else sum(instance.replicas_by_layer)
+    size, taken = expert_bytes(instance) / 1e6, memory_parts(instance).total / GB
+    if there < needed:
+        on = "" if shards == 1 else f" on each of {shards} GPUs of one node"
+        return (
+            f"{instance.name} has {needed:,} expert replicas to place over all layers, {size:,.1f} MB each{on}, but "
+            f"the memory left on its GPUs ({instance.cluster.gpu.memory_gb:g} GB each, {taken:,.1f} GB of it taken by "
+            f"attention, dense layers, embeddings and the KV cache) holds only {there:,}. Use more memory, a smaller "
+            "dtype, more attention_tp, less placement.kv_cache_gb, or fewer replicas."
+        )
+    return None
+
+
+def _too_many_pins(instance: Instance) -> str | None:
+    usable, size = usable_room(instance), expert_bytes(instance) / 1e6
+    pinned = np.bincount([pin.gpu for pin in instance.placement.pinned], minlength=instance.gpus)
+    if not (over := np.flatnonzero(pinned > usable)).size:
+        return None
+    gpu = int(over[0])
+    pins = [f"expert {pin.expert} of layer {pin.layer}" for pin in instance.placement.pinned if pin.gpu == gpu]
+    return (
+        f"{instance.name} pins {len(pins)} replicas to GPU {gpu} ({', '.join(pins[:_SHOWN])}"
+        f"{', ...' if len(pins) > _SHOWN else ''}), {size:,.1f} MB each, but the memory left on it holds only "
+        f"{usable[gpu]}. Pin fewer there, or use more memory."
+    )
+
+
+def no_way(instance: Instance) -> str:
+    """Say that counts suffice, and all rules together leave nothing."""
+    pins = " pins," if instance.placement.pinned else ""
+    return (
+        f"{instance.name}: slots, memory,{pins} failed GPUs and the distance between copies of one expert leave no "
+        "placement, although each alone would (shown by an integer program that decides which GPU takes how many "
+        "replicas of each layer). Use more memory, more placement.slots_per_gpu, or fewer replicas"
+        f"{' or pins' if pins else ''}."
+    )
+
+
+def working_gpus(instance: Instance) -> npt.NDArray[np.bool_]:
+    """Mask of the GPUs that have not failed [GPUs]."""
+    works = np.ones(instance.gpus, dtype=bool)
+    works[list(instance.placement.failed_gpus)] = False
+    return works
+
+
+def usable_room(instance: Instance) -> Ints:
+    """Count the shards that each GPU can take over all layers, by its memory and slots [GPUs]."""
+    most = instance.placement.slots_per_gpu * len(instance.moe_layers)
+    return np.where(working_gpus(instance), np.minimum(memory_room(instance), most), 0)
+
+
+def memory_room(instance: Instance) -> Ints:
+    """Count the copies that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit."""
+    resident, size = memory_parts(instance).total, expert_bytes(instance)
+    free = (gpu_memory_bytes(instance, gpu) * (1 + 1e-9) - resident for gpu in range(instance.gpus))
+    return np.array([max(0, math.floor(left / size)) for left in free], dtype=np.int64)

@@ -1,0 +1,71 @@
+"""What a method's results come to for the instance: bounds that hold for it, and never worse than what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from moe_placer.decomposition.aggregate import link_totals
+from moe_placer.decomposition.memory import Room
+from moe_placer.problem.compile import Problem
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+
+__all__ = ["never_worse", "objective_of", "of_the_instance"]
+
+_ROUNDING = 1e-9
+
+
+def of_the_instance(problem: Problem, room: Room | None, index: int, result: LayerResult, within: float) -> LayerResult:
+    """Return a result with what bounds it whatever room its layer has, where memory binds over layers.
+
+    A search within the slots that memory leaves a layer proves nothing of others; nor is a layer then done because it
+    is within the gap of what these allow. ``within`` is the gap asked for.
+    """
+    if not problem.capacity.binds or problem.minimise == "aggregate":
+        return result
+    bound = result.bound if room is None else room.bounds[index]
+    here, stop = gap(result.z, bound.value), result.stop
+    if stop in {Stop.PROVED, Stop.GAP}:
+        stop = Stop.FINISHED
+    if result.node is not None and here <= max(within, OPTIMAL_GAP):
+        stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP
+    return replace(result, bound=bound, solver_bound=None, stop=stop)
+
+
+def objective_of(problem: Problem, results: Sequence[LayerResult | None]) -> float | None:
+    """Return what is minimised; None where a layer has no placement."""
+    placed = [result for result in results if result is not None and result.node is not None]
+    if len(placed) < len(problem):
+        return None
+    if problem.minimise == "layers":
+        return float(sum(result.z for result in placed))
+    return float(link_totals(problem, placed).max(initial=0.0))
+
+
+def never_worse(
+    problem: Problem, results: Sequence[LayerResult], plans: Mapping[str, Sequence[LayerResult]]
+) -> list[LayerResult]:
+    """Take the better of results and complete plans of other methods: layer by layer, or as a whole what layers share.
+
+    Where the number of copies is free, plans may have others than the results. Bounds stay: they hold for either.
+    """
+    best = list(results)
+    for plan in plans.values():
+        if problem.minimise == "layers" and not problem.shares_copies:
+            worse = [theirs.z < mine.z * (1 - _ROUNDING) for mine, theirs in zip(best, plan, strict=True)]
+        else:
+            now, then = objective_of(problem, best), objective_of(problem, plan)
+            worse = [now is None or (then is not None and then < now * (1 - _ROUNDING))] * len(best)
+        best = [_instead(own, other) if take else own for take, own, other in zip(worse, best, plan, strict=True)]
+    return best
+
+
+def _instead(result: LayerResult, other: LayerResult) -> LayerResult:
+    """Return another placement with what is known of a result."""
+    assert np.isfinite(other.z)
+    stop: Stop = Stop.FINISHED if result.stop in {Stop.PROVED, Stop.GAP} else result.stop
+    if gap(other.z, result.bound.value) <= OPTIMAL_GAP:
+        stop = Stop.PROVED
+    return replace(result, node=other.node, z=other.z, gpu=other.gpu, copies=other.copies, stop=stop, repaired=0)

@@ -1,0 +1,184 @@
+"""What `moe-placer init` reads: configs of models, GPUs by name, recordings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drafted import CONFIGS, EXPECTED, SMALL, draft, recorded, write
+from engine_recordings import make, write_routed_experts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moe_placer.engines.init import PRESETS, read_model_config
+from moe_placer.engines.init.model_config import FAMILIES
+from moe_placer.engines.recordings import Options, read_recording, write_recording
+from moe_placer.errors import InputError
+from moe_placer.traffic import load_traffic
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_every_family_is_tried() -> None:
+    assert set(CONFIGS) == set(EXPECTED) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_model_configs(tmp_path: Path, name: str) -> None:
+    fields = read_model_config(write(tmp_path, "config.json", CONFIGS[name])).fields
+    keys = ("layers", "dense_layers", "experts", "top_k", "expert_hidden_size", "head_dim", "dtype")
+    assert tuple(fields[key] for key in keys) == EXPECTED[name]
+    assert fields["hidden_size"] == CONFIGS[name]["hidden_size"]
+    assert fields.get("dense_hidden_size") == (CONFIGS[name]["intermediate_size"] if fields["dense_layers"] else None)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_becomes_an_instance(tmp_path: Path, name: str) -> None:
+    layers, dense, experts, top_k = EXPECTED[name][:4]
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "load.npz", load=rng.integers(1, 1000, (layers - len(dense), experts)))
+    instance = draft(tmp_path, tmp_path / "load.npz", CONFIGS[name], gpus=32, engine="vllm")
+    assert (len(instance.moe_layers), instance.model.top_k) == (layers - len(dense), top_k)
+    assert instance.replicas_per_layer % 32 == 0
+    assert load_traffic(instance).recordings[0].load.shape == (layers - len(dense), experts)
+
+
+def test_models_of_text_and_images(tmp_path: Path) -> None:
+    config = {"model_type": "kimi_k25", "text_config": CONFIGS["kimi_k2"], "vision_config": {}}
+    assert read_model_config(write(tmp_path, "config.json", config)).fields["experts"] == 384
+    moved = {key: value for key, value in CONFIGS["kimi_k2"].items() if key != "quantization_config"}
+    config = {"model_type": "kimi_k25", "text_config": moved, "quantization_config": {"quant_method": "fp8"}}
+    assert read_model_config(write(tmp_path, "config.json", config)).fields["dtype"] == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "says"),
+    [
+        ("", "", "not JSON"),
+        ("[" * 100_000, "", "not JSON"),
+        ("[]", "", "no JSON object"),
+        ({}, "model_type", "found none, expected one of deepseek_v2"),
+        ({"model_type": "llama"}, "model_type", "found llama"),
+        ({**SMALL, "hidden_size": None}, "hidden_size", "found nothing, expected a whole number of 1 or more"),
+        ({**SMALL, "hidden_size": "7168"}, "hidden_size", "found '7168'"),
+        ({**SMALL, "n_routed_experts": 0}, "n_routed_experts", "found 0"),
+        ({**SMALL, "num_hidden_layers": 10**12}, "num_hidden_layers", "found 1000000000000"),
+        ({**SMALL, "first_k_dense_replace": -1}, "first_k_dense_replace", "found -1, expected a whole number of 0"),
+        ({**SMALL, "torch_dtype": "int8"}, "torch_dtype", "found int8, expected one of bfloat16"),
+        ({**SMALL, "quantization_config": {"quant_method": "awq"}}, "quantization_config.quant_method", "--dtype"),
+        ({**CONFIGS["qwen3_moe"], "mlp_only_layers": "all"}, "mlp_only_layers", "no list of layers"),
+    ],
+)
+def test_wrong_configs(tmp_path: Path, content: Any, path: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_model_config(write(tmp_path, "config.json", content))
+    (mistake,) = caught.value.mistakes
+    assert mistake.path == path
+    assert says in str(mistake)
+
+
+def test_all_mistakes_of_a_config_are_listed_and_dtype_helps(tmp_path: Path) -> None:
+    broken = {**SMALL, "hidden_size": -1, "vocab_size": [], "torch_dtype": "x"}
+    file = write(tmp_path, "config.json", broken)
+    with pytest.raises(InputError) as caught:
+        read_model_config(file)
+    assert {mistake.path for mistake in caught.value.mistakes} == {"hidden_size", "vocab_size", "torch_dtype"}
+    awq = write(tmp_path, "config.json", {**SMALL, "quantization_config": {"quant_method": "awq"}})
+    assert read_model_config(awq, "fp4").fields["dtype"] == "fp4"
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    key=st.sampled_from(sorted(SMALL)),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.lists(st.integers(), max_size=3),
+)
+def test_any_config_is_read_or_refused(tmp_path: Path, key: str, value: Any) -> None:
+    file = write(tmp_path, "config.json", {**SMALL, key: value})
+    try:
+        assert read_model_config(file).fields["experts"] > 0
+    except InputError as found:
+        assert all("\n" not in str(mistake) for mistake in found.mistakes)  # noqa: PT017
+
+
+# --- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_name_their_source_and_make_sense(name: str) -> None:
+    preset = PRESETS[name]
+    assert len(preset.source) > 20
+    assert preset.tflops["bf16"] > preset.tflops["fp32"]
+    assert preset.node_gb_per_s <= preset.nvlink_gb_per_s * preset.gpus_per_node
+    for dtype in ("fp32", "bf16", "fp16", "fp8", "fp4"):
+        peak, of = preset.peak(dtype)
+        assert peak == preset.tflops[of]
+
+
+def test_nvlink_beyond_a_node_is_said_not_to_be_there(tmp_path: Path) -> None:
+    draft(tmp_path, recorded(tmp_path), gpus=4, gpu="gb200")
+    assert "NVLink of GB200 NVL72 joins 18 trays" in (tmp_path / "instance.yaml").read_text()
+
+
+def test_peaks_of_precisions_that_a_gpu_lacks() -> None:
+    assert PRESETS["a100"].peak("fp8") == (312.0, "bf16")
+    assert PRESETS["h100"].peak("fp4") == (1979.0, "fp8")
+    assert PRESETS["b200"].peak("fp4") == (9000.0, "fp4")
+
+
+# --- recordings that are not of the model --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("truth", "config", "says"),
+    [
+        ({"layers": 4}, SMALL, "found 3 MoE layers, expected 2"),
+        ({"dense": (1,)}, SMALL, "layers 0, 1 as MoE or dense"),
+        ({"experts": 7}, SMALL, "found 7 experts, expected 6 experts of deepseek_v2"),
+        ({"top_k": 3}, SMALL, "found top-3, expected top-2"),
+    ],
+)
+def test_recordings_of_other_models(tmp_path: Path, truth: dict[str, Any], config: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        draft(tmp_path, recorded(tmp_path, **truth), config, gpus=2)
+    assert says in str(caught.value)
+
+
+def test_recordings_that_do_not_know_their_experts(tmp_path: Path) -> None:
+    truth = make(experts=5)
+    file = write_routed_experts(truth, tmp_path, "npy", with_dense=True)
+    write_recording(tmp_path / "r.npz", read_recording([file], Options()))
+    with pytest.raises(InputError, match="import it again with --experts 6"):
+        draft(tmp_path, tmp_path / "r.npz", gpus=2)
+    write_recording(tmp_path / "r.npz", read_recording([file], Options(experts=6)))
+    assert draft(tmp_path, tmp_path / "r.npz", gpus=2).model.experts == 6
+
+
+@pytest.mark.parametrize("about", [b"", b"{", b"[]", b'{"schema": "other"}', b'{"schema": "moe-placer/recording/1"}'])
+def test_what_a_recording_says_of_itself_is_checked(tmp_path: Path, about: bytes) -> None:
+    np.savez(tmp_path / "r.npz", load=np.ones((2, 6), int), about=np.frombuffer(about, np.uint8))
+    if b"recording/1" in about:
+        assert draft(tmp_path, tmp_path / "r.npz", gpus=2, gpus_per_node=1).engine is None
+        return
+    with pytest.raises(InputError, match="what no `moe-placer import` wrote"):
+        draft(tmp_path, tmp_path / "r.npz", gpus=2)
+
+
+def test_strange_words_in_a_recording_do_not_end_a_comment(tmp_path: Path) -> None:
+    about = {"schema": "moe-placer/recording/1", "format": "x\nengine: trtllm\n#", "engine": ["a"], "sources": "many"}
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(tmp_path / "r.npz", load=np.ones((2, 6), int), source_load=np.ones((2, 2, 6), int), about=text)
+    assert draft(tmp_path, tmp_path / "r.npz", gpus=2, gpus_per_node=1).engine is None
+
+
+def test_other_arrays_are_no_recording(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", other=np.ones((2, 6)))
+    with pytest.raises(InputError, match="neither load nor topk"):
+        draft(tmp_path, tmp_path / "r.npz", gpus=2)

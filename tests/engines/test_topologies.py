@@ -1,0 +1,250 @@
+"""Descriptions of a network that are not Slurm's, and all of them alike: missing, damaged, combined."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from topology_files import (
+    GRAPH,
+    IBNET,
+    NCCL,
+    TREE,
+    YAML,
+    ibnet,
+    kubernetes,
+    mistake_of,
+    read,
+    tier_labels,
+    two_leaves,
+    write,
+)
+
+from moe_placer.engines.topology import Choice, read_topologies
+from moe_placer.errors import InputError
+
+
+def test_topographs_graph(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "graph.json", GRAPH))
+    assert (topology.nodes, topology.nodes_per_leaf) == (("I0", "I1", "I2", "I3"), 2)
+    assert topology.notes == (
+        "cluster: NVLink domains reach over up to 4 nodes; an instance has NVLink within a node only",
+    )
+
+
+def test_kubernetes_nodes(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "nodes.json", kubernetes(tier_labels)))
+    assert (topology.nodes, topology.nodes_per_leaf, topology.gpus_per_node) == (
+        tuple(f"node-{i}" for i in range(4)),
+        2,
+        8,
+    )
+    old = kubernetes(
+        lambda i: {"network.topology.nvidia.com/leaf": f"l{i % 2}", "network.topology.nvidia.com/spine": "s"}
+    )
+    assert read(write(tmp_path, "nodes.json", old)).nodes == ("node-0", "node-2", "node-1", "node-3")
+    own = write(tmp_path, "nodes.json", kubernetes(lambda i: {"rack": f"r{i // 2}", "hall": "h"}, gpus=None))
+    assert read(own, levels=["rack", "hall"]).nodes_per_leaf == 2
+    assert read(own, levels=["rack"]).nodes_per_leaf == 2
+    assert mistake_of(own).found == "no labels of Topograph's"
+    assert "below both r0 and r1" in mistake_of(own, levels=["hall", "rack"]).found
+    assert mistake_of(own, levels=["row"]).found == "node-0 without it"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ([], "neither instances nor items"),
+        ({"items": []}, "neither instances nor items"),
+        ({"items": [{}]}, "a node without a name"),
+        ({"items": [3]}, "a node without a name"),
+        ({"instances": []}, "no nodes"),
+        ({"instances": [{"id": "a"}]}, "{'id': 'a'}"),
+        ({"instances": [{"id": "a", "network_layers": [3]}]}, "{'id': 'a'"),
+        ({"instances": [{"id": "a", "network_layers": ["s"]}] * 2}, "{'id': 'a'"),
+        ({"instances": [{"id": "a", "network_layers": ["s"] * 21}]}, "{'id': 'a'"),
+        (
+            {"instances": [{"id": "a", "network_layers": ["s"]}, {"id": "b", "network_layers": ["s", "t"]}]},
+            "1 switches above a",
+        ),
+    ],
+)
+def test_wrong_json(tmp_path: Path, content: Any, says: str) -> None:
+    assert says in mistake_of(write(tmp_path, "nodes.json", content)).found
+
+
+def test_nodes_of_different_sizes(tmp_path: Path) -> None:
+    nodes = kubernetes(tier_labels)
+    nodes["items"][1]["status"]["allocatable"]["nvidia.com/gpu"] = 7
+    file = write(tmp_path, "nodes.json", nodes)
+    assert mistake_of(file).found == "nodes of 7 and 8 GPUs"
+    assert read(file, hosts=["node-2", "node-3"]).gpus_per_node == 8
+
+
+def test_ibnetdiscover(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "ib.out", IBNET))
+    assert topology.nodes == ("n0", "n1", "n2", "n3")
+    assert (topology.nodes_per_leaf, topology.spines) == (2, 2)
+    assert topology.node_gb_per_s == 100.0  # two HCAs of 400 Gbit/s
+    assert topology.oversubscription == 2.0  # 200 GB/s down, two cables of 50 GB/s up
+    assert topology.notes == ()
+    doubled = ibnet(two_leaves("4xHDR", 1), [(f"leaf{i}", f"spine{s}", 2) for i in range(2) for s in range(4)])
+    topology = read(write(tmp_path, "ib.out", doubled))
+    assert (topology.node_gb_per_s, topology.spines, topology.oversubscription) == (25.0, 4, 0.125)
+
+
+def test_unnamed_hosts_are_counted_and_speeds_are_added(tmp_path: Path) -> None:
+    text = IBNET.replace('"n3 mlx5_0"', '"MT4129 ConnectX7   Mellanox Technologies"')
+    file = write(tmp_path, "ib.out", text)
+    assert mistake_of(file).found == "n3 of 50 GB/s and n0 of 100 GB/s"
+    topology = read(file, hosts=["n0", "n1"])
+    assert (topology.nodes_per_leaf, topology.spines, topology.oversubscription) == (2, 1, 1.0)
+    assert topology.notes == ("cluster: 1 ports of HCAs that name no host are left out",)
+
+
+def test_rails_are_refused_and_named(tmp_path: Path) -> None:
+    rails = {(f"n{i}", f"mlx5_{h}"): (f"rail{h}", "4xNDR") for i in range(4) for h in range(8)}
+    mistake = mistake_of(write(tmp_path, "ib.out", ibnet(rails, [])))
+    shown = "mlx5_0 on MF0;rail0:MQM9701/U1, mlx5_1 on MF0;rail1:MQM9701/U1, ..."
+    assert mistake.found == f"n0 with 8 HCAs on 8 leaf switches ({shown}): rails"
+    assert "cannot hold rails yet" in mistake.expected
+
+
+def test_uneven_uplinks_count_as_the_worst(tmp_path: Path) -> None:
+    text = ibnet(two_leaves(), [("leaf0", "spine0", 4), ("leaf1", "spine0", 1)])
+    topology = read(write(tmp_path, "ib.out", text))
+    assert topology.oversubscription == 4.0
+    assert any("differ in their uplinks" in note for note in topology.notes)
+
+
+def test_three_levels_of_cables(tmp_path: Path) -> None:
+    hcas = {(f"n{i}", "mlx5_0"): (f"leaf{i // 2}", "4xNDR") for i in range(8)}
+    trunks = [(f"leaf{i}", f"spine{i // 2}", 1) for i in range(4)] + [(f"spine{i}", "core", 2) for i in range(2)]
+    file = write(tmp_path, "ib.out", ibnet(hcas, trunks))
+    assert mistake_of(file).found == "3 levels of switches (4, 2, 1 from the nodes up)"
+    assert read(file, leaf_level=1).oversubscription == 2.0
+    assert read(file, leaf_level=2).nodes_per_leaf == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('[1]\t"H-0000000000000000"[1](0) \t\t# "n0 mlx5_0" lid 0 4xNDR', '[1]\t"H-0000"[1', "'[1]\\t\"H-0000\"[1'"),
+        ("4xNDR", "4xWDR", "lid 0 4xWDR"),
+        ("Switch\t65", "Switsch\t65", "Switsch"),
+        ("vendid=0x2c9", "vendor: 9", "'vendor: 9'"),
+    ],
+)
+def test_wrong_lines_of_ibnetdiscover(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in IBNET
+    mistake = mistake_of(write(tmp_path, "ib.out", IBNET.replace(old, new, 1)))
+    assert mistake.line is not None
+    assert says in f"{mistake.found!r} {mistake.found}"
+
+
+def test_hcas_without_a_switch(tmp_path: Path) -> None:
+    alone = 'caguid=0xb8\nCa\t1 "H-b8e92403009ca838"\t\t# "dgx-gb200-n01-c1 HCA-1"\n'
+    assert mistake_of(write(tmp_path, "ib.out", alone)).found == "no switch, only HCAs"
+
+
+def test_nccls_topology(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "node.xml", NCCL))
+    assert (topology.nodes, topology.gpus_per_node, topology.node_gb_per_s) == ((), 2, 75.0)
+    near = "GPU 0 (0000:18:00.0) near mlx5_0; GPU 1 (0000:28:00.0) near mlx5_1"
+    assert topology.notes == (f"cluster: 2 NICs are one pipe in an instance ({near})",)
+
+
+def test_a_gpu_without_nvlink_is_named(tmp_path: Path) -> None:
+    broken = NCCL.replace('<nvlink target="fffffff:ff:ff.0" count="18"/>', "")
+    assert read(write(tmp_path, "node.xml", broken)).notes[0].startswith("cluster: NO NVLINK at GPU 1 (0000:28:00.0)")
+    none = broken.replace('<nvlink target="0000:07:00.0" count="18" tclass="0x068000"/>', "")
+    assert "have no NVLink" in read(write(tmp_path, "node.xml", none)).notes[0]
+
+
+def test_the_first_of_several_hosts_is_taken(tmp_path: Path) -> None:
+    inside = NCCL.split(">", 1)[1].rsplit("</system>", 1)[0]
+    both = f'<system version="1">{inside}{inside.replace("0x1", "0x2")}</system>'
+    topology = read(write(tmp_path, "node.xml", both))
+    assert topology.gpus_per_node == 2
+    assert topology.notes[0] == "cluster: the file has 2 hosts; the first is taken for all"
+
+
+BILLION_LAUGHS = '<!DOCTYPE s [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><system>&b;</system>'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (BILLION_LAUGHS, 1, "a document type"),
+        ('<!DOCTYPE s SYSTEM "file:///etc/passwd"><system/>', 1, "a document type"),
+        ("<system>", 1, "no element found"),
+        ("<graphs/>", 1, "the element graphs"),
+        ("", 1, "no element found"),
+        ("<system><cpu/></system>", None, "no GPU"),
+        (NCCL.replace('dev="0" sm', 'dev="x" sm'), 4, "'x'"),
+        (NCCL.replace('speed="400000"', 'speed=""'), 7, "''"),
+        (NCCL.replace(' speed="400000"', ""), 7, "nothing"),
+        (NCCL.replace('count="18" tclass', 'count="-1" tclass'), 5, "'-1'"),
+        ("<system>" + "<pci>" * 100 + "</pci>" * 100 + "</system>", 1, "deeper than 64"),
+        (NCCL.replace("</cpu>", ""), 16, "mismatched tag"),
+    ],
+)
+def test_wrong_xml(tmp_path: Path, text: str, line: int | None, says: str) -> None:
+    mistake = mistake_of(write(tmp_path, "node.xml", text))
+    assert says in mistake.found
+    assert mistake.line == line
+
+
+def test_a_network_and_the_inside_of_its_nodes(tmp_path: Path) -> None:
+    tree, node = write(tmp_path, "topology.conf", TREE), write(tmp_path, "node.xml", NCCL)
+    both = read_topologies([tree, node], Choice())
+    assert (both.nodes_per_leaf, both.gpus_per_node, both.node_gb_per_s) == (4, 2, 75.0)
+    assert len(both.notes) == 1
+    assert mistake_of(tree, tree).found == "a second file on the network"
+    assert mistake_of(node, node).found == "a second file on the inside of a node"
+    nodes = write(tmp_path, "nodes.json", kubernetes(tier_labels))
+    assert mistake_of(nodes, node).found == "2 GPUs"
+
+
+@pytest.mark.parametrize("name", ["a.conf", "a.yaml", "a.json", "a.xml", "a.out"])
+def test_missing_and_other_files(tmp_path: Path, name: str) -> None:
+    assert mistake_of(tmp_path / name).found == "no such file"
+    (tmp_path / name).mkdir()
+    assert mistake_of(tmp_path / name).found == "a folder"
+    mistake_of(write(tmp_path, f"b{name}", "some text"))
+    file = tmp_path / f"c{name}"
+    file.write_bytes(b"\xff\xfe\x00switchname=\xff")
+    mistake_of(file)
+
+
+GOOD = {
+    "topology.conf": TREE,
+    "t.yaml": YAML,
+    "graph.json": json.dumps(GRAPH),
+    "nodes.json": json.dumps(kubernetes(tier_labels)),
+    "ib.out": IBNET,
+    "node.xml": NCCL,
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_damaged_files_give_messages(tmp_path: Path, name: str) -> None:
+    raw, chance = GOOD[name].encode(), random.Random(name)
+    for trial in range(120):
+        changed = bytearray(raw)
+        if trial % 2:
+            del changed[chance.randrange(len(raw)) :]
+        else:
+            for _ in range(chance.randrange(1, 5)):
+                changed[chance.randrange(len(raw))] = chance.randrange(256)
+        file = tmp_path / name
+        file.write_bytes(changed)
+        try:
+            read(file)
+        except InputError as found:
+            assert all("\n" not in str(mistake) for mistake in found.mistakes)  # noqa: PT017
