@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
@@ -16,7 +17,9 @@ from moe_placer.solve.registry import BUILT_IN
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
 METHODS = (REPO / "docs" / "methods.md").read_text()
-DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = sorted((REPO / "docs").glob("*.md"))
+DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *PAGES]
+COLUMNS = 100
 
 
 def test_readme_stays_one_page() -> None:
@@ -28,6 +31,70 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_headings_lead_somewhere(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*\.md|)#([^)]+)\)", document.read_text()):
+        if not target.startswith("http"):
+            assert anchor in _anchors(document.parent / target if target else document), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_are_wrapped(page: Path) -> None:
+    long = [line for line in _prose(page.read_text()) if len(line) > COLUMNS]
+    assert not long, f"{len(long)} lines above {COLUMNS} columns, the first: {long[0]}"
+
+
+def test_prose_is_neither_tables_nor_code() -> None:
+    text = "a\n\n| b |\n\n    c\n\n- d\n  e\n\n      f\n\n  g\n\n```sh\nh\n```\ni\n"
+    assert [line.strip() for line in _prose(text) if line] == ["a", "- d", "e", "g", "i"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_index_has_every_page(page: Path) -> None:
+    assert page.name == "README.md" or f"]({page.name})" in (REPO / "docs" / "README.md").read_text()
+
+
+def test_the_readme_leads_to_the_index() -> None:
+    assert "](docs/README.md)" in README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_modules_and_files_named_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text()
+    for file in re.findall(r"`((?:benchmarks|instances|moe_placer|solvers|tests)/[\w./-]+)`", text):
+        assert (REPO / file).exists(), file
+    for name in re.findall(r"\b((?:moe_placer|benchmarks)(?:\.\w+)+)", text):
+        assert _resolves(name), name
+
+
+def _prose(text: str) -> list[str]:
+    """Return the lines that are neither in a table nor in a block of code."""
+    lines, fenced, after_blank = [], False, True
+    for line in text.splitlines():
+        fence = line.lstrip().startswith("```")
+        fenced ^= fence
+        code = after_blank and line.startswith("    ")
+        after_blank = code or not line.strip()
+        if not (fence or fenced or code or line.startswith("|")):
+            lines.append(line)
+    return lines
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return what GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _resolves(name: str) -> bool:
+    """Whether a dotted name is a module of this repository, or an attribute of one."""
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def test_commands_named_in_the_readme_exist() -> None:

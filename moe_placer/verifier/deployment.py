@@ -94,6 +94,11 @@ class Deployment:
             table.setdefault(f"{source}>{target}", {})[network.links[link]] = share
         return table
 
+    @property
+    def failed(self) -> frozenset[int]:
+        """GPUs that failed."""
+        return frozenset(self.instance.placement.failed_gpus)
+
     @cached_property
     def serving(self) -> frozenset[int]:
         """GPUs that may do anything at all: those that work, and of a node where none does, all.

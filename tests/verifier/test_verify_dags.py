@@ -93,12 +93,12 @@ def _waits_for_itself(dag: Dag) -> None:
 
 @breaks("dag-connected")
 def _stands_alone(dag: Dag) -> None:
-    dag.add(Operation("stray", "gather", (0,)))
+    dag.add(Operation("stray", "expert_reduce", (0,), 1))
 
 
 @breaks("dag-connected")
 def _is_only_ordered(dag: Dag) -> None:
-    dag.add(Operation("stray", "gather", (0,)))
+    dag.add(Operation("stray", "expert_reduce", (0,), 1))
     dag.connect(Edge("input", "stray", "", (), "", 0.0, "order"))
     dag.connect(Edge("stray", "output", "", (), "", 0.0, "order"))
 

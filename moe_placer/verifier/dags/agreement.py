@@ -47,6 +47,8 @@ def check_layers(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
     if not isinstance(layers, list) or not all(type(n) is int and 0 <= n < model.layers for n in layers):
         yield dag.breach("dag-layers", "", f"its layers are not numbers from 0 to {model.layers - 1}")
         return
+    if layers != sorted(set(layers)):
+        yield dag.breach("dag-layers", "", "its layers are not in ascending order")
     if dag.name in WHOLE and layers != list(range(model.layers)):
         yield dag.breach("dag-layers", "", f"it shows {len(layers)} layers, required are all {model.layers}")
     found = _of_layer(dag)
@@ -62,7 +64,7 @@ def check_layers(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
 
 
 def check_gpus(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
-    """Rule ``dag-gpus``: GPUs exist and work; in every layer, tensor-parallel groups attend, and their first gates."""
+    """Rule ``dag-gpus``: GPUs exist and work, and every kind of operation is on those that do it, each once."""
     count, serving = deployment.instance.gpus, deployment.serving
     placed = {gpu for layer in deployment.moe.values() for gpus in layer.gpus.values() for gpu in gpus}
     for name, op in dag.operations.items():
@@ -70,22 +72,44 @@ def check_gpus(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
             yield dag.breach("dag-gpus", name, f"GPU {beyond[0]} does not exist; there are {count}")
         elif failed := [gpu for gpu in op["gpus"] if gpu not in serving and gpu not in placed]:
             yield dag.breach("dag-gpus", name, f"GPU {failed[0]} has failed")
-    required = {
-        "attention": Counter(gpu for group in deployment.tensor_groups.values() for gpu in group),
-        "gate": Counter(min(group) for group in deployment.tensor_groups.values()),
-    }
-    for layer, operations in _of_layer(dag).items():
-        for kind, once in required.items():
-            batches = defaultdict(list)
-            for name, op in operations:
-                if op["kind"] == kind:
-                    batches[op.get("batch")].append((name, op))
-            for some in batches.values():
-                found = Counter(gpu for _, op in some for gpu in op["gpus"])
-                if odd := sorted((found - once) + (once - found)):
-                    where = next((name for name, op in some if odd[0] in op["gpus"]), some[0][0])
-                    message = f"{kind} of layer {layer} runs {found[odd[0]]} times on GPU {odd[0]}"
-                    yield dag.breach("dag-gpus", where, f"{message}, required is {once[odd[0]]}")
+    stages: dict[tuple[str, object, object], list[tuple[str, Row]]] = defaultdict(list)
+    for name, op in dag.operations.items():
+        if op["kind"] not in {"expert", "expert_reduce"}:  # `dag-experts` has these
+            stages[op["kind"], op.get("layer"), op.get("batch")].append((name, op))
+    for (kind, layer, _), some in stages.items():
+        yield from _check_units(dag, kind, some, _units(kind, layer, dag.facts.get("whole") is True, deployment))
+
+
+def _check_units(
+    dag: DagFile, kind: str, operations: list[tuple[str, Row]], units: list[frozenset[int]]
+) -> Iterator[DagViolation]:
+    """Check the operations of one kind, layer and micro-batch: each is on whole units, and no GPU does it twice."""
+    times = Counter(gpu for _, op in operations for gpu in op["gpus"])
+    for name, op in operations:
+        whole = set().union(*(unit for unit in units if unit & set(op["gpus"])))
+        if op["gpus"] and set(op["gpus"]) != whole:
+            message = f"{kind} runs on GPUs {_listed(op['gpus'])}, required is {_listed(whole)}"
+            yield dag.breach("dag-gpus", name, message)
+        elif again := [gpu for gpu in op["gpus"] if times[gpu] > 1]:
+            yield dag.breach("dag-gpus", name, f"{kind} runs {times[again[0]]} times on GPU {again[0]}")
+    if kind in {"attention", "gate"} and (missing := set().union(*units) - times.keys()):
+        yield dag.breach("dag-gpus", operations[0][0], f"no {kind} runs on GPU {min(missing)} in its layer")
+
+
+def _units(kind: str, layer: object, whole: bool, deployment: Deployment) -> list[frozenset[int]]:
+    """GPUs that do an operation together: tensor-parallel groups, the first of each, or all that serve in a node."""
+    groups = list(deployment.tensor_groups.values())
+    if kind == "gate":
+        return [frozenset({min(group)}) for group in groups]
+    if kind in {"input", "output"} and whole:
+        return [frozenset(sorted(set(range(deployment.instance.gpus)) - deployment.failed)[:1])]
+    if kind in {"dispatch_receive", "combine_send"}:
+        placed = deployment.moe.get(layer) if isinstance(layer, int) else None
+        held = {deployment.node(gpu) for gpus in placed.gpus.values() for gpu in gpus} if placed else set()
+        return [frozenset(deployment.serving_of_node.get(node, [])) for node in sorted(held)]
+    if kind in {"dispatch_send", "combine_receive"}:
+        return [frozenset(gpus) for gpus in deployment.serving_of_node.values()]
+    return groups
 
 
 def check_communication(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
@@ -131,6 +155,10 @@ def _is_shared(op: Row, deployment: Deployment) -> bool:
 def check_experts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
     """Rule ``dag-experts``: in every micro-batch every replica of the shown MoE layers, once, where it is placed."""
     found = _of_layer(dag)
+    for row in dag.edges:
+        source, target = dag.operations[row["source"]], dag.operations[row["target"]]
+        if target["kind"] == "expert_reduce" and source["kind"] == "expert" and target["gpus"] != source["gpus"]:
+            yield dag.breach("dag-experts", row["target"], f"it sums what {row['source']} makes on other GPUs")
     for layer in dag.facts.get("layers") or []:
         if (placed := deployment.moe.get(layer)) is None:
             continue
@@ -207,9 +235,27 @@ def _check_facts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
         if not _alike(links, deployment.routes.get(pair, {})):
             yield dag.breach("dag-traffic", "", f"the way {pair} is not that of the fabric")
     used = {(pair, f"{row['source']} -> {row['target']}") for row in dag.edges for pair in row.get("routes", [])}
+    may, must = _inside(dag, deployment)
+    for pair in sorted(must - routes.keys()):
+        yield dag.breach("dag-traffic", "", f"tokens go the way {pair}, which the facts do not have")
+    for pair in sorted(routes.keys() - {pair for pair, _ in used} - may):
+        yield dag.breach("dag-traffic", "", f"no tensor goes the way {pair} that the facts have")
     for pair, where in sorted(used):
         if pair not in routes:
             yield dag.breach("dag-traffic", where, f"it goes {pair}, a way that the facts do not have")
+
+
+def _inside(dag: DagFile, deployment: Deployment) -> tuple[set[str], set[str]]:
+    """Ways that tensors may and must go inside all-to-alls drawn as one operation: to nodes with experts, and back."""
+    may: set[str] = set()
+    must: set[str] = set()
+    for layer in {op.get("layer", -1) for op in dag.operations.values() if op["kind"] in {"dispatch", "combine"}}:
+        if (placed := deployment.moe.get(layer)) is not None:
+            held = {deployment.node(gpu) for gpus in placed.gpus.values() for gpu in gpus}
+            pairs = [(s, d) for s in range(deployment.instance.cluster.nodes) for d in held if s != d]
+            may |= {way for s, d in pairs for way in (f"{s}>{d}", f"{d}>{s}")}
+            must |= {way for s, d in pairs if placed.flow[s, d] > 0 for way in (f"{s}>{d}", f"{d}>{s}")}
+    return may, must
 
 
 def _alike(found: object, required: dict[str, float]) -> bool:

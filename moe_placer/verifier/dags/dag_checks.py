@@ -18,9 +18,10 @@ from moe_placer.verifier.dags.agreement import (
 )
 from moe_placer.verifier.dags.arithmetic import check_arithmetic
 from moe_placer.verifier.dags.dag_rules import DagViolation
+from moe_placer.verifier.dags.keys import check_groups, check_keys, check_steps
 from moe_placer.verifier.dags.read_back import DagFile, compare_twins, find_dags, read_dag
 from moe_placer.verifier.dags.structure import check_acyclic, check_connected, check_shapes
-from moe_placer.verifier.dags.travel import check_groups, check_hot, check_travel
+from moe_placer.verifier.dags.travel import check_hot, check_travel
 from moe_placer.verifier.deployment import Deployment
 
 __all__ = ["DagCheck", "verify_dags"]
@@ -87,7 +88,9 @@ def _rules(dag: DagFile, deployment: Deployment) -> list[DagViolation]:
         *check_connected(dag),
         *check_shapes(dag, instance.model.dtype),
         *check_arithmetic(dag, instance),
+        *check_keys(dag, deployment),
         *check_layers(dag, deployment),
+        *check_steps(dag),
         *check_gpus(dag, deployment),
         *check_groups(dag, deployment),
         *check_communication(dag, deployment),

@@ -53,6 +53,7 @@ class DagFile:
     operations: dict[str, Row] = field(default_factory=dict)
     edges: list[Row] = field(default_factory=list)
     wrong: list[DagViolation] = field(default_factory=list)
+    beside: set[str] = field(default_factory=set)  # keys of the file that are none of these, or are wrong
 
     def breach(self, rule: str, where: str, message: str) -> DagViolation:
         """Return a violation in this DAG."""
@@ -90,6 +91,9 @@ def read_dag(path: Path) -> DagFile:
     if not lists or not isinstance(content.get("graph"), dict):
         raise InputError(Mistake("no graph", "node-link form with graph, nodes and edges", file=path))
     dag = DagFile(path.stem, content["graph"])
+    others = {key: value for key, value in content.items() if key not in {"graph", "nodes", "edges"}}
+    form = {"directed": True, "multigraph": True}
+    dag.beside = {key for key in others | form if others.get(key) is not form.get(key, key)}
     for row in content["nodes"]:
         dag.wrong += _take_operation(dag, row)
     for row in content["edges"]:

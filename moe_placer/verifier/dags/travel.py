@@ -9,7 +9,7 @@ from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
 from moe_placer.verifier.deployment import Deployment
 
-__all__ = ["check_groups", "check_hot", "check_travel"]
+__all__ = ["check_hot", "check_travel"]
 
 # What GPUs of a tensor-parallel group exchange among themselves.
 _WITHIN_GROUP = {"embedding_reduce", "attention_reduce", "mlp_reduce", "sample_reduce", "gate_scatter"}
@@ -29,6 +29,38 @@ def check_travel(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
         if row["travel"] != required:
             where, message = f"{row['source']} -> {row['target']}", f"it travels by {row['travel']}"
             yield dag.breach("dag-communication", where, f"{message}, required is {required}")
+        ways = {f"{s}>{d}" for s, d in _ways(source, target, deployment) if s != d} if required == "network" else set()
+        if (found := row.get("routes", [])) != sorted(ways, key=_pair):
+            where, message = f"{row['source']} -> {row['target']}", f"it goes {', '.join(found) or 'nowhere'}"
+            yield dag.breach("dag-traffic", where, f"{message}, required is {', '.join(sorted(ways)) or 'nowhere'}")
+
+
+def _pair(way: str) -> tuple[int, ...]:
+    return tuple(map(int, way.split(">")))
+
+
+def _ways(source: Row, target: Row, deployment: Deployment) -> set[tuple[int, int]]:
+    """Pairs of nodes between which a tensor goes: to or from where the step begins, around a ring, or all to all."""
+    home, first = _home(deployment), deployment.node(source["gpus"][0])
+    if target["kind"] == "split":
+        return {(home, node) for node in _nodes(target["gpus"], deployment)}
+    if target["kind"] == "gather":
+        return {(node, home) for node in _nodes(source["gpus"], deployment)}
+    if (source["kind"], target["kind"]) in _ALL_TO_ALL:
+        return {(first, deployment.node(target["gpus"][0]))}
+    ways: set[tuple[int, int]] = set()
+    for group in _groups(target["gpus"], deployment):
+        nodes = _nodes(group, deployment)
+        around = sorted(nodes)
+        if target["kind"] == "gate_scatter":
+            ways |= {(deployment.node(min(group)), node) for node in nodes}
+        elif source["kind"] == "combine_receive":
+            ways |= {(first, node) for node in nodes}
+        elif source["kind"] == "combine":
+            ways |= {(node, other) for node in nodes for other in nodes}
+        else:
+            ways |= set(zip(around, around[1:] + around[:1], strict=True))
+    return ways
 
 
 def _known(gpus: list[int], deployment: Deployment) -> bool:
@@ -122,22 +154,3 @@ def _check_moved(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
         if differs(moved.get("network", 0.0), far) or differs(near, inside):
             found = f"{moved.get('network', 0.0):,.0f} bytes cross the network and {near:,.0f} stay in their node"
             yield dag.breach("dag-traffic", name, f"{found}, required are {far:,.0f} and {inside:,.0f}")
-
-
-def check_groups(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
-    """Rule ``dag-gpus``: an operation that names a DP group serves its source nodes; an expert, its replica's."""
-    instance = deployment.instance
-    by_replica = instance.placement.replica_routing == "group"
-    for name, op in dag.operations.items():
-        if "group" not in op or not op["gpus"]:
-            continue
-        if op["kind"] in {"expert", "expert_reduce"}:
-            replicas = {pair[1] for pair in op.get("experts", [])}
-            required = replicas if by_replica else set()
-            if op["kind"] == "expert_reduce":
-                continue  # names no experts; what it sums does
-        else:
-            required = {deployment.node(op["gpus"][0]) * instance.parallelism.dp // instance.cluster.nodes}
-        if {op["group"]} != required:
-            message = f"it is of DP group {op['group']}, required is {', '.join(map(str, sorted(required))) or 'none'}"
-            yield dag.breach("dag-gpus", name, message)

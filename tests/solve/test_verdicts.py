@@ -26,7 +26,7 @@ from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import load_traffic
 from moe_placer.verifier import verify
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 SOLVERS = [name for name in BUILT_IN if name not in {"coverage", "affinity"}]
 
 
