@@ -56,6 +56,7 @@ def test_what_is_too_large_is_drawn_lean_and_still_names_every_expert(
     paths = write_dags(*example(name), tmp_path, [view.name], note=notes.append)
     svg = next(path for path in paths if path.suffix == ".svg")
     assert svg.stat().st_size < 0.8 * full
+    notes = [note for note in notes if "has no GPU that works" not in note]
     assert len(notes) == 1
     assert "comprehensive_moe_dag.svg has" in notes[0]
     picture = measure(svg)
