@@ -261,6 +261,21 @@ def _a_link_that_looks_cooler(dag: Dag) -> None:
 
 
 @breaks("dag-traffic")
+def _a_link_that_looks_faster(dag: Dag) -> None:
+    dag.facts["per_token"]["node0->leaf0"][1] *= 0.5
+
+
+@breaks("dag-traffic")
+def _a_token_that_looks_cheaper(dag: Dag) -> None:
+    dag.facts["per_token"]["node0->leaf0"][0] *= 0.5
+
+
+@breaks("dag-traffic")
+def _another_metric(dag: Dag) -> None:
+    dag.facts["metric"] = "tokens"
+
+
+@breaks("dag-traffic")
 def _another_way(dag: Dag) -> None:
     links = dag.routes[0, 2]
     links[next(iter(links))] = 0.25
