@@ -246,6 +246,19 @@ def _check_facts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
             yield dag.breach("dag-traffic", where, f"it goes {pair}, a way that the facts do not have")
 
 
+def _inside(dag: DagFile, deployment: Deployment) -> tuple[set[str], set[str]]:
+    """Ways that tensors may and must go inside all-to-alls drawn as one operation: to nodes with experts, and back."""
+    may: set[str] = set()
+    must: set[str] = set()
+    for layer in {op.get("layer", -1) for op in dag.operations.values() if op["kind"] in {"dispatch", "combine"}}:
+        if (placed := deployment.moe.get(layer)) is not None:
+            held = {deployment.node(gpu) for gpus in placed.gpus.values() for gpu in gpus}
+            pairs = [(s, d) for s in range(deployment.instance.cluster.nodes) for d in held if s != d]
+            may |= {way for s, d in pairs for way in (f"{s}>{d}", f"{d}>{s}")}
+            must |= {way for s, d in pairs if placed.flow[s, d] > 0 for way in (f"{s}>{d}", f"{d}>{s}")}
+    return may, must
+
+
 def _check_per_token(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
     """Check what a token costs on each link and how long it takes, where files state it: older ones do not."""
     metric, stated = deployment.instance.objective.metric, dag.facts.get("per_token")
@@ -262,19 +275,6 @@ def _check_per_token(dag: DagFile, deployment: Deployment) -> Iterator[DagViolat
         if not _alike(own, dict(zip(network.links, figures.tolist(), strict=True))):
             what = ("costs", "times")[column]
             yield dag.breach("dag-traffic", "", f"{what} of a token on links are not those of the fabric")
-
-
-def _inside(dag: DagFile, deployment: Deployment) -> tuple[set[str], set[str]]:
-    """Ways that tensors may and must go inside all-to-alls drawn as one operation: to nodes with experts, and back."""
-    may: set[str] = set()
-    must: set[str] = set()
-    for layer in {op.get("layer", -1) for op in dag.operations.values() if op["kind"] in {"dispatch", "combine"}}:
-        if (placed := deployment.moe.get(layer)) is not None:
-            held = {deployment.node(gpu) for gpus in placed.gpus.values() for gpu in gpus}
-            pairs = [(s, d) for s in range(deployment.instance.cluster.nodes) for d in held if s != d]
-            may |= {way for s, d in pairs for way in (f"{s}>{d}", f"{d}>{s}")}
-            must |= {way for s, d in pairs if placed.flow[s, d] > 0 for way in (f"{s}>{d}", f"{d}>{s}")}
-    return may, must
 
 
 def _alike(found: object, required: dict[str, float]) -> bool:
