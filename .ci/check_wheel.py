@@ -9,7 +9,7 @@ strangers = [name for name in names if not name.startswith(("moe_placer/", "moe_
 missing = {
     "moe_placer/__init__.py",
     "moe_placer/py.typed",
-    "moe_placer/cli/main.py",
+    "moe_placer/cli/commands.py",
     "moe_placer/dag/page/page.html",
     "moe_placer/experiments/report/report.html.j2",
     "moe_placer/schedule/simulate.py",

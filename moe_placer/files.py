@@ -7,20 +7,29 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from moe_placer.errors import InputError, Mistake, visible
 
 __all__ = [
+    "is_unfinished",
+    "move_files",
     "parse_json",
     "policy_hash",
     "read_bounded",
     "refuse_hidden_characters",
+    "remove_unfinished",
+    "removed_at_the_end",
     "replaced_atomically",
+    "temporary_folder",
+    "unfinished",
+    "unwritable",
     "write_atomically",
 ]
 
@@ -160,22 +169,96 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
+        with unfinished(path) as new:
+            with new.open("xb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        found = f"a place that cannot be written to ({error.strerror or error})"
-        raise InputError(Mistake(found, "a writable folder with space left", file=path)) from None
+            new.replace(path)
+    except (OSError, UnicodeEncodeError) as error:
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError | UnicodeEncodeError) -> InputError:
+    """Say why a file or folder cannot be written, and what to do about it."""
+    if isinstance(error, UnicodeEncodeError):
+        found = f"a name that cannot be written in {error.encoding}, which is what files are named in here"
+        return InputError(Mistake(found, "other letters, or a locale such as C.UTF-8", file=path))
+    found = f"a place that cannot be written to ({error.strerror or error})"
+    return InputError(Mistake(found, "a writable folder with space left", file=path))
+
+
+_UNFINISHED = re.compile(r"\..*\.moe-placer-[0-9a-f]{8}")
+_begun: dict[Path, Callable[[Path], None]] = {}  # what is to go in the end, and how
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` for what will take its place; whatever happens, nothing of this name is left."""
+    new = path.with_name(f".{path.name[:200]}.moe-placer-{secrets.token_hex(4)}")
+    with removed_at_the_end(new):
+        yield new
+
+
+@contextmanager
+def removed_at_the_end(path: Path, *, only_if_empty: bool = False) -> Iterator[None]:
+    """Remove a file or folder in the end, also where a signal ends the process before."""
+    remove = _remove_empty if only_if_empty else _remove
+    _begun[path] = remove
+    try:
+        yield
+    finally:
+        remove(path)
+        del _begun[path]
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is one of `unfinished`, so that it is what a killed process has left where nobody writes."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder that is gone afterwards."""
+    with unfinished(Path(tempfile.gettempdir()) / "run") as folder:
+        folder.mkdir(mode=0o700)
+        yield folder
+
+
+def move_files(source: Path, target: Path) -> Iterator[Path]:
+    """Move the files of a folder to another one on the same disk, in the order of their names; yield each new path.
+
+    Raises
+    ------
+    InputError
+        The place cannot be written to.
+    """
+    for path in sorted(source.iterdir()):
+        new = target / path.name
+        try:
+            path.replace(new)
+        except OSError as error:
+            raise unwritable(new, error) from None
+        yield new
+
+
+def remove_unfinished() -> None:
+    """Remove what is being written, in a process that is about to end."""
+    for path, remove in reversed(tuple(_begun.items())):
+        with suppress(OSError):
+            remove(path)
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        path.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def policy_hash(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 
+from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.options import trace_option
 from moe_placer.workers import usable_cores
 
@@ -125,19 +125,18 @@ def compare(
         {"question": question, **matrix.config},
         environment,
     )
-    for number in (signal.SIGINT, signal.SIGTERM):  # so that a run ends with this command, even one in the background
-        signal.signal(number, signal.default_int_handler)
-    try:
-        with folder:
-            for row in matrix.instances:
-                folder.add_instance(row)
-            _run(folder, matrix.cells, (jobs, patience, most_bytes), quiet)
-    except KeyboardInterrupt:
+    wish = listen("stopping: ending what runs; rows that are there stay (again to give up at once)")
+    with folder:
+        for row in matrix.instances:
+            folder.add_instance(row)
+        _run(folder, matrix.cells, (jobs, patience, most_bytes, wish), quiet)
+    if wish():
+        finish()
         click.echo(
             f"moe-placer: interrupted; {folder.path} has the runs that ended before; the same command continues",
             err=True,
         )
-        return 130
+        return wish.exit_code
     click.echo(folder.path / "results.jsonl")
     if best_known is not None:
         update_best_known(best_known, folder.rows, folder.environment, folder.path.resolve().name)
@@ -188,8 +187,8 @@ def _warn_of_missing_libraries() -> None:
         click.echo(f"moe-placer: the rows will be written, but no page: {error}", err=True)
 
 
-def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float], quiet: bool) -> None:
-    """Run what has no row yet, within so many jobs, seconds of patience, and bytes."""
+def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float, Wish], quiet: bool) -> None:
+    """Run what has no row yet, within so many jobs, seconds of patience, and bytes, until somebody wishes to stop."""
     from moe_placer.experiments.compare import run_cells
 
     todo = [cell for cell in cells if cell.key not in folder.done]

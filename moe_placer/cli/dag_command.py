@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moe_placer.cli.options import instance_argument, open_verified, placement_argument, trace_option
+from moe_placer.cli.options import instance_argument, open_verified, placement_argument, refute_dags, trace_option
 
 __all__ = ["dag"]
 
@@ -19,14 +19,22 @@ __all__ = ["dag"]
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Folder to write to.  [.]"
 )
 def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
-    """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json).
+    """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json), each verified before it is written.
 
     The large ones are also written as .html: one file with search, zoom and details, which needs no network. What a
     very large deployment has too much of is left out, and said on standard error.
     """
     from moe_placer.dag import write_dags
+    from moe_placer.solve.folder import only_writer
 
     opened, placed, traffic = open_verified(instance, placement, traces)
-    write_dags(
-        opened, placed, traffic, output, wrote=click.echo, note=lambda text: click.echo(f"moe-placer: {text}", err=True)
-    )
+    with only_writer(output):
+        write_dags(
+            opened,
+            placed,
+            traffic,
+            output,
+            wrote=click.echo,
+            note=lambda text: click.echo(f"moe-placer: {text}", err=True),
+            check=refute_dags(opened, placed, traffic),
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "open_instance",
     "open_verified",
     "placement_argument",
+    "refute_dags",
     "trace_option",
 ]
 
@@ -71,6 +73,21 @@ def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tupl
     if not verification.ok:
         raise VerificationError(f"{placement} is not used, since it breaks a rule: {verification.violations[0]}")
     return instance, placed, traffic
+
+
+def refute_dags(instance: Instance, placement: Placement, traffic: Traffic) -> Callable[[Path], None]:
+    """Return a check that raises where the verifier finds a DAG of a folder wrong: a defect of what draws."""
+    from moe_placer.errors import VerificationError
+    from moe_placer.verifier.dags import verify_dags
+
+    def check(folder: Path) -> None:
+        found = [breach for dag in verify_dags(instance, placement, folder, traffic) for breach in dag.violations]
+        if found:
+            more = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
+            name, rules = found[0].dag, [breach.rule for breach in found]
+            raise VerificationError(f"{name} fails verification, so it was not written: {found[0]}{more}", rules)
+
+    return check
 
 
 def as_json(content: Any) -> str:

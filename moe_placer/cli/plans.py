@@ -81,7 +81,8 @@ def simulate_steps(
     solution: Solution,
     plans: Mapping[str, PlanFigures],
     tell: Callable[[str], None] = lambda _name: None,
-) -> dict[str, PlanFigures]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, PlanFigures] | None:
     """Add the simulated step of each plan: a prefill of the instance's own tokens, as `compare` simulates it.
 
     Parameters
@@ -90,10 +91,19 @@ def simulate_steps(
         As `measure_plans` returns them.
     tell : callable
         Told of each plan before it is simulated.
+    stopped : callable
+        Asked before each plan.
+
+    Returns
+    -------
+    dict or None
+        None where that was stopped: steps are compared with one another, or not at all.
     """
     placements = {**solution.baseline_placements(), solution.placement.solver.name: solution.placement}
     found = {}
     for name, figures in plans.items():
+        if stopped():
+            return None
         tell(name)
         found[name] = replace(figures, step_us=step_time(instance, placements[name], solution.traffic).step_us)
     return found

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.options import (
     as_json,
     engine_option,
     instance_argument,
     json_option,
     open_instance,
+    refute_dags,
     trace_option,
 )
 from moe_placer.errors import GapError, UsageError
@@ -27,16 +24,17 @@ from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
+    from moe_placer.errors import VerificationError
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
     from moe_placer.limits import Limits
+    from moe_placer.placement import Placement
     from moe_placer.solve.estimate import Estimate
     from moe_placer.solve.solve import Solution
 
 __all__ = ["solve"]
 
-_ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one wish
-
+PLACEMENT = "placement.json"
 
 EXAMPLES = """
 \b
@@ -96,12 +94,12 @@ def solve(
 ) -> None:
     """Place every expert of INSTANCE, verify the placement, and write it with its DAGs.
 
-    Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written.
+    Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written. The folder appears whole, or
+    stays as it was; a result that it has is replaced, DAGs included.
     """
-    from moe_placer.cli.progress_display import show_progress
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
-    from moe_placer.solve.solve import solve as place
+    from moe_placer.solve.folder import only_writer, replaced_folder
 
     allowed = None if memory is None else 1e9 * memory
     limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed)
@@ -114,24 +112,35 @@ def solve(
     estimated = _estimate(opened, solver, limits, no_dag)
     if not (quiet or json_):
         click.echo(f"{opened.name}: {estimated.to_text()}", err=True)
-    with _stop_on_signal() as interrupted, show_progress(opened.name, time_limit, quiet or json_) as progress:
-        solution = place(
-            opened, solver=solver, limits=limits, seed=seed, start=before, progress=progress, interrupted=interrupted
-        )
-    # Now all is there that was asked for: a late Ctrl-C may cost drawings, but not the placement or its summary.
-    with _on_signals(signal.SIG_IGN):
-        files = _write(opened, solution, output or Path("out") / opened.name, no_dag)
+    folder = output or Path("out") / opened.name
+    with only_writer(folder):
+        solution = _place(opened, solver, limits, seed, before, quiet or json_)
+        wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
+        with replaced_folder(folder, PLACEMENT, _is_result) as new:
+            flaw = _write(opened, solution, new, wish, no_dag)
+            names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
         plans, step_s = _measure(opened, solution, step, quiet or json_)
-        if json_:
-            told = {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)}
-            click.echo(as_json({**_report(opened, solution, plans, files), "estimate": told}))
-        else:
-            from moe_placer.cli.summary import print_summary
-
-            print_summary(opened, solution, plans, step_s, files)
+        finish()  # from here on all is there that was asked for
+    _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
+    if flaw is not None:
+        raise flaw
     if fail_above_gap is not None and not solution.gap <= fail_above_gap:
         found = f"{solution.gap:.3%}" if math.isfinite(solution.gap) else "not known"
         raise GapError(f"the gap to the re-checkable bound is {found}, above --fail-above-gap {fail_above_gap:.3%}")
+
+
+def _place(
+    instance: Instance, solver: str, limits: Limits, seed: int, start: Placement | None, quiet: bool
+) -> Solution:
+    """Place until the limits are reached, or somebody wishes to stop."""
+    from moe_placer.cli.progress_display import show_progress
+    from moe_placer.solve.solve import solve as place
+
+    wish = listen("stopping: keeping the best placement so far (again to give up)")
+    with show_progress(instance.name, limits.time_s, quiet) as progress:
+        return place(
+            instance, solver=solver, limits=limits, seed=seed, start=start, progress=progress, interrupted=wish
+        )
 
 
 def _check_gate(gap: float | None) -> None:
@@ -145,6 +154,7 @@ def _measure(
     """Measure every plan, simulate their steps if asked to, and say how many seconds the steps took."""
     from moe_placer.cli.plans import measure_plans, simulate_steps
 
+    wish = listen("stopping: simulating no more; the placement is written (again to give up its summary)")
     plans = measure_plans(instance, solution)
     if not step:
         return plans, None
@@ -154,12 +164,11 @@ def _measure(
         if not quiet:
             click.echo(f"simulating a step: {name}", err=True)
 
-    try:
-        with _on_signals(signal.default_int_handler):
-            return simulate_steps(instance, solution, plans, tell), time.monotonic() - begun
-    except KeyboardInterrupt:
+    simulated = simulate_steps(instance, solution, plans, tell, wish)
+    if simulated is None:
         click.echo("moe-placer: stopped simulating; `moe-placer schedule` simulates the placement's step", err=True)
         return plans, None
+    return simulated, time.monotonic() - begun
 
 
 def _estimate(instance: Instance, solver: str, limits: Limits, no_dag: bool) -> Estimate:
@@ -173,55 +182,64 @@ def _estimate(instance: Instance, solver: str, limits: Limits, no_dag: bool) -> 
     return estimated
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop; a second one ends the program."""
-    received: list[float] = []
+def _is_result(name: str) -> bool:
+    """Whether a file in a result folder is of a result: the placement, or a DAG, whoever has drawn it."""
+    from moe_placer.dag import VIEWS
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if received:
-            if now - received[0] < _ONE_WISH_S:
-                return
-            raise KeyboardInterrupt
-        received.append(now)
-        sys.stderr.write("\nstopping: keeping the best placement so far (again to give up)\n")
-
-    with _on_signals(note):
-        yield lambda: bool(received)
+    stem, _, suffix = name.rpartition(".")
+    return name == PLACEMENT or (stem in VIEWS and suffix in {"dot", "json", "svg", "html"})
 
 
-@contextmanager
-def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM do something else for a while."""
-    before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_dag: bool) -> VerificationError | None:
+    """Write the placement, then its DAGs until somebody wishes to stop; return what is wrong with a DAG, if anything.
 
+    A DAG that fails verification is not written, and those after it are not tried: the placement is good without.
+    """
+    from moe_placer.errors import VerificationError
 
-def _write(instance: Instance, solution: Solution, folder: Path, no_dag: bool) -> list[Path]:
-    """Write the placement, then its DAGs as far as no signal stops it; every file whole or not at all."""
-    placement = folder / "placement.json"
-    solution.placement.write(placement)
+    placement, traffic = solution.placement, solution.traffic
+    placement.write(folder / PLACEMENT)
     if not no_dag and instance.placement.counts_tokens_once:
         unit = instance.placement.dispatch
         click.echo(f"moe-placer: no DAGs, which send a copy per chosen expert, not {unit} as the instance", err=True)
     if no_dag or instance.placement.counts_tokens_once:
-        return [placement]
+        return None
     from moe_placer.dag import write_dags
 
-    written, views = [placement], ("simplified_moe_dag", "detailed_expert_dag")
     try:
-        with _on_signals(signal.default_int_handler):
-            write_dags(instance, solution.placement, solution.traffic, folder, only=views, wrote=written.append)
-    except KeyboardInterrupt:
+        write_dags(
+            instance,
+            placement,
+            traffic,
+            folder,
+            only=("simplified_moe_dag", "detailed_expert_dag"),
+            note=lambda text: click.echo(f"moe-placer: {text}", err=True),
+            check=refute_dags(instance, placement, traffic),
+            stopped=wish,
+        )
+    except VerificationError as error:
+        return error
+    if wish():
         click.echo("moe-placer: stopped drawing; `moe-placer dag` draws what is missing", err=True)
-    return written
+    return None
+
+
+def _tell(
+    instance: Instance,
+    solution: Solution,
+    measured: tuple[Estimate, dict[str, PlanFigures], float | None],
+    files: list[Path],
+    json_: bool,
+) -> None:
+    """Print the summary, or JSON: of what was estimated before, every plan's figures, and seconds of simulating."""
+    estimated, plans, step_s = measured
+    if json_:
+        told = {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)}
+        click.echo(as_json({**_report(instance, solution, plans, files), "estimate": told}))
+        return
+    from moe_placer.cli.summary import print_summary
+
+    print_summary(instance, solution, plans, step_s, files)
 
 
 def _report(instance: Instance, solution: Solution, plans: dict[str, PlanFigures], files: list[Path]) -> dict[str, Any]:

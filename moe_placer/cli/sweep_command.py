@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.options import as_json, json_option, open_verified, trace_option
 from moe_placer.workers import usable_cores
 
@@ -75,9 +76,13 @@ def sweep(
     plans = _plans(files, traces)
     points = list_points(plans, grid)
     started = time.monotonic()
-    rows, interrupted = _simulate(plans, points, workers, quiet)
+    wish = listen("stopping: keeping the points that are done (again to give up)")
+    rows = _simulate(plans, points, workers, quiet, wish)
+    interrupted = len(rows) < len(points)
+    finish()
     if not rows:
-        raise KeyboardInterrupt
+        click.echo("moe-placer: interrupted before any point was simulated", err=True)
+        return wish.exit_code
     if json_:
         content = {"schema": "moe-placer/sweep/1", "answers": answers(rows), "points": rows}
         click.echo(as_json(content | {"complete": not interrupted}))
@@ -88,7 +93,7 @@ def sweep(
         _write(output, rows, time.monotonic() - started, workers, json_)
     if interrupted:
         click.echo(f"moe-placer: interrupted; {len(rows)} of {len(points)} points were simulated", err=True)
-        return 130
+        return wish.exit_code
     return 0
 
 
@@ -132,20 +137,16 @@ def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
     return [make_plan(*one, label) for one, label in zip(opened, labels, strict=True)]
 
 
-def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet: bool) -> tuple[list[Any], bool]:
-    """Return the rows in the order of points, and whether Ctrl-C ended the sweep before it was complete."""
+def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet: bool, wish: Wish) -> list[Any]:
+    """Return the rows in the order of points, as far as they were simulated before a wish to stop."""
     from moe_placer.experiments.sweep.sweep import run_points
 
     rows: dict[int, dict[str, Any]] = {}
-    interrupted = False
-    try:
-        with _progress(len(points), quiet) as tell:
-            for index, row in run_points(plans, points, workers):
-                rows[index] = {"sweep": "Sweep", **row}
-                tell(row)
-    except KeyboardInterrupt:
-        interrupted = True
-    return [rows[index] for index in sorted(rows)], interrupted
+    with _progress(len(points), quiet) as tell:
+        for index, row in run_points(plans, points, workers, wish):
+            rows[index] = {"sweep": "Sweep", **row}
+            tell(row)
+    return [rows[index] for index in sorted(rows)]
 
 
 def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quiet: bool) -> None:

@@ -10,7 +10,7 @@ from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import VIEWS, View, count_tensors
 from moe_placer.errors import UsageError
-from moe_placer.files import write_atomically
+from moe_placer.files import move_files, unfinished, write_atomically
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -30,6 +30,8 @@ def write_dags(
     *,
     wrote: Callable[[Path], None] | None = None,
     note: Callable[[str], None] | None = None,
+    check: Callable[[Path], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[Path, ...]:
     """Write ``<view>.dot``, ``.json`` and ``.svg`` for every view, or for some; the same input gives the same bytes.
 
@@ -45,6 +47,10 @@ def write_dags(
         Told of every file as soon as it is there.
     note : callable, optional
         Told what is left out because the deployment is too large, and what is larger than viewers like.
+    check : callable, optional
+        Given a folder with the files of one view before they go to ``directory``; what it raises keeps them from it.
+    stopped : callable
+        Asked now and then; once it says True, nothing more is drawn, and no view is written in part.
 
     Returns
     -------
@@ -57,6 +63,8 @@ def write_dags(
         There is no view of that name.
     InputError
         Placement and traffic do not fit the instance, or the directory cannot be written to.
+    Exception
+        What ``check`` raises.
     """
     unknown = sorted(set(only or ()) - set(VIEWS))
     if unknown:
@@ -74,12 +82,17 @@ def write_dags(
         tell(f"node {node} has no GPU that works; its tokens and links are counted all the same, so it is drawn whole")
     written: list[Path] = []
     for view in views:
-        for suffix, text in _texts(view, instance, placement, traffic, tell):
-            path = Path(directory) / f"{view.name}.{suffix}"
-            write_atomically(path, text)
-            written.append(path)
-            if wrote is not None:
-                wrote(path)
+        with unfinished(Path(directory) / view.name) as stage:
+            for suffix, text in _texts(view, instance, placement, traffic, tell):
+                if stopped():
+                    return tuple(written)
+                write_atomically(stage / f"{view.name}.{suffix}", text)
+            if check is not None:
+                check(stage)
+            for path in move_files(stage, Path(directory)):
+                written.append(path)
+                if wrote is not None:
+                    wrote(path)
     return tuple(written)
 
 

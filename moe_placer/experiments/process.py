@@ -7,14 +7,14 @@ import re
 import secrets
 import signal
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+
+from moe_placer.files import temporary_folder
 
 __all__ = ["Ended", "end_with_parent", "presentable", "run_child"]
 
@@ -52,7 +52,7 @@ def run_child(
     command: Sequence[str],
     text: str,
     patience_s: float,
-    stop: Event | None = None,
+    stopped: Callable[[], bool] = lambda: False,
     most_bytes: float = float("inf"),
 ) -> Ended:
     """Run a command with ``text`` on standard input; its last argument is the file to write its answer to.
@@ -64,14 +64,14 @@ def run_child(
     ----------
     patience_s : float
         Seconds after which it is ended.
-    stop : Event, optional
-        Once set, it is ended at once.
+    stopped : callable
+        Asked now and then; once it says True, the run is ended at once.
     most_bytes : float
         Resident memory of all its processes together beyond which it is ended.
     """
     begun, mark = time.monotonic(), f"{os.getpid()}-{secrets.token_hex(16)}"
-    with tempfile.TemporaryDirectory(prefix="moe-placer-") as folder:
-        output, errors = Path(folder) / "row.json", Path(folder) / "errors"
+    with temporary_folder() as folder:
+        output, errors = folder / "row.json", folder / "errors"
         with errors.open("wb") as stream:
             # A session of its own: ending the group ends its workers too.
             process = subprocess.Popen(  # noqa: S603
@@ -83,7 +83,7 @@ def run_child(
                 env={**os.environ, _MARK: mark},
             )
             try:
-                together, hung = _watch(process, text.encode(), patience_s, stop or Event(), most_bytes)
+                together, hung = _watch(process, text.encode(), patience_s, stopped, most_bytes)
             finally:
                 _end(process, mark)
         if together is not None and together > most_bytes:
@@ -113,7 +113,7 @@ def end_with_parent() -> None:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], text: bytes, patience: float, stop: Event, most: float
+    process: subprocess.Popen[bytes], text: bytes, patience: float, stopped: Callable[[], bool], most: float
 ) -> tuple[int | None, bool]:
     """Wait for a run; return the largest memory of all its processes together, and whether it hung."""
     assert process.stdin is not None
@@ -121,14 +121,14 @@ def _watch(
         process.stdin.write(text)
         process.stdin.close()
     begun, largest = time.monotonic(), 0
-    while time.monotonic() - begun < patience and not stop.is_set():
+    while time.monotonic() - begun < patience and not stopped():
         largest = max(largest, sum(map(_resident, _family(process.pid))))
         if largest > most:
             return largest, False
         with suppress(subprocess.TimeoutExpired):
             process.wait(_SAMPLE_S)
             return largest or None, False
-    return largest or None, not stop.is_set()
+    return largest or None, not stopped()
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from moe_placer.cli.solve_command import _stop_on_signal
 from moe_placer.cli.summary import _share
 
 REPO = Path(__file__).parents[2]
@@ -141,59 +140,6 @@ def test_interrupts_leave_no_worker_behind(tmp_path: Path, again: bool) -> None:
     assert gone(workers)
 
 
-def test_two_signals_at_once_are_one_wish() -> None:
-    with _stop_on_signal() as stopped:
-        assert not stopped()
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert stopped()
-        time.sleep(0.3)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
 def test_a_gap_without_a_bound_is_not_known() -> None:
     assert _share(float("inf")) == "not known"
     assert _share(0.00125) == "0.125%"
-
-
-@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03])
-def test_an_interrupt_after_the_work_is_done_changes_nothing(tmp_path: Path, delay_s: float) -> None:
-    """The interpreter takes a while to shut down; the default action of a signal then would hide the exit code."""
-    arguments = ["solve", TINY, "-o", tmp_path, "--solver", "greedy", "--no-dag", "--json", "--workers", "1"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    )
-    assert process.stdout is not None
-    first = process.stdout.read(1)
-    time.sleep(delay_s)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, b"")
-    assert json.loads(first + out)["verified"] is True
-
-
-def test_ctrl_c_while_drawing_keeps_the_placement_and_whole_drawings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from click.testing import CliRunner
-
-    from moe_placer.cli.main import cli
-    from moe_placer.dag import drawing_files as write
-
-    whole = write.write_atomically
-
-    def stopped(path: Path, content: str) -> None:
-        if path.name == "detailed_expert_dag.dot":
-            signal.raise_signal(signal.SIGTERM)
-        whole(path, content)
-
-    monkeypatch.setattr(write, "write_atomically", stopped)
-    before = signal.getsignal(signal.SIGTERM)
-    done = CliRunner().invoke(cli, ["solve", str(TINY), "-o", str(tmp_path), "--solver", "greedy", "--json", "-q"])
-    assert done.exit_code == 0, done.output
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert "stopped drawing" in done.stderr
-    names = ["placement.json", *(f"simplified_moe_dag.{kind}" for kind in ("dot", "json", "svg"))]
-    assert [Path(name).name for name in json.loads(done.stdout)["files"]] == names
-    assert sorted(path.name for path in tmp_path.iterdir()) == names

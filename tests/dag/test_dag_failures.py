@@ -141,7 +141,7 @@ def draw(rng: random.Random) -> dict[str, Any]:
         "parallelism": {
             "dp": rng.choice([d for d in (1, 2, 3, 4) if routing == "even" or nodes % d == 0]),
             "attention_tp": rng.choice([1, 2, 2, 3, 4, 8]),
-            "expert_tp": 1,
+            "expert_tp": rng.choice([1, 1, 1, 2]) if gpus > 1 else 1,
         },
         "placement": {
             "slots_per_gpu": rng.choice([2, 4, 8]),

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +59,9 @@ Compare = Callable[..., Done]
 
 
 @pytest.fixture
-def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Compare]:
+def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
     """Run the command in this process, without a page; its runs have processes of their own."""
     monkeypatch.setattr("moe_placer.experiments.report.write_report", lambda folder: [folder / "page"])
-    before = signal.getsignal(signal.SIGTERM)
 
     def run_it(*arguments: Any) -> Done:
         with pytest.raises(SystemExit) as ended:
@@ -70,8 +69,7 @@ def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         said = capsys.readouterr()
         return Done(int(ended.value.code or 0), said.out, said.err)
 
-    yield run_it
-    signal.signal(signal.SIGTERM, before)
+    return run_it
 
 
 @pytest.fixture

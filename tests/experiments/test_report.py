@@ -16,7 +16,8 @@ from builders import tiny_instance
 from click.testing import CliRunner
 from report_rows import EVIL, Rows, failed_row, luminance, write_folder
 
-from moe_placer.cli.main import cli, main
+from moe_placer.cli import main
+from moe_placer.cli.commands import cli
 from moe_placer.errors import DefectError, InputError, UsageError
 from moe_placer.experiments.report import report_files, write_report
 from moe_placer.experiments.report.chart_data import _labels, cells, times

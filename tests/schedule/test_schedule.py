@@ -17,7 +17,7 @@ from dag_examples import VARIANTS, example, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.cli.main import cli
+from moe_placer.cli.commands import cli
 from moe_placer.errors import InputError, UsageError
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.placement import Placement

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from svg_geometry import escaping_texts, measure, overlapping_texts
 
-from moe_placer.cli.main import cli
+from moe_placer.cli.commands import cli
 from moe_placer.dag.palette import COLOURS
 from moe_placer.errors import UsageError
 from moe_placer.instance import load_instance

@@ -14,7 +14,7 @@ from dag_examples import example, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.cli.main import cli
+from moe_placer.cli.commands import cli
 from moe_placer.errors import InputError, UsageError
 from moe_placer.instance import load_instance
 from moe_placer.schedule.copies import Copy, free_slots, with_copies

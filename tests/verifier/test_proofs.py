@@ -11,7 +11,7 @@ import pytest
 from builders import MESH, honest, in_order, level_traffic, merged, recomputed, rules_of, tiny_instance, tiny_traffic
 from click.testing import CliRunner
 
-from moe_placer.cli.main import cli
+from moe_placer.cli.commands import cli
 from moe_placer.instance import Instance, load_instance
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement

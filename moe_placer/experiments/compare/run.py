@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +21,18 @@ __all__ = ["run_cells"]
 
 Row = dict[str, Any]
 
+_POLL_S = 0.1
+
 CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.run_process")
 STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step_process")
 
 
 def run_cells(
-    cells: Sequence[Cell], jobs: int, patience_s: float, most_bytes: float = float("inf")
+    cells: Sequence[Cell],
+    jobs: int,
+    patience_s: float,
+    most_bytes: float = float("inf"),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[Row, None, None]:
     """Yield each cell's row as it ends; closing the iterator ends what still runs, without rows.
 
@@ -38,34 +44,41 @@ def run_cells(
         Seconds beyond its time limit after which a run counts as hung.
     most_bytes : float
         Memory of a run, all its processes together, beyond which it is ended.
+    stopped : callable
+        Asked now and then; once it says True, what still runs is ended, and the iterator with it.
     """
-    stop = Event()
+    closed = Event()
+
+    def over() -> bool:
+        return closed.is_set() or stopped()
+
     with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
-        futures = [pool.submit(_run_cell, cell, patience_s, most_bytes, stop) for cell in cells]
+        pending = {pool.submit(_run_cell, cell, patience_s, most_bytes, over) for cell in cells}
         try:
-            for future in as_completed(futures):
-                row = future.result()
-                if row is not None:
-                    yield row
+            while pending and not stopped():
+                done, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
+                for future in done:
+                    if (row := future.result()) is not None:
+                        yield row
         finally:
-            stop.set()
+            closed.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> Row | None:
+def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stopped: Callable[[], bool]) -> Row | None:
     """Run a cell and return its row; None where it was stopped."""
-    if stop.is_set():
+    if stopped():
         return None
     busy = _busy_s()
-    ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stop, most_bytes)
+    ended = run_child(CHILD, json.dumps(asdict(cell)), cell.time_limit_s + patience_s, stopped, most_bytes)
     if ended.output is not None:
         row: Row = json.loads(ended.output)
         row["cores_used_by_others"] = _others(busy, row.pop("cpu_s"), ended.seconds)
         row["peak_bytes"] = max(row["peak_bytes"], ended.all_processes_bytes or 0)
         if row["status"] == "ok":
-            _predict_step(cell, row, patience_s, stop, most_bytes)
-        return None if stop.is_set() else row
-    if stop.is_set():
+            _predict_step(cell, row, patience_s, stopped, most_bytes)
+        return None if stopped() else row
+    if stopped():
         return None
     return cell.head() | {
         "status": "hung" if ended.hung else "crashed",
@@ -75,9 +88,9 @@ def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stop: Event) -> 
     }
 
 
-def _predict_step(cell: Cell, row: Row, patience_s: float, stop: Event, most_bytes: float) -> None:
+def _predict_step(cell: Cell, row: Row, patience_s: float, stopped: Callable[[], bool], most_bytes: float) -> None:
     """Fill in each traffic's ``step_us``; it stays None where the simulation outlasts patience or memory."""
-    ended = run_child(STEP, json.dumps({"cell": asdict(cell), "gpu": row["gpu"]}), patience_s, stop, most_bytes)
+    ended = run_child(STEP, json.dumps({"cell": asdict(cell), "gpu": row["gpu"]}), patience_s, stopped, most_bytes)
     if ended.output is None:
         return
     for name, step_us in json.loads(ended.output).items():

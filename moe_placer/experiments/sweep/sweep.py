@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -188,9 +188,11 @@ def _that_fit(free: Floats, per_token: Floats) -> float:
     return max(0.0, float(most.min()))
 
 
-def run_points(plans: Sequence[Plan], points: Sequence[Point], workers: int) -> Iterator[tuple[int, Row]]:
-    """Yield the index and the row of each point as it ends; workers and errors as in `run_each`."""
-    return run_each(simulate_point, plans, points, workers)
+def run_points(
+    plans: Sequence[Plan], points: Sequence[Point], workers: int, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, Row]]:
+    """Yield the index and the row of each point as it ends; workers, stopping and errors are those of `run_each`."""
+    return run_each(simulate_point, plans, points, workers, stopped)
 
 
 def simulate_point(plans: Sequence[Plan], point: Point) -> Row:

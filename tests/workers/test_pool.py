@@ -218,4 +218,8 @@ def test_a_killed_solve_leaves_nothing(tmp_path: Path) -> None:
     process.wait()
     assert all_gone(workers)
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    # The lock is gone; its file is empty, and goes with the next run.
+    assert {path.name for path in tmp_path.iterdir()} == {"tmp", ".out.lock"}
+    again = ["solve", str(REPO / "instances" / "tiny.yaml"), "-o", str(tmp_path / "out"), "--solver", "greedy"]
+    subprocess.run([*command[:3], *again, "--no-dag", "-q"], check=True, stdout=subprocess.DEVNULL)
+    assert {path.name for path in tmp_path.iterdir()} == {"tmp", "out"}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
-import signal
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ from moe_placer.cli.export_command import export
 from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
+from moe_placer.cli.interrupts import finish
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
 from moe_placer.cli.schema_command import schema
@@ -27,7 +29,7 @@ from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
 from moe_placer.errors import MoePlacerError, visible
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "run"]
 
 EXIT_CODES = """
 \b
@@ -40,8 +42,10 @@ Exit codes:
   5  verification failed
   6  the placement is written, but its gap is above --fail-above-gap
  70  a defect of this program or of a solver: please report it
+130  ended by Ctrl-C, 143 by SIGTERM: files that are there are whole
 """
 _DEFECT = 70  # EX_SOFTWARE of sysexits.h
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}  # files, memory, processes
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,25 +74,28 @@ for _command in (
     cli.add_command(_command)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with a documented code; no input of a user's gives a traceback.
+def run(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; once it has ended, no signal changes that any more.
 
     Parameters
     ----------
     arguments : list of str, optional
-        Absent: those of this process, which ends with the command, and on its way out heeds no interrupt any more.
+        Absent: those of this process.
     """
+    _write_utf8()
     try:
         code = _run(arguments)
-    except KeyboardInterrupt:  # one more, while an earlier one was being told
-        code = 130
     finally:
-        if arguments is None:
-            # While the interpreter shuts down, which takes a while with solver libraries in it, it has put the default
-            # action of signals back: a late Ctrl-C would kill it, and its exit code would say that nothing was done.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+        finish()
     sys.exit(code)
+
+
+def _write_utf8() -> None:
+    """Print names as they are where the locale knows nothing but ASCII, as click does; never fail for a letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -98,11 +105,12 @@ def _run(arguments: list[str] | None) -> int:
         result: Any = cli.main(arguments, prog_name="moe-placer", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
+        finish()
         error.show()
         return error.exit_code
     except MoePlacerError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # only where somebody else's process called us
         return _fail("interrupted; files that are there are whole", 130)
     except MemoryError:
         return _fail("out of memory; use fewer --workers or a smaller instance", 4)
@@ -110,6 +118,8 @@ def _run(arguments: list[str] | None) -> int:
         # Files report their own errors, so what met a full disk is the output.
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _fail(f"output cannot be written: {error.strerror}", 1)
+        if isinstance(error, OSError) and error.errno in _SCARCE:
+            return _fail(f"the system has no more to give: {error.strerror}; use fewer --workers, or allow more", 4)
         if os.environ.get("MOE_PLACER_DEBUG"):
             raise
         where = "set MOE_PLACER_DEBUG=1 for where"
@@ -117,5 +127,6 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    finish()
     click.echo("moe-placer: " + "\n".join(map(visible, message.split("\n"))), err=True)
     return code

@@ -1,0 +1,125 @@
+"""Ctrl-C and SIGTERM: one handler for the whole life of the process, which never raises.
+
+An exception that a handler raises can come between any two steps of any code, and no code is right everywhere then: not
+the import of a library, and not the end of another handler. So a signal here sets a flag, which somebody looks at now
+and then, or ends the process at once, or does nothing:
+
+    heeding    before anybody listens: the first signal ends the process; while somebody listens: the first one is a
+               wish, which `Wish` tells, and the next one ends the process
+    finished   the result is there and about to be told: signals are ignored, once and for all
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+__all__ = ["Wish", "finish", "install", "listen"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one wish
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+class Wish:
+    """Whether somebody wants the command to stop; calling it tells.
+
+    Attributes
+    ----------
+    said : str
+        What is told when a signal comes.
+    number : int
+        Of the signal; 0 as long as none came.
+    """
+
+    def __init__(self, said: str) -> None:
+        self.said, self.number = said, 0
+
+    def __call__(self) -> bool:
+        """Whether a signal came since."""
+        return self.number > 0
+
+    @property
+    def exit_code(self) -> int:
+        """What shells expect of a process that a signal has ended."""
+        return 128 + self.number
+
+
+class _State:
+    wish: Wish | None = None
+    last = -float("inf")  # when a signal last counted, s
+    finished = False
+    installed = False
+
+
+def install() -> None:
+    """Heed signals from now on, in the main thread of a process of our own."""
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+    _State.installed = True
+
+
+def listen(said: str) -> Wish:
+    """Take the next signal as a wish, not as an order; ``said`` is told then. It takes the place of an earlier wish."""
+    wish = Wish(said)
+    _State.wish = wish
+    return wish
+
+
+def finish() -> None:
+    """Ignore signals from now on: before the first byte of a result is told, once it is where it belongs.
+
+    This holds while the interpreter shuts down, which takes a while with solver libraries in it: in place of a handler
+    of ours it puts the default action, and a late Ctrl-C would kill a process that has done its work.
+    """
+    _State.finished = True
+    if not _State.installed or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        return
+    told = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        # One that arrives while its handler is being replaced: Python finds none, and says so.
+        late = isinstance(unraisable.exc_value, OSError) and "race condition" in str(unraisable.exc_value)
+        if not late:
+            told(unraisable)
+
+    sys.unraisablehook = tell
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    if _State.finished:
+        return
+    now, before = time.monotonic(), _State.last
+    if now - before < _ONE_WISH_S:
+        return
+    _State.last = now
+    wish = _State.wish
+    if wish is not None and not wish.number:
+        wish.number = number
+        _tell(f"\n{wish.said}\n")
+        return
+    _end(number)
+
+
+def _end(number: int) -> None:
+    """End this process now: what it was writing goes, what is there is whole."""
+    files = sys.modules.get("moe_placer.files")
+    if files is not None:
+        files.remove_unfinished()
+    if os.isatty(2):
+        _tell(_SHOW_CURSOR)
+    _tell("moe-placer: interrupted; files that are there are whole\n")
+    os._exit(128 + number)
+
+
+def _tell(text: str) -> None:
+    """Write to standard error past its buffer, which the code that was interrupted may be in the middle of."""
+    with suppress(OSError):
+        os.write(2, text.encode())
