@@ -120,6 +120,8 @@ def _content(checked: CheckedFile, form: str, file: Path, verification: Verifica
 
 
 def _lines(checked: CheckedFile, file: Path, instance: Instance | None, verification: Verification | None) -> list[str]:
+    from moe_placer.fabric import link_words
+
     plan = checked.plan
     lines = [f"{file}: good. {checked.engine} can load it."]
     if plan is None:
@@ -134,9 +136,9 @@ def _lines(checked: CheckedFile, file: Path, instance: Instance | None, verifica
         lines.append("  not checked: whether it fits the model and the number of ranks (--instance INSTANCE)")
     lines += [f"  warning: {warning}" for warning in checked.warnings]
     if verification is not None:
-        lines.append(f"  sum of worst links  {verification.total_z:,.1f} tokens per step at node-link speed")
+        lines.append(f"  sum of worst links  {verification.total_z:,.1f} (cost)")
+        lines.append(f"  dispatch            {verification.dispatch_us / 1e3:,.3f} ms per step, one way")
         lines.append(f"  lower bound         {verification.total_bound:,.1f}, a quick one: no placement has less")
-        lines.append(
-            f"  hottest link total  {verification.aggregate:,.1f} ({verification.aggregate_link or 'no link'})"
-        )
+        total = link_words(verification.aggregate_tokens, verification.aggregate_us, verification.aggregate)
+        lines.append(f"  hottest link total  {verification.aggregate_link or 'no link'}: {total}")
     return lines

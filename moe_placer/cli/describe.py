@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_placer.fabric import build_fabric, kinds_of_links
+from moe_placer.fabric import COST, build_fabric, kinds_of_links
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
 from moe_placer.instance.schema import Gpu, SharedSlots
@@ -81,10 +81,10 @@ class Description:
         Kind of link to number of links and GB/s of each.
     engine : str or None
         Name of the inference engine that is to load the placement.
-    minimise : str
-        ``objective.minimise``.
+    metric, minimise : str
+        ``objective.metric``, ``objective.minimise``.
     us_per_1000_tokens : float
-        Microseconds that 1,000 tokens at node-link speed take on the wire.
+        Microseconds that 1,000 tokens take on a node's link, one way.
     traces_missing : bool
         Whether recorded traffic is asked for, and no file named.
     skew : Skew or None
@@ -112,6 +112,7 @@ class Description:
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
     engine: str | None
+    metric: str
     minimise: str
     us_per_1000_tokens: float
     traces_missing: bool
@@ -155,6 +156,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_of_links(build_fabric(instance)),
         engine=instance.engine,
+        metric=instance.objective.metric,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
         traces_missing=getattr(instance.traffic, "files", None) == (),
@@ -284,7 +286,7 @@ def _network_lines(d: Description) -> list[str]:
     return [
         f"Inter-node links, one direction each: {kinds}.",
         f"Minimised: {OBJECTIVES[d.minimise]}.",
-        f"Costs: 1,000 tokens at node-link speed take {d.us_per_1000_tokens:,.1f} us on the wire.",
+        f"Cost of a link: {COST[d.metric]}. 1,000 tokens on a node's link take {d.us_per_1000_tokens:,.1f} µs.",
     ]
 
 
@@ -296,7 +298,7 @@ def _demand_lines(d: Description) -> list[str]:
     s, wire = d.skew, d.wire_us or 0.0
     least_most = f"{s.least:.1f} to {s.most:.1f} times the mean load (median {s.median:.1f})"
     hot = (
-        f"the hottest copy gets {s.busiest_gpu_tokens:,.0f} tokens per step, {d.hottest_compute_us:,.1f} us of matrices"
+        f"the hottest copy gets {s.busiest_gpu_tokens:,.0f} tokens per step, {d.hottest_compute_us:,.1f} µs of matrices"
     )
     if d.hottest_compute_us > wire:
         verdict = "hot experts rather than links are the bottleneck, and only more copies of them change that"
@@ -305,7 +307,7 @@ def _demand_lines(d: Description) -> list[str]:
     return [
         f"Demand: the hottest expert of a layer has {least_most}; sigma of ln load is {s.log_sigma:.2f}.",
         f"Sources: {s.sources_differ:.0%} of a node's choices differ from the mean node's.",
-        f"Balance: {hot}, against about {wire:,.1f} us on a node's link: {verdict}.",
+        f"Balance: {hot}, against about {wire:,.1f} µs on a node's link: {verdict}.",
     ]
 
 

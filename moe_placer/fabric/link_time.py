@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from moe_placer.fabric.graph import build_fabric, link_name
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import token_us
+from moe_placer.instance.sizes import GB, token_bytes
 
-__all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "link_words", "token_cost"]
+__all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "link_words", "token_cost", "wire_us"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,6 +36,21 @@ def token_cost(instance: Instance, gb_per_s: Floats) -> Floats:
     return np.asarray(instance.cluster.fabric.node_gb_per_s / gb_per_s)
 
 
+def wire_us(size: float, gb_per_s: Floats, utilization: float) -> Floats:
+    """Microseconds that links need for so many bytes each [K]; all times of links come from here.
+
+    Parameters
+    ----------
+    size : float
+        Bytes, of one token for instance.
+    gb_per_s : float array [K]
+        Bandwidths of the links, one direction.
+    utilization : float
+        Share of a link's bandwidth that is reached.
+    """
+    return np.asarray(1e6 * size / (gb_per_s * GB * utilization))
+
+
 def link_us(instance: Instance, gb_per_s: Floats, load: Floats) -> Floats:
     """Microseconds, one way, that each link needs for its tokens, at its real bandwidth whatever the metric counts.
 
@@ -51,7 +66,8 @@ def link_us(instance: Instance, gb_per_s: Floats, load: Floats) -> Floats:
     float array [..., K]
         ``tokens * bytes per token / (bandwidth * link_utilization)``.
     """
-    return np.asarray(load * (token_us(instance) * instance.cluster.fabric.node_gb_per_s / gb_per_s))
+    fabric = instance.cluster.fabric
+    return np.asarray(load * wire_us(token_bytes(instance), gb_per_s, fabric.link_utilization))
 
 
 def dispatch_us(instance: Instance, gb_per_s: Floats, load: Floats) -> float:

@@ -39,6 +39,9 @@ def test_tiny_by_hand() -> None:
     assert told.us_per_1000_tokens == pytest.approx(1000 * 128 / (100e9 * 0.8) * 1e6)
     assert told.wire_us == pytest.approx(100 * 2 * 3 / 4 * 1.6 / 1000)  # 3 of 4 choices leave their node
     assert told.infeasible is None
+    assert "Cost of a link: tokens at node-link speed (a token on a link of half" in told.to_text()
+    tokens = instance.model_copy(update={"objective": instance.objective.model_copy(update={"metric": "tokens"})})
+    assert "Cost of a link: plain tokens, whatever the link's bandwidth" in describe(tokens, None).to_text()
 
 
 def test_the_seed_plan_by_hand() -> None:

@@ -20,10 +20,11 @@ from moe_placer.cli import main
 from moe_placer.cli.commands import cli
 from moe_placer.errors import DefectError, InputError, UsageError
 from moe_placer.experiments.report import report_files, write_report
-from moe_placer.experiments.report.chart_data import _labels, cells, times
+from moe_placer.experiments.report.chart_data import _labels, cells, fabric, gpu_table, link_table, times
 from moe_placer.experiments.report.charts import COLOURS, DASHES, filled
 from moe_placer.experiments.report.html_page import to_page
 from moe_placer.experiments.report.layout import place_vertices
+from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.markdown import plain
 from moe_placer.experiments.report.report_files import draw_report
 from moe_placer.experiments.report.rows import read_comparison
@@ -141,6 +142,20 @@ def test_damaged_rows_are_named_by_line(
 def test_contradictions_are_refused(changes: dict[str, Any], said: str, rows: Rows, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         draw_report(write_folder(tmp_path, changed(rows, 1, **changes)))
+
+
+def test_links_that_make_no_sense_are_refused(rows: Rows, tmp_path: Path) -> None:
+    still = copy.deepcopy(rows[1])
+    still["traffic"]["solved_for"]["worst_link"][0] = "nowhere->node0"
+    cases: list[tuple[Rows, str]] = [
+        ([rows[0], still], "worst_link: found the link 'nowhere->node0'"),
+        ([{**rows[0], "fabric": {"kind": "full-mesh", "link_utilization": 0}}], "link_utilization: found 0, expected"),
+        ([{**rows[0], "node_bandwidth": 0.0}], "node_bandwidth"),
+        ([{**rows[0], "links": [{**rows[0]["links"][0], "bandwidth": -1.0}]}], "bandwidth"),
+    ]
+    for number, (given, said) in enumerate(cases):
+        with pytest.raises(InputError, match=said):
+            read_comparison(write_folder(tmp_path / str(number), given))
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "results.jsonl"])
@@ -296,7 +311,7 @@ def test_two_instances_have_their_sums_in_the_summary(rows: Rows, tmp_path: Path
     comparison = read_comparison(write_folder(tmp_path, [*rows[:2], rows[4], rows[5]]))
     text = summary(comparison)
     for row in comparison.instances:
-        assert f"tokens on {row.name}" in text
+        assert f" on {row.name}" in text
 
 
 def test_columns_without_any_entry_are_left_out(made: Path, rows: Rows) -> None:
@@ -342,7 +357,7 @@ def test_what_is_far_above_the_best_is_left_out_of_the_curves(rows: Rows, tmp_pa
     comparison = read_comparison(write_folder(tmp_path, [rows[0], first, second]))
     shown = times(comparison, comparison.instances[0])
     assert {record["solver"] for record in shown} == {first["solver"]}
-    assert max(record["tokens"] for record in shown) == best
+    assert max(record["cost"] for record in shown) == best
 
 
 def test_a_solver_has_one_colour_in_all_pictures() -> None:
@@ -414,3 +429,27 @@ def test_a_committed_report_is_what_its_rows_give(folder: Path, tmp_path: Path) 
     assert page.name == "index.html"  # anybody can make it from the rows
     for path in committed:
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_plain_tokens_and_times_follow_from_costs_by_hand(rows: Rows, tmp_path: Path) -> None:
+    reached = {**rows[0]["fabric"], "link_utilization": 0.8}
+    for metric, leaf_cost in (("time", 2.0), ("tokens", 1.0)):
+        given = changed(rows, 0, fabric=reached, metric=metric)
+        row = read_comparison(write_folder(tmp_path / metric, given)).instances[0]
+        # A token of 7,168 bytes on 400 GB/s of which 0.8 is reached: 22.4 ns; links between leaf and spine have half.
+        figures = per_token(row)
+        assert figures["node0->leaf0"] == pytest.approx((1.0, 0.0224))
+        assert figures["leaf0->spine0"] == pytest.approx((leaf_cost, 0.0448))
+        assert carried(figures, "leaf0->spine0", 1000.0) == pytest.approx((1000 / leaf_cost, 44.8 / leaf_cost))
+    assert carried(figures, "", 0.0) == (0.0, 0.0)
+
+
+def test_costs_of_links_stand_beside_their_tokens_and_times(rows: Rows, tmp_path: Path) -> None:
+    comparison = read_comparison(write_folder(tmp_path, rows))
+    row, run = comparison.instances[0], comparison.runs[0]
+    figures = per_token(row)
+    for record in [*cells(link_table(row, run)), *(one for one in fabric(row, run) if one["kind"] == "link")]:
+        cost, us = figures[record["row"] if "row" in record else record["name"]]
+        assert record["plain"] == pytest.approx(record["value"] / cost, rel=1e-3)
+        assert record["us"] == pytest.approx(record["value"] / cost * us, rel=1e-3)
+    assert "plain" not in cells(gpu_table(row, run))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_a_layer_opens_to_its_placement(made: Path, rows: Rows, tab: Any) -> Non
     assert button.get_attribute("aria-expanded") == "true"
     assert page.evaluate("document.activeElement.id") == "placement-title"
     assert page.inner_text("#placement-title") == "Layer 2: eplb on tiny"
+    solved = run["traffic"]["solved_for"]
+    worst, cost = solved["worst_link"][1], solved["z"][1]
+    bandwidth = {link["name"]: link["bandwidth"] for link in rows[0]["links"]}[worst]
+    tokens = cost * bandwidth / 400
+    us = tokens * 7168 / (bandwidth * 1e9) * 1e6  # rows of these tests have no link_utilization
+    note = page.inner_text("#placement-note")
+    found = re.match(r"Worst link (\S+): ([\d,.]+) tokens, ([\d,.]+) µs \(cost ([\d,.]+)\)\. ", note)
+    assert found is not None, note
+    assert found[1] == worst
+    assert [float(number.replace(",", "")) for number in found.groups()[1:]] == pytest.approx(
+        [tokens, us, cost], abs=0.06
+    )
+    shown = page.locator("#layer-table tbody tr").nth(1).locator("td").all_inner_texts()
+    assert shown[-2:] == [found[2], found[3]]
     shown = [cell for row in page.locator("#placement tbody tr").all() for cell in row.locator("td").all_inner_texts()]
     held = {gpu: f"{e}.{r}" for e, copies in enumerate(run["gpu"][1]) for r, gpu in enumerate(copies)}
     assert shown == [held[gpu] for gpu in range(8)]

@@ -192,6 +192,7 @@ def instance_row(
         "fabric": cluster.fabric.model_dump(mode="json"),
         "dispatch": placement.dispatch,
         "replica_routing": placement.replica_routing,
+        "metric": instance.objective.metric,
         "bytes_per_token": token_bytes(instance),
         "node_bandwidth": cluster.fabric.node_gb_per_s,
         "recordings": [recording.name for recording in traffic.recordings],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from moe_placer.experiments.report.layout import lines_of, place_vertices
+from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.rows import Comparison, InstanceRow, RunRow
 from moe_placer.experiments.report.standings import profile, standings
 
@@ -38,9 +39,10 @@ def _hottest(names: Sequence[str], matrix: Sequence[Sequence[float]], layers: Se
 
 
 def link_table(row: InstanceRow, run: RunRow) -> Table:
-    """Return the cost of the hottest links in every layer."""
-    names = [link.name for link in row.links]
-    return _hottest(names, run.solved_for.link_cost, row.layer_index, _ROWS["links"])
+    """Return the cost of the hottest links in every layer, and of each link the cost and the time (µs) of one token."""
+    names, figures = [link.name for link in row.links], per_token(row)
+    table = _hottest(names, run.solved_for.link_cost, row.layer_index, _ROWS["links"])
+    return {**table, "perToken": [list(figures[name]) for name in table["rows"]]}
 
 
 def gpu_table(row: InstanceRow, run: RunRow) -> Table:
@@ -60,7 +62,11 @@ def cells(table: Table) -> Records:
     for layer, values in zip(table["layers"], table["values"], strict=True):
         worst = values.index(max(values)) if any(values) else None
         for place, (name, value) in enumerate(zip(table["rows"], values, strict=True)):
-            records.append({"layer": layer, "row": name, "value": value, "worst": place == worst})
+            record = {"layer": layer, "row": name, "value": value, "worst": place == worst}
+            if "perToken" in table:
+                cost, us = table["perToken"][place]
+                record |= {"plain": value / cost, "us": value / cost * us}
+            records.append(record)
     return records
 
 
@@ -72,12 +78,14 @@ def fabric(row: InstanceRow, run: RunRow) -> Records:
     worst = totals.index(max(totals))
     kept = set(sorted(range(len(totals)), key=lambda link: (-totals[link], link))[:_LINKS])
     records: Records = []
+    figures = per_token(row)
     for place, (link, line, total) in enumerate(zip(row.links, lines_of(row, places), totals, strict=True)):
         if place in kept:
             record = {
                 "kind": "link",
                 "name": link.name,
                 "value": _short(total),
+                **dict(zip(("plain", "us"), map(_short, carried(figures, link.name, total)), strict=True)),
                 "worst": place == worst,
                 **dict(zip(("x", "y", "x2", "y2"), line, strict=True)),
             }
@@ -117,9 +125,9 @@ def layers(row: InstanceRow, run: RunRow) -> Records:
     if not any(run.z):
         return records
     for layer, z, bound in zip(row.layer_index, run.z, run.bound, strict=True):
-        records.append({"layer": layer, "what": "worst link z", "tokens": z})
+        records.append({"layer": layer, "what": "worst link z", "cost": z})
         if bound is not None:
-            records.append({"layer": layer, "what": "lower bound", "tokens": bound})
+            records.append({"layer": layer, "what": "lower bound", "cost": bound})
     return records
 
 
@@ -142,9 +150,9 @@ def times(comparison: Comparison, row: InstanceRow) -> Records:
             common = {"solver": run.solver, "seconds": max(seconds, 1e-3)}  # a logarithm needs more than 0
             common["end"] = place == len(points) - 1
             if z <= most:
-                records.append({**common, "what": "placement", "tokens": z})
+                records.append({**common, "what": "placement", "cost": z})
             if bound is not None and bound > 0:
-                records.append({**common, "what": "bound", "tokens": bound})
+                records.append({**common, "what": "bound", "cost": bound})
     return records
 
 

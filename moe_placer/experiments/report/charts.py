@@ -75,8 +75,19 @@ def _number(field: str, title: str, **more: Any) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, **more}
 
 
-def _heat(row: str, value: str) -> Spec:
-    """Return a heat map of layers by rows; what is worst of its layer has a frame."""
+# What is said of a link: plain tokens first, then their time, then the cost.
+_LINK: list[Spec] = [
+    _number("plain", "tokens", format=",.4~r"),
+    _number("us", "µs", format=",.4~r"),
+    _number("value", "cost", format=",.4~r"),
+]
+
+
+def _heat(row: str, value: str, said: Sequence[Spec] = ()) -> Spec:
+    """Return a heat map of layers by rows; what is worst of its layer has a frame.
+
+    ``said`` is the end of the tooltip; absent, the value.
+    """
     x = {
         "field": "layer",
         "type": "ordinal",
@@ -94,7 +105,7 @@ def _heat(row: str, value: str) -> Spec:
     tooltip = [
         {"field": "layer", "title": "layer"},
         {"field": "row", "title": row},
-        {"field": "value", "title": value, "type": "quantitative", "format": ",.4~r"},
+        *(said or [_number("value", value, format=",.4~r")]),
     ]
     return _chart(
         usermeta={"row": 6, "label": 14, "few": 224},  # pixels: a row, one with a label, and up to where each has one
@@ -132,8 +143,8 @@ def _fabric() -> Spec:
                 "mark": {"type": "rule", "strokeWidth": 2.2, "aria": False},
                 "encoding": {
                     **line,
-                    "color": _number("value", "tokens, summed over layers", legend=legend, scale=scale),
-                    "tooltip": [{"field": "name", "title": "link"}, _number("value", "tokens", format=",.4~r")],
+                    "color": _number("value", "cost, summed over layers", legend=legend, scale=scale),
+                    "tooltip": [{"field": "name", "title": "link"}, *_LINK],
                 },
             },
             {
@@ -163,13 +174,13 @@ def _layers() -> Spec:
         "title": "layer of the model",
         "axis": {"labelAngle": 0, "labelOverlap": "parity"},
     }
-    y = _number("tokens", "tokens per step", scale={"zero": False})
+    y = _number("cost", "cost per step", scale={"zero": False})
     order = ["worst link z", "lower bound"]
     series = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top"}}
     tooltip = [
         {"field": "layer", "title": "layer"},
         {"field": "what", "title": "what"},
-        _number("tokens", "tokens", format=",.5~r"),
+        _number("cost", "cost", format=",.5~r"),
     ]
     mark = {"type": "point", "filled": False, "size": 60, "strokeWidth": 2, "opacity": 1, "aria": False}
     shape = {**series, "scale": {"domain": order, "range": ["circle", "stroke"]}}
@@ -184,7 +195,7 @@ def _time() -> Spec:
         scale={"type": "log", "nice": False},
         axis={"format": "~g"},
     )
-    y = _number("tokens", "tokens, summed over layers", scale={"zero": False})
+    y = _number("cost", "cost, summed over layers", scale={"zero": False})
     dash = {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "bottom"}}
     dashes = {"domain": ["placement", "bound"], "range": [[1, 0], [5, 4]]}
     encoding = {
@@ -250,7 +261,7 @@ def _held_out() -> Spec:
 
 CHARTS: dict[str, Spec] = {
     "layers": _layers(),
-    "links": _heat("link", "tokens per step"),
+    "links": _heat("link", "cost per step", _LINK),
     "fabric": _fabric(),
     "gpus": _heat("GPU", "tokens computed per step"),
     "time": _time(),

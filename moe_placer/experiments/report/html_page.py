@@ -15,6 +15,7 @@ import vl_convert
 
 from moe_placer.experiments.report import chart_data as records
 from moe_placer.experiments.report.charts import CHARTS, COLOURS, DASHES, config
+from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
 from moe_placer.experiments.report.standings import Standing, standings
 from moe_placer.experiments.report.view import context, labels
@@ -85,7 +86,9 @@ def _data(comparison: Comparison) -> dict[str, Any]:
 
 def _layer_table(row: InstanceRow, standing: Standing) -> list[list[Any]]:
     run = standing.run
-    columns = (row.layer_index, run.z, run.bound, run.proof, run.recheckable, run.solved_for.worst_link)
+    figures, worst = per_token(row), run.solved_for.worst_link
+    plain = [carried(figures, link, z) for link, z in zip(worst, run.z, strict=True)]
+    columns = (row.layer_index, run.z, run.bound, run.proof, run.recheckable, worst, *zip(*plain, strict=True))
     return [list(layer) for layer in zip(*columns, strict=True)]
 
 

@@ -73,7 +73,10 @@ function cells(table) {
   if (!table.values.some(values => values.some(Boolean))) return [];
   return table.layers.flatMap((layer, l) => {
     const worst = table.values[l].some(Boolean) ? table.values[l].indexOf(Math.max(...table.values[l])) : -1;
-    return table.rows.map((row, r) => ({ layer, row, value: table.values[l][r], worst: r === worst }));
+    return table.rows.map((row, r) => {
+      const value = table.values[l][r], [cost, us] = table.perToken?.[r] ?? [];
+      return { layer, row, value, worst: r === worst, ...(cost ? { plain: value / cost, us: (value / cost) * us } : {}) };
+    });
   });
 }
 async function unpacked(text) {
@@ -81,6 +84,9 @@ async function unpacked(text) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 const whole = value => value.toLocaleString("en", { maximumFractionDigits: 0, minimumFractionDigits: 0 });
+const tenth = value => value.toLocaleString("en", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
+// A link's plain tokens, their time one way, and its cost.
+const carried = (plain, us, cost) => `${figure(plain)} tokens, ${tenth(us)} µs (cost ${figure(cost)})`;
 const figure = value => Math.abs(value) >= 1000 ? whole(value) : value.toLocaleString("en", { maximumSignificantDigits: 5 });
 const element = (tag, text, attributes = {}) => {
   const made = Object.assign(document.createElement(tag), { textContent: text });
@@ -93,7 +99,7 @@ let chosen = null, details = null;
 function tabulate(run) {
   const body = $("layer-table").tBodies[0];
   for (const header of $("layer-table").tHead.rows[0].cells) header.removeAttribute("aria-sort");
-  body.replaceChildren(...run.table.map(([layer, z, bound, proof, recheckable, link], place) => {
+  body.replaceChildren(...run.table.map(([layer, z, bound, proof, recheckable, link, plain, us], place) => {
     const row = document.createElement("tr"), header = element("th", "", { scope: "row", "data-number": layer });
     const button = element("button", `layer ${layer}`, { type: "button", "aria-controls": "placement", "aria-expanded": "false" });
     button.addEventListener("click", () => open(place, button));
@@ -101,7 +107,7 @@ function tabulate(run) {
     const number = (value, text) => element("td", value === null ? unknown : text(value), { class: "number", ...(value === null ? {} : { "data-number": value }) });
     const gap = bound > 0 ? z / bound - 1 : z === 0 ? 0 : null;
     row.append(header, number(z, figure), number(bound, figure), number(gap, value => (100 * value).toFixed(2) + "%"),
-      element("td", proof === null ? unknown : proof + (recheckable ? "" : " (the solver's word)")), element("td", link));
+      element("td", proof === null ? unknown : proof + (recheckable ? "" : " (the solver's word)")), element("td", link), number(plain, figure), number(us, tenth));
     return row;
   }));
 }
@@ -109,7 +115,7 @@ function tabulate(run) {
 // The placement of a layer: what every GPU holds.
 function open(place, button) {
   if (!details) return;
-  const [layer, z, , , , link] = chosen.run.table[place], experts = details.gpu[place];
+  const [layer, z, , , , link, plain, us] = chosen.run.table[place], experts = details.gpu[place];
   const held = chosen.instance.gpuNode.map(() => []);
   experts.forEach((replicas, expert) => replicas.forEach((gpus, replica) => {
     for (const gpu of [gpus].flat()) held[gpu].push(replicas.length > 1 ? `${expert}.${replica}` : `${expert}`);
@@ -128,7 +134,7 @@ function open(place, button) {
   for (const other of $("layer-table").querySelectorAll("[aria-expanded]")) other.setAttribute("aria-expanded", String(other === button));
   $("placement").hidden = false;
   $("placement-title").textContent = `Layer ${layer}: ${chosen.run.solver} on ${chosen.instance.name}`;
-  $("placement-note").textContent = `Worst link ${link} with ${figure(z)} tokens. Numbers are experts; 17.1 is replica 1 of expert 17, counted from 0.`;
+  $("placement-note").textContent = `Worst link ${link}: ${carried(plain, us, z)}. Numbers are experts; 17.1 is replica 1 of expert 17, counted from 0.`;
   $("placement-title").focus();
   $("placement").scrollIntoView({ block: "nearest" });
 }
@@ -159,7 +165,7 @@ async function show() {
   if (details) {
     const worst = details.fabric.find(record => record.worst);
     const drawn = details.fabric.filter(record => record.kind === "link");
-    $("fabric").querySelector(".said").textContent = (worst ? `The worst, in red: ${worst.name} with ${figure(worst.value)} tokens. ` : "") +
+    $("fabric").querySelector(".said").textContent = (worst ? `The worst, in red: ${worst.name}: ${carried(worst.plain, worst.us, worst.value)}. ` : "") +
       limited({ rows: drawn, of: details.links.of }, "links");
     $("links").querySelector(".said").textContent = limited(details.links, "links");
     $("gpus").querySelector(".said").textContent = limited(details.gpus, "GPUs");

@@ -55,11 +55,11 @@ class Link(_Record):
     name: str
     source: str
     target: str
-    bandwidth: float
+    bandwidth: float = Field(gt=0)
 
 
 class InstanceRow(_Record):
-    """One instance of the comparison."""
+    """One instance of the comparison; rows of older versions do not say their metric, which was always ``time``."""
 
     name: str
     sha256: str
@@ -70,6 +70,9 @@ class InstanceRow(_Record):
     gpus: int
     slots_per_gpu: int
     fabric: dict[str, Any]
+    metric: Literal["time", "tokens"] = "time"
+    bytes_per_token: float = Field(gt=0)
+    node_bandwidth: float = Field(gt=0)
     dispatch: str
     replica_routing: str
     held_out: list[str] = []
@@ -317,6 +320,10 @@ def _check_instance(row: InstanceRow, file: Path, line: int) -> None:
     _check_length(row.gpu_node, row.gpus, "gpu_node", file, line)
     if not row.links:
         raise InputError(Mistake("no link", "the fabric's links", path="links", file=file, line=line))
+    reached = row.fabric.get("link_utilization", 1.0)
+    if not isinstance(reached, int | float) or not 0 < reached <= 1:
+        path = "fabric.link_utilization"
+        raise InputError(Mistake(repr(reached)[:60], "a share above 0, at most 1", path=path, file=file, line=line))
     if not all(0 <= node < row.nodes for node in row.gpu_node):
         raise InputError(Mistake("a node that is not", f"0 to {row.nodes - 1}", path="gpu_node", file=file, line=line))
 
@@ -343,6 +350,9 @@ def _check_metrics(name: str, metrics: Metrics, instance: InstanceRow, file: Pat
     path = f"traffic.{name}"
     for field in ("z", "worst_link", "link_cost", "gpu_load"):
         _check_length(getattr(metrics, field), instance.layers, f"{path}.{field}", file, line)
+    if unknown := sorted(set(metrics.worst_link) - {link.name for link in instance.links} - {""}):
+        found = f"the link {unknown[0][:60]!r}"
+        raise InputError(Mistake(found, "links of the instance", path=f"{path}.worst_link", file=file, line=line))
     for layer, (costs, loads) in enumerate(zip(metrics.link_cost, metrics.gpu_load, strict=True)):
         _check_length(costs, len(instance.links), f"{path}.link_cost.{layer}", file, line)
         _check_length(loads, instance.gpus, f"{path}.gpu_load.{layer}", file, line)

@@ -70,7 +70,7 @@ def _totals(winner: str, field: _Field) -> str:
     sums = [(row.name, own.run.solved_for.z_total) for row, table in field if (own := _of(winner, table))]
     if not 1 < len(sums) <= _FEW:
         return ""
-    return f" ({_list([f'{total:,.0f} tokens on {name}' for name, total in sums])})"
+    return f" ({_list([f'cost {total:,.0f} on {name}' for name, total in sums])})"
 
 
 def _when_not(winner: str, field: _Field, instances: int) -> str:

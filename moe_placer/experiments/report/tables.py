@@ -125,15 +125,16 @@ def _flow_columns(traffic: str) -> tuple[Column, ...]:
 
 _QUALITY: tuple[AnyColumn, ...] = (
     Column(
-        "worst links, tokens",
-        "Sum over layers of the cost of the worst link, per step at node-link speed; less is better.",
+        "worst links, cost",
+        "Sum over layers of the cost of the worst link, per step; less is better. Cost: tokens at node-link speed (a "
+        "token on a link of half a node's bandwidth costs 2), or plain tokens where an instance has metric: tokens.",
         _on("solved_for", "z_total"),
         ",.0f",
     ),
     Column(f"to {BASE}", f"The same over {BASE}'s.", lambda s: s.to_base, ".3f"),
     Column("to best", "The same over the best solver's.", lambda s: s.to_best, ".3f"),
-    Column("largest z, tokens", "The worst link of the worst layer.", _on("solved_for", "z_largest"), ",.0f"),
-    Column("bound, tokens", "Sum of the lower bounds: no placement is below it.", _bound, ",.0f"),
+    Column("largest z, cost", "The worst link of the worst layer.", _on("solved_for", "z_largest"), ",.0f"),
+    Column("bound, cost", "Sum of the lower bounds: no placement is below it.", _bound, ",.0f"),
     Column("gap, median", "How far z is above its bound, in the median layer.", lambda s: s.run.gap_median, ".2%"),
     Column("gap, largest", "The same in the worst layer.", lambda s: s.run.gap_largest, ".2%"),
     WordColumn(
@@ -145,14 +146,14 @@ _QUALITY: tuple[AnyColumn, ...] = (
 )
 _HELD_OUT: tuple[AnyColumn, ...] = (
     Column(
-        "worst links, tokens",
+        "worst links, cost",
         "Sum of worst links on traffic that was not solved for.",
         _on("held_out", "z_total"),
         ",.0f",
     ),
     Column(f"to {BASE}", f"The same over {BASE}'s.", lambda s: s.held_out_to_base, ".3f"),
     Column("to best", "The same over the best solver's.", lambda s: s.held_out_to_best, ".3f"),
-    Column("largest z, tokens", "The worst link of the worst layer.", _on("held_out", "z_largest"), ",.0f"),
+    Column("largest z, cost", "The worst link of the worst layer.", _on("held_out", "z_largest"), ",.0f"),
     Column("dispatch, ms", "As below, on this traffic.", _on("held_out", "communication_us"), ",.2f", 1e-3),
 )
 _COSTS: tuple[AnyColumn, ...] = (
@@ -226,8 +227,8 @@ _TIME: tuple[AnyColumn, ...] = (
         ".1f",
     ),
     Column("seeds", "Runs that gave a placement; the one of median z is shown.", _of_seeds(lambda s: s.seeds), ".0f"),
-    Column("lowest, tokens", "Least sum of worst links over the seeds.", _of_seeds(lambda s: s.lowest), ",.0f"),
-    Column("highest, tokens", "Largest.", _of_seeds(lambda s: s.highest), ",.0f"),
+    Column("lowest, cost", "Least sum of worst links over the seeds.", _of_seeds(lambda s: s.lowest), ",.0f"),
+    Column("highest, cost", "Largest.", _of_seeds(lambda s: s.highest), ",.0f"),
 )
 TABLES: dict[str, tuple[AnyColumn, ...]] = {
     "Worst links and bounds": _QUALITY,
