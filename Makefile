@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
 .PHONY: help solve test test-all test-lowest lint lint-pages types clean
 
@@ -20,8 +21,8 @@ solve: $(VENV)/.run  ## Solve INSTANCE (the seed plan), verify the placement, wr
 test: $(VENV)/.dev  ## Run the tests, without the slow ones
 	$(BIN)/pytest -n auto
 
-test-all: $(VENV)/.dev  ## Run all tests, the slow ones too
-	$(BIN)/pytest -n auto -m ''
+test-all: $(VENV)/.dev  ## Run all tests, the slow ones too, with random examples from SEED (printed)
+	$(BIN)/pytest -n auto -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 test-lowest:  ## Run the tests with the lowest allowed versions of the dependencies (needs uv)
 	uv venv --quiet --python 3.11 .venv-lowest

@@ -8,11 +8,12 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from brute_force import BruteForce, Way, resident_and_expert
+from brute_force import BruteForce
 from builders import tiny_instance
+from exact_model import Way, resident_and_expert
 
 from moe_placer.instance import Instance
-from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord, Placement
+from moe_placer.placement import AggregateRecord, CompanionsRecord, LayerRecord, MemoryRecord, Placement
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier import Verification, verify
 
@@ -38,6 +39,7 @@ WILD = (
 )
 WEIGHTS = ("even", "dirichlet", "sparse", "one", "span", "denormal", "hot", "huge", "wild", *["best"] * 5)
 PRICES = ("zero", "random", "equal", "cancelling", "span", "denormal", "huge", "huge", "uneven", "uneven", "wild")
+ONCE = ("companions", "weighted-companions", "solver")  # for dispatch once per place
 KINDS = ("dual", "any copies", "hot-experts", "threshold", "solver")
 
 
@@ -54,22 +56,26 @@ def draw_instance(rng: np.random.Generator) -> tuple[Instance, Traffic]:
     if rng.random() < 0.5 and 2 <= full <= 5:  # no slot to spare
         experts = full
     pinned = 0 if sharded or rng.random() < 0.7 else dp if replicas == "dp" else 1
+    dispatch = str(rng.choice(["per-expert", "per-gpu", "per-node"], p=[0.7, 0.1, 0.2]))
+    top_k = 1 if dispatch == "per-expert" else int(rng.integers(1, experts + 1))
     changes: dict[str, Any] = {
-        "model": {"layers": layers, "dense_layers": [], "experts": experts, "top_k": 1},
+        "model": {"layers": layers, "dense_layers": [], "experts": experts, "top_k": top_k},
         "cluster": {"nodes": nodes, "gpus_per_node": per_node, "fabric": _fabric(rng)},
         "parallelism": {"dp": dp, "expert_tp": 2 if sharded else 1},
         "placement": {
             "slots_per_gpu": slots,
             "replicas": replicas,
             "replica_routing": routing,
-            "replicas_apart": str(rng.choice(["gpu", "gpu", "node"])),
+            "replicas_apart": str(rng.choice(["gpu", "gpu", "node", "none"])),
+            "dispatch": dispatch,
             "failed_gpus": failed,
             "pinned": _pins(rng, (layers, experts, pinned), gpus, failed),
         },
         "traffic": {
+            "kind": "load" if dispatch == "per-expert" else "trace",
             "tokens_per_gpu": float(
                 rng.choice([1.0, 100.0, 3.7, 1e-6, 1e9, 1e-300], p=[0.2, 0.4, 0.2, 0.1, 0.07, 0.03])
-            )
+            ),
         },
         "objective": {"metric": str(rng.choice(["time", "tokens"]))},
     }
@@ -134,6 +140,9 @@ def _traffic(rng: np.random.Generator, instance: Instance) -> Traffic:
     recordings, shape = int(rng.integers(1, 3)), (len(instance.moe_layers), instance.model.experts)
     drawn = []
     for index in range(recordings):
+        if instance.placement.dispatch != "per-expert":
+            drawn.append(_tokens(rng, instance, f"drawn-{index}"))
+            continue
         load = rng.gamma(0.7, 100.0, shape) if rng.random() < 0.6 else rng.integers(1, 3, shape).astype(float)
         if rng.random() < 0.3:
             load *= 10.0 ** rng.integers(-12, 13, shape)
@@ -143,6 +152,19 @@ def _traffic(rng: np.random.Generator, instance: Instance) -> Traffic:
     alike = np.full((instance.cluster.nodes, recordings), 1 / recordings)
     mix = alike if rng.random() < 0.4 else rng.dirichlet(np.full(recordings, 0.3), instance.cluster.nodes)
     return Traffic(tuple(drawn), mix)
+
+
+def _tokens(rng: np.random.Generator, instance: Instance, name: str) -> Recording:
+    """Draw some tokens with their choices, of experts that are not alike."""
+    count, layers, experts = int(rng.integers(1, 7)), len(instance.moe_layers), instance.model.experts
+    wanted = rng.dirichlet(np.full(experts, 0.7)) + 1e-3
+    tables = [
+        [rng.choice(experts, instance.model.top_k, replace=False, p=wanted / wanted.sum()) for _ in range(layers)]
+        for _ in range(count)
+    ]
+    topk = np.array(tables)
+    load = np.stack([np.bincount(topk[:, row].ravel(), minlength=experts) for row in range(layers)]).astype(float)
+    return Recording(name, load, np.full(layers, float(count)), topk)
 
 
 def draw_weights(rng: np.random.Generator, style: str, cost: dict[str, Fraction]) -> dict[str, float]:
@@ -235,16 +257,29 @@ class Forger:
         }
         if kind == "any copies":
             fields["any_copies"] = True
-        if kind in {"dual", "any copies", "threshold"}:
+        if kind in {"dual", "any copies", "threshold", "weighted-companions"}:
             fields["weights"] = self.weights(cost, [row])
         if kind == "threshold":
             fields["threshold"] = self._threshold(row)
-        if kind == "hot-experts":
+        if kind in {"companions", "weighted-companions"}:
+            fields["companions"] = self._companions()
+        if kind in {"hot-experts", "companions"}:
             copies = self.ways[row].copies
             heaviest = int(np.argmax([sum(of[e] for of in self.brute.T[row]) for e in range(len(copies))]))
             expert = heaviest if self.rng.random() < 0.5 else int(self.rng.integers(len(copies)))
             fields["hot"] = (expert, int(self.rng.integers(copies[expert])))
         return LayerRecord.model_construct(**fields)
+
+    def _companions(self) -> CompanionsRecord:
+        experts, even = self.instance.model.experts, self.instance.placement.replica_routing == "even"
+        views = 1 if even else self.instance.parallelism.dp
+        chance = self.rng.random()
+        guess = tuple(
+            tuple(tuple(np.flatnonzero(self.rng.random(experts) < chance).tolist()) for _ in range(experts))
+            for _ in range(views)
+        )
+        order = tuple(self.rng.permutation(experts).tolist())
+        return CompanionsRecord.model_construct(depth=int(self.rng.integers(3)), order=order, guess=guess)
 
     def _threshold(self, row: int) -> float:
         if self.rng.random() < 0.2:
@@ -271,7 +306,10 @@ class Forger:
         style = str(self.rng.choice(PRICES))
         self.in_range &= style == "zero"  # the others may be out of range
         prices = draw_prices(self.rng, style, self.instance.cluster.nodes, max(self.z))
-        return MemoryRecord.model_construct(bound=0.0, room_prices=prices)
+        weights = None
+        if self.rng.random() < 0.5:
+            weights = tuple(self.weights(cost, [row]) for row, cost in enumerate(self.costs))
+        return MemoryRecord.model_construct(bound=0.0, room_prices=prices, weights=weights)
 
     def placement(self, kinds: Sequence[str], aggregate: bool, memory: bool) -> Placement:
         """Return a placement with certificates of these kinds."""

@@ -1,7 +1,6 @@
-"""Every placement of a tiny instance, from the definitions of the placement model alone, in exact numbers.
+"""Every placement of a tiny instance, and the best of them.
 
-Nothing here is shared with moe_placer but the instance and the traffic as given. Candidates for the best are looked for
-in floating point; what they really come to is computed in fractions.
+Candidates are looked for in floating point; what they really come to is computed in fractions (`exact_model`).
 """
 
 from __future__ import annotations
@@ -14,30 +13,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from exact_model import Way, demand_of, fabric_of, items_of, room_of, sent_once
 
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 
 Floats = npt.NDArray[np.float64]
-Route = dict[str, Fraction]  # link to its share of the traffic
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": Fraction(1, 2)}
 CLOSE = 1e-9  # what is so close to the best may be the best
 MOST_TRIED = 50_000  # ways to put a layer's replicas on GPUs, valid or not
 MOST_EXACT = 16  # of these, how many are computed exactly
 MOST_ADDED = 400  # ways of a layer, the best ones, whose link totals with another layer's are tried
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to place a layer: GPUs of every copy of every expert."""
-
-    gpus: tuple[tuple[tuple[int, ...], ...], ...]
-    nodes: tuple[int, ...]
-    used: tuple[int, ...]  # shards on each GPU
-
-    @property
-    def copies(self) -> tuple[int, ...]:
-        return tuple(len(copies) for copies in self.gpus)
 
 
 @dataclass(frozen=True)
@@ -54,10 +39,11 @@ class BruteForce:
     def __init__(self, instance: Instance, traffic: Traffic, most: int = 100_000) -> None:
         """List all placements of layers, if they are at most so many; else none, so that `possible` is False."""
         self.instance, self.traffic = instance, traffic
-        self.routes, self.scale = _fabric(instance)
+        self.routes, self.scale = fabric_of(instance)
         self.links = list(self.scale)
-        self.T = _demand(instance, traffic)
-        self.room = [_room(instance, gpu) for gpu in range(instance.gpus)]
+        self.T = demand_of(instance, traffic)
+        self.room = [room_of(instance, gpu) for gpu in range(instance.gpus)]
+        most = most if self.every_choice else most // 10  # whose costs take longer to compute
         self.ways = [self._list(layer, most) for layer in instance.moe_layers]
         if all(self.ways):
             self.costs = [self._float_costs(row, ways) for row, ways in enumerate(self.ways)]
@@ -83,10 +69,22 @@ class BruteForce:
         most = self.instance.placement.slots_per_gpu * len(self.ways)
         return any(room < most for room in self.room)
 
+    @property
+    def every_choice(self) -> bool:
+        """Whether a token is sent once for every chosen expert, and not once for every place that holds any."""
+        placement = self.instance.placement
+        alone = placement.slots_per_gpu == 1 and self.instance.parallelism.expert_tp == 1
+        return placement.dispatch == "per-expert" or (placement.dispatch == "per-gpu" and alone)
+
     def exact_cost(self, row: int, way: Way) -> dict[str, Fraction]:
         """Cost of every link in one layer."""
         cost = dict.fromkeys(self.links, Fraction(0))
-        for (expert, replica), node in zip(_items(way.copies), way.nodes, strict=True):
+        if not self.every_choice:
+            for (source, target), tokens in sent_once(self.instance, self.traffic, row, way, Fraction).items():
+                for link, share in self.routes[source, target].items():
+                    cost[link] += tokens * share * self.scale[link]
+            return cost
+        for (expert, replica), node in zip(items_of(way.copies), way.nodes, strict=True):
             for source in range(self.instance.cluster.nodes):
                 tokens = self.T[row][source][expert] * self._part(source, replica, way.copies[expert])
                 for link, share in self.routes[source, node].items():
@@ -169,9 +167,18 @@ class BruteForce:
         size = self.instance.cluster.nodes // self.instance.parallelism.dp
         return Fraction(int(source // size == replica))
 
+    def _float_cost(self, row: int, way: Way) -> Floats:
+        cost = dict.fromkeys(self.links, 0.0)
+        for (source, target), tokens in sent_once(self.instance, self.traffic, row, way, float).items():
+            for link, share in self.routes[source, target].items():
+                cost[link] += tokens * float(share * self.scale[link])
+        return np.array(list(cost.values()))
+
     def _float_costs(self, row: int, ways: Sequence[Way]) -> Floats:
         """Cost of every link [ways, links], about."""
         nodes, costs = range(self.instance.cluster.nodes), np.zeros((len(ways), len(self.links)))
+        if not self.every_choice:
+            return np.array([self._float_cost(row, way) for way in ways])
         share = np.zeros((len(nodes), len(nodes), len(self.links)))
         for (source, target), route in self.routes.items():
             for link, part in route.items():
@@ -182,84 +189,10 @@ class BruteForce:
             by_copies.setdefault(way.copies, []).append(i)
         for copies, at in by_copies.items():
             placed = np.array([ways[i].nodes for i in at])
-            for item, (expert, replica) in enumerate(_items(copies)):
+            for item, (expert, replica) in enumerate(items_of(copies)):
                 part = np.array([float(self._part(source, replica, copies[expert])) for source in nodes])
                 costs[at] += np.einsum("s,snk->nk", tokens[:, expert] * part, share)[placed[:, item]]
         return costs
-
-
-def _items(copies: Sequence[int]) -> list[tuple[int, int]]:
-    return [(expert, replica) for expert, count in enumerate(copies) for replica in range(count)]
-
-
-def _fabric(instance: Instance) -> tuple[dict[tuple[int, int], Route], dict[str, Fraction]]:
-    """Return routes between nodes, and what a token costs on every link."""
-    fabric, nodes = instance.cluster.fabric, range(instance.cluster.nodes)
-    own, speed = Fraction(fabric.node_gb_per_s), {}
-    routes: dict[tuple[int, int], Route] = {}
-    if fabric.kind == "full-mesh":
-        for s, d in product(nodes, nodes):
-            routes[s, d] = {} if s == d else {f"node{s}->node{d}": Fraction(1)}
-            speed |= dict.fromkeys(routes[s, d], own)
-    else:
-        assert fabric.kind == "fat-tree"
-        up = fabric.nodes_per_leaf * own / Fraction(fabric.oversubscription) / fabric.spines
-        for s, d in product(nodes, nodes):
-            first, last = s // fabric.nodes_per_leaf, d // fabric.nodes_per_leaf
-            route = {f"node{s}->leaf{first}": Fraction(1), f"leaf{last}->node{d}": Fraction(1)} if s != d else {}
-            speed |= dict.fromkeys(route, own)
-            if first != last:
-                over = [f"leaf{first}->spine{k}" for k in range(fabric.spines)]
-                over += [f"spine{k}->leaf{last}" for k in range(fabric.spines)]
-                route |= dict.fromkeys(over, Fraction(1, fabric.spines))
-                speed |= dict.fromkeys(over, up)
-            routes[s, d] = route
-    by_time = instance.objective.metric == "time"
-    return routes, {link: own / bandwidth if by_time else Fraction(1) for link, bandwidth in speed.items()}
-
-
-def _demand(instance: Instance, traffic: Traffic) -> list[list[list[Fraction]]]:
-    """``T[l][s][e]`` of the placement model."""
-    starts = Fraction(instance.traffic.tokens_per_gpu) * instance.cluster.gpus_per_node
-    chosen = [
-        [
-            [Fraction(float(n)) / Fraction(float(recording.tokens[row])) for n in recording.load[row]]
-            for recording in traffic.recordings
-        ]
-        for row in range(len(instance.moe_layers))
-    ]
-    mix = [[Fraction(float(share)) for share in row] for row in traffic.mix]
-    return [
-        [
-            [
-                starts * sum((share * of[expert] for share, of in zip(mix[s], chosen[row], strict=True)), Fraction(0))
-                for expert in range(instance.model.experts)
-            ]
-            for s in range(instance.cluster.nodes)
-        ]
-        for row in range(len(instance.moe_layers))
-    ]
-
-
-def resident_and_expert(instance: Instance) -> tuple[Fraction, Fraction]:
-    """Bytes of what is resident on a GPU, and of an expert's shard."""
-    model, size = instance.model, Fraction(BYTES[instance.model.dtype])
-    width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
-    resident = 4 * model.layers * model.hidden_size * model.attention_heads * model.head_dim
-    resident += len(model.dense_layers) * model.expert_matrices * model.hidden_size * width
-    resident += 2 * model.vocab_size * model.hidden_size
-    expert = model.expert_matrices * model.hidden_size * model.expert_hidden_size * size
-    cache = Fraction(instance.placement.kv_cache_gb) * 10**9
-    return resident * size / instance.parallelism.attention_tp + cache, expert / instance.parallelism.expert_tp
-
-
-def _room(instance: Instance, gpu: int) -> int:
-    """Shards that a GPU can take over all layers."""
-    if gpu in instance.placement.failed_gpus:
-        return 0
-    resident, expert = resident_and_expert(instance)
-    memory = Fraction(instance.cluster.gpu_memory_gb.get(gpu, instance.cluster.gpu.memory_gb)) * 10**9
-    return max(0, int((memory - resident) // expert))
 
 
 def _choices_of_copies(instance: Instance) -> Iterator[tuple[int, ...]]:
@@ -293,7 +226,7 @@ class _Layer:
 
     def __init__(self, instance: Instance, layer: int, room: Sequence[int], copies: tuple[int, ...]) -> None:
         placement = instance.placement
-        self.copies, self.items, self.places = copies, _items(copies), _places(instance)
+        self.copies, self.items, self.places = copies, items_of(copies), _places(instance)
         self.per_node, self.apart = instance.cluster.gpus_per_node, placement.replicas_apart
         self.pins = {(pin.expert, pin.replica): pin.gpu for pin in placement.pinned if pin.layer == layer}
         self.alike = placement.replica_routing == "even" and not self.pins
@@ -307,7 +240,8 @@ class _Layer:
             yield self._way()
             return
         replica = self.items[len(self.chosen)][1]
-        first = self.chosen[-1] + 1 if self.alike and replica else 0  # copies that are alike stand in order
+        # Copies that are alike stand in order.
+        first = self.chosen[-1] + (self.apart != "none") if self.alike and replica else 0
         for index in range(first, len(self.places)):
             if self._fits(self.places[index]):
                 self.chosen.append(index)
@@ -323,6 +257,8 @@ class _Layer:
         if any(self.left[gpu] < 1 for gpu in place) or self.pins.get((expert, replica), place[0]) not in place:
             return False
         others = [self.places[index] for index in self.chosen[len(self.chosen) - replica :]] if replica else []
+        if self.apart == "none":
+            return True
         if self.apart == "node":
             return all(other[0] // self.per_node != place[0] // self.per_node for other in others)
         return all(not set(other) & set(place) for other in others)

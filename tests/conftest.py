@@ -7,6 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, so that no verdict depends on luck: `make test`, and CI. `make test-all` draws others
+# (--hypothesis-profile=random) from a seed that it prints; with --hypothesis-seed, its run is repeated. Neither has a
+# memory between runs, nor a clock: other work on the machine fails no test.
+_ALIKE: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("repeatable", derandomize=True, **_ALIKE)
+settings.register_profile("random", derandomize=False, **_ALIKE)
+settings.load_profile("repeatable")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Print what a run with random examples is repeated with."""
+    seed = config.getoption("--hypothesis-seed")
+    return None if seed is None else f"random examples from seed {seed}; repeat them with: make test-all SEED={seed}"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.errors import InputError
@@ -16,7 +16,7 @@ from moe_placer.files import read_bounded, write_atomically
 
 
 @given(content=st.one_of(st.binary(max_size=100), st.text(max_size=100).filter(lambda s: s.isascii())))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 def test_what_is_written_is_read(tmp_path: Path, content: str | bytes) -> None:
     file = tmp_path / "new" / "folder" / "file"
     write_atomically(file, content)

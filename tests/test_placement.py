@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from builders import honest, tiny_instance, tiny_traffic
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.errors import InputError, visible
@@ -43,7 +43,7 @@ COPIES = st.one_of(
 
 
 @given(st.lists(RECORD, max_size=3), st.lists(st.lists(COPIES, max_size=3), max_size=3), st.integers(0, 2**63))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 def test_files_round_trip(tmp_path: Path, records: list[Any], gpu: list[Any], seed: int) -> None:
     content = {**json.loads(GOOD), "layers": records, "gpu": gpu}
     content["solver"]["seed"] = seed
@@ -105,7 +105,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 
 
 @given(position=st.integers(0, len(GOOD) - 1), text=st.text('0123456789-.[]{}",:eEnul \\u', max_size=4))
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100)
 def test_a_damaged_file_loads_or_gives_an_input_error(tmp_path: Path, position: int, text: str) -> None:
     file = tmp_path / "placement.json"
     file.write_text(GOOD[:position] + text + GOOD[position + 1 :])

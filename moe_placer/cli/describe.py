@@ -218,10 +218,17 @@ def _skew(instance: Instance, traffic: Traffic) -> Skew:
 
 
 def _tokens_leaving(instance: Instance) -> float:
-    """Tokens that leave a node per step and layer when experts sit anywhere: all but one in ``nodes`` choices."""
-    cluster = instance.cluster
-    started = instance.traffic.tokens_per_gpu * cluster.gpus_per_node * instance.model.top_k
-    return started * (1 - 1 / cluster.nodes)
+    """Tokens that leave a node per step and layer when experts sit anywhere: all but one in ``nodes`` choices.
+
+    With dispatch once per node or GPU, every other one that any choice is on.
+    """
+    cluster, top_k = instance.cluster, instance.model.top_k
+    started = instance.traffic.tokens_per_gpu * cluster.gpus_per_node
+    if not instance.placement.counts_tokens_once:
+        return started * top_k * (1 - 1 / cluster.nodes)
+    places = cluster.nodes if instance.placement.dispatch == "per-node" else instance.gpus
+    others = places - places // cluster.nodes
+    return started * others * (1 - (1 - 1 / places) ** top_k)
 
 
 def _size_lines(d: Description) -> list[str]:

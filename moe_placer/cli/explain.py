@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.cli.link_words import link_words
-from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.fabric import build_fabric, compile_routes, link_words
 from moe_placer.instance import Instance
 from moe_placer.problem.compile import compile_problem
 from moe_placer.result import OPTIMAL_GAP, Stop

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_placer.cli.link_words import link_words
 from moe_placer.errors import visible
-from moe_placer.fabric import COST
+from moe_placer.fabric import COST, link_words
 from moe_placer.result import Stop
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_placer.cli.link_words import link_words
 from moe_placer.cli.options import (
     as_json,
     instance_argument,
@@ -162,6 +161,8 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
 
 def _hottest_links(found: Verification) -> list[str]:
     """Name the worst link of the costliest layer, and the hottest link over all layers."""
+    from moe_placer.fabric import link_words
+
     worst = max(found.layers, key=lambda check: check.z, default=None)
     if worst is None or not worst.z:
         return ["  hottest link        none: nothing crosses between nodes"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import numpy as np
+
 from moe_placer.dag.flows import read_flows
 from moe_placer.dag.groups import Crew, find_crews, first_gpu, ring
 from moe_placer.dag.moe_layer import add_moe_layer
 from moe_placer.dag.operation import Dag, Operation
 from moe_placer.dag.weave import Weaver
+from moe_placer.fabric import Routes, link_us, token_cost
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -62,6 +65,8 @@ def build_dag(
         "dp": instance.parallelism.dp,
         "tp": instance.parallelism.attention_tp,
         "links": {},
+        "metric": instance.objective.metric,
+        "per_token": _per_token(instance, flows.routes),
     }
     hidden = _begin(weaver, crews) if whole else _begin_inside(weaver, crews)
     rows = {layer: row for row, layer in enumerate(instance.moe_layers)}
@@ -76,6 +81,13 @@ def build_dag(
         _end_inside(weaver, crews, hidden)
     weaver.finish()
     return dag
+
+
+def _per_token(instance: Instance, routes: Routes) -> dict[str, list[float]]:
+    """Return each link's cost of one token, and the microseconds that it needs for one, one way."""
+    cost = token_cost(instance, routes.bandwidth)
+    us = link_us(instance, routes.bandwidth, np.ones(len(routes.links)))
+    return {link: [c, t] for link, c, t in zip(routes.links, cost.tolist(), us.tolist(), strict=True)}
 
 
 def _begin(weaver: Weaver, crews: list[Crew]) -> list[Operation]:

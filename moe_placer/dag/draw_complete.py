@@ -10,7 +10,7 @@ from typing import Any
 
 from moe_placer.dag.canvas import Canvas, text_width
 from moe_placer.dag.draw_comprehensive import SHORT
-from moe_placer.dag.labels import describe
+from moe_placer.dag.labels import cost_note, describe, worst_link
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT
@@ -133,7 +133,7 @@ class _Timeline:
         canvas = Canvas(self.width, self.height, title, tips=not lean)
         size = min(2.0 * self.size, (self.width - 2 * MARGIN) / text_width(title, 1.0))
         canvas.text(title, MARGIN, 2.4 * self.size, round(size - 0.05, 1), font_weight="bold")
-        draw_legend(canvas, MARGIN, 3.4 * self.size, self.room, self.nodes, size=self.size)
+        draw_legend(canvas, MARGIN, 3.4 * self.size, self.room, self.nodes, cost_note(self.dag), size=self.size)
         words = "A, B: micro-batches. Time goes right; what is above each other in a step runs at the same time."
         size = min(self.size, self.room / text_width(words, 1.0))
         canvas.text(words, MARGIN, self.top - 0.6 * self.size, round(size - 0.05, 1))
@@ -154,7 +154,6 @@ class _Timeline:
 
     def _draw_bands(self, canvas: Canvas) -> None:
         canvas.group(id="bands")
-        worst = self._worst()
         for top in sorted({y for _, y in self.origin.values()}):
             for name, index in self.rows.items():
                 y = top + HEAD + index * ROW
@@ -164,10 +163,8 @@ class _Timeline:
                 canvas.line([f"M{MARGIN + NAMES:g} {y:g}H{self.width - MARGIN:g}"], arrow=False, stroke="#E5E7EB")
         for stage, (x, y) in self.origin.items():
             words = "before" if stage < 0 else "after" if stage == self.stages[-1] else f"layer {stage}"
-            if worst.get(stage):
-                cost = self.dag.facts["links"][stage]
-                link = max(cost, key=lambda name: cost[name])
-                words += f": {link} {cost[link]:,.0f} tokens"
+            if link := worst_link(self.dag, stage):
+                words += f", {link}"
             size = round(min(14.0, (self.width_of[stage] - 10) / text_width(words, 1.0)) - 0.05, 1)
             canvas.text(words, x + 4, y + HEAD - 14, size, font_weight="bold")
             bottom = y + HEAD + len(self.rows) * ROW

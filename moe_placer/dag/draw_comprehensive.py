@@ -6,7 +6,7 @@ from collections import Counter
 from html import escape
 
 from moe_placer.dag.canvas import Canvas, text_size, text_width
-from moe_placer.dag.labels import gpu_list, shape_text
+from moe_placer.dag.labels import cost_note, gpu_list, shape_text, worst_link
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, LINE, WARNING
@@ -155,7 +155,7 @@ class _Wall:
         canvas = Canvas(self.width, self.height, title, tips=not lean)
         room = self.width - 2 * MARGIN
         canvas.text(title, MARGIN, 170, round(min(120.0, room / text_width(title, 1.0)), 1), font_weight="bold")
-        draw_legend(canvas, MARGIN, 230, room, self.nodes, size=self.legend)
+        draw_legend(canvas, MARGIN, 230, room, self.nodes, cost_note(self.dag), size=self.legend)
         canvas.group(id="frames")
         for stage, (x, y) in self.origin.items():
             self._draw_stage(canvas, stage, x, y)
@@ -178,10 +178,8 @@ class _Wall:
         facts = self.dag.facts
         width = self.columns[stage][""] - GAP
         words = f"layer {stage}" if stage in facts["layers"] else "before" if stage < 0 else "after"
-        cost = facts["links"].get(stage) or {}
-        if cost and max(cost.values()) > 0:
-            worst = max(cost, key=lambda link: cost[link])
-            words += f": {worst} {cost[worst]:,.0f} tokens"
+        if worst := worst_link(self.dag, stage):
+            words += f", {worst}"
         size = round(min(44.0, width / text_width(words, 1.0)) - 0.05, 1)
         canvas.text(words, x, y + 60, size, font_weight="bold")
         box = (x - 8, y + HEAD - 6, width + 16, sum(self.rows) + 8)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 from moe_placer.dag.canvas import Canvas, text_width
-from moe_placer.dag.labels import TITLES, amount, describe, describe_edge, gpu_list, number, shape_text
+from moe_placer.dag.labels import (
+    TITLES,
+    amount,
+    cost_note,
+    describe,
+    describe_edge,
+    gpu_list,
+    number,
+    shape_text,
+    worst_link,
+)
 from moe_placer.dag.legend import draw_legend, draw_links, legend_height, links_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT
@@ -173,8 +183,8 @@ class _Sheet:
         for op in self.dag.operations():
             self._draw_operation(canvas, op)
         canvas.group(id="legend")
-        draw_legend(canvas, MARGIN, self.height + 10, room, self.nodes, size=14.0)
-        draw_links(canvas, MARGIN, low, room, self.cost)
+        draw_legend(canvas, MARGIN, self.height + 10, room, self.nodes, cost_note(self.dag), size=14.0)
+        draw_links(canvas, MARGIN, low, room, self.dag, self.layer)
         return canvas.svg()
 
     def _summary(self) -> str:
@@ -184,9 +194,8 @@ class _Sheet:
         copies = sum(len(row) for row in self.by_node["expert"])
         words = f"{copies} expert replicas; {number(tokens)} token copies dispatched"
         share = f", {far / tokens:.1%} to another node" if tokens else ""
-        worst = max(self.cost, key=lambda link: self.cost[link], default="")
-        if worst and self.cost[worst] > 0:
-            share += f"; worst link {worst}, {self.cost[worst]:,.0f} tokens at node-link speed"
+        if worst := worst_link(self.dag, self.layer):
+            share += f"; worst link {worst}"
         return words + share
 
     def _draw_rows(self, canvas: Canvas) -> None:

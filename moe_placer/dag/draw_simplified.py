@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from moe_placer.dag.canvas import SKEW, Canvas, text_width
-from moe_placer.dag.labels import TITLES, amount, describe, describe_edge, gpu_list, shape_text
+from moe_placer.dag.labels import TITLES, amount, cost_note, describe, describe_edge, gpu_list, shape_text, worst_link
 from moe_placer.dag.legend import draw_legend, legend_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT
@@ -106,24 +106,19 @@ class _Page:
         for op in self.dag.operations():
             self._draw_operation(canvas, op)
         canvas.group()
-        draw_legend(canvas, MARGIN, self.bottom + 24, room, nodes)
+        draw_legend(canvas, MARGIN, self.bottom + 24, room, nodes, cost_note(self.dag))
         return canvas.svg()
 
     def _facts(self) -> list[str]:
         facts = self.dag.facts
         experts = [pair for op in self.dag.operations("expert") for pair in op.experts]
         held = {gpu for op in self.dag.operations("expert") for gpu in op.gpus}
-        cost = next(iter(facts["links"].values()))
         gpus = facts["nodes"] * facts["gpus_per_node"]
         first = f"{len(experts)} expert replicas of a layer on {len(held)} of {gpus} GPUs, {facts['nodes']} nodes"
         lines = [f"{first}; {facts['dp']} DP replicas; shapes and bytes per step"]
-        if cost and max(cost.values()) > 0:
-            worst = max(cost, key=lambda link: cost[link])
-            layer = next(iter(facts["links"]))
-            lines.append(
-                f"shown: layer {layer}, the MoE layer with the costliest link: {worst} carries {cost[worst]:,.0f} "
-                "tokens at node-link speed"
-            )
+        layer = next(iter(facts["links"]))
+        if worst := worst_link(self.dag, layer):
+            lines.append(f"shown: layer {layer}, the MoE layer with the costliest link, {worst}")
         return lines
 
     def _draw_frames(self, canvas: Canvas) -> None:

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moe_placer.dag.operation import Dag, Edge, Operation, Shape
+from moe_placer.fabric import COST, link_words
 
-__all__ = ["TITLES", "amount", "describe", "describe_edge", "gpu_list", "number", "shape_text"]
+__all__ = [
+    "TITLES",
+    "amount",
+    "cost_note",
+    "describe",
+    "describe_edge",
+    "gpu_list",
+    "link_figures",
+    "number",
+    "shape_text",
+    "worst_link",
+]
 
 TITLES = {
     "input": "Input",
@@ -55,6 +67,25 @@ def amount(value: float, unit: str) -> str:
 def shape_text(shape: Shape) -> str:
     """Write a tensor's shape: ``[8192, 7168]``."""
     return "[" + ", ".join(map(number, shape)) + "]"
+
+
+def link_figures(dag: Dag, link: str, cost: float) -> str:
+    """Write a link with what it carries: ``leaf0->spine1: 31,768 tokens, 2,846.4 µs (cost 63,536)``."""
+    one_cost, one_us = dag.facts["per_token"][link]
+    tokens = cost / one_cost
+    return f"{link}: {link_words(tokens, tokens * one_us, cost)}"
+
+
+def worst_link(dag: Dag, layer: int) -> str | None:
+    """Write the costliest link of a MoE layer's dispatch with what it carries; None where nothing crosses any."""
+    cost = dag.facts["links"].get(layer) or {}
+    link = max(cost, key=lambda name: cost[name], default=None)
+    return None if link is None or not cost[link] else link_figures(dag, link, cost[link])
+
+
+def cost_note(dag: Dag) -> str:
+    """Say what a cost is, and which figures stand beside a link."""
+    return f"Links: plain tokens of dispatch per step, their time one way, and cost; cost: {COST[dag.facts['metric']]}."
 
 
 def gpu_list(gpus: Sequence[int], limit: int = 0) -> str:

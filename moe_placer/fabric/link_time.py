@@ -11,7 +11,7 @@ from moe_placer.fabric.graph import build_fabric, link_name
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import token_us
 
-__all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "token_cost"]
+__all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "link_words", "token_cost"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,3 +65,18 @@ def dispatch_us(instance: Instance, gb_per_s: Floats, load: Floats) -> float:
         Plain tokens per step on each of them.
     """
     return float(link_us(instance, gb_per_s, load).max(axis=-1, initial=0.0).sum())
+
+
+def link_words(tokens: float, us: float, cost: float) -> str:
+    """Write what a link carries per step, as everywhere: ``31,768 tokens, 2,846.4 µs (cost 63,536)``.
+
+    Parameters
+    ----------
+    tokens : float
+        Plain tokens.
+    us : float
+        Microseconds that the link needs for them, one way, at its real bandwidth.
+    cost : float
+        As `COST` defines it.
+    """
+    return f"{tokens:,.0f} tokens, {us:,.1f} µs (cost {cost:,.0f})"

@@ -50,7 +50,7 @@ class Capacity:
         can be solved apart from each other and still fit together: blindly here, by prices in
         `moe_placer.decomposition.memory`.
     widest : int array [nodes]
-        Replicas that a node could take in one layer if memory did not matter: what bounds must allow.
+        Replicas that a node could take in one layer if its memory were for that layer alone: what bounds must allow.
     replicas : int array [MoE layers]
         Replicas of each layer; of a budget that layers share, what equal shares come to where there is room.
     experts, shards, gpus_per_node : int

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 def capacity_by_gpu(capacity: Capacity) -> Capacity:
     """Return the capacity with every GPU as a node of its own."""
-    widest = np.where(capacity.usable > 0, capacity.per_gpu, 0)  # 0 for a GPU that failed
+    widest = np.minimum(capacity.usable, capacity.per_gpu)  # 0 for a GPU that failed
     return replace(capacity, node_room=capacity.usable, widest=widest, gpus_per_node=1)
 
 

@@ -35,13 +35,20 @@ def find_shortage(instance: Instance) -> str | None:
 
 def slots_of_layer(instance: Instance) -> int:
     """Replicas that the working GPUs can take in one layer, memory aside."""
-    return int(widest_nodes(instance).sum())
+    return int(_on_nodes(instance, _slots(instance)).sum())
 
 
 def widest_nodes(instance: Instance) -> Ints:
-    """Replicas that each node can take in one layer, memory aside [nodes]."""
-    slots = np.where(working_gpus(instance), instance.placement.slots_per_gpu, 0)
-    return most_replicas(slots.reshape(instance.cluster.nodes, -1), instance.parallelism.expert_tp)
+    """Replicas that each node can take in one layer, if its GPUs' memory is for this layer alone [nodes]."""
+    return _on_nodes(instance, np.minimum(usable_room(instance), instance.placement.slots_per_gpu))
+
+
+def _slots(instance: Instance) -> Ints:
+    return np.where(working_gpus(instance), instance.placement.slots_per_gpu, 0)
+
+
+def _on_nodes(instance: Instance, of_gpu: Ints) -> Ints:
+    return most_replicas(of_gpu.reshape(instance.cluster.nodes, -1), instance.parallelism.expert_tp)
 
 
 def fewest_replicas(instance: Instance) -> int:
@@ -77,7 +84,7 @@ def _too_close(instance: Instance) -> str | None:
             f"{instance.name} wants {copies} copies of every expert on different {apart}s, but only {places.sum()} can "
             f"hold one. Use fewer copies (parallelism.dp){hint}"
         )
-    most = int(most_of_experts(widest_nodes(instance), places, experts)[-1])
+    most = int(most_of_experts(_on_nodes(instance, _slots(instance)), places, experts)[-1])
     if fewest_replicas(instance) <= most:
         return None
     return (
@@ -88,7 +95,7 @@ def _too_close(instance: Instance) -> str | None:
 
 def _too_little_memory(instance: Instance) -> str | None:
     usable, shards = usable_room(instance), instance.parallelism.expert_tp
-    there = int(most_replicas(usable.reshape(instance.cluster.nodes, -1), shards).sum())
+    there = int(_on_nodes(instance, usable).sum())
     shared = isinstance(instance.placement.replicas, SharedSlots)
     layers = len(instance.moe_layers)
     needed = instance.model.experts * layers if shared else sum(instance.replicas_by_layer)
@@ -143,7 +150,13 @@ def usable_room(instance: Instance) -> Ints:
 
 
 def memory_room(instance: Instance) -> Ints:
-    """Count the copies that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit."""
+    """Count the copies that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit [GPUs]."""
     resident, size = memory_parts(instance).total, expert_bytes(instance)
-    free = (gpu_memory_bytes(instance, gpu) * (1 + 1e-9) - resident for gpu in range(instance.gpus))
-    return np.array([max(0, math.floor(left / size)) for left in free], dtype=np.int64)
+    rooms = []
+    for gpu in range(instance.gpus):
+        memory = gpu_memory_bytes(instance, gpu) * (1 + 1e-9)
+        room = max(0, math.floor((memory - resident) / size) - 1)
+        while resident + (room + 1) * size <= memory:
+            room += 1
+        rooms.append(room)
+    return np.array(rooms, dtype=np.int64)

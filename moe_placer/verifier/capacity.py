@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 
-__all__ = ["BYTES_PER_VALUE", "GB", "fits_memory", "memory_of", "node_room", "node_slots", "sizes"]
+__all__ = ["BYTES_PER_VALUE", "GB", "fits_memory", "gpu_slots", "memory_of", "node_room", "node_slots", "sizes"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -41,9 +41,16 @@ def fits_memory(instance: Instance, gpu: int, used: float) -> bool:
     return used <= memory_of(instance, gpu) * GB * (1 + ROUNDING)
 
 
+def gpu_slots(instance: Instance) -> Ints:
+    """Replicas (or shards) of one layer that each GPU can hold [GPUs]: its slots, as far as its memory goes."""
+    failed, most = set(instance.placement.failed_gpus), instance.placement.slots_per_gpu
+    slots = (0 if gpu in failed else min(most, _gpu_room(instance, gpu)) for gpu in range(instance.gpus))
+    return np.array([*slots], dtype=np.int64)
+
+
 def node_slots(instance: Instance) -> Ints:
     """Replicas of one layer that each node can hold [nodes]."""
-    return _by_node(instance, [instance.placement.slots_per_gpu] * instance.gpus)
+    return _by_node(instance, gpu_slots(instance).tolist())
 
 
 def node_room(instance: Instance) -> Ints:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import CompanionsRecord
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.capacity import node_slots
+from moe_placer.verifier.capacity import gpu_slots, node_slots
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, value_of
 
@@ -131,9 +131,7 @@ class Companions:
         instance = self.instance
         if instance.placement.dispatch != "per-gpu":
             return node_slots(instance), np.arange(instance.cluster.nodes)
-        slots = np.full(instance.gpus, instance.placement.slots_per_gpu)
-        slots[list(instance.placement.failed_gpus)] = 0
-        return slots, np.arange(instance.gpus) // instance.cluster.gpus_per_node
+        return gpu_slots(instance), np.arange(instance.gpus) // instance.cluster.gpus_per_node
 
     @cached_property
     def _places(self) -> dict[int, tuple[Floats, int]]:

@@ -68,6 +68,42 @@ def test_its_value_is_worked_out_by_hand() -> None:
     assert any_copies_bound(layer, np.array([0.5, 0.5])).value == pytest.approx(200.0)
 
 
+@pytest.mark.parametrize(("failed", "bound"), [([], 0.0), ([0], 100.0), ([1], 0.0)])
+def test_a_node_without_slots_is_no_place_for_an_expert(failed: list[int], bound: float) -> None:
+    """3 nodes, full mesh, 2 experts; each node starts 100 tokens, which all choose both.
+
+    With half of the weight on either link from node 0, an expert on node 1 or 2 costs half of node 0's 100 tokens, and
+    on node 0 nothing: unless the only GPU there has failed.
+    """
+    instance = tiny_instance(
+        model={"experts": 2, "layers": 2},
+        cluster={"nodes": 3, "gpus_per_node": 1, "fabric": {"kind": "full-mesh"}},
+        parallelism={"dp": 1},
+        placement={
+            "replica_routing": "even",
+            "replicas": {"redundant_slots": 1},
+            "slots_per_gpu": 3,
+            "failed_gpus": failed,
+        },
+    )
+    traffic = level_traffic(instance, [[100.0, 100.0]], 100.0)
+    problem = compile_problem(instance, traffic)
+    layer = problem.layer(0)
+    assert layer.widest.tolist() == [3 * (node not in failed) for node in range(3)]
+    halves = {"node0->node1": 0.5, "node0->node2": 0.5}
+    weights = np.array([halves.get(link, 0.0) for link in problem.links])
+    assert any_copies_bound(layer, weights).value == pytest.approx(bound)
+    gpu = [[[2], [1, 2]]] if failed == [0] else [[[0], [0, 2]]]
+    found = recomputed(instance, gpu, traffic, proof="dual", weights=halves, any_copies=True)
+    assert found.layers[0].bound == pytest.approx(bound)
+    relaxation = relax(layer, any_copies=True)
+    assert relaxation is not None
+    assert relaxation.share[:, failed] == pytest.approx(0.0)
+    # Tokens of node 0 must go to node 1 or 2, and so must those of each other; without failures all can stay at home.
+    best = any_copies_bound(layer, relaxation.weights).value
+    assert best == pytest.approx(100.0 if failed else 200.0 / 3, rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_verifier_derives_the_same_value(seed: int) -> None:
     instance = free_instance(2)

@@ -110,14 +110,22 @@ def test_links_on_the_way_and_the_worst_of_the_layer(dag: Dag, file: Path, tab: 
     for summary in page.locator("#panel summary").all():
         summary.click()
     rows = [tuple(row.split()) for row in page.locator("#panel table tr:has(td)").all_inner_texts()]
-    cost = dag.facts["links"][1]
+    cost, per_token = dag.facts["links"][1], dag.facts["per_token"]
+
+    def carried(link: str) -> tuple[str, str, str]:
+        tokens = cost[link] / per_token[link][0]
+        return f"{tokens:,.0f}", f"{tokens * per_token[link][1]:,.1f}", f"{cost[link]:,.0f}"
+
     assert sorted(rows) == sorted(
-        (link, f"{share:.0%}", f"{cost[link]:,.0f}")
+        (link, f"{share:.0%}", *carried(link))
         for edge in dag.incoming("L1.dispatch_receive.n0")
         for link, share in dag.links_on_the_way(edge).items()
     )
     worst = max(cost, key=lambda link: cost[link])
-    assert page.locator("#panel .bars li").first.inner_text().split() == [worst, f"{cost[worst]:,.0f}"]
+    tokens, us, costs = carried(worst)
+    shown = page.locator("#panel .bars li").first.inner_text().split()
+    assert shown == [worst, tokens, "tokens,", us, "µs", "(cost", f"{costs})"]
+    assert "cost: tokens at node-link speed (a token on a link of half" in page.inner_text("#panel")
 
 
 SEARCHES: dict[str, Callable[[Any], bool]] = {
@@ -281,6 +289,7 @@ def test_hostile_names_are_only_text(tmp_path: Path, tab: Any) -> None:
     dag.facts["links"] = {
         layer: {link + HOSTILE: cost for link, cost in costs.items()} for layer, costs in dag.facts["links"].items()
     }
+    dag.facts["per_token"] = {link + HOSTILE: figures for link, figures in dag.facts["per_token"].items()}
     dag.routes = {pair: {link + HOSTILE: share for link, share in links.items()} for pair, links in dag.routes.items()}
     path = tmp_path / "hostile.html"
     path.write_text(to_page(dag, VIEW, VIEWS[VIEW].draw(dag)), encoding="utf-8")

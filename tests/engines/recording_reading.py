@@ -11,13 +11,13 @@ import pytest
 from engine_recordings import (
     make,
 )
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from moe_placer.engines.recordings import Options, Recorded, read_recording
 from moe_placer.errors import InputError, Mistake
 
-EACH = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+EACH = settings(max_examples=15, deadline=None)
 TRUTHS = st.builds(
     make,
     st.integers(0, 2**32),

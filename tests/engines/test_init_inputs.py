@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drafted import CONFIGS, EXPECTED, SMALL, draft, recorded, write
 from engine_recordings import make, write_routed_experts
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.engines.init import PRESETS, read_model_config
@@ -90,7 +90,7 @@ def test_all_mistakes_of_a_config_are_listed_and_dtype_helps(tmp_path: Path) -> 
     assert read_model_config(awq, "fp4").fields["dtype"] == "fp4"
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     key=st.sampled_from(sorted(SMALL)),
     value=st.none()

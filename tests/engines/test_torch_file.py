@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch_writer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch_writer import Bfloat16, View, save, torch_name, torch_pickle, write_archive
@@ -27,7 +27,7 @@ from moe_placer.engines.stored_tensors import Integers, NotPlainTensorsError, St
 from moe_placer.engines.torch_file import TorchFile, read_torch_file
 from moe_placer.errors import InputError
 
-EACH = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+EACH = settings(max_examples=60, deadline=None)
 DTYPES = st.sampled_from(["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "u1", "?"])
 TENSORS = hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
 PLAIN = st.recursive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -105,3 +106,44 @@ def test_copies_by_load_minimise_the_largest_load_per_copy(load: list[float], ex
     assert copies.min() >= 1
     every = (np.array(c) for c in product(range(1, extra + 2), repeat=len(load)) if sum(c) == replicas)
     assert (loads / copies).max() == pytest.approx(min((loads / c).max() for c in every))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_valid_counts_slots_pins_and_copies_node_by_node(seed: int) -> None:
+    """Nodes differ in all of these, so that a count on the wrong node is found out."""
+    rng = np.random.default_rng(seed)
+    instance = tiny_instance(model={"experts": 3}, cluster={"nodes": 4, "gpus_per_node": 2}, parallelism={"dp": 2})
+    layer = compile_problem(instance, tiny_traffic(instance)).layer(0)
+    slots, together = rng.integers(0, 7, 4), rng.integers(0, 3, 4)
+    pinned = np.where(rng.random(layer.items) < 0.15, rng.integers(0, 4, layer.items), -1)
+    layer = replace(layer, slots=slots, together=together, pinned=pinned)
+    for node in rng.integers(0, 4, (40, layer.items)):
+        node = np.where(pinned >= 0, np.where(rng.random(layer.items) < 0.9, pinned, node), node)
+        by_hand = all(
+            sum(node == n) <= slots[n]
+            and all(sum((node == n) & (layer.expert == e)) <= together[n] for e in range(3))
+            and all(node[i] == n for i in np.flatnonzero(pinned == n))
+            for n in range(4)
+        )
+        assert layer.valid(node) == by_hand
+
+
+@pytest.mark.parametrize(("apart", "most"), [("gpu", 4), ("node", 2)])
+def test_an_expert_gets_no_more_copies_than_there_are_places(apart: str, most: int) -> None:
+    """Expert 0 gets nearly all tokens, so that every redundant slot would go to it: 2 nodes of 2 GPUs hold so many."""
+    instance = tiny_instance(
+        model={"experts": 4, "layers": 2},
+        cluster={"nodes": 2, "gpus_per_node": 2},
+        parallelism={"dp": 1},
+        placement={
+            "slots_per_gpu": 2,
+            "replica_routing": "even",
+            "replicas": {"redundant_slots": 3},
+            "replicas_apart": apart,
+        },
+    )
+    traffic = level_traffic(instance, [[1000.0, 3.0, 2.0, 1.0]], 500.0)
+    copies = compile_problem(instance, traffic).copies
+    assert copies[0, 0] == most
+    assert copies.sum() == 7

@@ -11,7 +11,8 @@ from builders import tiny_instance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.problem.capacity import find_capacity
+from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
+from moe_placer.problem.capacity import find_capacity, why_infeasible
 from moe_placer.problem.node_limits import most_of_experts, most_replicas, most_together
 from moe_placer.problem.openings import Asked, open_gpus
 from moe_placer.problem.pins import leave_room
@@ -135,20 +136,30 @@ def test_gpus_are_opened_exactly_where_there_is_a_way(seed: int) -> None:
         assert (opened.sum(axis=0) <= room).all()
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.sets(st.integers(0, 7), max_size=5))
-@settings(max_examples=60, deadline=None)
-def test_the_verifier_counts_the_same(per_node: int, slots: int, shards: int, failed: set[int]) -> None:
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 7), max_size=5),
+    st.lists(st.integers(0, 7), min_size=8, max_size=8),
+)
+@settings(max_examples=80, deadline=None)
+def test_the_verifier_counts_the_same(
+    per_node: int, slots: int, shards: int, failed: set[int], rooms: list[int]
+) -> None:
     if shards > per_node:
         return
-    gone = sorted(gpu for gpu in failed if gpu < 2 * per_node)
+    changes = {"model": {"experts": 1, "top_k": 1}, "parallelism": {"dp": 1, "expert_tp": shards}}
+    size = tiny_instance(**changes, cluster={"nodes": 2, "gpus_per_node": per_node})
+    gigabytes = [(memory_parts(size).total + room * expert_bytes(size)) / GB for room in rooms[: size.gpus]]
     instance = tiny_instance(
-        model={"experts": 1, "top_k": 1},
-        cluster={"nodes": 2, "gpus_per_node": per_node},
-        parallelism={"dp": 1, "expert_tp": shards},
-        placement={"slots_per_gpu": slots, "failed_gpus": gone},
+        **changes,
+        cluster={"nodes": 2, "gpus_per_node": per_node, "gpu_memory_gb": dict(enumerate(gigabytes))},
+        placement={"slots_per_gpu": slots, "failed_gpus": sorted(gpu for gpu in failed if gpu < size.gpus)},
     )
-    counted = verifier.node_slots(instance)
-    if counted.sum():
+    if why_infeasible(instance) is None:
         capacity = find_capacity(instance)
-        assert capacity.widest.tolist() == counted.tolist()
+        assert capacity.widest.tolist() == verifier.node_slots(instance).tolist()
         assert capacity.node_room.tolist() == verifier.node_room(instance).tolist()
+        by_gpu = [min(room, slots) * (gpu not in failed) for gpu, room in enumerate(rooms[: size.gpus])]
+        assert verifier.gpu_slots(instance).tolist() == by_gpu

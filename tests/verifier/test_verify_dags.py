@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dag_examples import VARIANTS, Example, example, reference
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.dag.build import build_dag
@@ -261,6 +261,21 @@ def _a_link_that_looks_cooler(dag: Dag) -> None:
 
 
 @breaks("dag-traffic")
+def _a_link_that_looks_faster(dag: Dag) -> None:
+    dag.facts["per_token"]["node0->leaf0"][1] *= 0.5
+
+
+@breaks("dag-traffic")
+def _a_token_that_looks_cheaper(dag: Dag) -> None:
+    dag.facts["per_token"]["node0->leaf0"][0] *= 0.5
+
+
+@breaks("dag-traffic")
+def _another_metric(dag: Dag) -> None:
+    dag.facts["metric"] = "tokens"
+
+
+@breaks("dag-traffic")
 def _another_way(dag: Dag) -> None:
     links = dag.routes[0, 2]
     links[next(iter(links))] = 0.25
@@ -389,7 +404,7 @@ def test_a_dag_in_one_form_only_is_bad_input(tmp_path: Path) -> None:
         rules_broken(example(), tmp_path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_figure_of_any_operation_or_edge_can_change_unseen(data: st.DataObject, tmp_path: Path) -> None:
     some = example()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from moe_placer.dag.labels import TITLES
+from moe_placer.dag.labels import TITLES, cost_note
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT, WARNING, node_colour, node_hatch, node_stripe
 from moe_placer.dag.texts import rounded
@@ -54,6 +54,8 @@ def details_of(dag: Dag, view: str) -> dict[str, Any]:
         **tables,
         "pairs": routes,
         "links": links.values(),
+        "perToken": [[rounded(figure) for figure in dag.facts["per_token"][link]] for link in links.values()],
+        "costNote": cost_note(dag),
         "costs": {layer: {links.place(k): rounded(v) for k, v in row.items()} for layer, row in costs.items()},
     }
 

@@ -158,20 +158,28 @@ class Panel {
     const between = ways.length === 1 ? `node ${ways[0].replace(">", " to node ")}` : plural(ways.length, "pair") + " of nodes";
     const near = `one at ${Math.round(edges.hot[edge] * 100)}% of the layer's worst${dispatch ? "" : ", when dispatch takes them the other way"}`;
     const words = edges.hot[edge] >= hot ? `, ${near}` : "";
-    const head = ["link", "share", ...(dispatch ? ["all of dispatch"] : [])];
+    const head = ["link", "share", ...(dispatch ? ["all of dispatch: tokens", "µs", "cost"] : [])];
     const rows = order.map(([link, part]) => {
-      const cells = [links[link], `${Math.round(part * 1000) / 10}%`, ...(dispatch ? [count(Math.round(cost[link] ?? 0))] : [])];
+      const cells = [links[link], `${Math.round(part * 1000) / 10}%`, ...(dispatch ? this.carried(link, cost[link] ?? 0) : [])];
       return h("tr", {}, ...cells.map((cell) => h("td", {}, cell)));
     });
     return h("details", {}, h("summary", {}, `${between}: ${plural(order.length, "link")}${words}`),
       h("table", {}, h("tr", {}, ...head.map((cell) => h("th", { scope: "col" }, cell))), ...rows));
   }
 
-  /** A row of a list of costs, with its bar. */
-  row(name, words, cost, most, near) {
-    return h("li", { className: near ? "near" : "" }, name,
-      h("span", { className: "track" }, h("span", { className: "bar", style: { width: `${(100 * cost) / most}%` } }), words),
-      h("span", { className: "number" }, count(Math.round(cost))));
+  /** Plain tokens, microseconds and cost of a link, as texts. */
+  carried(link, cost) {
+    const [each, us] = this.graph.perToken[link], tokens = cost / each;
+    const micros = (tokens * us).toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+    return [count(Math.round(tokens)), micros, count(Math.round(cost))];
+  }
+
+  /** A row of a list of links, with a bar as long as its cost. */
+  row(name, link, cost, most, near) {
+    const [tokens, us, costs] = this.carried(link, cost);
+    return h("li", { className: near ? "near" : "", title: `${tokens} tokens, ${us} µs (cost ${costs})` }, name,
+      h("span", { className: "track" }, h("span", { className: "bar", style: { width: `${(100 * cost) / most}%` } }), this.graph.links[link]),
+      h("span", { className: "number" }, `${tokens} tokens, ${us} µs (cost ${costs})`));
   }
 
   /** The costliest links of a layer, with bars. */
@@ -180,16 +188,16 @@ class Panel {
     const order = Object.entries(costs[layer]).sort((a, b) => b[1] - a[1]);
     const most = order[0]?.[1];
     if (!most) return [h("h3", {}, `Layer ${layer}: nothing crosses between nodes`)];
-    const rows = order.slice(0, limit).map(([link, cost]) => this.row(null, links[link], cost, most, cost >= hot * most));
+    const rows = order.slice(0, limit).map(([link, cost]) => this.row(null, Number(link), cost, most, cost >= hot * most));
     return [
       h("h3", {}, `Worst links of layer ${layer}`),
-      h("p", { className: "note" }, `Dispatch, in tokens per step at node-link speed; ${limit < order.length ? `${limit} of ` : ""}${plural(order.length, "link")}`),
+      h("p", { className: "note" }, `${limit < order.length ? `${limit} of ` : ""}${plural(order.length, "link")}, the costliest first. ${this.graph.costNote}`),
       h("ol", { className: "bars" }, ...rows),
     ];
   }
 
   overview() {
-    const { operations, edges, name, view, nodes, gpusPerNode, costs, links } = this.graph;
+    const { operations, edges, name, view, nodes, gpusPerNode, costs } = this.graph;
     const layers = Object.keys(costs).map(Number);
     const worst = layers.map((layer) => [layer, ...Object.entries(costs[layer]).reduce((a, b) => (b[1] > a[1] ? b : a), [null, 0])]);
     const order = worst.filter(([, , cost]) => cost > 0).sort((a, b) => b[2] - a[2]);
@@ -207,10 +215,10 @@ class Panel {
         find("query").value = `layer ${layer}`;
         this.page.look(find("query").value);
       };
-      return this.row(h("a", { href: `#q=layer+${layer}`, onclick: go }, `layer ${layer}`), links[link], cost, most, false);
+      return this.row(h("a", { href: `#q=layer+${layer}`, onclick: go }, `layer ${layer}`), Number(link), cost, most, false);
     });
     return [...parts, h("h3", {}, "Worst link of each layer"),
-      h("p", { className: "note" }, "Dispatch, in tokens per step at node-link speed; the costliest layer first"),
+      h("p", { className: "note" }, `The costliest layer first. ${this.graph.costNote}`),
       h("ol", { className: "bars three" }, ...rows)];
   }
 }

@@ -231,6 +231,7 @@ def _check_facts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
     for layer in dag.facts.get("layers") or []:
         if (placed := deployment.moe.get(layer)) is not None and not _alike(stated.get(str(layer)), placed.cost):
             yield dag.breach("dag-traffic", "", f"costs of links in layer {layer} are not those of the placement")
+    yield from _check_per_token(dag, deployment)
     for pair, links in routes.items():
         if not _alike(links, deployment.routes.get(pair, {})):
             yield dag.breach("dag-traffic", "", f"the way {pair} is not that of the fabric")
@@ -256,6 +257,24 @@ def _inside(dag: DagFile, deployment: Deployment) -> tuple[set[str], set[str]]:
             may |= {way for s, d in pairs for way in (f"{s}>{d}", f"{d}>{s}")}
             must |= {way for s, d in pairs if placed.flow[s, d] > 0 for way in (f"{s}>{d}", f"{d}>{s}")}
     return may, must
+
+
+def _check_per_token(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
+    """Check what a token costs on each link and how long it takes, where files state it: older ones do not."""
+    metric, stated = deployment.instance.objective.metric, dag.facts.get("per_token")
+    if (found := dag.facts.get("metric", metric)) != metric:
+        yield dag.breach("dag-traffic", "", f"facts say metric: {found!r}, required is {metric}")
+    if stated is None:
+        return
+    if not isinstance(stated, dict):
+        yield dag.breach("dag-traffic", "", "per_token is no table of links")
+        return
+    network = deployment.network
+    for column, figures in enumerate((network.scale, network.us_per_token)):
+        own = {link: each[column] for link, each in stated.items() if isinstance(each, list) and len(each) > column}
+        if not _alike(own, dict(zip(network.links, figures.tolist(), strict=True))):
+            what = ("costs", "times")[column]
+            yield dag.breach("dag-traffic", "", f"{what} of a token on links are not those of the fabric")
 
 
 def _alike(found: object, required: dict[str, float]) -> bool:
