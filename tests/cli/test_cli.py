@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import COMMAND, REPO, SEED_PLAN, TINY, fails, run
+from command_line import REPO, SEED_PLAN, TINY, fails, run
 
 from moe_placer.cli import main
 from moe_placer.result import FalseBoundError
@@ -102,21 +101,6 @@ def test_inspect_tells_of_traces_that_are_missing() -> None:
     done = run("inspect", REPO / "instances" / "dsv2-lite-128.yaml")
     assert done.returncode == 0
     assert "unknown until traces are given" in done.stdout
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_the_best_so_far(number: signal.Signals, tmp_path: Path) -> None:
-    arguments = ["solve", SEED_PLAN, "-o", tmp_path, "--gap", "0", "--no-dag", "--json", "--workers", "2"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(6)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert json.loads(out)["verified"] is True
-    assert run("verify", SEED_PLAN, tmp_path / "placement.json").returncode == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["placement.json"]
 
 
 def test_wrong_usage_is_2() -> None:

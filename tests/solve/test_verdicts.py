@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from builders import level_traffic, tiny_instance
 from click.testing import CliRunner
-from moe_placer.cli.main import cli
 
+from moe_placer.cli.commands import cli
 from moe_placer.errors import InfeasibleError, InputError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.instance.sizes import GB, expert_bytes, memory_parts

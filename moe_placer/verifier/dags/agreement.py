@@ -260,18 +260,16 @@ def _inside(dag: DagFile, deployment: Deployment) -> tuple[set[str], set[str]]:
 
 
 def _check_per_token(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
-    """Check what a token costs on each link and how long it takes, where files state it: older ones do not."""
+    """Check what a token costs on each link and how long it takes."""
     metric, stated = deployment.instance.objective.metric, dag.facts.get("per_token")
-    if (found := dag.facts.get("metric", metric)) != metric:
+    if (found := dag.facts.get("metric")) != metric:
         yield dag.breach("dag-traffic", "", f"facts say metric: {found!r}, required is {metric}")
-    if stated is None:
-        return
     if not isinstance(stated, dict):
         yield dag.breach("dag-traffic", "", "per_token is no table of links")
         return
     network = deployment.network
     for column, figures in enumerate((network.scale, network.us_per_token)):
-        own = {link: each[column] for link, each in stated.items() if isinstance(each, list) and len(each) > column}
+        own = {link: each[column] for link, each in stated.items() if isinstance(each, list) and len(each) == 2}
         if not _alike(own, dict(zip(network.links, figures.tolist(), strict=True))):
             what = ("costs", "times")[column]
             yield dag.breach("dag-traffic", "", f"{what} of a token on links are not those of the fabric")
