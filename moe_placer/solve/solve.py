@@ -156,11 +156,9 @@ def solve(
     begun = time.monotonic()
     limits = limits or Limits()
     limits = replace(limits, deadline=Deadline(begun + limits.time_s, interrupted or limits.deadline.interrupted))
-    method = find_solver(solver) if isinstance(solver, str) else solver
+    method = _available(solver)
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
-    if reason := method.unavailable():
-        raise UsageError(f"the solver {method.name} cannot run here: {reason}")
     searches = not (isinstance(method, LayerSolver) and method.quick)
     refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
@@ -184,13 +182,13 @@ def solve(
         return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, room)
 
     report = Reporter(problem, limits, progress, baselines.totals, build, room)
-    searches = isinstance(method, LayerSolver) and not method.quick
-    if searches:
+    improves = _improves(method)
+    if improves:
         report.start(first)  # quick methods ignore it; others may
     with count_deaths() as deaths:
         results = _run(method, problem, limits, seed, first, report, room)
     results = fit_to_gpus(problem, results)
-    if searches:
+    if improves:
         results = never_worse(problem, results, baselines.plans)
     placement = build(results)
     verification = verify(instance, placement, traffic)
@@ -221,12 +219,24 @@ def _place_baselines(
     return found
 
 
+def _available(solver: str | Solver) -> Solver:
+    """Return the solver of a name, or the one given, where it can run here."""
+    method = find_solver(solver) if isinstance(solver, str) else solver
+    if reason := method.unavailable():
+        raise UsageError(f"the solver {method.name} cannot run here: {reason}")
+    return method
+
+
+def _improves(method: Solver) -> bool:
+    """Whether the method improves on a start layer by layer, instead of one pass of its own."""
+    return isinstance(method, LayerSolver) and not method.quick
+
+
 def _can_share_room(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
-    slow = isinstance(method, LayerSolver) and not method.quick
     apart = problem.minimise == "layers" and not problem.shares_copies
     linear = not problem.coverage
-    return slow and apart and linear and problem.capacity.binds and problem.shards == 1
+    return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
 def _run(
