@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
-from moe_placer.instance.yaml_nodes import MAX_DEPTH, MAX_VALUES, Mapping, Node, NotPlainError, Scalar, compose
+from moe_placer.instance.yaml_nodes import MAX_DEPTH, MAX_VALUES, NotPlainError, compose, is_plain, line_of
 
 __all__ = ["Document", "dotted", "parse_yaml", "read_yaml"]
 
@@ -103,28 +105,29 @@ class _Builder:
         self.mistakes: list[Mistake] = []
         self.values = 0
 
-    def build(self, node: Node, path: tuple[str | int, ...]) -> Any:
+    def build(self, node: yaml.Node, path: tuple[str | int, ...]) -> Any:
         self.values += 1
         if self.values > MAX_VALUES or len(path) > MAX_DEPTH:
             found = f"more than {MAX_VALUES:,} values once aliases are expanded (a YAML bomb?)"
             raise NotPlainError(found, "a plain instance file")
-        self.lines.setdefault(path, node.line)
-        if node.tag is not None:
-            self._wrong(f"the tag {node.tag}", "a value without a tag", path, node.line)
+        line = line_of(node)
+        self.lines.setdefault(path, line)
+        if node.tag:
+            self._wrong(f"the tag {node.tag}", "a value without a tag", path, line)
             return None
-        if isinstance(node, Scalar):
+        if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
-        if isinstance(node, Mapping):
+        if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
-        return [self.build(child, (*path, index)) for index, child in enumerate(node.items)]
+        return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
 
-    def _mapping(self, node: Mapping, path: tuple[str | int, ...]) -> dict[str | int, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: tuple[str | int, ...]) -> dict[str | int, Any]:
         result: dict[str | int, Any] = {}
-        for key_node, value_node in node.pairs:
+        for key_node, value_node in node.value:
             key = self._key(key_node, path)
             if key is None:
                 continue
-            here, line = (*path, key), key_node.line
+            here, line = (*path, key), line_of(key_node)
             if key in result:
                 self._wrong("the key a second time", f"it only once (first on line {self.lines[here]})", here, line)
                 continue
@@ -132,24 +135,27 @@ class _Builder:
             result[key] = self.build(value_node, here)
         return result
 
-    def _key(self, node: Node, path: tuple[str | int, ...]) -> str | int | None:
+    def _key(self, node: yaml.Node, path: tuple[str | int, ...]) -> str | int | None:
         """Return a key that is a field name or a number; what else YAML allows has no meaning here."""
         here = path
-        if isinstance(node, Scalar):
-            key = self._plain(node.text, path, node.line) if node.plain else node.text
+        if isinstance(node, yaml.ScalarNode):
+            key: str | int | None = self._value(node, path)
             allowed = isinstance(key, str | int) and not isinstance(key, bool)
-            if allowed and not node.tag and not _CONTROL.search(node.text) and not (node.plain and key == "<<"):
+            if allowed and not node.tag and not _CONTROL.search(node.value) and not (is_plain(node) and key == "<<"):
                 return key
-            here = (*path, node.text[:60])
-        self._wrong("a key that is neither a word nor a whole number", "a field name", here, node.line)
+            here = (*path, node.value[:60])
+        self._wrong("a key that is neither a word nor a whole number", "a field name", here, line_of(node))
         return None
 
-    def _scalar(self, node: Scalar, path: tuple[str | int, ...]) -> Any:
-        bad = _CONTROL.search(node.text)
+    def _scalar(self, node: yaml.ScalarNode, path: tuple[str | int, ...]) -> Any:
+        bad = _CONTROL.search(node.value)
         if bad:
-            self._wrong(f"the control character U+{ord(bad[0]):04X}", "text without it", path, node.line)
+            self._wrong(f"the control character U+{ord(bad[0]):04X}", "text without it", path, line_of(node))
             return None
-        return self._plain(node.text, path, node.line) if node.plain else node.text
+        return self._value(node, path)
+
+    def _value(self, node: yaml.ScalarNode, path: tuple[str | int, ...]) -> Any:
+        return self._plain(node.value, path, line_of(node)) if is_plain(node) else node.value
 
     def _plain(self, text: str, path: tuple[str | int, ...], line: int) -> Any:
         """Resolve an unquoted scalar by the YAML 1.2 core schema (yaml.org/spec/1.2.2, 10.3.2)."""

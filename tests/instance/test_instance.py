@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance, load_instance, make_instance
 from moe_placer.instance.sizes import expert_bytes, memory_parts, token_bytes
-from moe_placer.instance.yaml_reader import read_yaml
+from moe_placer.instance.yaml_reader import parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "instances"
 SEED_PLAN = (FOLDER / "h100-128.yaml").read_text()
@@ -144,7 +144,8 @@ def test_missing_fields_are_named(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "not UTF-8"),
         ("a: !!python/object/apply:os.system [ls]", "the tag tag:yaml.org,2002:python/object/apply:os.system"),
         ("a: \x00", "binary data"),
-        ("a: &a [*a]", "YAML"),
+        ("a: &a [*a]", r"the alias \*a stands for nothing that ends before it"),
+        ("a: ! b", "the tag !"),
         ('a: "\\UFFFFFFFF"', "not YAML"),
         ("%YAML 1." + "1" * 5000 + "\n---\na: 1", "not YAML"),
         ("name: 1\nmodel: " + "9" * 100_000, "the text '999"),
@@ -288,3 +289,9 @@ def test_planned_shares_sum_to_1() -> None:
         InputError, match=r"schedule.planned_shares: found shares that sum to 1.05, expected .* sum to 1"
     ):
         tiny_instance(schedule={"planned_shares": {**PLANNED, "overhead": 0.15}})
+
+
+def test_a_later_anchor_takes_the_name_of_an_earlier_one() -> None:
+    document = parse_yaml(b"a: &x 1\nb: *x\nc: &x no\nd: *x\n", Path("f.yaml"), "a mapping")
+    assert document.data == {"a": 1, "b": 1, "c": "no", "d": "no"}
+    assert document.mistakes == []
