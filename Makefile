@@ -9,8 +9,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+COUNT ?= 300
 
-.PHONY: help solve test test-all test-lowest lint lint-pages types clean
+.PHONY: help solve test test-all test-lowest coverage mutants lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,15 +20,24 @@ solve: $(VENV)/.run  ## Solve INSTANCE (the seed plan), verify the placement, wr
 	$(BIN)/moe-placer solve $(INSTANCE) $(OPTIONS)
 
 test: $(VENV)/.dev  ## Run the tests, without the slow ones
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 test-all: $(VENV)/.dev  ## Run all tests, the slow ones too, with random examples from SEED (printed)
-	$(BIN)/pytest -n auto -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
+	$(BIN)/pytest -n auto --dist worksteal -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 test-lowest:  ## Run the tests with the lowest allowed versions of the dependencies (needs uv)
 	uv venv --quiet --python 3.11 .venv-lowest
 	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/pytest -n auto
+
+coverage: $(VENV)/.dev  ## Tell which lines no test runs, processes of their own counted; at least 95% must be run
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=95
+
+mutants: $(VENV)/.mutants  ## Change the core in COUNT places, one at a time, and tell which change no test notices
+	$(BIN)/python tests/mutants.py --count $(COUNT)
 
 engines: $(ENGINES)/.ready  ## Hold exported files to the engines' own loaders (fetches their packages once)
 	$(ENGINES)/bin/pytest -m engines
@@ -66,6 +76,10 @@ $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.mutants: pyproject.toml requirements.lock | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,mutants]'
+	@touch $@
 
 $(ENGINES)/.ready: pyproject.toml requirements.lock tests/fetch_engines.py
 	$(PYTHON) -m venv $(ENGINES)

@@ -1,11 +1,15 @@
-"""The command line in a process of its own, for tests of any room."""
+"""The command line for tests of any room: in this process, which saves its start, or in one of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from moe_placer.cli import main
 
 REPO = Path(__file__).parents[1]
 TINY = REPO / "instances" / "tiny.yaml"
@@ -13,13 +17,25 @@ SEED_PLAN = REPO / "instances" / "h100-128.yaml"
 COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
 
 
-def run(*arguments: Any, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+def run(*arguments: Any, folder: Path | None = None, apart: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command; ``apart`` or in another folder, as a process of its own, else by calling what that would call."""
+    words = list(map(str, arguments))
+    if apart or folder is not None:
+        return subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=folder, timeout=120)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
+    code: Any = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as ended:
+            code = ended.code
+    out.seek(0)
+    err.seek(0)
+    return subprocess.CompletedProcess([*COMMAND, *words], code, out.read(), err.read())
 
 
-def fails(code: int, *arguments: Any, says: str) -> None:
-    done = run(*arguments)
+def fails(code: int, *arguments: Any, says: str, apart: bool = False) -> None:
+    done = run(*arguments, apart=apart)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr

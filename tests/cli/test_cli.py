@@ -29,14 +29,14 @@ def write(folder: Path, old: str, new: str, base: Path = TINY) -> Path:
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("solved")
-    done = run("solve", TINY, "-o", folder, "--time-limit", 10, "--workers", 1)
+    done = run("solve", TINY, "-o", folder, "--time-limit", 10, "--workers", 1, apart=True)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.parametrize("command", ["", "solve", "verify", "inspect", "schema", "solvers", "dag"])
 def test_every_command_has_help(command: str) -> None:
-    done = run(*([command] if command else []), "--help")
+    done = run(*([command] if command else []), "--help", apart=True)
     assert done.returncode == 0
     assert "Usage: moe-placer" in done.stdout
 
@@ -45,12 +45,13 @@ def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
     heavy = "{'numpy', 'scipy', 'networkx', 'pydantic', 'rich', 'ortools', 'yaml', 'cloudpickle'}"
     check = f"import sys, moe_placer.cli.commands; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "[]"
-    times = []
+    spent = []
     for _ in range(3):
-        begun = time.monotonic()
-        run("--help")
-        times.append(time.monotonic() - begun)
-    assert min(times) < 1.0  # 0.1 s on a quiet machine; tests run on busy ones
+        before = os.times()
+        run("--help", apart=True)
+        after = os.times()
+        spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(spent) < 0.7  # of processor time, whatever else the machine does; 0.1 s on a quiet one
 
 
 def test_solve_writes_the_placement_and_its_dags(solved: Path) -> None:
@@ -92,7 +93,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        run("solve", TINY, "-o", tmp_path / folder, "--seed", 3, "--workers", 1, "--time-limit", 10)
+        run("solve", TINY, "-o", tmp_path / folder, "--seed", 3, "--workers", 1, "--time-limit", 10, apart=True)
     for file in sorted((tmp_path / "a").iterdir()):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -108,7 +109,7 @@ def test_wrong_usage_is_2() -> None:
     fails(2, "solve", TINY, "--time-limit", "-1", says="time limit is -1 s")
     fails(2, "solve", TINY, "--gap", "nan", says="gap is nan")
     fails(2, "solve", TINY, "--workers", "0", says="0 workers")
-    fails(2, "solve", TINY, "--nonsense", says="--nonsense")
+    fails(2, "solve", TINY, "--nonsense", says="--nonsense", apart=True)
     fails(2, "solve", says="INSTANCE")
 
 
@@ -121,7 +122,7 @@ def test_wrong_instances_are_1(tmp_path: Path) -> None:
     bomb.write_text("\n".join(rows))
     huge = tmp_path / "huge.yaml"
     huge.write_text("# " + "x" * 3_000_000)
-    fails(1, "solve", tmp_path / "missing.yaml", says="no such file")
+    fails(1, "solve", tmp_path / "missing.yaml", says="no such file", apart=True)
     fails(1, "solve", tmp_path, says="a folder")
     fails(1, "solve", binary, says="binary.yaml")
     fails(1, "solve", bomb, says="YAML bomb")
@@ -137,7 +138,7 @@ def test_wrong_instances_are_1(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_3_and_writes_nothing(tmp_path: Path) -> None:
-    fails(3, "solve", write(tmp_path, "experts: 4", "experts: 5"), "-o", tmp_path / "out", says="only 4")
+    fails(3, "solve", write(tmp_path, "experts: 4", "experts: 5"), "-o", tmp_path / "out", says="only 4", apart=True)
     fails(
         3,
         "solve",

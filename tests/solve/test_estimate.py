@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from builders import DRAGONFLY, MESH, ONE_LAYER, tiny_instance, tiny_traffic
+from command_line import run
 
 from moe_placer import Limits, load_instance, solve
 from moe_placer.cli.describe import describe
@@ -153,27 +154,22 @@ def test_fewer_workers_are_advised_where_there_are_some() -> None:
     )
 
 
-def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", "from moe_placer.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
-
-
 def test_the_commands_tell_and_refuse(tmp_path: Path) -> None:
-    told = command("inspect", NODES_1000)
+    told = run("inspect", NODES_1000)
     assert told.returncode == 0
     assert "Estimate of a solve: about 1.4 GB of memory" in told.stdout
     assert "most for DAGs; beside the search about" in told.stdout
-    refused = command("solve", NODES_1000, "-o", tmp_path / "out", "--memory", 1.2)
+    refused = run("solve", NODES_1000, "-o", tmp_path / "out", "--memory", 1.2)
     assert refused.returncode == 4
     assert refused.stdout == ""
     assert "--no-dag" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert list(tmp_path.iterdir()) == []
     tiny = REPO / "instances" / "tiny.yaml"
-    done = command("solve", tiny, "--solver", "greedy", "-o", tmp_path / "tiny", "--no-dag", "--memory", "inf")
+    done = run("solve", tiny, "--solver", "greedy", "-o", tmp_path / "tiny", "--no-dag", "--memory", "inf")
     assert done.returncode == 0
     assert done.stderr.startswith("tiny: about 0.1 GB of memory")
-    quiet = command("solve", tiny, "--solver", "greedy", "-o", tmp_path / "tiny", "--no-dag", "--json")
+    quiet = run("solve", tiny, "--solver", "greedy", "-o", tmp_path / "tiny", "--no-dag", "--json")
     assert quiet.stderr == ""
     assert json.loads(quiet.stdout)["estimate"]["memory_bytes"] > 1e8
 
@@ -182,7 +178,7 @@ def test_inspect_exits_with_3_where_no_placement_can_exist(tmp_path: Path) -> No
     file = tmp_path / "full.yaml"
     file.write_text((REPO / "instances" / "tiny.yaml").read_text().replace("experts: 4\n", "experts: 99\n"))
     for options in ([], ["--json"]):
-        done = command("inspect", file, *options)
+        done = run("inspect", file, *options)
         assert done.returncode == 3
         assert "99 expert replicas" in done.stdout
         assert done.stderr == ""
