@@ -44,6 +44,7 @@ class BruteForce:
         self.T = demand_of(instance, traffic)
         self.room = [room_of(instance, gpu) for gpu in range(instance.gpus)]
         most = most if self.every_choice else most // 10  # whose costs take longer to compute
+        self.complete = True  # whether the lists are: an empty one then says that there is no placement
         self.ways = [self._list(layer, most) for layer in instance.moe_layers]
         if all(self.ways):
             self.costs = [self._float_costs(row, ways) for row, ways in enumerate(self.ways)]
@@ -52,9 +53,11 @@ class BruteForce:
         """List the ways of one layer that differ in copies, nodes or the use of GPUs; none if there are too many."""
         found: dict[Any, Way] = {}
         if len(_places(self.instance)) ** self.instance.replicas_per_layer > MOST_TRIED:
+            self.complete = False
             return []
         for count, way in enumerate(_ways(self.instance, layer, self.room)):
             if count >= most:
+                self.complete = False
                 return []
             found.setdefault((way.copies, way.nodes, way.used), way)
         return list(found.values())
