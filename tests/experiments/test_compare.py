@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from moe_placer.cli import main
 from moe_placer.errors import UsageError
 from moe_placer.experiments.compare import Settings, build_matrix
 from moe_placer.experiments.compare.run_process import run
+from moe_placer.experiments.process import Ended
 from moe_placer.experiments.report.report_files import write_report
 from moe_placer.instance import load_instance
 
@@ -70,6 +75,20 @@ def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return Done(int(ended.value.code or 0), said.out, said.err)
 
     return run_it
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs happen in this process, for tests of what is made of them: a process of its own is mostly its start."""
+    one_at_a_time = Lock()
+
+    def run_child(command: Sequence[str], text: str, *_limits: Any) -> Ended:
+        answer = tmp_path_factory.mktemp("answer") / "row.json"
+        with one_at_a_time, patch("sys.argv", [command[-1], str(answer)]), patch("sys.stdin", io.StringIO(text)):
+            import_module(command[-1]).main()
+        return Ended(answer.read_text(), None, hung=False, all_processes_bytes=None, seconds=1.0)
+
+    monkeypatch.setattr("moe_placer.experiments.compare.run.run_child", run_child)
 
 
 @pytest.fixture
@@ -233,7 +252,7 @@ def test_rows_hold_what_pages_need(tmp_path: Path, compare: Compare) -> None:
         assert line == json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -> None:
+def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare, here: None) -> None:
     instance = load_instance(TINY)
     file = tmp_path / "traced.yaml"
     head, _, _ = TINY.read_text().partition("traffic:")
@@ -274,7 +293,7 @@ def test_held_out_traffic_is_measured_beside(tmp_path: Path, compare: Compare) -
     assert "held-out traffic is the traffic solved for" in same.stderr
 
 
-def test_the_next_window_is_other_tokens_of_the_same_domains(tmp_path: Path, compare: Compare) -> None:
+def test_the_next_window_is_other_tokens_of_the_same_domains(tmp_path: Path, compare: Compare, here: None) -> None:
     done = compare(TINY, "--solvers", "contiguous,greedy", "--next-window", "-o", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     head, *runs = rows_of(tmp_path / "r")
@@ -321,7 +340,9 @@ def test_all_runs_failing_is_exit_code_4(tmp_path: Path, compare: Compare, plug_
     assert compare(TINY, "--solvers", "raises", "-o", tmp_path / "r").returncode == 4
 
 
-def test_a_killed_run_continues_and_another_configuration_is_refused(tmp_path: Path, compare: Compare) -> None:
+def test_a_killed_run_continues_and_another_configuration_is_refused(
+    tmp_path: Path, compare: Compare, here: None
+) -> None:
     given = [TINY, "--solvers", "contiguous,greedy", "-o", tmp_path]
     assert compare(*given).returncode == 0
     file = tmp_path / "results.jsonl"
@@ -388,7 +409,7 @@ def test_kill_leaves_no_run_behind_and_the_same_command_continues(tmp_path: Path
 
 
 def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(
-    tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compare: Compare, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lacking(_folder: Path) -> list[Path]:
         raise UsageError("reports need jinja2")
@@ -399,7 +420,7 @@ def test_a_page_that_cannot_be_made_does_not_fail_the_comparison(
     assert f"no page was made: reports need jinja2; then: moe-placer report {tmp_path}" in done.stderr
 
 
-def test_a_config_runs_again(tmp_path: Path, compare: Compare) -> None:
+def test_a_config_runs_again(tmp_path: Path, compare: Compare, here: None) -> None:
     assert compare(TINY, "--solvers", "contiguous", "--gap", "0.02", "-o", tmp_path / "a").returncode == 0
     config = tmp_path / "a" / "config.json"
     again = compare("--config", config, "--find", TINY.parent, "-o", tmp_path / "b")
@@ -418,7 +439,7 @@ def test_a_config_names_what_is_missing(tmp_path: Path, compare: Compare) -> Non
     assert not (tmp_path / "b").exists()
 
 
-def test_what_beats_the_best_known_is_entered(tmp_path: Path, compare: Compare) -> None:
+def test_what_beats_the_best_known_is_entered(tmp_path: Path, compare: Compare, here: None) -> None:
     best = tmp_path / "best.yaml"
     done = compare(TINY, "--solvers", "greedy", "-o", tmp_path / "r", "--update-best-known", best)
     assert done.returncode == 0, done.stderr
@@ -426,7 +447,7 @@ def test_what_beats_the_best_known_is_entered(tmp_path: Path, compare: Compare) 
 
 
 def test_missing_libraries_are_named_before_the_runs(
-    tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compare: Compare, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moe_placer.experiments.report.report_files._NEEDED", ("no_such_library",))
     done = compare(TINY, "--solvers", "greedy", "-o", tmp_path)
