@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from moe_placer.cli.results import result_schema
     from moe_placer.dag import write_dags
+    from moe_placer.decisions.gate import Gate, GateCheck, GateLimits, gate
     from moe_placer.engines.plans.export import CheckedFile, Export, check_file, export_plan
     from moe_placer.errors import (
         DefectError,
@@ -41,6 +43,9 @@ _HOME = {
     "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
     "Export": "engines.plans.export",
+    "Gate": "decisions.gate",
+    "GateCheck": "decisions.gate",
+    "GateLimits": "decisions.gate",
     "InfeasibleError": "errors",
     "InputError": "errors",
     "Instance": "instance",
@@ -64,11 +69,13 @@ _HOME = {
     "Workload": "schedule.workload",
     "check_file": "engines.plans.export",
     "export_plan": "engines.plans.export",
+    "gate": "decisions.gate",
     "load_instance": "instance",
     "load_placement": "placement",
     "load_traffic": "traffic",
     "make_instance": "instance",
     "make_traffic": "traffic",
+    "result_schema": "cli.results",
     "simulate": "schedule.step",
     "solve": "solve.solve",
     "verify": "verifier",
@@ -79,6 +86,9 @@ __all__ = [
     "CheckedFile",
     "DefectError",
     "Export",
+    "Gate",
+    "GateCheck",
+    "GateLimits",
     "InfeasibleError",
     "InputError",
     "Instance",
@@ -103,11 +113,13 @@ __all__ = [
     "__version__",
     "check_file",
     "export_plan",
+    "gate",
     "load_instance",
     "load_placement",
     "load_traffic",
     "make_instance",
     "make_traffic",
+    "result_schema",
     "simulate",
     "solve",
     "verify",

@@ -10,6 +10,7 @@ from pathlib import Path
 __all__ = [
     "DefectError",
     "GapError",
+    "GateError",
     "InfeasibleError",
     "InputError",
     "Mistake",
@@ -109,10 +110,14 @@ class VerificationError(MoePlacerError):
         super().__init__(message)
 
 
-class GapError(MoePlacerError):
-    """A verified placement is written, but its gap is larger than what was asked for (exit code 6)."""
+class GateError(MoePlacerError):
+    """A placement is good, but does not hold a limit that was asked for (exit code 6)."""
 
     exit_code = 6
+
+
+class GapError(GateError):
+    """A verified placement is written, but its gap is larger than what was asked for (exit code 6)."""
 
 
 class DefectError(VerificationError):

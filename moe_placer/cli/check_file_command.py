@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from moe_placer.cli import log
 from moe_placer.cli.export_command import FORMATS
-from moe_placer.cli.options import as_json, json_option, open_instance, trace_option
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import json_option, open_instance, trace_option
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.files import CheckFileResult, MistakeInFile
     from moe_placer.engines.plans.export import CheckedFile
     from moe_placer.errors import InputError
     from moe_placer.instance import Instance
@@ -65,7 +68,7 @@ def check_file(
         for line in _lines(checked, file, opened, verification):
             click.echo(line)
     if output is not None:
-        click.echo(f"Written: {output}", err=True)
+        log.info(f"Written: {output}", file=str(output))
     return 0
 
 
@@ -85,17 +88,17 @@ def _write(checked: CheckedFile, instance: Instance, form: str, output: Path) ->
     return verification
 
 
-def _refused(form: str, file: Path, error: InputError) -> dict[str, Any]:
-    mistakes = [
+def _refused(form: str, file: Path, error: InputError) -> CheckFileResult:
+    mistakes: list[MistakeInFile] = [
         {"found": mistake.found, "expected": mistake.expected, "path": mistake.path, "text": str(mistake)}
         for mistake in error.mistakes
     ]
     return {"schema": "moe-placer/file-check/1", "ok": False, "format": form, "file": str(file), "mistakes": mistakes}
 
 
-def _content(checked: CheckedFile, form: str, file: Path, verification: Verification | None) -> dict[str, Any]:
+def _content(checked: CheckedFile, form: str, file: Path, verification: Verification | None) -> CheckFileResult:
     plan = checked.plan
-    content: dict[str, Any] = {
+    content: CheckFileResult = {
         "schema": "moe-placer/file-check/1",
         "ok": True,
         "format": form,

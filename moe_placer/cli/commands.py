@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from moe_placer.cli import log
 from moe_placer.cli.check_file_command import check_file
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.export_command import export
+from moe_placer.cli.gate_command import gate
 from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
@@ -27,7 +29,7 @@ from moe_placer.cli.solvers_command import solvers
 from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
-from moe_placer.errors import MoePlacerError, visible
+from moe_placer.errors import InputError, MoePlacerError, VerificationError, visible
 
 __all__ = ["cli", "run"]
 
@@ -40,7 +42,7 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
-  6  the placement is written, but its gap is above --fail-above-gap
+  6  a limit does not hold: of gate, or --fail-above-gap of solve, whose placement is written
  70  a defect of this program or of a solver: please report it
 130  ended by Ctrl-C, 143 by SIGTERM: files that are there are whole
 """
@@ -59,6 +61,7 @@ for _command in (
     init,
     solve,
     verify,
+    gate,
     inspect,
     schema,
     solvers,
@@ -72,6 +75,25 @@ for _command in (
     check_file,
 ):
     cli.add_command(_command)
+
+
+def _choose_log(context: click.Context, _option: click.Parameter, form: str) -> None:
+    log.use_json(form == "json", context.info_name or "")
+
+
+_log_option = click.Option(
+    ["--log"],
+    type=click.Choice(log.FORMS),
+    default="text",
+    show_default=True,
+    envvar="MOE_PLACER_LOG",
+    show_envvar=True,
+    expose_value=False,
+    callback=_choose_log,
+    help="Progress, warnings and errors on standard error: for people, or one JSON object a line.",
+)
+for _command in cli.commands.values():
+    _command.params.append(_log_option)
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -100,16 +122,20 @@ def _write_utf8() -> None:
 
 def _run(arguments: list[str] | None) -> int:
     """Run a command; say what went wrong, if anything did, and return the exit code."""
+    log.reset(sys.argv[1:] if arguments is None else arguments, os.environ)
     try:
         # Whatever a command returns is its exit code.
         result: Any = cli.main(arguments, prog_name="moe-placer", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         finish()
-        error.show()
+        if log.is_json():
+            log.error(error.format_message(), error.exit_code)
+        else:
+            error.show()
         return error.exit_code
     except MoePlacerError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, **_details(error))
     except (KeyboardInterrupt, click.Abort):  # only where somebody else's process called us
         return _fail("interrupted; files that are there are whole", 130)
     except MemoryError:
@@ -126,7 +152,25 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(f"defect in moe-placer: {type(error).__name__}: {error} ({where})", _DEFECT)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, **details: Any) -> int:
     finish()
-    click.echo("moe-placer: " + "\n".join(map(visible, message.split("\n"))), err=True)
+    log.error("\n".join(map(visible, message.split("\n"))), code, **details)
     return code
+
+
+def _details(error: MoePlacerError) -> dict[str, Any]:
+    """Return what logs in JSON say of an error beside its text: every mistake with its place, every broken rule."""
+    if isinstance(error, InputError):
+        return {
+            "mistakes": [
+                {
+                    "file": None if mistake.file is None else str(mistake.file),
+                    "line": mistake.line,
+                    "path": mistake.path,
+                    "found": mistake.found,
+                    "expected": mistake.expected,
+                }
+                for mistake in error.mistakes
+            ]
+        }
+    return {"rules": list(error.rules)} if isinstance(error, VerificationError) else {}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, finish, listen
-from moe_placer.cli.options import trace_option
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import json_option, trace_option
 from moe_placer.workers import usable_cores
+
+if TYPE_CHECKING:
+    from moe_placer.cli.results.simulated import CompareResult, RunCompared, RunFigures
 
 __all__ = ["compare"]
 
@@ -94,6 +98,7 @@ Examples:
 @click.option("--question", metavar="TEXT", help="What the comparison is to answer, for its page.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="[reports/DATE-compare]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+@json_option
 def compare(
     jobs: int | None,
     patience: float,
@@ -101,6 +106,7 @@ def compare(
     best_known: Path | None,
     output: Path | None,
     quiet: bool,
+    json_: bool,
     **asked: Any,
 ) -> int:
     """Compare solvers on each INSTANCE: how good, how fast; each run verified and in a process of its own.
@@ -129,18 +135,23 @@ def compare(
     with folder:
         for row in matrix.instances:
             folder.add_instance(row)
-        _run(folder, matrix.cells, (jobs, patience, most_bytes, wish), quiet)
+        _run(folder, matrix.cells, (jobs, patience, most_bytes, wish), log.silent(quiet, json_))
     if wish():
         finish()
-        click.echo(
-            f"moe-placer: interrupted; {folder.path} has the runs that ended before; the same command continues",
-            err=True,
-        )
+        if json_:
+            click.echo(as_json(_content(folder, False, [])))
+        log.warn(f"interrupted; {folder.path} has the runs that ended before; the same command continues")
         return wish.exit_code
-    click.echo(folder.path / "results.jsonl")
+    files = [folder.path / "results.jsonl"]
     if best_known is not None:
         update_best_known(best_known, folder.rows, folder.environment, folder.path.resolve().name)
-    _write_page(folder.path)
+    if not json_:
+        click.echo(files[0])
+    files += _write_page(folder.path)
+    for path in [] if json_ else files[1:]:
+        click.echo(path)
+    if json_:
+        click.echo(as_json(_content(folder, True, files)))
     return _exit_code(folder)
 
 
@@ -184,7 +195,7 @@ def _warn_of_missing_libraries() -> None:
     try:
         require_libraries()
     except UsageError as error:
-        click.echo(f"moe-placer: the rows will be written, but no page: {error}", err=True)
+        log.warn(f"the rows will be written, but no page: {error}")
 
 
 def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float, Wish], quiet: bool) -> None:
@@ -198,16 +209,60 @@ def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float, W
             tell(row)
 
 
-def _write_page(folder: Path) -> None:
-    """Make the page from the rows; without the libraries that it needs, say how to make it later."""
+def _write_page(folder: Path) -> list[Path]:
+    """Make the page from the rows, and return its files; without the libraries for it, say how to make it later."""
     from moe_placer.errors import UsageError
     from moe_placer.experiments.report import write_report
 
     try:
-        for path in write_report(folder):
-            click.echo(path)
+        return write_report(folder)
     except UsageError as error:
-        click.echo(f"moe-placer: no page was made: {error}; then: moe-placer report {folder}", err=True)
+        log.warn(f"no page was made: {error}; then: moe-placer report {folder}")
+        return []
+
+
+def _content(folder: Any, complete: bool, files: list[Path]) -> CompareResult:
+    """Return what ``--json`` prints."""
+    rows = [row for row in folder.rows if row["kind"] == "run"]
+    return {
+        "schema": "moe-placer/compare/1",
+        "folder": str(folder.path),
+        "complete": complete,
+        "runs": [_run_content(row) for row in rows],
+        "files": [str(path) for path in files],
+    }
+
+
+def _run_content(row: dict[str, Any]) -> RunCompared:
+    traffic = row.get("traffic") or {}
+    return {
+        "key": row["key"],
+        "instance": row["instance"],
+        "solver": row["solver"],
+        "seed": row["seed"],
+        "status": row["status"],
+        "reason": row["reason"],
+        "seconds": row["seconds"]["total"],
+        "gap_median": row.get("gap_median"),
+        "gap_largest": row.get("gap_largest"),
+        "moves": row.get("moves"),
+        "solved_for": _figures(traffic.get("solved_for")),
+        "held_out": _figures(traffic.get("held_out")),
+    }
+
+
+def _figures(metrics: dict[str, Any] | None) -> RunFigures | None:
+    if metrics is None:
+        return None
+    return {
+        "z_total": metrics["z_total"],
+        "z_largest": metrics["z_largest"],
+        "inter_node_tokens": metrics["inter_node_tokens"],
+        "busiest_gpu_tokens": metrics["busiest_gpu_tokens"],
+        "gpu_balancedness": metrics["gpu_balancedness"],
+        "communication_us": metrics["communication_us"],
+        "step_us": metrics["step_us"],
+    }
 
 
 def _exit_code(folder: Any) -> int:
@@ -254,13 +309,13 @@ def _progress(runs: int, before: int, quiet: bool) -> Iterator[Callable[[dict[st
         yield lambda _row: None
         return
     if before:
-        click.echo(f"continuing: {before} of {runs} runs are there", err=True)
-    if not sys.stderr.isatty():
+        log.info(f"continuing: {before} of {runs} runs are there", runs=runs, done=before)
+    if not log.is_live():
         count = [before]
 
         def say(row: dict[str, Any]) -> None:
             count[0] += 1
-            click.echo(f"{count[0]}/{runs} {_text(row)}", err=True)
+            log.info(f"{count[0]}/{runs} {_text(row)}", runs=runs, done=count[0], key=row["key"], status=row["status"])
 
         yield say
         return

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from moe_placer.cli.options import instance_argument, open_verified, placement_argument, refute_dags, trace_option
+from moe_placer.cli import log
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import (
+    instance_argument,
+    json_option,
+    open_verified,
+    placement_argument,
+    refute_dags,
+    trace_option,
+    written_files,
+)
 
 __all__ = ["dag"]
 
@@ -18,7 +28,8 @@ __all__ = ["dag"]
 @click.option(
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Folder to write to.  [.]"
 )
-def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path) -> None:
+@json_option
+def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path, json_: bool) -> None:
     """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json), each verified before it is written.
 
     The large ones are also written as .html: one file with search, zoom and details, which needs no network. What a
@@ -28,13 +39,16 @@ def dag(instance: Path, placement: Path, traces: tuple[Path, ...], output: Path)
     from moe_placer.solve.folder import only_writer
 
     opened, placed, traffic = open_verified(instance, placement, traces)
+    files: list[Path] = []
     with only_writer(output):
         write_dags(
             opened,
             placed,
             traffic,
             output,
-            wrote=click.echo,
-            note=lambda text: click.echo(f"moe-placer: {text}", err=True),
+            wrote=files.append if json_ else click.echo,
+            note=log.warn,
             check=refute_dags(opened, placed, traffic),
         )
+    if json_:
+        click.echo(as_json(written_files(files)))

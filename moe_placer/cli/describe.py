@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,8 +68,20 @@ class Description:
 
     Attributes
     ----------
+    moe_layers, experts, top_k : int
+        MoE layers, experts of each, and how many of them a token chooses.
+    nodes, gpus, failed_gpus : int
+        Nodes, GPUs in all, and those of them that failed.
     gpu : str
         What ``cluster.gpu.name`` calls a GPU.
+    slots_per_layer : int
+        Slots for experts of one layer on all working GPUs.
+    redundant_slots_in_all : int or None
+        The budget of redundant replicas that layers share, where they do.
+    expert_mb : float
+        MB of one expert on a GPU.
+    token_bytes : float
+        Bytes of a token on the wire.
     memory_gb : dict
         Per GPU: ``capacity``, ``experts`` (if spread evenly), ``attention``, ``dense``, ``embeddings``,
         ``kv_cache_reserved`` and ``left``.
@@ -93,6 +105,8 @@ class Description:
         Microseconds per layer: the hottest copy's matrices; a node's link, if experts sat anywhere.
     infeasible : str or None
         Why no placement can exist.
+    schema : str
+        Name and version of the JSON that this becomes.
     """
 
     name: str
@@ -121,10 +135,11 @@ class Description:
     wire_us: float | None
     estimate: Estimate
     infeasible: str | None
+    schema: Literal["moe-placer/description/1"] = "moe-placer/description/1"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
-        return {"schema": "moe-placer/description/1", **asdict(self)}
+        return asdict(self)
 
     def to_text(self) -> str:
         """Return plain words, one fact a line."""

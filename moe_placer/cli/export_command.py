@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from moe_placer.cli.options import as_json, instance_argument, json_option
+from moe_placer.cli import log
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import instance_argument, json_option
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.files import ExportResult
     from moe_placer.engines.launchers.launch import Launch
     from moe_placer.engines.plans.export import Export
 
@@ -90,7 +93,7 @@ def export(
     else:
         click.echo(text, nl=False)
     for path in (output, *([beside] if beside else []), start):
-        click.echo(f"Written: {path}", err=True)
+        log.info(f"Written: {path}", file=str(path))
 
 
 def _usage(launch: Launch, beside: Path) -> list[str]:
@@ -118,7 +121,7 @@ def _text(exported: Export, launch: Launch | None, beside: Path | None, output: 
 
 def _content(
     exported: Export, launch: Launch | None, form: str, output: Path, start: Path, beside: Path | None
-) -> dict[str, Any]:
+) -> ExportResult:
     plan, deployment = exported.plan, exported.deployment
     return {
         "schema": "moe-placer/export/1",

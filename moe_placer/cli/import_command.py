@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from moe_placer.cli.options import as_json, json_option
+from moe_placer.cli import log
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import json_option
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.files import ImportResult
     from moe_placer.engines.recordings.import_options import Progress
     from moe_placer.engines.recordings.recorded import About, Recorded
 
@@ -69,18 +72,21 @@ def import_recording(
 
     if output.suffix.lower() != ".npz":
         raise UsageError(f"--output {output}, expected a name that ends in .npz")
-    with _progress(quiet or json_) as report:
+    with _progress(log.silent(quiet, json_)) as report:
         recorded = read_recording(files, Options(tokens, experts, report))
     write_recording(output, recorded)
     if json_:
-        about = dataclasses.asdict(recorded.about)
-        click.echo(
-            as_json({"schema": "moe-placer/import/1", **about, "arrays": _shapes(recorded), "file": str(output)})
-        )
+        click.echo(as_json(_content(recorded, output)))
         return
     for name, text in _lines(recorded):
         click.echo(f"  {name:<12}  {text}" if name else text)
-    click.echo(f"Written: {output}", err=True)
+    log.info(f"Written: {output}", file=str(output))
+
+
+def _content(recorded: Recorded, output: Path) -> ImportResult:
+    about = dataclasses.asdict(recorded.about)
+    content = {"schema": "moe-placer/import/1", **about, "arrays": _shapes(recorded), "file": str(output)}
+    return cast("ImportResult", content)
 
 
 def _shapes(recorded: Recorded) -> dict[str, list[int]]:
@@ -136,7 +142,7 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
     if quiet:
         yield None
         return
-    live, begun = sys.stderr.isatty(), time.monotonic()
+    live, begun = log.is_live(), time.monotonic()
     last = [begun if not live else 0.0]
 
     def report(done: int, total: int, what: str) -> None:
@@ -145,7 +151,10 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
             return
         last[0] = now
         text = f"{done:,} of {total:,} {what}, {now - begun:.0f} s"
-        sys.stderr.write(f"\r\x1b[K{text}" if live else f"  {text}\n")
+        if not live:
+            log.info(text, done=done, total=total, what=what)
+            return
+        sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
 
     yield report

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_placer.cli.options import as_json, engine_option, json_option
+from moe_placer.cli import log
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import engine_option, json_option
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.files import InitResult
     from moe_placer.engines.topology import Topology
 
 __all__ = ["init"]
@@ -147,7 +150,12 @@ def init(
     load_traffic(Instance.model_validate({**draft.data, "traffic": {**draft.data["traffic"], "files": files}}))
     write_atomically(output, instance_text(draft))
     if json_:
-        content = {"schema": "moe-placer/init/1", "instance": draft.data, "assumed": draft.assumed, "file": str(output)}
+        content: InitResult = {
+            "schema": "moe-placer/init/1",
+            "instance": draft.data,
+            "assumed": draft.assumed,
+            "file": str(output),
+        }
         click.echo(as_json(content))
         return
     placement, cluster = draft.data["placement"], draft.data["cluster"]
@@ -157,4 +165,4 @@ def init(
     click.echo("Assumed, or not in an instance:")
     for text in draft.assumed:
         click.echo(f"  {text}")
-    click.echo(f"Written: {output}", err=True)
+    log.info(f"Written: {output}", file=str(output))

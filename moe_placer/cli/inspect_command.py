@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from moe_placer.cli.options import as_json, instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
 from moe_placer.errors import InfeasibleError
 
 __all__ = ["inspect"]
@@ -30,5 +31,5 @@ def inspect(instance: Path, traces: tuple[Path, ...], json_: bool) -> int:
     # An instance without its traces, or too large for this machine, can still be told about, but for its demand.
     unread = getattr(opened.traffic, "files", None) == () or demand_bytes(opened) > available_memory()
     described = describe(opened, None if unread else load_traffic(opened))
-    click.echo(as_json(described.to_dict()) if json_ else described.to_text())
+    click.echo(as_json(described) if json_ else described.to_text())
     return InfeasibleError.exit_code if described.infeasible else 0

@@ -19,11 +19,14 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from moe_placer.cli import log
+
 __all__ = ["Wish", "finish", "install", "listen"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one wish
 _SHOW_CURSOR = "\x1b[?25h"
+_INTERRUPTED = "interrupted; files that are there are whole"
 
 
 class Wish:
@@ -103,7 +106,7 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     wish = _State.wish
     if wish is not None and not wish.number:
         wish.number = number
-        _tell(f"\n{wish.said}\n")
+        _tell(f"{log.as_json_line('warning', wish.said)}\n" if log.is_json() else f"\n{wish.said}\n")
         return
     _end(number)
 
@@ -115,7 +118,8 @@ def _end(number: int) -> None:
         files.remove_unfinished()
     if os.isatty(2):
         _tell(_SHOW_CURSOR)
-    _tell("moe-placer: interrupted; files that are there are whole\n")
+    line = log.as_json_line("error", _INTERRUPTED, exit_code=128 + number)
+    _tell(f"{line}\n" if log.is_json() else f"moe-placer: {_INTERRUPTED}\n")
     os._exit(128 + number)
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from moe_placer.errors import visible
-
 if TYPE_CHECKING:
+    from moe_placer.cli.results.files import FilesResult
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
     from moe_placer.placement import Placement
     from moe_placer.traffic import Traffic
 
 __all__ = [
-    "as_json",
     "engine_option",
     "instance_argument",
     "json_option",
@@ -27,8 +23,19 @@ __all__ = [
     "open_verified",
     "placement_argument",
     "refute_dags",
+    "share",
     "trace_option",
+    "written_files",
 ]
+
+
+def share(text: str) -> float:
+    """Read a share that is written as 0.01 or as 1%."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a share, expected one such as 1% or 0.01") from None
+
 
 # Paths are not checked by click: the readers say more about what is wrong, with the documented exit code.
 instance_argument = click.argument("instance", type=click.Path(path_type=Path))
@@ -49,6 +56,11 @@ engine_option = click.option(
 json_option = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object on standard output, nothing else."
 )
+
+
+def written_files(files: Iterable[Path]) -> FilesResult:
+    """Return what ``--json`` prints of commands that only write files."""
+    return {"schema": "moe-placer/files/1", "files": [str(path) for path in files]}
 
 
 def open_instance(path: Path, traces: tuple[Path, ...], engine: Engine | None = None) -> Instance:
@@ -88,28 +100,3 @@ def refute_dags(instance: Instance, placement: Placement, traffic: Traffic) -> C
             raise VerificationError(f"{name} fails verification, so it was not written: {found[0]}{more}", rules)
 
     return check
-
-
-def as_json(content: Any) -> str:
-    """Return JSON text; infinite and undefined figures become null, which JSON can say."""
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-    return "\n".join(map(_escaped, text.split("\n")))
-
-
-def _escaped(line: str) -> str:
-    """Spell out control and direction characters, which JSON can have in texts only, the way JSON does."""
-    return (
-        line
-        if visible(line) == line
-        else "".join(letter if visible(letter) == letter else f"\\u{ord(letter):04x}" for letter in line)
-    )
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

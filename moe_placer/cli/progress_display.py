@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from moe_placer.cli import log
 
 if TYPE_CHECKING:
     from moe_placer.solve.solve import Progress
@@ -21,11 +22,11 @@ def show_progress(name: str, time_limit: float, quiet: bool) -> Iterator[Callabl
     """Give a callback that shows progress, or None where nobody wants it."""
     if quiet:
         yield None
-    elif sys.stderr.isatty():
+    elif log.is_live():
         with _live(name) as callback:
             yield callback
     else:
-        sys.stderr.write(f"{name}: solving, at most {time_limit:g} s\n")
+        log.info(f"{name}: solving, at most {time_limit:g} s", instance=name, time_limit_s=time_limit)
         yield _logger()
 
 
@@ -38,15 +39,27 @@ def _text(progress: Progress) -> str:
     )
 
 
+def _figures(progress: Progress) -> dict[str, float]:
+    """Return what logs in JSON have beside the text."""
+    return {
+        "layers_done": progress.done,
+        "layers": progress.layers,
+        "objective": progress.objective,
+        "bound": progress.objective_bound,
+        "gap": progress.worst_gap,
+        "seconds_left": progress.seconds_left,
+    }
+
+
 def _logger() -> Callable[[Progress], None]:
     last = [0.0]
 
-    def log(progress: Progress) -> None:
+    def say(progress: Progress) -> None:
         if time.monotonic() - last[0] >= _LOG_EVERY_S:
             last[0] = time.monotonic()
-            sys.stderr.write(f"  {_text(progress)}\n")
+            log.info(f"  {_text(progress)}", **_figures(progress))
 
-    return log
+    return say
 
 
 @contextmanager

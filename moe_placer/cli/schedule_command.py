@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from moe_placer.cli import log
+from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    as_json,
     instance_argument,
     json_option,
     open_verified,
@@ -20,6 +21,7 @@ from moe_placer.cli.what_if_options import answer_content, answer_lines, build_q
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.simulated import ScheduleResult
     from moe_placer.schedule.simulate import Timeline
     from moe_placer.schedule.step_figures import Figures
 
@@ -120,13 +122,15 @@ def schedule(
         )  # fmt: skip
     if json_:
         content = _content(timeline, figures, placed.solver.name)
-        click.echo(as_json(content | ({"what_if": answer_content(opened, question, answer)} if answer else {})))
+        if answer:
+            content["what_if"] = answer_content(opened, question, answer)
+        click.echo(as_json(content))
     else:
         print_figures(timeline, figures, placed.solver.name)
         if answer:
             click.echo("\n" + "\n".join(answer_lines(opened, question, answer)))
     for path in written:
-        click.echo(f"Written: {path}", err=True)
+        log.info(f"Written: {path}", file=str(path))
 
 
 def _written(
@@ -144,10 +148,10 @@ def _written(
         yield chrome_trace
 
 
-def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
+def _content(timeline: Timeline, figures: Figures, name: str) -> ScheduleResult:
     from moe_placer.schedule.step_figures import plan_holds, planned_shares
 
-    program, memory = timeline.program, figures.memory
+    program, workload, memory = timeline.program, timeline.workload, figures.memory
     planned = planned_shares(program.instance)
     path = [(timeline.operation(task), task) for task in timeline.critical_path()]
     return {
@@ -155,10 +159,12 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> dict[str, Any]:
         "instance": {"name": program.instance.name, "sha256": program.instance.sha256},
         "placed_by": name,
         "workload": {
-            **vars(timeline.workload),
-            "tokens_per_gpu": timeline.workload.batch(program.instance),
+            "phase": workload.phase,
+            "tokens_per_gpu": workload.batch(program.instance),
+            "context": workload.context,
+            "micro_batches": workload.micro_batches,
         },
-        "timing": vars(timeline.timing),
+        "timing": timeline.timing,
         "latency_us": figures.latency_us,
         "layer_us": figures.layer_us.tolist(),
         "tokens": figures.tokens,

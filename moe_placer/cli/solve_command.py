@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, finish, listen
+from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    as_json,
     engine_option,
     instance_argument,
     json_option,
@@ -24,6 +25,7 @@ from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
+    from moe_placer.cli.results.placing import SolveResult
     from moe_placer.errors import VerificationError
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
@@ -110,16 +112,17 @@ def solve(
         raise UsageError(f"--step simulates a copy per chosen expert, and placement.dispatch is {unit}; leave it out")
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
-    if not (quiet or json_):
-        click.echo(f"{opened.name}: {estimated.to_text()}", err=True)
+    quiet = log.silent(quiet, json_)
+    if not quiet:
+        log.info(f"{opened.name}: {estimated.to_text()}", estimate=estimated)
     folder = output or Path("out") / opened.name
     with only_writer(folder):
-        solution = _place(opened, solver, limits, seed, before, quiet or json_)
+        solution = _place(opened, solver, limits, seed, before, quiet)
         wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
             flaw = _write(opened, solution, new, wish, no_dag)
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
-        plans, step_s = _measure(opened, solution, step, quiet or json_)
+        plans, step_s = _measure(opened, solution, step, quiet)
         finish()  # from here on all is there that was asked for
     _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
     if flaw is not None:
@@ -162,11 +165,11 @@ def _measure(
 
     def tell(name: str) -> None:
         if not quiet:
-            click.echo(f"simulating a step: {name}", err=True)
+            log.info(f"simulating a step: {name}", plan=name)
 
     simulated = simulate_steps(instance, solution, plans, tell, wish)
     if simulated is None:
-        click.echo("moe-placer: stopped simulating; `moe-placer schedule` simulates the placement's step", err=True)
+        log.warn("stopped simulating; `moe-placer schedule` simulates the placement's step")
         return plans, None
     return simulated, time.monotonic() - begun
 
@@ -201,7 +204,7 @@ def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_
     placement.write(folder / PLACEMENT)
     if not no_dag and instance.placement.counts_tokens_once:
         unit = instance.placement.dispatch
-        click.echo(f"moe-placer: no DAGs, which send a copy per chosen expert, not {unit} as the instance", err=True)
+        log.warn(f"no DAGs, which send a copy per chosen expert, not {unit} as the instance")
     if no_dag or instance.placement.counts_tokens_once:
         return None
     from moe_placer.dag import write_dags
@@ -213,14 +216,14 @@ def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_
             traffic,
             folder,
             only=("simplified_moe_dag", "detailed_expert_dag"),
-            note=lambda text: click.echo(f"moe-placer: {text}", err=True),
+            note=log.warn,
             check=refute_dags(instance, placement, traffic),
             stopped=wish,
         )
     except VerificationError as error:
         return error
     if wish():
-        click.echo("moe-placer: stopped drawing; `moe-placer dag` draws what is missing", err=True)
+        log.warn("stopped drawing; `moe-placer dag` draws what is missing")
     return None
 
 
@@ -234,26 +237,36 @@ def _tell(
     """Print the summary, or JSON: of what was estimated before, every plan's figures, and seconds of simulating."""
     estimated, plans, step_s = measured
     if json_:
-        told = {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)}
-        click.echo(as_json({**_report(instance, solution, plans, files), "estimate": told}))
+        click.echo(as_json(_report(instance, solution, plans, files, estimated)))
         return
     from moe_placer.cli.summary import print_summary
 
     print_summary(instance, solution, plans, step_s, files)
 
 
-def _report(instance: Instance, solution: Solution, plans: dict[str, PlanFigures], files: list[Path]) -> dict[str, Any]:
+def _report(
+    instance: Instance,
+    solution: Solution,
+    plans: dict[str, PlanFigures],
+    files: list[Path],
+    estimated: Estimate,
+) -> SolveResult:
     from moe_placer.cli.plans import bound_us, verdict
     from moe_placer.cli.summary import name_deaths
 
-    verification, records = solution.verification, solution.placement.layers
+    verification, records, solver = solution.verification, solution.placement.layers, solution.placement.solver
     gaps, own = solution.gaps.tolist(), solution.solver_gaps.tolist()
     contiguous = solution.baselines.get("contiguous")
     better = 1 - solution.objective / contiguous if isinstance(contiguous, float) and contiguous > 0 else None
     return {
         "schema": "moe-placer/solve/1",
         "instance": {"name": instance.name, "sha256": instance.sha256},
-        "solver": solution.placement.solver.model_dump(mode="json"),
+        "solver": {
+            "name": solver.name,
+            "version": solver.version,
+            "seed": solver.seed,
+            "parameters": dict(solver.parameters),
+        },
         "verified": verification.ok,
         "total_z": verification.total_z,
         "total_bound": verification.total_bound,
@@ -269,7 +282,7 @@ def _report(instance: Instance, solution: Solution, plans: dict[str, PlanFigures
         "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},
         "baselines": dict(solution.baselines),
-        "plans": {name: vars(figures) for name, figures in plans.items()},
+        "plans": plans,
         "verdict": verdict(plans),
         "dispatch_us": verification.dispatch_us,
         "bound_us": bound_us(instance, solution),
@@ -294,4 +307,5 @@ def _report(instance: Instance, solution: Solution, plans: dict[str, PlanFigures
             for index, (record, check) in enumerate(zip(records, verification.layers, strict=True))
         ],
         "files": [str(path) for path in files],
+        "estimate": {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)},
     }

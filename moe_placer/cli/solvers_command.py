@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from moe_placer.cli.options import as_json, json_option
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import json_option
+
+if TYPE_CHECKING:
+    from moe_placer.cli.results.placing import SolverListed, SolversResult
 
 __all__ = ["solvers"]
 
@@ -15,7 +21,7 @@ def solvers(json_: bool) -> None:
     """List the solvers: what they do, whether they prove optimality, and whether they can run here."""
     from moe_placer.solve.registry import DEFAULT, find_solver, solver_names
 
-    rows = []
+    rows: list[SolverListed] = []
     for name in solver_names():
         solver = find_solver(name)
         rows.append(
@@ -29,7 +35,8 @@ def solvers(json_: bool) -> None:
             }
         )
     if json_:
-        click.echo(as_json(rows))
+        content: SolversResult = {"schema": "moe-placer/solvers/1", "solvers": rows}
+        click.echo(as_json(content))
         return
     width = max(len(str(row["name"])) for row in rows)
     for row in rows:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import json_option, written_files
+
 __all__ = ["split"]
 
 
@@ -17,7 +20,8 @@ __all__ = ["split"]
 @click.option(
     "-o", "--output", metavar="DIR", default=".", show_default=True, type=click.Path(path_type=Path), help="Where to."
 )
-def split(traces: tuple[Path, ...], parts: int, output: Path) -> None:
+@json_option
+def split(traces: tuple[Path, ...], parts: int, output: Path, json_: bool) -> None:
     """Split each TRACE by sequences, to solve on one part and to measure on another.
 
     Sequence n goes to part n modulo --parts. Two parts are NAME_even.npz and NAME_odd.npz; more are numbered from 0.
@@ -30,6 +34,11 @@ def split(traces: tuple[Path, ...], parts: int, output: Path) -> None:
     """  # noqa: D301 - click looks for the character \b, which a raw text would not hold
     from moe_placer.traffic.split import split_recording
 
+    files = []
     for trace in traces:
         for path in split_recording(trace, output, parts):
-            click.echo(path)
+            files.append(path)
+            if not json_:
+                click.echo(path)
+    if json_:
+        click.echo(as_json(written_files(files)))

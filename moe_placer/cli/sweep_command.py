@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, finish, listen
-from moe_placer.cli.options import as_json, json_option, open_verified, trace_option
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import json_option, open_verified, trace_option
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.simulated import SweepResult
     from moe_placer.experiments.sweep.sweep import Grid, Plan
 
 __all__ = ["sweep"]
@@ -81,18 +83,23 @@ def sweep(
     interrupted = len(rows) < len(points)
     finish()
     if not rows:
-        click.echo("moe-placer: interrupted before any point was simulated", err=True)
+        log.error("interrupted before any point was simulated", wish.exit_code)
         return wish.exit_code
     if json_:
-        content = {"schema": "moe-placer/sweep/1", "answers": answers(rows), "points": rows}
-        click.echo(as_json(content | {"complete": not interrupted}))
+        content: SweepResult = {
+            "schema": "moe-placer/sweep/1",
+            "answers": answers(rows),
+            "points": rows,
+            "complete": not interrupted,
+        }
+        click.echo(as_json(content))
     else:
         for line in answers(rows):
             click.echo(line[:1].upper() + line[1:])
     if output is not None:
         _write(output, rows, time.monotonic() - started, workers, json_)
     if interrupted:
-        click.echo(f"moe-placer: interrupted; {len(rows)} of {len(points)} points were simulated", err=True)
+        log.error(f"interrupted; {len(rows)} of {len(points)} points were simulated", wish.exit_code)
         return wish.exit_code
     return 0
 
@@ -160,9 +167,12 @@ def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quie
     try:
         written += write_page(folder, "Steps simulated side by side")
     except UsageError as error:
-        click.echo(f"moe-placer: no page was made: {error}", err=True)
+        log.warn(f"no page was made: {error}")
     for path in written:
-        click.echo(path, err=quiet)
+        if quiet:
+            log.info(str(path), file=str(path))
+        else:
+            click.echo(path)
 
 
 @contextmanager
@@ -176,12 +186,12 @@ def _progress(points: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], N
 
     if quiet:
         yield lambda _row: None
-    elif not sys.stderr.isatty():
+    elif not log.is_live():
         count = [0]
 
         def say(row: dict[str, Any]) -> None:
             count[0] += 1
-            click.echo(f"{count[0]}/{points} {text(row)}", err=True)
+            log.info(f"{count[0]}/{points} {text(row)}", points=points, done=count[0])
 
         yield say
     else:

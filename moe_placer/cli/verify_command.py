@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    as_json,
     instance_argument,
     json_option,
     open_instance,
@@ -19,6 +19,7 @@ from moe_placer.cli.options import (
 from moe_placer.errors import InputError, Mistake, VerificationError
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.verified import VerifyResult
     from moe_placer.verifier import Verification
     from moe_placer.verifier.dags import DagCheck
 
@@ -83,10 +84,10 @@ def verify(
     return 0 if good else VerificationError.exit_code
 
 
-def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> dict[str, Any]:
+def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> VerifyResult:
     """Return what ``--json`` prints."""
     gaps = _gaps(found)
-    return {
+    content = {
         "schema": "moe-placer/verification/1",
         "ok": good,
         "violations": [vars(violation) | {"text": str(violation)} for violation in found.violations],
@@ -116,6 +117,9 @@ def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> dict[
             vars(dag) | {"violations": [vars(one) | {"text": str(one)} for one in dag.violations]} for dag in dags
         ],
     }
+    return cast(
+        "VerifyResult", content
+    )  # of dataclasses, whose keys mypy does not follow; a test holds the output to it
 
 
 def _gaps(found: Verification) -> list[float]:

@@ -10,6 +10,7 @@ import click
 from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:
+    from moe_placer.cli.results.simulated import WhatIfAnswered
     from moe_placer.instance import Instance
     from moe_placer.schedule.what_if import Advice, Answer, Question
 
@@ -158,7 +159,7 @@ def _gain(answer: Answer, advice: Advice) -> str:
     return f"the step is {saved:,.1f} µs shorter{share}{fits}"
 
 
-def answer_content(instance: Instance, question: Question, answer: Answer) -> dict[str, Any]:
+def answer_content(instance: Instance, question: Question, answer: Answer) -> WhatIfAnswered:
     """Return the answer for ``--json``."""
     after = answer.after_us
     return {

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from moe_placer.cli.options import as_json
+from moe_placer.cli.json_text import as_json
 from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.files import parse_json
 from moe_placer.placement import Placement, load_placement
