@@ -13,7 +13,7 @@ import pytest
 from command_line import REPO, TINY
 from drafted import SMALL
 from engine_recordings import make, write_routed_experts
-from in_process import told
+from told import told
 
 import moe_placer
 from moe_placer.cli import schedule_command

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import tiny_instance, tiny_traffic
-from in_process import told
+from told import told
 
 from moe_placer import Limits, solve
 from moe_placer.decisions.gate import UNITS, GateLimits, gate
