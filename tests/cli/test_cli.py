@@ -92,7 +92,21 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        run("solve", TINY, "-o", tmp_path / folder, "--seed", 3, "--workers", 1, "--time-limit", 10, apart=True)
+        run(
+            "solve",
+            TINY,
+            "-o",
+            tmp_path / folder,
+            "--seed",
+            3,
+            "--workers",
+            1,
+            "--time-limit",
+            240,
+            "--work",
+            5,
+            apart=True,
+        )
     for file in sorted((tmp_path / "a").iterdir()):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 

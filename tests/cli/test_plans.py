@@ -33,13 +33,13 @@ METRICS: dict[str, dict[str, Any]] = {
 
 def quick(seed: int = 0, **changes: Any) -> Solution:
     instance = tiny_instance(**changes)
-    return solve(instance, tiny_traffic(instance, seed), limits=Limits(time_s=30, work=0.5))
+    return solve(instance, tiny_traffic(instance, seed), limits=Limits(time_s=240, work=0.5))
 
 
 def test_every_plan_is_measured_as_compare_measures_it() -> None:
     instance = tiny_instance(objective={"metric": "tokens"})
     traffic = tiny_traffic(instance, 1)
-    solution = solve(instance, traffic, limits=Limits(time_s=30, work=0.5))
+    solution = solve(instance, traffic, limits=Limits(time_s=240, work=0.5))
     plans = measure_plans(instance, solution)
     assert list(plans) == ["contiguous", "eplb", "greedy", "auto"]
     placements = {**solution.baseline_placements(), "auto": solution.placement}
@@ -86,7 +86,7 @@ def test_steps_are_those_of_the_schedule() -> None:
 @settings(max_examples=8, deadline=None)
 def test_no_plan_needs_less_time_than_the_bound_proves(metric: str, seed: int) -> None:
     instance = tiny_instance(**METRICS[metric])
-    solution = solve(instance, tiny_traffic(instance, seed), limits=Limits(time_s=30, work=0.3))
+    solution = solve(instance, tiny_traffic(instance, seed), limits=Limits(time_s=240, work=0.3))
     bound = bound_us(instance, solution)
     assert bound > 0
     for figures in measure_plans(instance, solution).values():

@@ -64,7 +64,7 @@ def test_the_best_allocation_is_found_and_the_bound_holds(budget: int) -> None:
         one, other = (least_by_share(problem, index, min(3, budget)) for index in range(2))
         shares = [(a, b) for a in range(len(one)) for b in range(len(other)) if a + b <= budget]
         least, equal = min(one[a] + other[b] for a, b in shares), one[budget // 2] + other[budget // 2]
-        solution = solve(instance, traffic, limits=Limits(time_s=20, gap=0.0))
+        solution = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=10.0))
         assert solution.verification.total_z == pytest.approx(least, rel=1e-6)
         assert solution.verification.total_bound <= least * (1 + 1e-9)
         replicas = solution.placement.replicas
@@ -101,7 +101,7 @@ def test_moving_copies_saves_time_and_never_raises_the_worst_links(seed: int) ->
 def test_a_hot_layer_gets_the_copies_that_an_even_one_does_not_need() -> None:
     instance = shared_instance(2, cluster={"gpus_per_node": 3, "gpu": {"peak_tflops": 1.0}})
     traffic = level_traffic(instance, [[100.0, 100.0, 100.0], [280.0, 10.0, 10.0]], 150.0)
-    placement = solve(instance, traffic, limits=Limits(time_s=10, gap=0.0)).placement
+    placement = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=5.0)).placement
     assert [[len(gpus) for gpus in row] for row in placement.gpu] == [[1, 1, 1], [3, 1, 1]]
 
 
@@ -157,7 +157,7 @@ def test_budgets_that_cannot_be() -> None:
 def test_a_budget_need_not_be_used_up(solver: str, budget: int, used: int) -> None:
     instance = shared_instance(budget)  # 3 experts and 6 slots in each of 2 layers
     assert why_infeasible(instance) is None
-    solution = solve(instance, tiny_traffic(instance), solver=solver, limits=Limits(time_s=20, work=0.2))
+    solution = solve(instance, tiny_traffic(instance), solver=solver, limits=Limits(time_s=240, work=0.2))
     assert solution.placement.replicas["redundant_in_all"] == used
 
 
@@ -169,7 +169,7 @@ def test_memory_counts_all_layers_together() -> None:
     for budget in (4, 5):  # six experts are one copy each, four further copies use the memory up
         instance = shared_instance(budget, cluster={"gpu_memory_gb": memory})
         assert (compile_problem(instance, tiny_traffic(instance)).copies - 1).sum() == 4
-        assert solve(instance, tiny_traffic(instance), limits=Limits(time_s=20, work=0.2)).verification.ok
+        assert solve(instance, tiny_traffic(instance), limits=Limits(time_s=240, work=0.2)).verification.ok
     small = {gpu: (resident + size * (gpu < 5) + 10) / 1e9 for gpu in range(6)}
     assert "6 expert replicas" in str(why_infeasible(shared_instance(4, cluster={"gpu_memory_gb": small})))
 
@@ -187,7 +187,7 @@ def test_inspect_tells_of_the_budget() -> None:
 def test_layers_of_different_sizes_go_through_everything_downstream(tmp_path: Any) -> None:
     instance = shared_instance(2, cluster={"gpus_per_node": 3, "gpu": {"peak_tflops": 1.0}})
     traffic = level_traffic(instance, [[100.0, 100.0, 100.0], [280.0, 10.0, 10.0]], 150.0)
-    solution = solve(instance, traffic, limits=Limits(time_s=10, gap=0.0))
+    solution = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=5.0))
     assert solution.placement.replicas["per_layer"] == [3, 5]
     moves = count_moves(solution.placement, contiguous_plan(instance, traffic))
     assert moves is not None

@@ -179,7 +179,7 @@ def test_the_best_choice_of_copies_is_found(variant: str, solver: str) -> None:
         traffic = tiny_traffic(instance, seed)
         problem = compile_problem(instance, traffic)
         least, by_load = smallest_z(problem, 2)
-        solution = solve(instance, traffic, solver=solver, limits=Limits(time_s=20, gap=0.0))
+        solution = solve(instance, traffic, solver=solver, limits=Limits(time_s=240, gap=0.0, work=10.0))
         assert solution.verification.total_z == pytest.approx(least, rel=1e-6)
         assert solution.verification.total_bound <= least * (1 + 1e-9)
         claimed = solution.placement.layers[0].solver_bound  # only where the search left no choice of copies out
@@ -193,7 +193,7 @@ def test_where_gpus_are_dear_copies_stay_by_load() -> None:
     for seed in range(4):
         traffic = tiny_traffic(instance, seed)
         by_load = compile_problem(instance, traffic).copies[0]
-        placement = solve(instance, traffic, limits=Limits(time_s=20, gap=0.0)).placement
+        placement = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=10.0)).placement
         load = compile_problem(instance, traffic).demand[0].sum(axis=0)
         hottest = max(load[e] / len(gpus) for e, gpus in enumerate(placement.gpu[0]))
         assert hottest <= (load / by_load).max() * (1 + 1e-9)
@@ -203,7 +203,7 @@ def test_where_gpus_are_dear_copies_stay_by_load() -> None:
 def test_a_search_with_given_copies_proves_nothing_of_others(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moe_placer.solvers.cpsat._MOST_CHOICES", 0)
     instance = free_instance(extra=2)
-    solution = solve(instance, tiny_traffic(instance, 1), solver=solver, limits=Limits(time_s=20, gap=0.0))
+    solution = solve(instance, tiny_traffic(instance, 1), solver=solver, limits=Limits(time_s=240, gap=0.0, work=10.0))
     assert solution.gaps[0] > 1e-3
     assert solution.stop == (Stop.FINISHED,)
     assert solution.placement.replicas["copies"] == "chosen by load"
@@ -216,7 +216,7 @@ def rechosen() -> tuple[Instance, Traffic, Solution]:
     instance = free_instance(extra=2, cluster={"nodes": 3, **FREE_OF_CHARGE["cluster"]})
     for seed in range(20):
         traffic = tiny_traffic(instance, seed)
-        solution = solve(instance, traffic, limits=Limits(time_s=20, gap=0.0))
+        solution = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=10.0))
         if solution.placement.replicas["copies"] != "chosen by load":
             return instance, traffic, solution
     raise AssertionError("copies by load are always best")

@@ -82,7 +82,7 @@ def test_without_time_layers_get_bounds_that_cost_nothing() -> None:
 def test_a_start_is_kept_if_it_is_the_best() -> None:
     instance = tiny_instance()
     traffic = tiny_traffic(instance)
-    best = solve(instance, traffic, solver="cpsat", limits=Limits(time_s=20, gap=0.0))
+    best = solve(instance, traffic, solver="cpsat", limits=Limits(time_s=240, gap=0.0, work=10.0))
     again = solve(instance, traffic, solver="auto", limits=Limits(time_s=0.0), start=best.placement)
     assert again.verification.total_z <= best.verification.total_z * (1 + 1e-9)
 
