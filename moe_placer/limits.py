@@ -63,6 +63,9 @@ class Limits:
     memory_bytes : float or None
         What all processes together may take; a solve whose estimate is above it is refused before it starts. None: what
         the machine has left then.
+    bounds : bool
+        Whether layers that the method leaves without a re-checkable bound get one from a linear relaxation, which for a
+        heuristic takes most of the time. Without, their gap is not known.
     deadline : Deadline
         Set by `moe_placer.solve` when it starts.
 
@@ -77,6 +80,7 @@ class Limits:
     workers: int = 1
     work: float | None = None
     memory_bytes: float | None = None
+    bounds: bool = True
     deadline: Deadline = field(default_factory=Deadline)
 
     def __post_init__(self) -> None:

@@ -64,6 +64,7 @@ Examples:
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")
+@click.option("--no-bound", is_flag=True, help="Bound no layer that SOLVER leaves unbounded: quick, but without a gap.")
 @click.option(
     "--step", is_flag=True, help="Simulate a step of the placement and of every heuristic beside it: seconds each."
 )
@@ -89,6 +90,7 @@ def solve(
     start: Path | None,
     output: Path | None,
     no_dag: bool,
+    no_bound: bool,
     step: bool,
     fail_above_gap: float | None,
     quiet: bool,
@@ -104,7 +106,7 @@ def solve(
     from moe_placer.solve.folder import only_writer, replaced_folder
 
     allowed = None if memory is None else 1e9 * memory
-    limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed)
+    limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed, bounds=not no_bound)
     _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
     if step and opened.placement.counts_tokens_once:

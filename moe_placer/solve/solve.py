@@ -132,7 +132,7 @@ def solve(
     solver : str or Solver
         A registered name (``moe-placer solvers``), or a solver of your own.
     limits : Limits, optional
-        Time, gap, workers, deterministic effort, memory; absent: 60 s, 0.1%, one worker, the memory that is left.
+        Time, gap, workers, deterministic effort, memory, bounds; absent: 60 s, 0.1%, one worker, the memory that is left.
     seed : int
         Of everything random; the same seed and limits give the same placement while no clock strikes.
     start : Placement, optional
@@ -278,6 +278,8 @@ def _run(
 
 def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Limits) -> Iterator[tuple[int, Bound]]:
     """Bound what the method left unbounded."""
+    if not limits.bounds:
+        return
     if problem.minimise == "aggregate":
         if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
             layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]

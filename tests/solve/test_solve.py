@@ -72,6 +72,17 @@ def test_contiguous_is_the_seed_plan() -> None:
     assert solution.placement.gpu[0] == ((0, 4), (1, 5), (2, 6), (3, 7))
 
 
+def test_a_heuristic_without_bounds_places_the_same_and_its_gap_is_weaker_or_not_known() -> None:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    bounded, quick = (solve(instance, traffic, solver="greedy", limits=Limits(bounds=b)) for b in (True, False))
+    assert quick.placement.gpu == bounded.placement.gpu
+    assert all(record.weights is None for record in quick.placement.layers)
+    assert all(record.weights is not None for record in bounded.placement.layers)
+    assert (quick.gaps >= bounded.gaps).all()
+    assert quick.verification.ok
+
+
 def test_without_time_layers_get_bounds_that_cost_nothing() -> None:
     instance = load_instance(INSTANCES / "h100-128.yaml")
     solution = solve(instance, limits=Limits(time_s=0))
