@@ -98,8 +98,9 @@ class Watch:
         self.seconds[item.nodeid] = -sum(os.times()[:4])
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Note processor seconds."""
-        self.seconds[nodeid] += sum(os.times()[:4])
+        """Note processor seconds; a test that is skipped by its mark was never set up."""
+        if nodeid in self.seconds:
+            self.seconds[nodeid] += sum(os.times()[:4])
 
 
 def watch_tests(root: Path, answer: Path) -> int:

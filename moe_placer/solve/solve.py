@@ -132,7 +132,7 @@ def solve(
     solver : str or Solver
         A registered name (``moe-placer solvers``), or a solver of your own.
     limits : Limits, optional
-        Time, gap, workers, deterministic effort, memory, bounds; absent: 60 s, 0.1%, one worker, the memory that is left.
+        Time, gap, workers, deterministic effort, memory, bounds; absent: 60 s, 0.1%, one worker, all memory left.
     seed : int
         Of everything random; the same seed and limits give the same placement while no clock strikes.
     start : Placement, optional

@@ -78,8 +78,9 @@ def test_a_heuristic_without_bounds_places_the_same_and_its_gap_is_weaker_or_not
     bounded, quick = (solve(instance, traffic, solver="greedy", limits=Limits(bounds=b)) for b in (True, False))
     assert quick.placement.gpu == bounded.placement.gpu
     assert all(record.weights is None for record in quick.placement.layers)
-    assert all(record.weights is not None for record in bounded.placement.layers)
+    assert any(record.weights is not None for record in bounded.placement.layers)
     assert (quick.gaps >= bounded.gaps).all()
+    assert quick.gaps.sum() > bounded.gaps.sum()
     assert quick.verification.ok
 
 
