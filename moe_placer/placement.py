@@ -32,7 +32,7 @@ MAX_BYTES = 512_000_000
 _EXPECTED = "a placement file"
 _GPU_DEPTH = 3  # gpu[l][e]
 
-Proof = Literal["dual", "hot-experts", "threshold", "companions", "weighted-companions", "solver"]
+Proof = Literal["dual", "hot-experts", "hot-replicas", "threshold", "companions", "weighted-companions", "solver"]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
 Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
@@ -99,7 +99,8 @@ class LayerRecord(_Record):
     companions : CompanionsRecord or None
         For ``companions`` and ``weighted-companions``.
     any_copies : bool or None
-        True where the bound holds for any number of copies of each expert, not just the placement's (``dual`` only).
+        True where the bound holds for any number of copies of each expert, not just the placement's (``dual``, and
+        always ``hot-replicas``).
     bound_given_replicas : float or None
         Where how many copies each expert has is a choice, and the proof does not hold for every choice: what it proves
         for the placement's; ``bound`` is 0 then.

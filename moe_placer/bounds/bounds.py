@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price, transport
 from moe_placer.bounds.companions import Companions, hot_companions
+from moe_placer.bounds.hot_replicas import least_cost_of_experts, least_peak
 from moe_placer.bounds.relaxation import relax
 from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
 from moe_placer.limits import Deadline
@@ -25,6 +26,7 @@ __all__ = [
     "dual_bound",
     "even_weights",
     "hot_expert_bound",
+    "hot_replicas_bound",
     "relaxed_bound",
     "threshold_bound",
 ]
@@ -49,8 +51,8 @@ class Bound:
     value : float
         Cost (tokens at node-link speed).
     proof : str
-        ``dual``, ``hot-experts``, ``threshold``, ``companions``, ``weighted-companions``, or ``solver`` where
-        nothing re-checkable is known.
+        ``dual``, ``hot-experts``, ``hot-replicas``, ``threshold``, ``companions``, ``weighted-companions``, or
+        ``solver`` where nothing re-checkable is known.
     weights : float array [K] or None
         Link weights, summing to 1; the proof of ``dual``, ``threshold`` and ``weighted-companions``.
     threshold : float or None
@@ -83,9 +85,10 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     if problem.coverage is not None:  # what one copy per chosen expert costs bounds nothing here
         return Bound(0.0, "solver")
     if problem.copies_are_free:
-        if weights is None or not problem.links:
+        if not problem.links:
             return Bound(0.0, "solver")
-        return any_copies_bound(problem, weights)
+        bound = Bound(0.0, "solver") if weights is None else any_copies_bound(problem, weights)
+        return max(bound, hot_replicas_bound(problem, weights), key=lambda one: one.value)
     bounds = [hot_expert_bound(problem)]
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
@@ -151,6 +154,17 @@ def any_copies_bound(problem: LayerProblem, weights: Floats) -> Bound:
     prices = price(problem, weights)[item][:, problem.widest > 0] * copies[:, None]
     value = float(weights @ problem.base) + float(prices.min(axis=1).sum())
     return Bound(_safe(value), "dual", weights, any_copies=True)
+
+
+def hot_replicas_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
+    """Bound z for any number of copies by the hottest one, where GPUs receive by NICs of their own.
+
+    ``weights`` are kept beside it: they go with bounds that are proved otherwise.
+    """
+    if problem.home is None:
+        return Bound(0.0, "solver", weights)
+    value = least_peak(least_cost_of_experts(problem), problem.most_items)
+    return Bound(_safe(value), "hot-replicas", weights, any_copies=True)
 
 
 def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:

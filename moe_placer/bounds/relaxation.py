@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
 from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.merged import merged_by_node, on_every_gpu
 from moe_placer.problem.symmetry import Kinds
 
 __all__ = ["Relaxation", "relax"]
@@ -67,6 +68,8 @@ def relax(
     Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
     left to gain.
     """
+    if problem.home is not None and room_prices is None and slots is None:
+        return _by_node(problem, time_limit_s, forbidden, any_copies)
     model = _Model(problem, forbidden, any_copies, room_prices, slots)
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     offered, best, weights = model.first_offer(), -np.inf, None
@@ -85,6 +88,23 @@ def relax(
         if not better.any() or solved.fun - best <= _TOLERANCE * solved.fun:
             return Relaxation(model.share(solved, offered), weights, model.slot_prices(solved))
         offered = offered | better
+
+
+def _by_node(
+    problem: LayerProblem, time_limit_s: float | None, forbidden: Mask | None, any_copies: bool
+) -> Relaxation | None:
+    """Solve the relaxation of GPUs by that of their nodes, which is the same but for GPUs that are unlike."""
+    assert problem.home is not None
+    node = None
+    if forbidden is not None:  # where no GPU of the node is left
+        first = np.unique(problem.home, return_index=True)[1]
+        node = np.logical_and.reduceat(forbidden | (problem.widest == 0), first, axis=1)
+    found = relax(merged_by_node(problem), time_limit_s, node, any_copies)
+    if found is None:
+        return None
+    weights = np.zeros(problem.links)
+    weights[: len(found.weights)] = found.weights
+    return Relaxation(on_every_gpu(problem, found.share), weights, found.slot_prices[problem.home])
 
 
 class _Model:

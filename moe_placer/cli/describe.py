@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe_placer.fabric import COST, build_fabric, kinds_of_links
+from moe_placer.fabric import COST, kinds_in
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
 from moe_placer.instance.schema import Gpu, SharedSlots
@@ -169,7 +169,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         token_bytes=token_bytes(instance),
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
-        links=kinds_of_links(build_fabric(instance)),
+        links=kinds_in(instance),
         engine=instance.engine,
         metric=instance.objective.metric,
         minimise=instance.objective.minimise,

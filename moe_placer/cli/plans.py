@@ -66,7 +66,7 @@ def measure_plans(instance: Instance, solution: Solution) -> dict[str, PlanFigur
 
 def _measure(instance: Instance, solution: Solution, placement: Placement, objective: float) -> PlanFigures:
     network, flows = read_network(instance), find_flows(instance, placement, solution.traffic)
-    load = np.stack([network.load(flow) for flow in flows.between])
+    load = np.stack([network.load(flow) for flow in flows.sent])
     us = link_us(instance, link_bandwidths(instance, network.links), load)
     layers = us if solution.minimise == "layers" else us.sum(axis=0, keepdims=True)
     works = np.full(instance.gpus, True)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.fabric.graph import build_fabric, link_name
+from moe_placer.fabric.nics import nic_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB, token_bytes
 
@@ -26,6 +27,7 @@ def link_bandwidths(instance: Instance, links: Sequence[str]) -> Floats:
     """Bandwidths of links by name, in GB/s, one direction [K]."""
     edges = build_fabric(instance).edges(data=True)
     known = {link_name(source, target): float(data["bandwidth"]) for source, target, data in edges}
+    known |= nic_bandwidths(instance)
     return np.array([known[name] for name in links], dtype=np.float64)
 
 

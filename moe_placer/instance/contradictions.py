@@ -85,6 +85,38 @@ def _fabric(cluster: Cluster) -> Iterator[Found]:
         yield ("cluster", "fabric", "global_links"), str(fabric.global_links), expected
 
 
+def _nics(cluster: Cluster) -> Iterator[Found]:
+    nics, gpus = cluster.nics, cluster.gpus_per_node
+    if nics is None:
+        return
+    together, node = nics.per_node * nics.gb_per_s, cluster.fabric.node_gb_per_s
+    if not math.isclose(together, node, rel_tol=1e-6):
+        found = f"{nics.per_node} NICs of {nics.gb_per_s:g} GB/s, {together:g} GB/s together"
+        expected = f"as much as cluster.fabric.node_gb_per_s ({node:g} GB/s), which is a node's NICs together"
+        yield ("cluster", "nics", "gb_per_s"), found, expected
+    if nics.per_node % gpus and gpus % nics.per_node:
+        expected = f"a divisor or a multiple of cluster.gpus_per_node ({gpus}), so that GPUs share them evenly"
+        yield ("cluster", "nics", "per_node"), str(nics.per_node), expected
+
+
+def _receiving_gpus(cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
+    """Require one GPU at which a copy arrives, and that nodes do not keep copies of one expert apart."""
+    if not cluster.receives_by_gpu:
+        return
+    path, found = ("cluster", "nics", "receive"), "destination-gpu"
+    if placement.dispatch == "per-node":
+        expected = (
+            "source-rail or shared: one copy for all experts of a node arrives on the source's rail, and is forwarded"
+        )
+        yield path, f"{found}, with placement.dispatch: per-node", expected
+    if parallelism.expert_tp > 1:
+        expected = "source-rail or shared: an expert sharded over GPUs has no GPU at which a copy arrives"
+        yield path, f"{found}, with parallelism.expert_tp above 1", expected
+    if placement.replicas_apart == "node":
+        expected = "gpu (copies apart by node cannot be solved with cluster.nics.receive: destination-gpu)"
+        yield ("placement", "replicas_apart"), "node", expected
+
+
 def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
     group = placement.replica_routing == "group"
     if group and cluster.nodes % parallelism.dp:
@@ -234,6 +266,8 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("model",), _top_k),
     (("cluster",), _gpus),
     (("cluster",), _fabric),
+    (("cluster",), _nics),
+    (("cluster", "parallelism", "placement"), _receiving_gpus),
     (("cluster", "parallelism", "placement"), _groups),
     (("cluster", "parallelism"), _expert_tp),
     (("parallelism", "placement", "traffic"), _dispatch),

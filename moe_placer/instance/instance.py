@@ -92,8 +92,10 @@ class Instance(schema.Section):
         content["traffic"].pop("files", None)
         del content["schedule"]  # what is expected of a step, not of a placement
         del content["engine"]  # it only forbids; what is allowed costs the same with and without it
+        if self.cluster.nics is None:
+            del content["cluster"]["nics"]  # the field is younger than the first placement files
         if self.objective.minimise == "layers":
-            del content["objective"]["minimise"]  # the field is younger than the first placement files
+            del content["objective"]["minimise"]  # and so is this one
         if content["traffic"].get("sources") == "mix":
             del content["traffic"]["sources"]  # and so is this one
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -17,6 +17,7 @@ __all__ = [
     "Gpu",
     "LoadTraffic",
     "Model",
+    "Nics",
     "Objective",
     "Parallelism",
     "Pin",
@@ -117,6 +118,18 @@ class Dragonfly(_Fabric):
     )
 
 
+class Nics(Section):
+    """A node's network cards, and which of them receives a copy of a token (docs/nics.md)."""
+
+    per_node: int = Field(ge=1, le=1024, description="NICs of a node; GPUs share them evenly, in order.")
+    gb_per_s: PositiveFloat = Field(le=1e6, description="One NIC, one direction, GB/s.")
+    receive: Literal["shared", "source-rail", "destination-gpu"] = Field(
+        "shared",
+        description="shared: a node's NICs are one pipe; source-rail: a copy arrives at the NIC of the same index as "
+        "the one that it left by; destination-gpu: at a NIC of the GPU that holds the replica.",
+    )
+
+
 class Cluster(Section):
     """The machines; global GPU id = node * gpus_per_node + index in the node."""
 
@@ -130,6 +143,17 @@ class Cluster(Section):
     )
     nvlink_gb_per_s: PositiveFloat = Field(450.0, le=1e6, description="Per GPU, one direction, GB/s.")
     fabric: Annotated[FullMesh | FatTree | Dragonfly, Field(discriminator="kind")]
+    nics: Nics | None = Field(None, description="Absent: a node's NICs are one pipe of fabric.node_gb_per_s.")
+
+    @property
+    def receives_by_gpu(self) -> bool:
+        """Whether copies arrive at the NIC of the expert's GPU, so that which GPU of a node that is counts."""
+        return self.nics is not None and self.nics.receive == "destination-gpu"
+
+    @property
+    def ports(self) -> int:
+        """Groups of a node's GPUs that have NICs of their own; a group has one GPU or one NIC."""
+        return 1 if self.nics is None else min(self.nics.per_node, self.gpus_per_node)
 
 
 class Parallelism(Section):

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import build_fabric, compile_routes, token_cost
+from moe_placer.fabric import Receivers, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import expert_us, token_us
@@ -23,6 +23,7 @@ from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
+from moe_placer.problem.receiving import with_arrivals
 from moe_placer.problem.replica_counts import copies_by_load
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
@@ -72,6 +73,11 @@ class LayerProblem:
     coverage : Coverage or None
         Where a token goes once to each node: what decides the cost, which is then not linear. ``base`` and ``delta``
         still say what one copy per chosen expert would cost, which is all that methods of that model look at.
+    home : int array [N] or None
+        Where nodes of the problem are single GPUs that receive by NICs of their own: the node of each. The last column
+        of ``touched`` is then the NIC, which nothing but what GPUs hold loads.
+    most_items : int
+        Items that the layer may have, where how many is a choice.
     """
 
     layer: int
@@ -90,6 +96,8 @@ class LayerProblem:
     shares_copies: bool = False
     gpu_price: float = 0.0
     coverage: Coverage | None = None
+    home: Ints | None = None
+    most_items: int = 0
 
     @property
     def items(self) -> int:
@@ -178,6 +186,11 @@ class Problem:
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
     coverage : tuple of Coverage
         One per MoE layer where a token goes once to each node; empty where every chosen expert gets its own copy.
+    home : int array [GPUs] or None
+        As in `LayerProblem`.
+    by_node : Problem or None
+        Where nodes are single GPUs that receive by NICs of their own: the problem of nodes, without these NICs, for
+        methods that look at nodes.
     """
 
     name: str
@@ -202,6 +215,8 @@ class Problem:
     touched: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
     _change: Floats  # [N, M, N]: (node, touched link, source)
+    home: Ints | None = None
+    by_node: Problem | None = None
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -252,11 +267,20 @@ class Problem:
             copies_are_free=self.copies_are_free,
             shares_copies=self.shares_copies,
             gpu_price=self.gpu_price,
+            home=self.home,
+            most_items=self._most_items(len(expert)),
         )
+
+    def _most_items(self, items: int) -> int:
+        """Return how many items a layer that has some may have, whatever copies are chosen."""
+        if self.redundant_in_all is None:
+            return items
+        return int(min(self.copies.shape[1] + self.redundant_in_all, self.capacity.widest.sum()))
 
     def with_room(self, slots: Ints) -> Problem:
         """Return the problem with other slots of GPUs in each layer, which its bounds take as given."""
-        return replace(self, capacity=self.capacity.with_slots(slots), room_is_given=True)
+        by_node = None if self.by_node is None else self.by_node.with_room(slots)
+        return replace(self, capacity=self.capacity.with_slots(slots), room_is_given=True, by_node=by_node)
 
     @property
     def has_places(self) -> bool:
@@ -272,10 +296,23 @@ class Problem:
             capacity=capacity_by_gpu(self.capacity),
             gpus_per_node=1,
             hops=self.hops[np.ix_(node, node)],
-            coverage=sent_by_gpu(self.coverage, node),
+            coverage=sent_by_gpu(self.coverage, node) if self.coverage else (),
             touched=self.touched[node],
             _reference=self._reference[:, node],
             _change=self._change[node][:, :, node],
+        )
+
+    def received_by(self, nics: Receivers, token: float) -> Problem:
+        """Return the problem with GPUs as nodes that receive by NICs, on which a token costs ``token``."""
+        own, more = self.on_gpus(), len(nics.links)
+        node, tables = np.arange(own.nodes) // self.gpus_per_node, (own.touched, own._reference, own._change)
+        return replace(
+            own,
+            links=(*self.links, *nics.links),
+            twins=(*self.twins, *(nics.alike,) * more),
+            token_cost=np.append(self.token_cost, np.full(more, token)),
+            by_node=None if self.coverage else self,
+            **with_arrivals(nics, token, node, tables, own.coverage),
         )
 
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
@@ -301,7 +338,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     capacity = find_capacity(instance)
     tokens = demand(instance, traffic)
     placement = instance.placement
-    routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
+    routes = node_routes(instance)
     scale = token_cost(instance, routes.bandwidth)
     keep, twins = distinct_links(routes.shares, scale)
     reference, touched, change = touched_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
@@ -331,6 +368,9 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         _reference=reference,
         _change=change,
     )
+    nics = receivers(instance)
+    if nics is not None:
+        return problem.received_by(nics, float(token_cost(instance, np.array([nics.gb_per_s]))[0]))
     return problem.on_gpus() if problem.coverage and placement.dispatch == "per-gpu" else problem
 
 

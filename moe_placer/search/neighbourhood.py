@@ -62,6 +62,7 @@ def cut_out(layer: LayerProblem, node: Ints, nodes: Ints) -> Neighbourhood:
         touched=layer.touched[nodes],
         delta=np.ascontiguousarray(layer.delta[items][:, nodes]),
         load=layer.load[items],
+        home=None,  # part of a node's GPUs
     )
     return Neighbourhood(part, items, nodes)
 

@@ -14,7 +14,7 @@ from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import Room
 from moe_placer.errors import DefectError, NothingFoundError
-from moe_placer.fabric import build_fabric, kinds_of_links
+from moe_placer.fabric import kinds_in
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.placement import (
@@ -232,7 +232,7 @@ def _traffic_facts(instance: Instance, traffic: Traffic) -> dict[str, object]:
 def _fabric_facts(instance: Instance) -> dict[str, object]:
     """Bandwidths by kind of link: enough to see what a cost means."""
     fabric = instance.cluster.fabric
-    metric, links = instance.objective.metric, kinds_of_links(build_fabric(instance))
+    metric, links = instance.objective.metric, kinds_in(instance)
     return {"kind": fabric.kind, "node_gb_per_s": fabric.node_gb_per_s, "metric": metric, "links": links}
 
 

@@ -29,6 +29,7 @@ from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.outcome import never_worse, of_the_instance
+from moe_placer.solve.places import problem_for, run_method
 from moe_placer.solve.progress import Progress, Reporter
 from moe_placer.solve.registry import DEFAULT, find_solver
 from moe_placer.solve.warm_start import better_start, find_slots, run_baselines
@@ -163,7 +164,7 @@ def solve(
     refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = compile_problem(instance, traffic)
-    if reason := method.refuses(problem):
+    if reason := method.refuses(problem_for(method, problem)):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
     kept = find_slots(problem, start) if start is not None and problem.capacity.binds else None
     room = share_room(problem, limits, kept) if _can_share_room(problem, method) else None
@@ -235,7 +236,7 @@ def _improves(method: Solver) -> bool:
 def _can_share_room(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
     apart = problem.minimise == "layers" and not problem.shares_copies
-    linear = not problem.coverage
+    linear = not problem.coverage and problem.home is None  # room is divided among nodes
     return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
@@ -250,7 +251,7 @@ def _run(
 ) -> list[LayerResult]:
     """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
     nodes = [result.node if result is not None else None for result in start]
-    results = method.solve(problem, limits, seed, nodes, report)
+    results = run_method(method, problem, limits, seed, nodes, report)
     if len(results) != len(problem):
         raise DefectError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
     results = [of_the_instance(problem, room, index, result, limits.gap) for index, result in enumerate(results)]

@@ -17,6 +17,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.outcome import objective_of
+from moe_placer.solve.places import problem_for, run_method
 from moe_placer.solve.registry import find_solver
 
 __all__ = ["BASELINES", "Baselines", "better_start", "find_slots", "run_baselines"]
@@ -50,10 +51,14 @@ def run_baselines(problem: Problem, seed: int) -> Baselines:
     found = Baselines({}, {}, [None] * len(problem))
     for name in BASELINES:
         method = find_solver(name)
-        if reason := method.unavailable() or method.refuses(problem):
+        if reason := method.unavailable() or method.refuses(problem_for(method, problem)):
             found.totals[name] = reason
             continue
-        results = method.solve(problem, Limits(), seed, None, lambda _index, _result: None)
+        try:
+            results = run_method(method, problem, Limits(), seed, None, lambda _index, _result: None)
+        except NothingFoundError:
+            found.totals[name] = "it finds no valid placement"
+            continue
         with suppress(NothingFoundError):
             results = fit_to_gpus(problem, results)
         total = objective_of(problem, results)

@@ -6,6 +6,7 @@ itself: it is taken off (`_safely_below`). What follows is in whole numbers (`mo
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +17,15 @@ from moe_placer.verifier.loads import Network
 from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
 
-__all__ = ["any_copies_bound", "dual_bound", "hot_expert_bound", "link_prices", "memory_bound", "threshold_bound"]
+__all__ = [
+    "any_copies_bound",
+    "dual_bound",
+    "hot_expert_bound",
+    "hot_replicas_bound",
+    "link_prices",
+    "memory_bound",
+    "threshold_bound",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,8 +43,8 @@ def dual_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mappi
 
     Parameters
     ----------
-    slots : int array [nodes]
-        What `node_slots` says.
+    slots : int array [places]
+        What `place_slots` says.
     weights : mapping
         Link name to weight, at least 0, of existing links; divided by their sum, which may be off 1 by rounding.
     """
@@ -92,6 +101,31 @@ def hot_expert_bound(network: Network, layer: PlacedLayer, slots: Ints, item: in
     return value_of(int(of_item.min()), unit) if len(of_item) else 0.0
 
 
+def hot_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, replicas: int) -> float:
+    """Bound whatever the number of copies, ``replicas`` in all at most: what the hottest of them costs on its place.
+
+    Of all tokens for expert e, one of c copies gets a c-th; so z is t or more where ``ceil(cost[e] / t)``, summed over
+    experts, is above ``replicas`` for everything below t.
+    """
+    routes, of_place = network.arrivals
+    if layer.copies is None or layer.demand is None or not len(routes) or not (slots > 0).any():
+        return 0.0
+    first = np.cumsum(layer.copies) - layer.copies
+    whole = layer.demand[:, first] * layer.copies  # a rounding that _SPARE counts
+    cost = _safely_below(routes @ whole, network, layer)
+    open_ = [rows for rows, room in zip(of_place, slots.tolist(), strict=True) if room > 0]
+    least = np.min([cost[rows].max(axis=0, initial=0.0) for rows in open_], axis=0)
+    # The largest share that is left when every further copy goes to the expert of the largest one.
+    shares = [(-value, 1, value) for value in least.tolist()]
+    if replicas < len(shares):
+        return 0.0
+    heapq.heapify(shares)
+    for _ in range(replicas - len(shares)):
+        _, copies, of_all = shares[0]
+        heapq.heapreplace(shares, (-of_all / (copies + 1), copies + 1, of_all))
+    return float(-shares[0][0] * (1 - _SPARE * _ROUNDING_ERROR))
+
+
 def threshold_bound(
     network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float], threshold: float
 ) -> float:
@@ -120,14 +154,14 @@ def threshold_bound(
 
 
 def link_prices(network: Network, layer: PlacedLayer, weights: Mapping[str, float]) -> Floats:
-    """Weighted cost of each item on each node [items, nodes], at most what it really is; zeros if out of range."""
+    """Weighted cost of each item on each place [items, places], at most what it really is; zeros if out of range."""
     if layer.demand is None:
         return np.zeros((0, 0))
     weight = np.array([weights.get(name, 0.0) for name in network.links])
     weight /= math.fsum(weight) or 1.0
     weight[weight < _SMALLEST_WEIGHT] = 0.0
-    nodes = len(layer.demand)
-    per_token = np.zeros((nodes, nodes))  # what a token from node s to node n costs, over all links of its routes
+    # What a token from node s to place n costs, over all links of its routes.
+    per_token = np.zeros((len(layer.demand), len(network.home)))
     np.add.at(
         per_token,
         (network.source, network.target),
@@ -151,7 +185,7 @@ def _safely_below(values: Floats, network: Network, layer: PlacedLayer) -> Float
 
 def _floors(network: Network, layer: PlacedLayer, slots: Ints) -> tuple[Ints, int]:
     """Compute ``floor[i, n]``, what some link carries at least if item i is on node n, in steps of which unit."""
-    routes, of_node = network.arrivals
+    routes, of_place = network.arrivals
     assert layer.demand is not None
     items = layer.demand.shape[1]
     floors = np.zeros((items, len(slots)), dtype=np.int64)
@@ -164,8 +198,8 @@ def _floors(network: Network, layer: PlacedLayer, slots: Ints) -> tuple[Ints, in
     steps = on_grid(cost, unit)
     least = np.maximum(0, items - (slots.sum() - slots))
     with_companions = {count: _with_companions(steps, count) for count in set(least.tolist())}
-    for node, rows in enumerate(of_node):
-        floors[:, node] = with_companions[int(least[node])][rows].max(axis=0)
+    for place, rows in enumerate(of_place):
+        floors[:, place] = with_companions[int(least[place])][rows].max(axis=0)
     return floors, unit
 
 

@@ -18,6 +18,7 @@ from moe_placer.placement import CompanionsRecord
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.capacity import gpu_slots, node_slots
 from moe_placer.verifier.loads import Network
+from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, value_of
 
 __all__ = ["Companions", "least_added"]
@@ -96,7 +97,7 @@ class Companions:
             _, alone, saved = self._shares(None, view, table)
             adds.append(alone)
             saves.append(saved)
-        of_node = [self._prices(n, weight).sum(axis=0) for n in range(self.instance.cluster.nodes)]
+        of_node = [self._prices(n, weight).sum(axis=0) for n in range(len(self.network.home))]
         largest = max(float((p[v] @ adds[v]).max(initial=0.0)) for p in of_node for v in range(len(adds)))
         unit = find_unit(largest * (1 + self.slack), min(BITS, 60 - len(self.expert).bit_length()))
         if unit is None:
@@ -127,11 +128,12 @@ class Companions:
 
     @cached_property
     def _slots(self) -> tuple[Ints, Ints]:
-        """Count the replicas that each place, a node or with per-gpu a GPU, can hold; and say on which node it is."""
+        """Count the replicas that each place, a node or with per-gpu a GPU, can hold; and say where tokens to it go."""
         instance = self.instance
         if instance.placement.dispatch != "per-gpu":
             return node_slots(instance), np.arange(instance.cluster.nodes)
-        return gpu_slots(instance), np.arange(instance.gpus) // instance.cluster.gpus_per_node
+        gpus = np.arange(instance.gpus)
+        return gpu_slots(instance), gpus if receives_by_gpu(instance) else gpus // instance.cluster.gpus_per_node
 
     @cached_property
     def _places(self) -> dict[int, tuple[Floats, int]]:
@@ -152,7 +154,7 @@ class Companions:
         views = 1 if self.even else self.instance.parallelism.dp
         group = np.arange(cluster.nodes) * views // cluster.nodes
         started = self.instance.traffic.tokens_per_gpu * cluster.gpus_per_node * self.traffic.mix
-        here = np.flatnonzero((network.target == node) & (network.source != node))
+        here = np.flatnonzero((network.target == node) & (network.source != network.home[node]))
         source = network.source[here]
         prices = np.zeros((len(network.links), views, started.shape[1]))
         cost = (network.share[here] * (weight * network.scale)[network.link[here]])[:, None] * started[source]

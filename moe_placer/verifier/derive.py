@@ -17,13 +17,15 @@ from moe_placer.verifier.bounds_anew import (
     any_copies_bound,
     dual_bound,
     hot_expert_bound,
+    hot_replicas_bound,
     link_prices,
     memory_bound,
     threshold_bound,
 )
-from moe_placer.verifier.capacity import node_room, node_slots
+from moe_placer.verifier.capacity import node_room
 from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
+from moe_placer.verifier.nics import place_slots
 from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
 
@@ -53,7 +55,7 @@ class Checker:
 
     @cached_property
     def _slots(self) -> Ints:
-        return node_slots(self.instance)
+        return place_slots(self.instance)
 
     def _sent(self, *layers: PlacedLayer) -> float:
         """Return what all traffic of these layers could cost on one link: the size against which rounding is judged."""
@@ -104,6 +106,8 @@ class Checker:
         if record.proof == "hot-experts" and record.hot is not None:
             expert, replica = record.hot
             return hot_expert_bound(self.network, layer, self._slots, int(layer.copies[:expert].sum()) + replica)
+        if record.proof == "hot-replicas":
+            return hot_replicas_bound(self.network, layer, self._slots, proofs.most_replicas(self.instance))
         weights = record.weights or {}
         if record.companions is not None and record.proof in {"companions", "weighted-companions"}:
             row = self.instance.moe_layers.index(layer.layer)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +12,9 @@ from moe_placer.fabric.graph import build_fabric, link_name, node_name
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly
 from moe_placer.traffic.recording import Recording, Traffic
-from moe_placer.verifier.capacity import BYTES_PER_VALUE, GB
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
+from moe_placer.verifier.network import Network, link_speeds
+from moe_placer.verifier.nics import with_nics
 
 __all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
 
@@ -24,71 +22,12 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Network:
-    """The links, and which share of the traffic of each node pair crosses them (A of the placement model, sparse).
-
-    Attributes
-    ----------
-    links : tuple of str
-        Names.
-    bandwidth : float array [links]
-        GB/s, one direction.
-    scale : float array [links]
-        Cost of one token on each link.
-    us_per_token : float array [links]
-        Microseconds of one token on each link, one way, at its real bandwidth.
-    link, source, target : int arrays [entries]
-        Traffic from node ``source`` to node ``target`` crosses ``link`` ...
-    share : float array [entries]
-        ... with this share. No two entries have the same link, source and target.
-    """
-
-    links: tuple[str, ...]
-    bandwidth: Floats
-    scale: Floats
-    us_per_token: Floats
-    link: Ints
-    source: Ints
-    target: Ints
-    share: Floats
-
-    def load(self, flow: Floats) -> Floats:
-        """Tokens on each link, given ``flow[s, d]`` tokens from node s to node d."""
-        tokens = self.share * flow[self.source, self.target]
-        return np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
-
-    @cached_property
-    def longest(self) -> int:
-        """Most links that the traffic of one pair of nodes crosses, over all of its routes."""
-        nodes = int(max(self.source.max(initial=0), self.target.max(initial=0))) + 1
-        return int(np.bincount(self.source * nodes + self.target).max(initial=0))
-
-    @cached_property
-    def arrivals(self) -> tuple[Floats, list[Ints]]:
-        """What tokens to each node cost on the links they cross.
-
-        Returns a table [rows, nodes], cost of one token from each source, and for every node the rows that apply to it:
-        one for every link on routes to it. Links alike in this, such as those to parallel spines, share a row.
-        """
-        nodes = int(self.target.max(initial=0)) + 1
-        rows: dict[bytes, int] = {}
-        table: list[Floats] = []
-        of_node = []
-        for node in range(nodes):
-            here = self.target == node
-            used, position = np.unique(self.link[here], return_inverse=True)
-            cost = np.zeros((len(used), nodes))
-            cost[position, self.source[here]] = self.share[here] * self.scale[self.link[here]]
-            for row in cost:
-                if rows.setdefault(row.tobytes(), len(rows)) == len(table):
-                    table.append(row.copy())  # a view would keep all of `cost` in memory
-            of_node.append(np.unique(np.array([rows[row.tobytes()] for row in cost], dtype=np.int64)))
-        return np.array(table).reshape(-1, nodes), of_node
-
-
 def read_network(instance: Instance) -> Network:
-    """Find all shortest routes between nodes; traffic is split evenly over routes of equal length."""
+    """Find all shortest routes between nodes, evenly split over those of equal length, and the NICs at their ends."""
+    return with_nics(instance, _read_fabric(instance))
+
+
+def _read_fabric(instance: Instance) -> Network:
     if isinstance(instance.cluster.fabric, Dragonfly):
         return _read_dragonfly(instance)
     graph, nodes = build_fabric(instance), instance.cluster.nodes
@@ -117,7 +56,7 @@ def read_network(instance: Instance) -> Network:
 
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
-    return Network(tuple(links), *_speeds(instance, bandwidths), link, source, target, share)
+    return Network(tuple(links), *link_speeds(instance, bandwidths), link, source, target, share, np.arange(nodes))
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -130,17 +69,8 @@ def _read_dragonfly(instance: Instance) -> Network:
         entries += [(place[link], source, target, count / len(routes)) for link, count in times.items()]
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
     link, sources, targets = column[:3].astype(np.int64)
-    return Network(tuple(bandwidths), *_speeds(instance, bandwidths.values()), link, sources, targets, column[3])
-
-
-def _speeds(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats, Floats, Floats]:
-    """Bandwidths of links (GB/s), and what one token costs there, and takes one way in microseconds."""
-    gb_per_s = np.array(list(bandwidths), dtype=np.float64)
-    model, fabric = instance.model, instance.cluster.fabric
-    token_gb = model.hidden_size * BYTES_PER_VALUE[model.dtype] / GB
-    seconds = token_gb / (gb_per_s * fabric.link_utilization)
-    cost = np.ones_like(gb_per_s) if instance.objective.metric == "tokens" else fabric.node_gb_per_s / gb_per_s
-    return gb_per_s, cost, 1e6 * seconds
+    speeds, home = link_speeds(instance, bandwidths.values()), np.arange(instance.cluster.nodes)
+    return Network(tuple(bandwidths), *speeds, link, sources, targets, column[3], home)
 
 
 def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:

@@ -73,5 +73,7 @@ def read_layers(
         flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row])
         # A quotient and a product per recording, their sum, the node's tokens, and the division by copies.
         roundings = 2 * len(traffic.recordings) + 8
-        layers.append(PlacedLayer(layer, counts, demand, roundings, network.load(flow), float(flow.max())))
+        between = np.zeros((instance.cluster.nodes,) * 2)
+        np.add.at(between.T, network.home, flow.T)
+        layers.append(PlacedLayer(layer, counts, demand, roundings, network.load(flow), float(between.max())))
     return layers

@@ -8,17 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
+from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import shown
 from moe_placer.verifier.sending import check_proof_fits
 from moe_placer.verifier.verification import Violation
 
-__all__ = ["check_aggregate_proof", "check_memory_proof", "check_proof", "check_room_prices", "copies_are_free"]
+__all__ = [
+    "check_aggregate_proof",
+    "check_memory_proof",
+    "check_proof",
+    "check_room_prices",
+    "copies_are_free",
+    "most_replicas",
+]
 
 WEIGHT_TOLERANCE = 1e-6
 HIGHEST_ROOM_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
 WEIGHTED = {"dual", "threshold", "weighted-companions"}
-_ANY_COPIES = "required is proof: dual and even routing"
+_ANY_COPIES = "required is proof: dual or hot-replicas, and even routing"
+_OF_ANY_COPIES = {"dual", "hot-replicas"}
 
 
 def copies_are_free(instance: Instance) -> bool:
@@ -27,6 +36,16 @@ def copies_are_free(instance: Instance) -> bool:
     if isinstance(budget, RedundantSlots):
         return budget.redundant_slots > 0
     return isinstance(budget, SharedSlots) and budget.redundant_slots_in_all > 0
+
+
+def most_replicas(instance: Instance) -> int:
+    """Replicas that one layer may have, whatever the others have."""
+    budget, experts = instance.placement.replicas, instance.model.experts
+    if isinstance(budget, RedundantSlots):
+        return experts + budget.redundant_slots
+    if isinstance(budget, SharedSlots):
+        return experts + budget.redundant_slots_in_all
+    return experts * instance.parallelism.dp
 
 
 def check_proof(
@@ -38,8 +57,11 @@ def check_proof(
     """
     yield from _check_weights(record, layer, links)
     yield from check_proof_fits(instance, record.proof, layer, f"proof: {record.proof}")
-    if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
+    if record.any_copies and not (record.proof in _OF_ANY_COPIES and instance.placement.replica_routing == "even"):
         yield Violation("proof", f"a bound for any copies with proof: {record.proof}, {_ANY_COPIES}", layer)
+    if record.proof == "hot-replicas" and not record.any_copies:
+        required = "required is that it holds for any copies"
+        yield Violation("proof", f"proof: hot-replicas without any_copies, {required}", layer)
     for_these = not record.any_copies and record.proof != "solver" and copies_are_free(instance)
     if record.bound_given_replicas is not None and not for_these:
         required = "required are copies that are a choice, and a proof for those as given that can be checked"
@@ -108,6 +130,9 @@ def check_memory_proof(
     """
     nodes = instance.cluster.nodes
     yield from check_proof_fits(instance, "dual", None, "a bound that counts memory")
+    if receives_by_gpu(instance):
+        found = "a bound that counts memory, with cluster.nics.receive: destination-gpu"
+        yield Violation("proof", f"{found}, required are nodes as places")
     if len(record.room_prices) != nodes:
         found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
         yield Violation("proof", f"{found}, required is one per node ({nodes})")

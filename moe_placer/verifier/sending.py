@@ -15,6 +15,7 @@ from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import copy_demand
+from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import Copy
 from moe_placer.verifier.verification import Violation
 
@@ -23,7 +24,7 @@ __all__ = ["check_proof_fits", "find_dispatch_mistakes", "sends_every_choice", "
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_OF_EVERY_CHOICE = {"dual", "hot-experts", "threshold"}
+_OF_EVERY_CHOICE = {"dual", "hot-experts", "hot-replicas", "threshold"}
 _BLOCK = 2_000_000  # numbers in one temporary array
 
 
@@ -60,7 +61,7 @@ def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, w
 def tokens_between(
     instance: Instance, traffic: Traffic, row: int, choices: Floats, copies: Sequence[Copy]
 ) -> tuple[Floats, Floats]:
-    """Count the copies of tokens per step from every node to every other, and the tokens of every replica.
+    """Count the copies of tokens per step from every node to every place, and the tokens of every replica.
 
     Parameters
     ----------
@@ -73,8 +74,9 @@ def tokens_between(
 
     Returns
     -------
-    flow : float array [nodes, nodes]
-        Nothing on the diagonal: what stays in a node crosses no link.
+    flow : float array [nodes, places]
+        Places are nodes, or GPUs where these receive by NICs of their own. What stays in a node crosses no link, and
+        is left out.
     demand : float array [nodes, replicas]
         Tokens per step from every node that each replica works on; it does not depend on the unit of dispatch.
     """
@@ -82,10 +84,11 @@ def tokens_between(
     counts = np.array([count[expert] for expert in range(instance.model.experts)])
     demand = copy_demand(instance, traffic, choices, counts)
     nodes, size = instance.cluster.nodes, instance.cluster.gpus_per_node
-    flow = np.zeros((nodes, nodes))
+    part = 1 if receives_by_gpu(instance) else size  # GPUs of a place
+    flow = np.zeros((nodes, instance.gpus // part))
     if sends_every_choice(instance):
         for item, copy in enumerate(copies):
-            flow[:, copy.gpus[0] // size] += demand[:, item]
+            flow[:, copy.gpus[0] // part] += demand[:, item]
     else:
         per_gpu = instance.placement.dispatch == "per-gpu"
         places = instance.gpus if per_gpu else nodes
@@ -98,9 +101,9 @@ def tokens_between(
             for file, recording in enumerate(traffic.recordings):
                 assert recording.topk is not None
                 reached = _reached(recording.topk[:, row], chance)
-                by_node = reached.reshape(nodes, -1).sum(axis=1)  # a place is a node, or one of its GPUs
-                flow += np.outer(started * traffic.mix[:, file] * mine, by_node)
-    np.fill_diagonal(flow, 0.0)
+                by_place = reached.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
+                flow += np.outer(started * traffic.mix[:, file] * mine, by_place)
+    flow[np.arange(flow.shape[1]) * part // size, np.arange(flow.shape[1])] = 0.0
     return flow, demand
 
 

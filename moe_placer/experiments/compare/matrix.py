@@ -10,7 +10,7 @@ from typing import Any
 from moe_placer.errors import UsageError
 from moe_placer.experiments.compare.cell import ROW, Cell, Settings, load_held_out, open_instance, plan_sha256
 from moe_placer.experiments.compare.migration import check_plan
-from moe_placer.fabric import build_fabric
+from moe_placer.fabric import build_fabric, nic_bandwidths
 from moe_placer.fabric.graph import link_name
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import token_bytes
@@ -175,6 +175,9 @@ def instance_row(
         {"name": link_name(source, target), "source": source, "target": target, "bandwidth": float(data["bandwidth"])}
         for source, target, data in build_fabric(instance).edges(data=True)
     ]
+    for name, bandwidth in nic_bandwidths(instance).items():
+        source, _, target = name.partition("->")
+        links.append({"name": name, "source": source, "target": target, "bandwidth": bandwidth})
     return {
         "schema": ROW,
         "kind": "instance",

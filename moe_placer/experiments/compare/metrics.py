@@ -32,11 +32,14 @@ class Flows:
     ----------
     between : float array [MoE layers, nodes, nodes]
         From every node to every other node; the diagonal, what stays in a node, is 0.
+    sent : float array [MoE layers, nodes, places]
+        The same to places: to nodes, or to GPUs where these receive by NICs of their own.
     gpu : float array [MoE layers, GPUs]
         Whose expert work a GPU does; of an expert sharded over GPUs, each has its share.
     """
 
     between: Floats
+    sent: Floats
     gpu: Floats
 
 
@@ -48,17 +51,20 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Fl
     for copy in read_copies(instance, placement):
         of_layer[copy.row].append(copy)
     between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
+    sent = []
     for row, copies in enumerate(of_layer):
-        between[row], demand = tokens_between(instance, traffic, row, choices[:, row], copies)
+        flow, demand = tokens_between(instance, traffic, row, choices[:, row], copies)
+        between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2)
+        sent.append(flow)
         for item, copy in enumerate(copies):
             gpu[row, list(copy.gpus)] += demand[:, item].sum() / len(copy.gpus)
-    return Flows(between, gpu)
+    return Flows(between, np.stack(sent), gpu)
 
 
 def find_dispatch_us(instance: Instance, placement: Placement, traffic: Traffic) -> float:
     """Microseconds of a verified placement's dispatch, all layers one after the other."""
     network = read_network(instance)
-    load = np.stack([network.load(flow) for flow in find_flows(instance, placement, traffic).between])
+    load = np.stack([network.load(flow) for flow in find_flows(instance, placement, traffic).sent])
     return dispatch_us(instance, link_bandwidths(instance, network.links), load)
 
 
@@ -71,7 +77,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     of working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
-    load = np.stack([network.load(flow) for flow in flows.between])
+    load = np.stack([network.load(flow) for flow in flows.sent])
     cost = load * network.scale
     z, pair = _largest(cost), _largest(flows.between.reshape(len(load), -1))
     works = np.full(instance.gpus, True)

@@ -1,0 +1,66 @@
+"""Methods that look at nodes, where places are single GPUs: they place by node, and their GPUs are taken as given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_placer.bounds.bounds import best_bound
+from moe_placer.limits import Limits
+from moe_placer.problem.compile import Problem
+from moe_placer.result import LayerResult, Report
+from moe_placer.solve.base import Solver, Start
+from moe_placer.solve.gpu_assignment import fit_to_gpus, pack
+from moe_placer.solve.heuristic import OnePass
+from moe_placer.solve.layerwise import LayerSolver
+
+__all__ = ["problem_for", "run_method"]
+
+
+def problem_for(method: Solver, problem: Problem) -> Problem:
+    """Return the problem that a method is given: of nodes for rules of one pass, which place by node."""
+    one_pass = isinstance(method, OnePass) or (isinstance(method, LayerSolver) and method.quick)
+    return problem.by_node if one_pass and problem.by_node is not None else problem
+
+
+def run_method(
+    method: Solver, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+) -> list[LayerResult]:
+    """Run a method; what one places by node gets the GPUs that it gets without NICs.
+
+    Raises
+    ------
+    NothingFoundError
+        The replicas of a node do not go on its GPUs.
+    """
+    own = problem_for(method, problem)
+    if own is problem:
+        return method.solve(problem, limits, seed, start, report)
+    results = method.solve(own, limits, seed, None, lambda _index, _result: None)
+    placed = _on_gpus(problem, own, results)
+    for index, result in enumerate(placed):
+        report(index, result)
+    return placed
+
+
+def _on_gpus(problem: Problem, by_node: Problem, results: Sequence[LayerResult]) -> list[LayerResult]:
+    """Give every replica its GPU, and say what that comes to with the NICs; a layer without a placement stays so."""
+    if any(result.node is None for result in results):
+        return [LayerResult(None, np.inf, r.bound, r.stop) for r in results]
+    fitted = fit_to_gpus(by_node, results)
+    placed = []
+    for index, (result, gpus) in enumerate(zip(fitted, pack(by_node, fitted), strict=True)):
+        gpu, layer = np.array([own[0] for own in gpus], dtype=np.int64), problem.layer(index, result.copies)
+        placed.append(
+            LayerResult(
+                gpu,
+                layer.z(gpu),
+                best_bound(layer),
+                result.stop,
+                gpu=gpu,
+                copies=result.copies,
+                repaired=result.repaired,
+            )
+        )
+    return placed

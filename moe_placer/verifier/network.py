@@ -1,0 +1,96 @@
+"""Links, and which share of the traffic between nodes crosses them; what a token costs there, and takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.verifier.capacity import BYTES_PER_VALUE, GB
+
+__all__ = ["Network", "link_speeds"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The links, and which share of the traffic of each node pair crosses them (A of the placement model, sparse).
+
+    Tokens go from nodes to places: to nodes, or to single GPUs where these receive by NICs of their own.
+
+    Attributes
+    ----------
+    links : tuple of str
+        Names.
+    bandwidth : float array [links]
+        GB/s, one direction.
+    scale : float array [links]
+        Cost of one token on each link.
+    us_per_token : float array [links]
+        Microseconds of one token on each link, one way, at its real bandwidth.
+    link, source, target : int arrays [entries]
+        Traffic from node ``source`` to place ``target`` crosses ``link`` ...
+    share : float array [entries]
+        ... with this share. No two entries have the same link, source and target.
+    home : int array [places]
+        Node of each place.
+    """
+
+    links: tuple[str, ...]
+    bandwidth: Floats
+    scale: Floats
+    us_per_token: Floats
+    link: Ints
+    source: Ints
+    target: Ints
+    share: Floats
+    home: Ints
+
+    def load(self, flow: Floats) -> Floats:
+        """Tokens on each link, given ``flow[s, d]`` tokens from node s to place d."""
+        tokens = self.share * flow[self.source, self.target]
+        return np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
+
+    @cached_property
+    def longest(self) -> int:
+        """Most links that the traffic from one node to one place crosses, over all of its routes."""
+        nodes = int(max(self.source.max(initial=0), self.target.max(initial=0))) + 1
+        return int(np.bincount(self.source * nodes + self.target).max(initial=0))
+
+    @cached_property
+    def arrivals(self) -> tuple[Floats, list[Ints]]:
+        """What tokens to each place cost on the links they cross.
+
+        Returns a table [rows, nodes], cost of one token from each source, and for every place the rows that apply to
+        it: one for every link on routes to it. Links alike in this, such as those to parallel spines, share a row.
+        """
+        nodes = int(self.home.max(initial=0)) + 1
+        rows: dict[bytes, int] = {}
+        table: list[Floats] = []
+        of_place = []
+        for place in range(len(self.home)):
+            here = self.target == place
+            used, position = np.unique(self.link[here], return_inverse=True)
+            cost = np.zeros((len(used), nodes))
+            cost[position, self.source[here]] = self.share[here] * self.scale[self.link[here]]
+            for row in cost:
+                if rows.setdefault(row.tobytes(), len(rows)) == len(table):
+                    table.append(row.copy())  # a view would keep all of `cost` in memory
+            of_place.append(np.unique(np.array([rows[row.tobytes()] for row in cost], dtype=np.int64)))
+        return np.array(table).reshape(-1, nodes), of_place
+
+
+def link_speeds(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats, Floats, Floats]:
+    """Bandwidths of links (GB/s), and what one token costs there, and takes one way in microseconds."""
+    gb_per_s = np.array(list(bandwidths), dtype=np.float64)
+    model, fabric = instance.model, instance.cluster.fabric
+    token_gb = model.hidden_size * BYTES_PER_VALUE[model.dtype] / GB
+    seconds = token_gb / (gb_per_s * fabric.link_utilization)
+    cost = np.ones_like(gb_per_s) if instance.objective.metric == "tokens" else fabric.node_gb_per_s / gb_per_s
+    return gb_per_s, cost, 1e6 * seconds
