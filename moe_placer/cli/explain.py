@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import build_fabric, compile_routes, link_words
+from moe_placer.fabric import link_words
 from moe_placer.instance import Instance
 from moe_placer.problem.compile import compile_problem
 from moe_placer.result import OPTIMAL_GAP, Stop
 from moe_placer.solve.solve import Solution
+from moe_placer.verifier.loads import read_network
 
 __all__ = ["shares_of_worst_link", "why_above_bound"]
 
@@ -56,11 +57,13 @@ def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> 
     rows = solution.placement.gpu[index]
     copies = np.array([len(row) for row in rows])
     problem = compile_problem(instance, solution.traffic)
+    problem = problem.by_node or problem
     expert, replica = problem.items(index, copies)
     first = [solution.placement.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
-    node, nodes = np.array(first) // instance.cluster.gpus_per_node, instance.cluster.nodes
-    routes = compile_routes(build_fabric(instance), nodes)
-    link = routes.links.index(solution.verification.layers[index].worst_link)
-    crossing = routes.shares[[link]].toarray().reshape(nodes, nodes)  # [source, destination]
-    tokens = (problem.item_demand(index, expert, replica) * crossing[:, node]).sum(axis=0)
+    network = read_network(instance)
+    size = instance.gpus // len(network.home)  # GPUs of a place
+    on_way = network.link == network.links.index(solution.verification.layers[index].worst_link)
+    crossing = np.zeros((instance.cluster.nodes, len(network.home)))  # [source, destination]
+    crossing[network.source[on_way], network.target[on_way]] = network.share[on_way]
+    tokens = (problem.item_demand(index, expert, replica) * crossing[:, np.array(first) // size]).sum(axis=0)
     return np.asarray(tokens[tokens > 0] / tokens.sum())

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from moe_placer.dag.flows import read_flows
+from moe_placer.dag.flows import Flows, read_flows
 from moe_placer.dag.groups import Crew, find_crews, first_gpu, ring
 from moe_placer.dag.moe_layer import add_moe_layer
 from moe_placer.dag.operation import Dag, Operation
 from moe_placer.dag.weave import Weaver
-from moe_placer.fabric import Routes, link_us, token_cost
+from moe_placer.fabric import link_us, token_cost
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -66,7 +66,7 @@ def build_dag(
         "tp": instance.parallelism.attention_tp,
         "links": {},
         "metric": instance.objective.metric,
-        "per_token": _per_token(instance, flows.routes),
+        "per_token": _per_token(instance, flows),
     }
     hidden = _begin(weaver, crews) if whole else _begin_inside(weaver, crews)
     rows = {layer: row for row, layer in enumerate(instance.moe_layers)}
@@ -83,11 +83,11 @@ def build_dag(
     return dag
 
 
-def _per_token(instance: Instance, routes: Routes) -> dict[str, list[float]]:
+def _per_token(instance: Instance, flows: Flows) -> dict[str, list[float]]:
     """Return each link's cost of one token, and the microseconds that it needs for one, one way."""
-    cost = token_cost(instance, routes.bandwidth)
-    us = link_us(instance, routes.bandwidth, np.ones(len(routes.links)))
-    return {link: [c, t] for link, c, t in zip(routes.links, cost.tolist(), us.tolist(), strict=True)}
+    cost = token_cost(instance, flows.bandwidth)
+    us = link_us(instance, flows.bandwidth, np.ones(len(flows.links)))
+    return {link: [c, t] for link, c, t in zip(flows.links, cost.tolist(), us.tolist(), strict=True)}
 
 
 def _begin(weaver: Weaver, crews: list[Crew]) -> list[Operation]:

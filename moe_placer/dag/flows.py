@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.fabric import Routes, build_fabric, compile_routes, token_cost
+from moe_placer.fabric import Receivers, Routes, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -38,6 +39,8 @@ class LayerFlow:
         Plain tokens per step.
     cost : float array [links]
         As in placement-model.md: tokens at node-link speed; plain tokens under ``metric: tokens``.
+    arriving : float array [nodes, GPUs]
+        Tokens from each node that arrive at each GPU, where GPUs receive by NICs of their own; else without columns.
     """
 
     copies: list[tuple[int, int, tuple[int, ...]]]
@@ -46,11 +49,12 @@ class LayerFlow:
     chosen: Floats
     load: Floats
     cost: Floats
+    arriving: Floats
 
 
 @dataclass(frozen=True, eq=False)
 class Flows:
-    """Routes of the fabric, and the dispatch of any MoE layer, computed when asked for.
+    """Routes between nodes, and the dispatch of any MoE layer, computed when asked for.
 
     With ``stand_ins``, what a placement lists as several replicas of an expert on the same GPUs is one copy that stands
     in for others, and with ``group`` routing an expert may have a multiple of dp replicas.
@@ -61,6 +65,26 @@ class Flows:
     traffic: Traffic
     routes: Routes
     stand_ins: bool = False
+
+    @cached_property
+    def receivers(self) -> Receivers | None:
+        """NICs of single GPUs; None where which GPU of a node holds an expert does not count."""
+        return receivers(self.instance)
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Links between nodes, and then the NICs by which single GPUs receive."""
+        return self.routes.links + (() if self.receivers is None else self.receivers.every)
+
+    @property
+    def bandwidth(self) -> Floats:
+        """Of each link, GB/s, one direction."""
+        nics = self.receivers
+        return (
+            self.routes.bandwidth
+            if nics is None
+            else np.append(self.routes.bandwidth, np.full(len(nics.every), nics.gb_per_s))
+        )
 
     def layer(self, row: int) -> LayerFlow:
         """Compute the dispatch of the row-th MoE layer."""
@@ -83,9 +107,14 @@ class Flows:
         flow = np.zeros((nodes, nodes))
         np.add.at(flow.T, home, tokens.T)
         np.fill_diagonal(flow, 0.0)
-        load = np.asarray(self.routes.shares @ flow.ravel())
-        cost = load * token_cost(instance, self.routes.bandwidth)
-        return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load, cost)
+        load, arriving = np.asarray(self.routes.shares @ flow.ravel()), np.zeros((nodes, 0))
+        if self.receivers is not None:
+            arriving = np.zeros((nodes, instance.gpus))
+            np.add.at(arriving.T, [gpus[0] for _, _, gpus in copies], tokens.T)
+            arriving[np.arange(instance.gpus) // instance.cluster.gpus_per_node, np.arange(instance.gpus)] = 0.0
+            load = np.append(load, self.receivers.load(arriving.sum(axis=0)))
+        cost = load * token_cost(instance, self.bandwidth)
+        return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load, cost, arriving)
 
     def _shares(self, copies: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
         """Share of a node's tokens for an expert that goes to each of its copies: [nodes, copies].
@@ -123,8 +152,7 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, st
     mistakes = check_fit(instance, placement, traffic, stand_ins=stand_ins)
     if mistakes:
         raise InputError(mistakes)
-    routes = compile_routes(build_fabric(instance), instance.cluster.nodes)
-    return Flows(instance, placement, traffic, routes, stand_ins)
+    return Flows(instance, placement, traffic, node_routes(instance), stand_ins)
 
 
 def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> list[Mistake]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,15 +63,24 @@ def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
         here = [index for index, at in enumerate(home) if at == node]
         to[:, node] = np.where(flow.uses[:, here].any(axis=1), flow.tokens[:, here].sum(axis=1), np.nan)
     worst = float(flow.cost.max(initial=0.0))
-    names = weaver.flows.routes.links
-    cost = dict(zip(names, flow.cost.tolist(), strict=True))
+    cost = dict(zip(weaver.flows.links, flow.cost.tolist(), strict=True))
     hot = np.zeros((nodes, nodes))
     if worst > 0:
         for s, d in zip(*np.nonzero(np.nan_to_num(to)), strict=True):
             if s != d:
                 hot[s, d] = max(cost[link] for link in weaver.links((int(s), int(d)))) / worst
+        hot = np.maximum(hot, _hot_nics(weaver, flow, cost) / worst)
     weaver.dag.facts["links"][layer] = cost
     return _Layer(layer, flow, home, to, hot)
+
+
+def _hot_nics(weaver: Weaver, flow: LayerFlow, cost: Mapping[str, float]) -> Hot:
+    """Cost of the costliest NIC of node d at which tokens from node s arrive [nodes, nodes]; 0 where there is none."""
+    nodes, nics = weaver.instance.cluster.nodes, weaver.flows.receivers
+    if nics is None:
+        return np.zeros((nodes, nodes))
+    of_gpu = np.array([cost[link] for link in nics.links])[nics.group]
+    return np.asarray(np.where(flow.arriving > 0, of_gpu, 0.0).reshape(nodes, nodes, -1).max(axis=2))
 
 
 def _gate(weaver: Weaver, moe: _Layer, crew: Crew, attended: Operation) -> Operation:

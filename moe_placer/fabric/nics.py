@@ -19,6 +19,7 @@ from moe_placer.instance import Instance
 
 __all__ = ["Receivers", "is_nic", "kinds_in", "nic_bandwidths", "node_routes", "receivers"]
 
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
@@ -97,20 +98,29 @@ class Receivers:
 
     Attributes
     ----------
-    links : tuple of str
-        One NIC of each group of GPUs that share NICs; all NICs of a group carry the same.
+    every : tuple of str
+        All NICs that receive, group by group.
     alike : int
-        How many NICs a group has.
+        How many NICs a group of GPUs has; all of them carry the same.
     group : int array [GPUs]
-        Whose NICs each GPU receives by, as index in ``links``.
+        Whose NICs each GPU receives by, as index in `links`.
     gb_per_s : float
         Of one NIC.
     """
 
-    links: tuple[str, ...]
+    every: tuple[str, ...]
     alike: int
     group: Ints
     gb_per_s: float
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """One NIC of each group."""
+        return self.every[:: self.alike]
+
+    def load(self, tokens: Floats) -> Floats:
+        """Tokens on all NICs, given what arrives at every GPU [GPUs]."""
+        return np.repeat(np.bincount(self.group, tokens, len(self.links)) / self.alike, self.alike)
 
 
 def receivers(instance: Instance) -> Receivers | None:
@@ -120,5 +130,5 @@ def receivers(instance: Instance) -> Receivers | None:
         return None
     ports = cluster.ports
     alike, size = nics.per_node // ports, cluster.gpus_per_node // ports
-    links = tuple(_receives(node, port * alike) for node in range(cluster.nodes) for port in range(ports))
-    return Receivers(links, alike, np.arange(instance.gpus) // size, nics.gb_per_s)
+    every = tuple(_receives(node, nic) for node in range(cluster.nodes) for nic in range(nics.per_node))
+    return Receivers(every, alike, np.arange(instance.gpus) // size, nics.gb_per_s)

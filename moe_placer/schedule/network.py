@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.fabric import Routes, build_fabric, compile_routes
+from moe_placer.fabric import Routes, node_routes
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.history import History
@@ -90,7 +90,7 @@ class Network:
         if not 0 <= tolerance <= 0.5:
             raise ValueError(f"tolerance: {tolerance} is not from 0 to 0.5")
         nodes = instance.cluster.nodes
-        self.routes = compile_routes(build_fabric(instance), nodes) if routes is None else routes
+        self.routes = node_routes(instance) if routes is None else routes
         usable = instance.cluster.fabric.link_utilization * _factors(self.routes.links, link_factor or {})
         self.capacity: Floats = self.routes.bandwidth * usable * GB / _US
         self._shape = (nodes, nodes)

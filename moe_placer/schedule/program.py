@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.dag.build import build_dag
 from moe_placer.dag.operation import Dag, Kind, Operation
+from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -118,6 +119,9 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
     InputError
         Placement or traffic do not fit the instance.
     """
+    if instance.cluster.receives_by_gpu:
+        expected = "shared or source-rail (the simulated step knows no NICs that receive for single GPUs)"
+        raise InputError(Mistake("destination-gpu", expected, "cluster.nics.receive"))
     dag = build_dag(instance, placement, traffic, stand_ins=stand_ins)
     operations = list(dag.operations())
     index = {op.id: p for p, op in enumerate(operations)}

@@ -14,6 +14,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
 from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, read_network
+from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import Copy
 
 __all__ = ["Deployment", "MoeLayer"]
@@ -35,12 +36,15 @@ class MoeLayer:
         Tokens per step from node s to the replicas on node d, what stays included.
     cost : dict
         Link to its cost: tokens per step at node-link speed.
+    arrival : float array [nodes, nodes]
+        Cost of the costliest NIC of a single GPU of node d at which tokens from node s arrive; 0 where there is none.
     """
 
     gpus: dict[tuple[int, int], frozenset[int]]
     tokens: dict[tuple[int, int], float]
     flow: Floats
     cost: dict[str, float]
+    arrival: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +74,14 @@ class Deployment:
         count = Counter(copy.expert for copy in copies)
         counts = np.array([count[expert] for expert in range(self.instance.model.experts)])
         demand = copy_demand(self.instance, self.traffic, choices, counts)
-        flow = np.zeros((self.instance.cluster.nodes,) * 2)
+        nodes, home = self.instance.cluster.nodes, self.network.home
+        placed = np.zeros((nodes, len(home)))
         for item, copy in enumerate(copies):
-            flow[:, copy.gpus[0] // self.instance.cluster.gpus_per_node] += demand[:, item]
-        crossing = flow.copy()
-        np.fill_diagonal(crossing, 0.0)
+            placed[:, copy.gpus[0] * len(home) // self.instance.gpus] += demand[:, item]
+        flow = np.zeros((nodes, nodes))
+        np.add.at(flow.T, home, placed.T)
+        crossing = placed.copy()
+        crossing[home, np.arange(len(home))] = 0.0
         cost = self.network.load(crossing) * self.network.scale
         keys = [(copy.expert, copy.replica) for copy in copies]
         return MoeLayer(
@@ -82,16 +89,31 @@ class Deployment:
             dict(zip(keys, demand.sum(axis=0).tolist(), strict=True)),
             flow,
             dict(zip(self.network.links, cost.tolist(), strict=True)),
+            self._arrival(crossing, cost),
         )
+
+    def _arrival(self, crossing: Floats, cost: Floats) -> Floats:
+        """Find the costliest NIC of each node that receives for single GPUs, of those at which something arrives."""
+        found, network = np.zeros((self.instance.cluster.nodes,) * 2), self.network
+        some = self.receives[network.link] & (crossing[network.source, network.target] > 0)
+        np.maximum.at(found, (network.source[some], network.home[network.target[some]]), cost[network.link[some]])
+        return found
+
+    @cached_property
+    def receives(self) -> npt.NDArray[np.bool_]:
+        """Mask of the links that are NICs by which single GPUs receive."""
+        by_gpu = receives_by_gpu(self.instance)
+        return np.array([by_gpu and "/nic" in name.partition("->")[0] for name in self.network.links], dtype=bool)
 
     @cached_property
     def routes(self) -> dict[str, dict[str, float]]:
-        """Links on the way from node s to node d, each with its share of the traffic, by ``s>d``."""
+        """Links from node s to node d, each with its share of the traffic, by ``s>d``; not which GPU receives."""
         network = self.network
         table: dict[str, dict[str, float]] = {}
         columns = (network.link, network.source, network.target, network.share)
         for link, source, target, share in zip(*(column.tolist() for column in columns), strict=True):
-            table.setdefault(f"{source}>{target}", {})[network.links[link]] = share
+            if not self.receives[link]:
+                table.setdefault(f"{source}>{network.home[target]}", {})[network.links[link]] = share
         return table
 
     @property

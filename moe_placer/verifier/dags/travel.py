@@ -130,7 +130,7 @@ def _hot(source: Row, target: Row, deployment: Deployment) -> float:
     s, d = (s, d) if ends[0] == "dispatch_send" else (d, s)
     if s == d or worst <= 0 or placed.flow[s, d] <= 0:
         return 0.0
-    return max(placed.cost[link] for link in deployment.routes[f"{s}>{d}"]) / worst
+    return float(max(placed.arrival[s, d], *(placed.cost[link] for link in deployment.routes[f"{s}>{d}"])) / worst)
 
 
 def _check_moved(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
