@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from moe_placer.cli.describe import describe
     from moe_placer.cli.results import result_schema
     from moe_placer.dag import write_dags
     from moe_placer.decisions.gate import Gate, GateCheck, GateLimits, gate
+    from moe_placer.engines.init import Draft, Wishes, init
     from moe_placer.engines.plans.export import CheckedFile, Export, check_file, export_plan
+    from moe_placer.engines.recordings import Recorded, import_recording
+    from moe_placer.engines.topology import read_topologies
     from moe_placer.errors import (
         DefectError,
         InfeasibleError,
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from moe_placer.experiments.compare import Given, Matrix, Settings, build_matrix, compare
+    from moe_placer.experiments.report import write_report
+    from moe_placer.experiments.sweep.sweep import Grid, make_plan, sweep
     from moe_placer.instance import Instance, load_instance, make_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
@@ -35,29 +42,37 @@ if TYPE_CHECKING:
     from moe_placer.schedule.step import simulate
     from moe_placer.schedule.workload import Workload
     from moe_placer.solve.progress import Progress
+    from moe_placer.solve.registry import find_solver, solver_names
     from moe_placer.solve.solve import Solution, solve
     from moe_placer.traffic import Recording, Traffic, load_traffic, make_traffic
+    from moe_placer.traffic.split import split_recording
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
 _HOME = {
     "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
+    "Draft": "engines.init",
     "Export": "engines.plans.export",
     "Gate": "decisions.gate",
     "GateCheck": "decisions.gate",
     "GateLimits": "decisions.gate",
+    "Given": "experiments.compare",
+    "Grid": "experiments.sweep.sweep",
     "InfeasibleError": "errors",
     "InputError": "errors",
     "Instance": "instance",
     "LayerCheck": "verifier",
     "LayerRecord": "placement",
     "Limits": "limits",
+    "Matrix": "experiments.compare",
     "Mistake": "errors",
     "MoePlacerError": "errors",
     "NothingFoundError": "errors",
     "Placement": "placement",
     "Progress": "solve.progress",
+    "Recorded": "engines.recordings",
     "Recording": "traffic",
+    "Settings": "experiments.compare",
     "Solution": "solve.solve",
     "Status": "result",
     "Stop": "result",
@@ -66,41 +81,60 @@ _HOME = {
     "Verification": "verifier",
     "VerificationError": "errors",
     "Violation": "verifier",
+    "Wishes": "engines.init",
     "Workload": "schedule.workload",
+    "build_matrix": "experiments.compare",
     "check_file": "engines.plans.export",
+    "compare": "experiments.compare",
+    "describe": "cli.describe",
     "export_plan": "engines.plans.export",
+    "find_solver": "solve.registry",
     "gate": "decisions.gate",
+    "import_recording": "engines.recordings",
+    "init": "engines.init",
     "load_instance": "instance",
     "load_placement": "placement",
     "load_traffic": "traffic",
     "make_instance": "instance",
+    "make_plan": "experiments.sweep.sweep",
     "make_traffic": "traffic",
+    "read_topologies": "engines.topology",
     "result_schema": "cli.results",
     "simulate": "schedule.step",
     "solve": "solve.solve",
+    "solver_names": "solve.registry",
+    "split_recording": "traffic.split",
+    "sweep": "experiments.sweep.sweep",
     "verify": "verifier",
     "write_dags": "dag",
+    "write_report": "experiments.report",
 }
 
 __all__ = [
     "CheckedFile",
     "DefectError",
+    "Draft",
     "Export",
     "Gate",
     "GateCheck",
     "GateLimits",
+    "Given",
+    "Grid",
     "InfeasibleError",
     "InputError",
     "Instance",
     "LayerCheck",
     "LayerRecord",
     "Limits",
+    "Matrix",
     "Mistake",
     "MoePlacerError",
     "NothingFoundError",
     "Placement",
     "Progress",
+    "Recorded",
     "Recording",
+    "Settings",
     "Solution",
     "Status",
     "Stop",
@@ -109,21 +143,34 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Violation",
+    "Wishes",
     "Workload",
     "__version__",
+    "build_matrix",
     "check_file",
+    "compare",
+    "describe",
     "export_plan",
+    "find_solver",
     "gate",
+    "import_recording",
+    "init",
     "load_instance",
     "load_placement",
     "load_traffic",
     "make_instance",
+    "make_plan",
     "make_traffic",
+    "read_topologies",
     "result_schema",
     "simulate",
     "solve",
+    "solver_names",
+    "split_recording",
+    "sweep",
     "verify",
     "write_dags",
+    "write_report",
 ]
 
 

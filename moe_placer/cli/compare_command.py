@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from moe_placer.cli import log
-from moe_placer.cli.interrupts import Wish, finish, listen
+from moe_placer.cli.interrupts import finish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import json_option, trace_option
 from moe_placer.workers import usable_cores
@@ -116,7 +116,7 @@ def compare(
     crashes, hangs or lies is a row that says so.
     """
     from moe_placer.experiments.best_known import update_best_known
-    from moe_placer.experiments.compare import Folder
+    from moe_placer.experiments.compare import compare as run
     from moe_placer.experiments.environment import describe_environment
 
     _require_positive("patience", patience)
@@ -126,16 +126,18 @@ def compare(
     workers = matrix.config["parameters"]["workers"]
     environment, jobs = describe_environment(), jobs or max(1, usable_cores() // workers)
     most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
-    folder = Folder(
-        output or Path("reports") / f"{environment['date']}-compare",
-        {"question": question, **matrix.config},
-        environment,
-    )
     wish = listen("stopping: ending what runs; rows that are there stay (again to give up at once)")
-    with folder:
-        for row in matrix.instances:
-            folder.add_instance(row)
-        _run(folder, matrix.cells, (jobs, patience, most_bytes, wish), log.silent(quiet, json_))
+    with _progress(log.silent(quiet, json_)) as tell:
+        folder = run(
+            matrix,
+            output or Path("reports") / f"{environment['date']}-compare",
+            question=question,
+            jobs=jobs,
+            patience_s=patience,
+            most_bytes=most_bytes,
+            tell=tell,
+            stopped=wish,
+        )
     if wish():
         finish()
         if json_:
@@ -196,17 +198,6 @@ def _warn_of_missing_libraries() -> None:
         require_libraries()
     except UsageError as error:
         log.warn(f"the rows will be written, but no page: {error}")
-
-
-def _run(folder: Any, cells: tuple[Any, ...], bounds: tuple[int, float, float, Wish], quiet: bool) -> None:
-    """Run what has no row yet, within so many jobs, seconds of patience, and bytes, until somebody wishes to stop."""
-    from moe_placer.experiments.compare import run_cells
-
-    todo = [cell for cell in cells if cell.key not in folder.done]
-    with _progress(len(cells), len(cells) - len(todo), quiet) as tell, closing(run_cells(todo, *bounds)) as rows:
-        for row in rows:
-            folder.add(row)
-            tell(row)
 
 
 def _write_page(folder: Path) -> list[Path]:
@@ -303,20 +294,20 @@ def _text(row: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _progress(runs: int, before: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _progress(quiet: bool) -> Iterator[Callable[[int, int, dict[str, Any] | None], None]]:
     """Give a function to tell of every row: a live bar for people, a line a run for all."""
     if quiet:
-        yield lambda _row: None
+        yield lambda _done, _runs, _row: None
         return
-    if before:
-        log.info(f"continuing: {before} of {runs} runs are there", runs=runs, done=before)
+
+    def say(done: int, runs: int, row: dict[str, Any] | None) -> None:
+        if row is not None:
+            text = f"{done}/{runs} {_text(row)}"
+            log.info(text, runs=runs, done=done, key=row["key"], status=row["status"])
+        elif done:
+            log.info(f"continuing: {done} of {runs} runs are there", runs=runs, done=done)
+
     if not log.is_live():
-        count = [before]
-
-        def say(row: dict[str, Any]) -> None:
-            count[0] += 1
-            log.info(f"{count[0]}/{runs} {_text(row)}", runs=runs, done=count[0], key=row["key"], status=row["status"])
-
         yield say
         return
     from rich.console import Console  # only where somebody watches
@@ -324,10 +315,11 @@ def _progress(runs: int, before: int, quiet: bool) -> Iterator[Callable[[dict[st
 
     columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=runs, completed=before)
+        task = bar.add_task("", total=None)
 
-        def show(row: dict[str, Any]) -> None:
-            bar.console.print(_text(row), markup=False, soft_wrap=True)
-            bar.advance(task)
+        def show(done: int, runs: int, row: dict[str, Any] | None) -> None:
+            if row is not None:
+                bar.console.print(_text(row), markup=False, soft_wrap=True)
+            bar.update(task, total=runs, completed=done)
 
         yield show

@@ -67,14 +67,10 @@ def import_recording(
     Physical expert ids become logical ones, layers without any choice are dense, and source ranks are kept where the
     recording tells them apart.
     """
-    from moe_placer.engines.recordings import Options, read_recording, write_recording
-    from moe_placer.errors import UsageError
+    from moe_placer.engines.recordings import import_recording as read
 
-    if output.suffix.lower() != ".npz":
-        raise UsageError(f"--output {output}, expected a name that ends in .npz")
     with _progress(log.silent(quiet, json_)) as report:
-        recorded = read_recording(files, Options(tokens, experts, report))
-    write_recording(output, recorded)
+        recorded = read(files, output, tokens=tokens, experts=experts, progress=report)
     if json_:
         click.echo(as_json(_content(recorded, output)))
         return

@@ -134,21 +134,12 @@ def init(
     Every field says where it is from; what nobody said is assumed, and listed. What contradicts itself or the engine's
     rules is refused with the option that can change it: 128 experts and 32 redundant slots on 64 GPUs, for instance.
     """
-    from moe_placer.engines.init import Wishes, draft_instance, inspect_recordings, instance_text, read_model_config
-    from moe_placer.errors import InputError, Mistake
-    from moe_placer.files import write_atomically
-    from moe_placer.instance import Instance
-    from moe_placer.traffic import load_traffic
+    from moe_placer.engines.init import Wishes
+    from moe_placer.engines.init import init as write
 
-    if output.exists() and not force:
-        raise InputError(Mistake("a file that is there", "another --output, or --force to replace it", file=output))
-    model = read_model_config(config, dtype)
-    traffic = inspect_recordings(recordings, model, tokens=dispatch not in {None, "per-expert"})
     topology = _topology(topologies, hosts, levels, leaf_level)
-    draft = draft_instance(model, traffic, topology, Wishes(**wishes, dispatch=dispatch), output.parent)
-    files = [str(file.absolute()) for file in recordings]
-    load_traffic(Instance.model_validate({**draft.data, "traffic": {**draft.data["traffic"], "files": files}}))
-    write_atomically(output, instance_text(draft))
+    asked = Wishes(**wishes, dispatch=dispatch)
+    draft = write(config, recordings, output, asked, topology=topology, dtype=dtype, force=force)
     if json_:
         content: InitResult = {
             "schema": "moe-placer/init/1",

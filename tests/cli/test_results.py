@@ -125,14 +125,15 @@ def test_what_simulates(solved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_comparison_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_placer.experiments import compare, report
+    from moe_placer.experiments import report
+    from moe_placer.experiments.compare import comparison
     from moe_placer.experiments.compare.run_process import run
 
     def run_here(cells: list[Any], *_: Any) -> Iterator[dict[str, Any]]:
         for cell in cells:
             yield run(cell)
 
-    monkeypatch.setattr(compare, "run_cells", run_here)  # processes are tested in test_compare, pages in test_report
+    monkeypatch.setattr(comparison, "run_cells", run_here)  # processes are tested in test_compare, pages in test_report
     monkeypatch.setattr(report, "write_report", lambda folder: [folder / "index.html"])
     asked = ("compare", TINY, "-o", tmp_path, "--solvers", "greedy,flow", "--next-window", "--time-limit", 0.5)
     done = told(*asked, "--json").json

@@ -5,12 +5,14 @@ from moe_placer.engines.init.gpu_presets import PRESETS
 from moe_placer.engines.init.model_config import read_model_config
 from moe_placer.engines.init.recorded_traffic import inspect_recordings
 from moe_placer.engines.init.text import instance_text
+from moe_placer.engines.init.write_instance import init
 
 __all__ = [
     "PRESETS",
     "Draft",
     "Wishes",
     "draft_instance",
+    "init",
     "inspect_recordings",
     "instance_text",
     "read_model_config",

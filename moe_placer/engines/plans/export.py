@@ -75,7 +75,13 @@ class CheckedFile:
     warnings: tuple[str, ...]
 
 
-def export_plan(instance: Instance, placement: Placement | None, form: str, file: Path, mtp_layers: int = 0) -> Export:
+def export_plan(
+    instance: Instance,
+    placement: Placement | None,
+    form: str,
+    file: str | Path,
+    mtp_layers: int = 0,
+) -> Export:
     """Return a placement as an engine's file; nothing is written.
 
     Parameters
@@ -85,7 +91,7 @@ def export_plan(instance: Instance, placement: Placement | None, form: str, file
         None only for a matrix of costs, which has no placement in it.
     form : str
         One of `FORMATS`.
-    file : Path
+    file : path
         Where the file will be, for the flags.
     mtp_layers : int
         Layers for multi-token prediction to add, where the engine takes them from the file.
@@ -99,6 +105,7 @@ def export_plan(instance: Instance, placement: Placement | None, form: str, file
     InputError
         The engine cannot load such a plan.
     """
+    file = Path(file)
     if form == RANK_COSTS:
         if mtp_layers:
             raise UsageError(f"--mtp-layers has no meaning for {form}")
@@ -152,14 +159,14 @@ def _repeats(plan: Plan) -> Sequence[str]:
     return (f"{repeats:,} slots repeat an expert of their own rank: they take memory and spread no load.",)
 
 
-def check_file(form: str, file: Path, instance: Instance | None = None) -> CheckedFile:
+def check_file(form: str, file: str | Path, instance: Instance | None = None) -> CheckedFile:
     """Check a file that an engine is to load, whoever made it.
 
     Parameters
     ----------
     form : str
         One of `FORMATS`.
-    file : Path
+    file : path
     instance : Instance, optional
         What the plan should fit; without it, layers, ranks and the number of experts go unchecked where the file does
         not state them.
@@ -169,6 +176,7 @@ def check_file(form: str, file: Path, instance: Instance | None = None) -> Check
     InputError
         The engine would refuse the file, or serve wrong answers; every kind of fault once.
     """
+    file = Path(file)
     raw = read_bounded(file, MAX_BYTES, f"a plan file of format {form}")
     deployment = None if instance is None else read_deployment(instance)
     if form == RANK_COSTS:

@@ -74,6 +74,19 @@ def build_matrix(
 ) -> Matrix:
     """Check and combine what is to be compared.
 
+    Parameters
+    ----------
+    instances : sequence of Path
+        Instance files.
+    solvers : sequence of str
+        Names, as `solver_names` has them.
+    seeds : sequence of int
+        One run of every solver for each.
+    settings : Settings
+        Limits of every run.
+    given : Given
+        Recordings and current plans.
+
     Raises
     ------
     UsageError

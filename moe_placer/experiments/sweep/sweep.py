@@ -33,6 +33,7 @@ __all__ = [
     "make_plan",
     "most_tokens",
     "run_points",
+    "sweep",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -100,6 +101,16 @@ class Point:
 
 def make_plan(instance: Instance, placement: Placement, traffic: Traffic, label: str | None = None) -> Plan:
     """Compile a verified placement for sweeps.
+
+    Parameters
+    ----------
+    instance : Instance
+    placement : Placement
+        Verified for this instance.
+    traffic : Traffic
+        What it was made for.
+    label : str, optional
+        Its name on pages and plots.  [instance and solver]
 
     Raises
     ------
@@ -193,6 +204,32 @@ def run_points(
 ) -> Iterator[tuple[int, Row]]:
     """Yield the index and the row of each point as it ends; workers, stopping and errors are those of `run_each`."""
     return run_each(simulate_point, plans, points, workers, stopped)
+
+
+def sweep(plans: Sequence[Plan], grid: Grid, workers: int = 1) -> list[Row]:
+    """Simulate a step of every plan for every combination of the grid.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        As `make_plan` compiles them from verified placements.
+    grid : Grid
+        Phases, batches, contexts and fabrics.
+    workers : int
+        Worker processes.
+
+    Returns
+    -------
+    list of dict
+        One row per point, plan by plan, as ``moe-placer schema --of sweep`` describes points.
+
+    Raises
+    ------
+    UsageError
+        As `list_points`.
+    """
+    rows = dict(run_points(plans, list_points(plans, grid), workers))
+    return [{"sweep": "Sweep", **rows[index]} for index in sorted(rows)]
 
 
 def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
