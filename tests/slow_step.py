@@ -132,9 +132,11 @@ class SlowStep:
         self.instance = instance
         dag, batches = build_dag(instance, placement, traffic), range(workload.micro_batches)
         self.ops = {op.id: op for op in dag.operations()}
-        self.order = [
-            (op.id, batch) for op in dag.operations() for batch in batches if batch == 0 or op.kind not in ONCE
-        ]
+        tasks = [(op.id, batch) for op in dag.operations() for batch in batches if batch == 0 or op.kind not in ONCE]
+        # A GPU's experts of one layer are one kernel: those of one micro-batch do not wait for those of the other.
+        kernel = {name: (op.layer, op.gpus) if op.kind == "expert" else name for name, op in self.ops.items()}
+        begun = [(kernel[name], batch) for name, batch in tasks]
+        self.order = sorted(tasks, key=lambda task: begun.index((kernel[task[0]], task[1])))
         self.cost = {
             name: cost_of(dag, self.ops[name[0]], instance, workload, timing, condition) for name in self.order
         }

@@ -134,6 +134,7 @@ class _Run:
         for p in np.flatnonzero(self.once).tolist():  # all tokens at once
             self.busy[p] *= durations.batches
         self.streams = [program.streams(p) for p in range(size)]
+        self.turn = _turns(program)
         self.start, self.end, self.cause = [np.nan] * count, [np.nan] * count, [-1] * count
         self.needs = self._count_needs(count)
         self.taken: dict[int, int] = {}  # stream to its task
@@ -181,7 +182,7 @@ class _Run:
     def _order(self, task: int) -> tuple[int, int]:
         """Put first what is earlier in the step, the first micro-batch before the second."""
         batch, operation = divmod(task, len(self.program))
-        return operation * self.durations.batches + batch, task
+        return self.turn[operation] * self.durations.batches + batch, task
 
     def _start_all(self, ready: list[int], now: float) -> None:
         for _, task in sorted(map(self._order, ready)):
@@ -247,3 +248,15 @@ class _Run:
             if not self.needs[after]:
                 self.cause[after] = task
                 ready.append(after)
+
+
+def _turns(program: Program) -> list[int]:
+    """When it is each operation's turn: in the order of the step, a GPU's experts of one layer together.
+
+    Engines compute these in one grouped kernel per micro-batch, so that none waits for the other micro-batch's.
+    """
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    turns = list(range(len(program)))
+    for p in np.flatnonzero(program.of_kinds(frozenset({"expert"}))).tolist():
+        turns[p] = first.setdefault((int(program.layer[p]), program.gpus[p]), p)
+    return turns
