@@ -49,6 +49,7 @@ class Auto(LayerSolver):
     summary = "linear relaxation, rounding, local search, then CP-SAT; re-checkable bounds (the default)"
     source = "moe_placer"
     exact = True
+    cools = True
 
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report

@@ -63,6 +63,13 @@ Examples:
 )
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
+@click.option(
+    "--cool-gpus/--keep-gpus",
+    "cool_gpus",
+    default=None,
+    help="After the search, trade replicas between GPUs so that the busiest ones cool, with worst links within the "
+    "gap.  [default: where the solver is auto]",
+)
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")
 @click.option("--no-bound", is_flag=True, help="Bound no layer that SOLVER leaves unbounded: quick, but without a gap.")
 @click.option(
@@ -89,6 +96,7 @@ def solve(
     memory: float | None,
     start: Path | None,
     output: Path | None,
+    cool_gpus: bool | None,
     no_dag: bool,
     no_bound: bool,
     step: bool,
@@ -119,7 +127,7 @@ def solve(
         log.info(f"{opened.name}: {estimated.to_text()}", estimate=estimated)
     folder = output or Path("out") / opened.name
     with only_writer(folder):
-        solution = _place(opened, solver, limits, seed, before, quiet)
+        solution = _place(opened, solver, limits, seed, before, cool_gpus, quiet)
         wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
             flaw = _write(opened, solution, new, wish, no_dag)
@@ -135,7 +143,13 @@ def solve(
 
 
 def _place(
-    instance: Instance, solver: str, limits: Limits, seed: int, start: Placement | None, quiet: bool
+    instance: Instance,
+    solver: str,
+    limits: Limits,
+    seed: int,
+    start: Placement | None,
+    cool_gpus: bool | None,
+    quiet: bool,
 ) -> Solution:
     """Place until the limits are reached, or somebody wishes to stop."""
     from moe_placer.cli.progress_display import show_progress
@@ -144,7 +158,14 @@ def _place(
     wish = listen("stopping: keeping the best placement so far (again to give up)")
     with show_progress(instance.name, limits.time_s, quiet) as progress:
         return place(
-            instance, solver=solver, limits=limits, seed=seed, start=start, progress=progress, interrupted=wish
+            instance,
+            solver=solver,
+            limits=limits,
+            seed=seed,
+            start=start,
+            progress=progress,
+            interrupted=wish,
+            cool_gpus=cool_gpus,
         )
 
 
@@ -289,6 +310,7 @@ def _report(
         "dispatch_us": verification.dispatch_us,
         "bound_us": bound_us(instance, solution),
         "better_than_contiguous": better,
+        "cooling": None if solution.cooling is None else vars(solution.cooling),
         "repaired": solution.repaired,
         "workers_died_of": name_deaths(solution.deaths),
         "seconds": solution.seconds,

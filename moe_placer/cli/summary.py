@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from moe_placer.cli.plans import PlanFigures
     from moe_placer.instance import Instance
+    from moe_placer.solve.coolest_gpus import Cooling
     from moe_placer.solve.solve import Solution
 
 __all__ = ["name_deaths", "print_summary"]
@@ -117,10 +118,7 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
         lines.append(why)
     if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of copies of each expert; other choices may beat it.")
-    if growth := solution.placement.replicas.get("hottest_copy_over_by_load"):
-        chosen = str(solution.placement.replicas["copies"])
-        hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
-        lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
+    lines += _of_gpus(solution)
     if solution.deaths:
         lines.append(_said_of(solution))
     if solution.repaired:
@@ -140,6 +138,26 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
             f"{found.total_z:,.0f})."
         )
     return lines
+
+
+def _of_gpus(solution: Solution) -> list[str]:
+    """Say what the choice of copies and the trades after the search did to the busiest GPUs."""
+    lines = []
+    if growth := solution.placement.replicas.get("hottest_copy_over_by_load"):
+        chosen = str(solution.placement.replicas["copies"])
+        hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
+        lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
+    if solution.cooling is not None:
+        lines.append(_cooled(solution.cooling))
+    return lines
+
+
+def _cooled(cooling: Cooling) -> str:
+    """Say what trading replicas between GPUs after the search changed."""
+    tokens = f"{cooling.busiest_before:,.0f} to {cooling.busiest_after:,.0f} tokens"
+    change = cooling.busiest_after / cooling.busiest_before - 1 if cooling.busiest_before > 0 else 0.0
+    links = cooling.z_after / cooling.z_before - 1 if cooling.z_before > 0 else 0.0
+    return f"Busiest GPUs cooled after the search: {tokens} ({change:+.1%}); worst links {links:+.3%}, within the gap."
 
 
 def _said_of(solution: Solution) -> str:

@@ -33,12 +33,15 @@ class Solver(ABC):
         Where the method is from.
     exact : bool
         Whether it can prove optimality, given time.
+    cools : bool
+        Whether, unless a caller says otherwise, replicas trade GPUs after it to cool the busiest ones.
     """
 
     name: str
     summary: str
     source: str = ""
     exact: bool = False
+    cools: bool = False
 
     def unavailable(self) -> str | None:
         """Say why this solver cannot run here at all (a package that is missing); None where it can."""

@@ -25,6 +25,7 @@ from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solve.assemble import bare_placement, state_placement
 from moe_placer.solve.base import Solver
+from moe_placer.solve.coolest_gpus import Cooling, cool_busiest
 from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.layerwise import LayerSolver
@@ -71,6 +72,8 @@ class Solution:
         Which objective: ``layers`` or ``aggregate``.
     deaths : tuple of int
         Exit codes of worker processes that died; below 0 the signal that killed one. Their layers were tried again.
+    cooling : Cooling or None
+        What trading replicas between GPUs after the search changed; None where nothing was there to trade.
     """
 
     placement: Placement
@@ -84,6 +87,7 @@ class Solution:
     traffic: Traffic
     minimise: Literal["layers", "aggregate"]
     deaths: tuple[int, ...] = ()
+    cooling: Cooling | None = None
 
     @property
     def objective(self) -> float:
@@ -123,6 +127,7 @@ def solve(
     start: Placement | None = None,
     progress: Callable[[Progress], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
+    cool_gpus: bool | None = None,
 ) -> Solution:
     """Place every expert of every MoE layer, and have the placement verified.
 
@@ -142,6 +147,9 @@ def solve(
         Told of the placement that the search starts from, and of every improvement.
     interrupted : callable, optional
         Asked now and then; once it says True, the best placement so far is verified and returned.
+    cool_gpus : bool, optional
+        Whether replicas trade GPUs after the search to cool the busiest ones, while no layer's z rises above
+        ``max(z, bound * (1 + limits.gap))``; absent: where the method says so (``auto`` does).
 
     Raises
     ------
@@ -191,6 +199,9 @@ def solve(
     results = fit_to_gpus(problem, results)
     if improves:
         results = never_worse(problem, results, baselines.plans)
+    cooling = None
+    if method.cools if cool_gpus is None else cool_gpus:
+        results, cooling = cool_busiest(problem, results, limits)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
@@ -206,6 +217,7 @@ def solve(
         traffic,
         problem.minimise,
         tuple(deaths),
+        cooling,
     )
 
 

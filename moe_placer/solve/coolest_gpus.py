@@ -1,0 +1,140 @@
+"""Among placements whose worst links are within the gap, one with a cooler busiest GPU: a step after the search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+from moe_placer.search.cooling import Cooled, cool
+from moe_placer.solve.gpu_assignment import pack
+
+__all__ = ["Cooling", "busiest_gpus", "can_cool", "cool_busiest", "cool_gpus"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_LEAST_S, _SHARE = 2.0, 0.05  # seconds, and share of the time limit, that it may take when the search took all of it
+
+
+@dataclass(frozen=True)
+class Cooling:
+    """What trading replicas between GPUs changed, summed over layers.
+
+    Attributes
+    ----------
+    busiest_before, busiest_after : float
+        Tokens per step of the busiest GPU of each layer.
+    z_before, z_after : float
+        Costs of the worst links (tokens at node-link speed).
+    """
+
+    busiest_before: float
+    busiest_after: float
+    z_before: float
+    z_after: float
+
+
+def cool_busiest(
+    problem: Problem, results: Sequence[LayerResult], limits: Limits
+) -> tuple[list[LayerResult], Cooling | None]:
+    """Cool the busiest GPUs within the gap, and say what that changed; None where there is nothing to trade.
+
+    The search may have used up the time: this takes milliseconds a layer, and at most 2 s or 5% of the limit more.
+    """
+    if not can_cool(problem):
+        return list(results), None
+    more = max(_LEAST_S, _SHARE * limits.time_s)
+    cooled = cool_gpus(problem, results, limits.gap, replace(limits.deadline, at=time.monotonic() + more))
+    before, after = (float(busiest_gpus(problem, some).sum()) for some in (results, cooled))
+    return cooled, Cooling(before, after, *(float(sum(one.z for one in some)) for some in (results, cooled)))
+
+
+def can_cool(problem: Problem) -> bool:
+    """Whether replicas can trade GPUs: with one slot each it changes nothing, and shards of an expert are not moved."""
+    partners = problem.gpus_per_node > 1 or not _stays_inside(problem)
+    return problem.capacity.per_gpu > 1 and problem.shards == 1 and partners
+
+
+def _stays_inside(problem: Problem) -> bool:
+    """Whether trades between nodes are ruled out: costs of links are no sums, or those of one layer do not count."""
+    return bool(problem.coverage) or problem.minimise == "aggregate"
+
+
+def busiest_gpus(problem: Problem, results: Sequence[LayerResult]) -> Floats:
+    """Return the tokens of each layer's busiest GPU [MoE layers], with the GPUs that `pack` chooses."""
+    found = np.zeros(len(problem))
+    for index, gpus in enumerate(pack(problem, results)):
+        load = problem.layer(index, results[index].copies).load / problem.shards
+        tokens = np.zeros(len(problem.capacity.room))
+        for item, own in enumerate(gpus):
+            tokens[list(own)] += load[item]
+        found[index] = tokens.max(initial=0.0)
+    return found
+
+
+def cool_gpus(problem: Problem, results: Sequence[LayerResult], within: float, deadline: Deadline) -> list[LayerResult]:
+    """Trade items between GPUs of all nodes so that the busiest GPU of each layer gets cooler.
+
+    A layer's z never rises above ``max(z, bound * (1 + within))``, and only where its time, links and busiest GPU
+    together, falls. Where the cost of a link is no sum over items (dispatch once per node), or no layer's z is what is
+    minimised (``aggregate``), items trade GPUs inside their nodes only, which changes no link.
+
+    Parameters
+    ----------
+    results : sequence of LayerResult
+        One per MoE layer, each with its nodes.
+    within : float
+        The gap to each layer's re-checkable bound that is allowed: 0.001 is 0.1%.
+
+    Raises
+    ------
+    NothingFoundError
+        The replicas of a node do not go on its GPUs.
+    """
+    if not can_cool(problem):
+        return list(results)
+    cooled = []
+    for index, (result, gpus) in enumerate(zip(results, pack(problem, results), strict=True)):
+        gpu = np.array([own[0] for own in gpus], dtype=np.int64)
+        cooled.append(_cool_layer(problem, index, replace(result, gpu=gpu), within, deadline))
+    return cooled
+
+
+def _cool_layer(problem: Problem, index: int, result: LayerResult, within: float, deadline: Deadline) -> LayerResult:
+    assert result.gpu is not None
+    layer, gpu = problem.layer(index, result.copies), result.gpu
+    free = _free_slots(problem, index, gpu)
+    inside = _stays_inside(problem)
+    best = cool(layer, gpu, free, None if inside else result.z, deadline)
+    allowed = result.bound.value * (1 + within) if result.bound.proof != "solver" else 0.0
+    if not inside and allowed > result.z:
+        # Other bounds than z are spent only where that saves time: links cost, too.
+        further = cool(layer, best.gpu, _free_slots(problem, index, best.gpu), allowed, deadline)
+        best = min(best, further, key=lambda one: _time(layer, one))
+    z = result.z if inside else best.z
+    return replace(result, node=best.gpu // problem.gpus_per_node, gpu=best.gpu, z=z, stop=_stop(result, z))
+
+
+def _time(layer: LayerProblem, cooled: Cooled) -> float:
+    """Time of the layer as a cost: its worst link, there and back, and its busiest GPU."""
+    return cooled.z + layer.gpu_price * cooled.busiest
+
+
+def _free_slots(problem: Problem, index: int, gpu: Ints) -> Ints:
+    """Slots that are free on each GPU [G]; none where layers share what memory leaves."""
+    slots = problem.capacity.slots[index]
+    if problem.capacity.binds:
+        return np.zeros_like(slots)
+    return np.asarray(np.maximum(0, slots - np.bincount(gpu, minlength=len(slots))))
+
+
+def _stop(result: LayerResult, z: float) -> Stop:
+    """Return why the search stopped: a z that is optimal no more is one within the gap."""
+    return Stop.GAP if result.stop is Stop.PROVED and gap(z, result.best_bound) > OPTIMAL_GAP else result.stop
