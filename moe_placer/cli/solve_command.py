@@ -25,7 +25,7 @@ from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
-    from moe_placer.cli.results.placing import SolveResult
+    from moe_placer.cli.results.placing import CoolingDone, SolveResult
     from moe_placer.errors import VerificationError
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
@@ -267,6 +267,18 @@ def _tell(
     print_summary(instance, solution, plans, step_s, files)
 
 
+def _cooling(solution: Solution) -> CoolingDone | None:
+    done = solution.cooling
+    if done is None:
+        return None
+    return {
+        "busiest_before": done.busiest_before,
+        "busiest_after": done.busiest_after,
+        "z_before": done.z_before,
+        "z_after": done.z_after,
+    }
+
+
 def _report(
     instance: Instance,
     solution: Solution,
@@ -310,7 +322,7 @@ def _report(
         "dispatch_us": verification.dispatch_us,
         "bound_us": bound_us(instance, solution),
         "better_than_contiguous": better,
-        "cooling": None if solution.cooling is None else vars(solution.cooling),
+        "cooling": _cooling(solution),
         "repaired": solution.repaired,
         "workers_died_of": name_deaths(solution.deaths),
         "seconds": solution.seconds,

@@ -20,7 +20,8 @@ __all__ = ["Cooling", "busiest_gpus", "can_cool", "cool_busiest", "cool_gpus"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_LEAST_S, _SHARE = 2.0, 0.05  # seconds, and share of the time limit, that it may take when the search took all of it
+# It takes some 15 ms a layer, after a search that may have used up the time; a machine that is overloaded gets this.
+_LEAST_S, _SHARE = 10.0, 0.25  # seconds, and share of the time limit
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def cool_busiest(
 ) -> tuple[list[LayerResult], Cooling | None]:
     """Cool the busiest GPUs within the gap, and say what that changed; None where there is nothing to trade.
 
-    The search may have used up the time: this takes milliseconds a layer, and at most 2 s or 5% of the limit more.
+    The search may have used up the time: this ends at the latest 10 s, or a quarter of the time limit, from now.
     """
     if not can_cool(problem):
         return list(results), None

@@ -77,6 +77,20 @@ class SolveEstimate(TypedDict):
 
 
 @documented
+class CoolingDone(TypedDict):
+    """What trading replicas between GPUs after the search changed, summed over layers."""
+
+    busiest_before: float
+    """Tokens per step of the busiest GPU of each layer, before."""
+    busiest_after: float
+    """The same, after."""
+    z_before: float
+    """Sum of z before (cost)."""
+    z_after: float
+    """The same, after."""
+
+
+@documented
 class SolveResult(TypedDict):
     """What `moe-placer solve --json` prints."""
 
@@ -126,6 +140,8 @@ class SolveResult(TypedDict):
     """No placement needs fewer microseconds for that."""
     better_than_contiguous: float | None
     """Share by which what was minimised is below the contiguous plan's."""
+    cooling: CoolingDone | None
+    """What trading replicas between GPUs after the search changed; null where that was not done."""
     repaired: int
     """Replicas that are not where the method puts them, because of pins, distances or groups."""
     workers_died_of: list[str]
