@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import altair as alt
 import numpy as np
 
 from benchmarks.simgrid.agreement import Rows, by, ratio
 from benchmarks.simgrid.models import MODELS
-from moe_placer.experiments.report.charts import config
+from moe_placer.experiments.report.charts import COLOURS, Spec, config, picture, specification
 
 __all__ = ["draw"]
 
@@ -17,48 +16,28 @@ _WIDTH, _HEIGHT = 240, 180  # pixels of a panel
 
 def draw(rows: Rows) -> str:
     """Return an SVG: one panel per model of SimGrid, the median over all rows of a size, and the range of these."""
-    import vl_convert
-
     values = []
     for (tokens,), group in by(rows, "tokens_per_gpu").items():
         for model in MODELS:
             ratios = np.array([ratio(row, model) for row in group])
             low, middle, high = float(ratios.min()), float(np.median(ratios)), float(ratios.max())
             values.append({"model": model, "tokens": tokens, "low": low, "median": middle, "high": high})
-    picture: str = vl_convert.vegalite_to_svg(_chart(values))
-    return picture
+    chart = _chart(sorted({value["tokens"] for value in values}))
+    what = "Our time over SimGrid's by tokens per GPU, one panel per network model"
+    look = config("#1a1a1a", "#ffffff")
+    return picture({**chart, "data": {"values": values}, "description": what, "config": look})
 
 
-def _chart(values: list[dict[str, Any]]) -> dict[str, Any]:
-    x = {
-        "field": "tokens",
-        "type": "quantitative",
-        "title": "tokens per GPU (logarithmic)",
-        "scale": {"type": "log"},
-        "axis": {"values": sorted({value["tokens"] for value in values}), "format": ",~g", "grid": False},
-    }
-    y = {"type": "quantitative", "title": "our time / SimGrid's", "scale": {"zero": False}, "axis": {"format": ".2f"}}
-    within = {
-        "data": {"values": [{}]},
-        "mark": {"type": "rect", "color": "#00946c", "opacity": 0.15},
-        "encoding": {"y": {"datum": 0.9}, "y2": {"datum": 1.1}},
-    }
-    spread = {
-        "mark": {"type": "area", "opacity": 0.25},
-        "encoding": {"x": x, "y": {"field": "low", **y}, "y2": {"field": "high"}},
-    }
-    middle = {
-        "mark": {"type": "line", "point": True},
-        "encoding": {"x": x, "y": {"field": "median", **y}},
-    }
-    panel = {"field": "model", "type": "nominal", "title": None}
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "description": "Our time over SimGrid's by tokens per GPU, one panel per network model",
-        "data": {"values": values},
-        "facet": {**panel, "sort": list(MODELS), "header": {"labelFontSize": 13, "labelFontWeight": "bold"}},
-        "columns": 3,
-        "resolve": {"axis": {"x": "independent"}},
-        "spec": {"width": _WIDTH, "height": _HEIGHT, "layer": [within, spread, middle]},
-        "config": config("#1a1a1a", "#ffffff"),
-    }
+def _chart(ticks: list[float]) -> Spec:
+    x = alt.X("tokens:Q").title("tokens per GPU (logarithmic)").scale(type="log")
+    x = x.axis(values=ticks, format=",~g", grid=False)
+    y = alt.Y("low:Q").title("our time / SimGrid's").scale(zero=False).axis(format=".2f")
+    within = alt.Chart(alt.InlineData([{}])).mark_rect(color=COLOURS[2], opacity=0.15)
+    within = within.encode(y=alt.YDatum(0.9), y2=alt.Y2Datum(1.1))
+    spread = alt.Chart().mark_area(opacity=0.25).encode(x=x, y=y, y2="high:Q")
+    middle = alt.Chart().mark_line(point=True).encode(x=x, y=alt.Y("median:Q"))
+    header = alt.Header(labelFontSize=13, labelFontWeight="bold")
+    panels = alt.layer(within, spread, middle, width=_WIDTH, height=_HEIGHT)
+    facet = alt.Facet("model:N", header=header).title(None).sort(list(MODELS))
+    faceted = panels.facet(facet=facet, columns=3, data=alt.NamedData("shown"))
+    return specification(faceted.resolve_axis(x="independent"))

@@ -20,14 +20,25 @@ from moe_placer.cli import main
 from moe_placer.cli.commands import cli
 from moe_placer.errors import DefectError, InputError, UsageError
 from moe_placer.experiments.report import report_files, write_report
-from moe_placer.experiments.report.chart_data import _labels, cells, fabric, gpu_table, link_table, times
-from moe_placer.experiments.report.charts import COLOURS, DASHES, filled
+from moe_placer.experiments.report.chart_data import (
+    _labels,
+    cells,
+    fabric,
+    gpu_table,
+    held_out,
+    hues,
+    link_table,
+    profiles,
+    steps,
+    times,
+)
+from moe_placer.experiments.report.charts import COLOURS, GREY
 from moe_placer.experiments.report.html_page import to_page
-from moe_placer.experiments.report.layout import place_vertices
+from moe_placer.experiments.report.layout import label_spots, place_vertices
 from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.markdown import plain
 from moe_placer.experiments.report.report_files import draw_report
-from moe_placer.experiments.report.rows import read_comparison
+from moe_placer.experiments.report.rows import Comparison, read_comparison
 from moe_placer.experiments.report.sentences import summary
 from moe_placer.experiments.report.standings import profile, standings
 from moe_placer.experiments.report.view import context
@@ -360,12 +371,43 @@ def test_what_is_far_above_the_best_is_left_out_of_the_curves(rows: Rows, tmp_pa
     assert max(record["cost"] for record in shown) == best
 
 
-def test_a_solver_has_one_colour_in_all_pictures() -> None:
-    solvers = ["z", "a", "m"]
-    for name, channel in (("profile", "color"), ("held-out", "color"), ("time", "color"), ("profile", "strokeDash")):
-        scale = filled(name, [{"solver": "m"}, {"solver": "z"}], "", 100, solvers)["encoding"][channel]["scale"]
-        palette = COLOURS if channel == "color" else DASHES
-        assert scale == {"domain": ["z", "m"], "range": [palette[0], palette[2]]}
+def test_a_solver_has_one_colour_in_all_pictures_or_is_grey(made: Path) -> None:
+    comparison = read_comparison(made)
+    colours = hues(comparison)
+    assert set(colours.values()) == set(COLOURS[: len(colours)])
+    assert {"contiguous", "eplb"} < set(colours)
+    monochrome = Comparison(comparison.config, {}, comparison.instances, comparison.runs[:3])
+    for records in (profiles(comparison), held_out(comparison), steps(comparison), profiles(monochrome)):
+        for record in records:
+            if "colour" in record:
+                assert record["colour"] == colours.get(record["solver"], GREY)
+    shown = [record["colour"] for record in profiles(comparison) if "colour" in record]
+    assert shown == sorted(shown, key=lambda colour: colour != GREY)  # what is grey lies below
+
+
+def test_bars_of_steps_say_how_far_they_are_from_contiguous(rows: Rows, tmp_path: Path) -> None:
+    given = copy.deepcopy(rows)
+    for row, step in zip(given[1:4], (20_000.0, 30_000.0, 19_000.0), strict=True):
+        set_metrics(row, step_us=step)
+    shown = steps(read_comparison(write_folder(tmp_path, given[:4])))
+    assert [(bar["row"], bar["ms"], bar["label"]) for bar in shown] == [
+        ("greedy", 19.0, "19.0 ms, -5.0%"),
+        ("contiguous", 20.0, "20.0 ms"),
+        ("eplb", 30.0, "30.0 ms, +50.0%"),
+    ]
+    assert "step.svg" in {path.name for path in write_report(tmp_path)}
+    assert steps(read_comparison(write_folder(tmp_path / "without", rows))) == []  # rows of older versions
+
+
+def test_names_stand_on_their_lines_and_apart() -> None:
+    lines = {"low": [(0.0, 0.0), (10.0, 1.0)], "high": [(0.0, 9.0), (6.0, 10.0)], "other": [(0.0, 8.9), (10.0, 8.9)]}
+    spots = label_spots(lines, ["low", "high"])
+    assert set(spots) == {"low", "high"}
+    assert spots["low"][1] in {0.0, 1.0}
+    assert spots["high"][1] in {9.0, 10.0}
+    assert spots["high"][0] <= 6.0
+    assert label_spots({}, []) == {}
+    assert label_spots({"one": [(2.0, 3.0)]}, ["one"]) == {"one": (2.0, 3.0)}
 
 
 def test_vertices_are_named_where_there_is_room() -> None:
@@ -395,7 +437,7 @@ def test_details_that_find_no_room_are_left_out(made: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("paper", ["#ffffff", "#121212"])
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("colour", [*COLOURS, GREY])
 def test_colours_can_be_seen_on_light_and_dark(colour: str, paper: str) -> None:
     low, high = sorted((luminance(colour), luminance(paper)))
     assert (high + 0.05) / (low + 0.05) >= 3

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moe_placer.experiments.report.layout import lines_of, place_vertices
+from moe_placer.experiments.report.charts import COLOURS, GREY
+from moe_placer.experiments.report.layout import label_spots, lines_of, place_vertices
 from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.rows import Comparison, InstanceRow, RunRow
-from moe_placer.experiments.report.standings import profile, standings
+from moe_placer.experiments.report.standings import BASE, Standing, profile, standings
+from moe_placer.experiments.report.view import labels
 
-__all__ = ["Table", "cells", "fabric", "gpu_table", "held_out", "layers", "link_table", "profiles", "times"]
+__all__ = [
+    "Table",
+    "cells",
+    "fabric",
+    "gpu_table",
+    "held_out",
+    "hues",
+    "layers",
+    "link_table",
+    "profiles",
+    "steps",
+    "times",
+]
 
 Records = list[dict[str, Any]]
 Table = dict[str, Any]
+_MARKED = 4  # solvers that have a colour; the others are grey
+_FEW = 4  # instances of which all solvers have a bar
+_HEIGHTS = {"row": 6, "label": 14, "few": 224}  # pixels: a row, one with a label, and up to where each has one
 _ROWS = {"links": 96, "gpus": 128}  # of a heat map; more cannot be told apart
 _LINKS = 2000  # in a picture of the fabric
 _NAMED = 40  # vertices beyond which their names would run into each other
@@ -31,6 +48,7 @@ def _hottest(names: Sequence[str], matrix: Sequence[Sequence[float]], layers: Se
     peaks = [max(column) for column in zip(*matrix, strict=True)]
     kept = sorted(sorted(range(len(names)), key=lambda row: (-peaks[row], row))[:most])
     return {
+        "height": max(_HEIGHTS["row"] * len(kept), min(_HEIGHTS["few"], _HEIGHTS["label"] * len(kept))),
         "rows": [names[row] for row in kept],
         "of": len(names),
         "layers": list(layers),
@@ -131,6 +149,20 @@ def layers(row: InstanceRow, run: RunRow) -> Records:
     return records
 
 
+def hues(comparison: Comparison) -> dict[str, str]:
+    """Return a colour for the solvers that a reader looks for; the others are grey.
+
+    They are the best two by their mean distance from the best, the baseline, and EPLB.
+    """
+    above: dict[str, list[float]] = {}
+    for row in comparison.instances:
+        for standing in standings(comparison, row):
+            above.setdefault(standing.run.solver, []).append(standing.above_best)
+    best = sorted(above, key=lambda solver: (-len(above[solver]), sum(above[solver]), solver))
+    marked = [solver for solver in dict.fromkeys([*best[:1], BASE, "eplb", *best]) if solver in above][:_MARKED]
+    return dict(zip(marked, COLOURS, strict=False))
+
+
 def times(comparison: Comparison, row: InstanceRow) -> Records:
     """Return incumbent and bound against time, of the shown runs of solvers that are not far above the best.
 
@@ -153,7 +185,28 @@ def times(comparison: Comparison, row: InstanceRow) -> Records:
                 records.append({**common, "what": "placement", "cost": z})
             if bound is not None and bound > 0:
                 records.append({**common, "what": "bound", "cost": bound})
-    return records
+    return _coloured(records, hues(comparison), ("seconds", "cost"), logarithmic=True)
+
+
+def _coloured(
+    records: Records, colours: Mapping[str, str], axes: tuple[str, str], *, logarithmic: bool = False
+) -> Records:
+    """Give the records of lines their colours, the grey ones first, and those with a colour a name on the line."""
+    x, y = axes
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        if record.get("what") != "bound":
+            at = math.log(record[x]) if logarithmic else record[x]
+            lines.setdefault(record["solver"], []).append((at, record[y]))
+    for record in records:
+        marked = record["solver"] in colours
+        record |= {"colour": colours.get(record["solver"], GREY), "width": 2.5 if marked else 1}
+    spots = label_spots(lines, [solver for solver in colours if solver in lines])
+    names = [
+        {x: math.exp(at) if logarithmic else at, y: value, "label": solver, "solver": solver}
+        for solver, (at, value) in spots.items()
+    ]
+    return [*sorted(records, key=lambda record: record["solver"] in colours), *names]
 
 
 def profiles(comparison: Comparison) -> Records:
@@ -170,20 +223,47 @@ def profiles(comparison: Comparison) -> Records:
         thinned = [*steps[:: max(1, len(steps) // 200)], steps[-1]]
         shares = [*thinned, (end, thinned[-1][1])]
         records += [{"solver": solver, "factor": round(x, 5), "share": round(y, 5)} for x, y in shares]
+    return _coloured(records, hues(comparison), ("factor", "share"))
+
+
+def steps(comparison: Comparison) -> Records:
+    """Return the simulated step of every plan, the shortest first, and how far it is from contiguous's."""
+    records: Records = []
+    for record, standing, base in _plans(comparison, lambda run: run.solved_for.step_us):
+        step = standing.run.solved_for.step_us or 0.0
+        ms = round(step / 1e3, 3)
+        shown = {**record, "ms": ms, "until": ms, "label": f"{ms:,.1f} ms"}
+        if base and standing.run.solver != BASE:
+            shown |= {"change": round(step / base - 1, 5), "label": f"{ms:,.1f} ms, {step / base - 1:+.1%}"}
+        records.append(shown)
     return records
 
 
 def held_out(comparison: Comparison) -> Records:
-    """Return every solver's ratios to contiguous, on the traffic solved for and on held-out traffic."""
+    """Return every plan's ratios to contiguous, on held-out traffic and on the traffic solved for; the least first."""
     records: Records = []
-    for row in comparison.instances:
-        for standing in standings(comparison, row):
-            if standing.to_base is not None and standing.held_out_to_base is not None:
-                record = {
-                    "instance": row.name,
-                    "solver": standing.run.solver,
-                    "seen": round(standing.to_base, 5),
-                    "unseen": round(standing.held_out_to_base, 5),
-                }
-                records.append(record)
+    for record, standing, _ in _plans(comparison, _held_out_total):
+        if standing.to_base is not None and standing.held_out_to_base is not None:
+            seen, unseen = round(standing.to_base, 5), round(standing.held_out_to_base, 5)
+            ends = {"seen": seen, "unseen": unseen, "until": max(seen, unseen)}
+            records.append({**record, **ends, "label": f"{unseen:.2f}"})
     return records
+
+
+def _held_out_total(run: RunRow) -> float | None:
+    return run.traffic.held_out.z_total if run.traffic and run.traffic.held_out else None
+
+
+def _plans(
+    comparison: Comparison, figure: Callable[[RunRow], float | None]
+) -> Iterator[tuple[dict[str, Any], Standing, float | None]]:
+    """Yield solver, name and colour of a bar, the standing, and contiguous's figure, by instance, the least first."""
+    colours, named = hues(comparison), labels(comparison)
+    for row in comparison.instances:
+        known = [(value, one) for one in standings(comparison, row) if (value := figure(one.run)) is not None]
+        base = next((value for value, one in known if one.run.solver == BASE), None)
+        for _, standing in sorted(known, key=lambda pair: (pair[0], pair[1].run.solver)):
+            solver = standing.run.solver
+            if len(comparison.instances) <= _FEW or solver in colours:
+                name = solver if len(comparison.instances) == 1 else f"{named[row.sha256]}: {solver}"
+                yield {"solver": solver, "row": name, "colour": colours.get(solver, GREY)}, standing, base

@@ -14,7 +14,7 @@ import jinja2
 import vl_convert
 
 from moe_placer.experiments.report import chart_data as records
-from moe_placer.experiments.report.charts import CHARTS, COLOURS, DASHES, config
+from moe_placer.experiments.report.charts import CHARTS, config
 from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
 from moe_placer.experiments.report.standings import Standing, standings
@@ -75,9 +75,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     return {
         "charts": CHARTS,
         "config": config("currentColor", None),
-        "solvers": comparison.solvers,
-        "colours": COLOURS,
-        "dashes": DASHES,
+        "step": records.steps(comparison),
         "profile": records.profiles(comparison),
         "heldOut": records.held_out(comparison),
         "instances": [instance for instance in instances if instance["runs"]],

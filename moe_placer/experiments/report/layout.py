@@ -1,16 +1,19 @@
-"""Where the vertices of a fabric are drawn: switches in rows above the nodes, or all on circles."""
+"""Where things are drawn: a fabric's switches in rows above the nodes, or all on circles; names beside lines."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 
 from moe_placer.experiments.report.rows import InstanceRow, Link
 
-__all__ = ["Point", "lines_of", "place_vertices"]
+__all__ = ["Point", "label_spots", "lines_of", "place_vertices"]
 
 Point = tuple[float, float]
+_LABEL = (0.13, 0.08)  # width and height of a line's name, of the picture's
+_GRID = 60  # places at which a line is looked at for its name
 _APART = 0.006  # how far a link is drawn from its twin in the other direction, of the picture's width
 
 
@@ -71,3 +74,40 @@ def _natural(name: str) -> tuple[str, int]:
     """Sort node2 before node10."""
     match = re.fullmatch(r"(.*?)(\d+)", name)
     return (match[1], int(match[2])) if match else (name, -1)
+
+
+def label_spots(lines: Mapping[str, Sequence[Point]], named: Iterable[str]) -> dict[str, Point]:
+    """Return for each named line a point of it beside which its name is farthest from other lines and names.
+
+    Lines are stepped: each holds its height until its next point.
+    """
+    points = sorted({point for line in lines.values() for point in line})
+    if not points:
+        return {}
+    left, right = points[0][0], points[-1][0]
+    bottom, top = min(y for _, y in points), max(y for _, y in points)
+    wide, high = (right - left) or 1.0, (top - bottom) or 1.0
+    shown = {}  # in the unit square
+    for name, line in lines.items():
+        line = sorted(line)
+        samples = [left + wide * step / _GRID for step in range(_GRID + 1)]
+        places = [bisect_right(line, (x, math.inf)) - 1 for x in samples]
+        shown[name] = [
+            ((x - left) / wide, (line[place][1] - bottom) / high)
+            for x, place in zip(samples, places, strict=True)
+            if place >= 0 and x <= line[-1][0]
+        ] or [((line[0][0] - left) / wide, (line[0][1] - bottom) / high)]
+    spots: dict[str, Point] = {}
+    taken: list[Point] = []
+    for name in named:
+        others = [point for other, line in shown.items() if other != name for point in line] + taken
+
+        def room(spot: Point, others: Sequence[Point] = others) -> float:
+            x, y = spot[0] + _LABEL[0] / 2, spot[1] + _LABEL[1] / 2
+            return min((max(abs(x - a) / _LABEL[0], abs(y - b) / _LABEL[1]) for a, b in others), default=1.0)
+
+        fits = [spot for spot in shown[name] if spot[0] <= 1 - _LABEL[0] and spot[1] <= 1 - _LABEL[1] / 2]
+        best = max(fits or shown[name][:1], key=lambda spot: (min(room(spot), 2.0), spot[0]))
+        spots[name] = (left + best[0] * wide, bottom + best[1] * high)
+        taken += [(best[0] + _LABEL[0] * part, best[1] + _LABEL[1] / 2) for part in (0, 0.5, 1)]
+    return spots

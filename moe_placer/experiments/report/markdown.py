@@ -5,17 +5,17 @@ from __future__ import annotations
 import html
 import re
 from importlib.resources import files
+from typing import Any
 
 import jinja2
-import vl_convert
 
 from moe_placer.experiments.report import chart_data as records
-from moe_placer.experiments.report.charts import filled
+from moe_placer.experiments.report.charts import filled, picture
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
-from moe_placer.experiments.report.standings import Standing, standings
+from moe_placer.experiments.report.standings import BASE, Standing, standings
 from moe_placer.experiments.report.view import context, labels
 
-__all__ = ["plain", "renumbered", "to_markdown"]
+__all__ = ["plain", "to_markdown"]
 
 _WIDTH = 760  # pixels
 
@@ -48,34 +48,39 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Return file name to title and SVG."""
     found: dict[str, tuple[str, str]] = {}
 
-    def add(chart: str, title: str, values: list[dict[str, object]]) -> None:
+    def add(chart: str, title: str, values: list[dict[str, Any]], height: int | None = None) -> None:
         if values:
-            svg = vl_convert.vegalite_to_svg(filled(chart, values, title, _WIDTH, comparison.solvers))
-            found[f"{chart}.svg"] = (title, renumbered(svg))
+            found[f"{chart}.svg"] = (title, picture(filled(chart, values, title, _WIDTH, height)))
 
     named = labels(comparison)
+    add("step", f"Simulated step, {', '.join(named.values())}", records.steps(comparison))
+    add("held-out", _held_out_title(comparison), records.held_out(comparison))
     add("profile", "Share of layers within a factor of the best solver", records.profiles(comparison))
-    add("held-out", "Held-out traffic against the traffic solved for", records.held_out(comparison))
     best = _first_best(comparison)
     if best is not None:
         row, standing = best
         run, name = standing.run, f"{standing.run.solver} on {named[row.sha256]}"
-        add(
-            "time",
-            f"Placement and bound against time, of solvers within 1.6 times the best, {named[row.sha256]}",
-            records.times(comparison, row),
-        )
+        add("time", f"Placement and bound against time, {named[row.sha256]}", records.times(comparison, row))
         add("layers", f"Worst link and bound of every layer, {name}", records.layers(row, run))
         add("fabric", f"Load of the fabric's links, the worst in red, {name}", records.fabric(row, run))
-        add("links", f"Load of every link in every layer, {name}", records.cells(records.link_table(row, run)))
-        add("gpus", f"Load of every GPU in every layer, {name}", records.cells(records.gpu_table(row, run)))
+        for chart, what, table in (
+            ("links", "link", records.link_table(row, run)),
+            ("gpus", "GPU", records.gpu_table(row, run)),
+        ):
+            add(chart, f"Load of every {what} in every layer, {name}", records.cells(table), table["height"])
     return found
 
 
-def renumbered(svg: str) -> str:
-    """Return a picture whose clip paths and gradients count from 0; Vega counts on from one picture to the next."""
-    places = {name: f"part{place}" for place, name in enumerate(dict.fromkeys(re.findall(r'\bid="(\w+)"', svg)))}
-    return re.sub(r'(\bid="|url\(#)(\w+)', lambda found: found[1] + places.get(found[2], found[2]), svg)
+def _held_out_title(comparison: Comparison) -> str:
+    """Say what the picture of held-out traffic shows, of the first instance: the best plan, and its distance."""
+    title = "Busiest links on traffic that was not solved for"
+    for row in comparison.instances:
+        ratios = {one.run.solver: one.held_out_to_base for one in standings(comparison, row)}
+        known = {solver: ratio for solver, ratio in ratios.items() if ratio is not None}
+        if known:
+            best = min(known, key=lambda solver: known[solver])
+            return title if best == BASE else f"{title}: {best} has {1 - known[best]:.0%} less than {BASE}"
+    return title
 
 
 def _first_best(comparison: Comparison) -> tuple[InstanceRow, Standing] | None:

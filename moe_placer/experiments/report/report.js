@@ -26,32 +26,20 @@ for (const table of sortable)
     if (clicked.closest("button")) sort(clicked.closest("th"));
   });
 
-// Charts. Every solver has one colour on the whole page.
-function specification(name, values, description) {
-  const chart = structuredClone({ ...data.charts[name], config: data.config, description });
-  const present = data.solvers.filter(solver => values.some(value => value.solver === solver));
-  for (const [channel, palette] of [["color", data.colours], ["strokeDash", data.dashes], ["shape", null]]) {
-    const encoding = chart.encoding?.[channel];
-    if (encoding?.field !== "solver") continue;
-    encoding.scale = { domain: present };
-    if (palette) encoding.scale.range = present.map(solver => palette[data.solvers.indexOf(solver) % palette.length]);
-    if (encoding.legend && innerWidth < 480) encoding.legend.columns = 2;
-  }
-  for (const parameter of chart.params ?? []) if (parameter.name === "paper") parameter.value = "var(--paper)";
-  if (chart.usermeta) {
-    const rows = new Set(values.map(value => value.row)).size, { row, label, few } = chart.usermeta;
-    chart.height = Math.max(row * rows, Math.min(few, label * rows));
-  }
-  chart.data = { values };
+// Charts. Their records have the colours: every solver has one on the whole page, or is grey.
+function specification(name, values, description, height) {
+  const chart = structuredClone({ ...data.charts[name], config: data.config, description, data: { values } });
+  chart.height = height ?? (chart.height.step ? chart.height.step * values.length : chart.height);
+  for (const parameter of chart.params) if (parameter.name === "paper") parameter.value = "var(--paper)";
   return chart;
 }
-async function draw(id, name, values) {
+async function draw(id, name, values, height = undefined) {
   const figure = $(id);
   figure.hidden = values.length === 0;
   if (figure.hidden) return;
   const description = figure.querySelector("figcaption").textContent;
   // @ts-expect-error: a global of the library that the page has before this program
-  const shown = await vegaEmbed(figure.querySelector(".chart"), specification(name, values, description),
+  const shown = await vegaEmbed(figure.querySelector(".chart"), specification(name, values, description, height),
     { actions: false, renderer: "svg", ast: true, defaultStyle: false });
   figure.shown?.finalize();
   figure.shown = shown;
@@ -165,7 +153,9 @@ async function show() {
   if (details) {
     const worst = details.fabric.find(record => record.worst);
     const drawn = details.fabric.filter(record => record.kind === "link");
-    $("fabric").querySelector(".said").textContent = (worst ? `The worst, in red: ${worst.name}: ${carried(worst.plain, worst.us, worst.value)}. ` : "") +
+    const level = drawn.filter(record => worst && record.value >= 0.99 * worst.value).length;
+    const alike = level > 1 ? `${level} links are within 1% of it: they are equally loaded. ` : "";
+    $("fabric").querySelector(".said").textContent = (worst ? `The worst, in red: ${worst.name}: ${carried(worst.plain, worst.us, worst.value)}. ${alike}` : "") +
       limited({ rows: drawn, of: details.links.of }, "links");
     $("links").querySelector(".said").textContent = limited(details.links, "links");
     $("gpus").querySelector(".said").textContent = limited(details.gpus, "GPUs");
@@ -173,8 +163,8 @@ async function show() {
   await draw("time", "time", instance.times);
   await draw("layer-chart", "layers", run.layers);
   await draw("fabric", "fabric", details ? details.fabric : []);
-  await draw("links", "links", details ? cells(details.links) : []);
-  await draw("gpus", "gpus", details ? cells(details.gpus) : []);
+  await draw("links", "links", details ? cells(details.links) : [], details?.links.height);
+  await draw("gpus", "gpus", details ? cells(details.gpus) : [], details?.gpus.height);
   if (chosen === now) document.body.dataset.ready = "";
 }
 function chooseInstance() {
@@ -184,6 +174,7 @@ function chooseInstance() {
   return show();
 }
 async function start() {
+  await draw("step", "step", data.step);
   await draw("profile", "profile", data.profile);
   await draw("held-out", "held-out", data.heldOut);
   if (data.instances.length === 0) {

@@ -16,7 +16,7 @@ from moe_placer.files import write_atomically
 __all__ = ["draw_report", "require_libraries", "write_report"]
 
 CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.report.report_files")
-_NEEDED = ("jinja2", "vl_convert")
+_NEEDED = ("altair", "jinja2", "vl_convert")
 _PATIENCE_S = 600.0  # 2 GB of rows are read in a tenth of it
 
 
@@ -30,7 +30,7 @@ def require_libraries() -> None:
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise UsageError(f"reports need {' and '.join(missing)}: pip install 'moe-placer[report]'")
+        raise UsageError(f"reports need {', '.join(missing)}: pip install 'moe-placer[report]'")
 
 
 def write_report(folder: Path) -> list[Path]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_placer.experiments.report.charts import config
-from moe_placer.experiments.report.markdown import renumbered
+import altair as alt
+
+from moe_placer.experiments.report.charts import Spec, config, picture, specification
 from moe_placer.experiments.sweep.findings import AXES, by, said, varied
 
 __all__ = ["caption", "draw"]
 
 Row = Mapping[str, Any]
-Spec = dict[str, Any]
-
+_Panel = alt.LayerChart | alt.FacetChart  # what Altair says that layers make
 _WIDTH, _HEIGHT = 380, 260  # pixels of a panel
 _COLUMNS = 2
+_STEP = "time of a step, ms"
 _TITLES = {
     "tokens_per_gpu": "tokens per GPU in one step (logarithmic)",
     "context": "context, tokens (logarithmic)",
@@ -35,8 +36,6 @@ def caption(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row]) -> str:
     """Return an SVG: one panel for every combination of what is swept beside the axis."""
-    import vl_convert
-
     axis = _axis(rows)
     beside = [field for field in varied(rows) if field != axis]
     values = [
@@ -51,7 +50,11 @@ def draw(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     panel = _bars() if axis is None else _lines(axis, sorted({value["x"] for value in values}))
-    return renumbered(vl_convert.vegalite_to_svg(_faceted(panel, values, caption(rows))))
+    spec = _faceted(panel, values, caption(rows))
+    if axis is not None and not all(row["fits"] for row in rows):
+        note = "hollow points: memory does not hold the batch"
+        spec["title"] = {"text": note, "fontSize": 11, "fontWeight": "normal", "anchor": "start", "orient": "bottom"}
+    return picture(spec)
 
 
 def _axis(rows: Sequence[Row]) -> str | None:
@@ -59,82 +62,39 @@ def _axis(rows: Sequence[Row]) -> str | None:
     return next((field for field in varied(rows, AXES) if all(row[field] is not None for row in rows)), None)
 
 
-def _faceted(panel: Spec, values: list[Spec], description: str) -> Spec:
+def _faceted(panel: _Panel, values: list[Spec], description: str) -> Spec:
     names = [name for (name,) in by(values, "panel")]
-    spec: Spec = {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "description": description,
-        "data": {"values": values},
-        "config": config("#1a1a1a", "#ffffff"),
-    }
-    if any(value["memory"] != "fits the memory" for value in values) and "layer" in panel:
-        note = "hollow points: memory does not hold the batch"
-        spec["title"] = {"text": note, "fontSize": 11, "fontWeight": "normal", "anchor": "start", "orient": "bottom"}
     if len(names) == 1:
-        return {**spec, "width": 2 * _WIDTH, "height": _HEIGHT, **panel}
-    facet = {"field": "panel", "type": "nominal", "title": None, "sort": names}
-    header = {"labelFontSize": 13, "labelFontWeight": "bold", "labelLimit": _WIDTH}
-    return {
-        **spec,
-        "facet": {**facet, "header": header},
-        "columns": _COLUMNS,
-        "resolve": {"scale": {"x": "independent", "y": "independent"}},
-        "spec": {"width": _WIDTH, "height": _HEIGHT, **panel},
-    }
+        spec = specification(panel.properties(width=2 * _WIDTH))
+    else:
+        header = alt.Header(labelFontSize=13, labelFontWeight="bold", labelLimit=_WIDTH)
+        facet = alt.Facet("panel:N", header=header).title(None).sort(names)
+        faceted = panel.properties(width=_WIDTH).facet(facet=facet, columns=_COLUMNS, data=alt.NamedData("shown"))
+        spec = specification(faceted.resolve_scale(x="independent", y="independent"))
+    return {**spec, "data": {"values": values}, "description": description, "config": config("#1a1a1a", "#ffffff")}
 
 
-def _lines(axis: str, ticks: list[float]) -> Spec:
-    scale = {"type": "log", "nice": False} if axis != "oversubscription" else {"zero": False, "nice": False}
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "title": _TITLES[axis],
-        "scale": {**scale, "padding": 12},
-        "axis": {"values": ticks, "format": ",~g", "grid": False, "labelOverlap": True},
-    }
-    over_batches = axis == "tokens_per_gpu"
-    y = {
-        "field": "rate" if over_batches else "ms",
-        "type": "quantitative",
-        "title": "tokens/s per GPU" if over_batches else "time of a step, ms",
-        "axis": {"format": ",.6~g"},
-    }
-    colour = {"field": "plan", "type": "nominal", "title": None, "sort": None, "legend": _legend()}
-    hollow = {"condition": {"test": "datum.memory == 'fits the memory'", "value": 1}, "value": 0}
-    point = {"type": "point", "size": 70, "strokeWidth": 2, "opacity": 1, "aria": False}
-    return {
-        "layer": [
-            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y, "color": colour}},
-            {
-                "mark": point,
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "stroke": {**colour, "legend": None},
-                    "fill": {**colour, "legend": None},
-                    "fillOpacity": hollow,
-                },
-            },
-        ]
-    }
+def _lines(axis: str, ticks: list[float]) -> _Panel:
+    if axis == "oversubscription":
+        scale = alt.Scale(zero=False, nice=False, padding=12)
+    else:
+        scale = alt.Scale(type="log", nice=False, padding=12)
+    x = alt.X("x:Q", scale=scale).title(_TITLES[axis]).axis(values=ticks, format=",~g", grid=False, labelOverlap=True)
+    y = alt.Y("rate:Q").title("tokens/s per GPU") if axis == "tokens_per_gpu" else alt.Y("ms:Q").title(_STEP)
+    base = alt.Chart().encode(x=x, y=y.axis(format=",.6~g"))
+    legend = alt.Legend(orient="top", direction="vertical", labelLimit=2 * _WIDTH, symbolType="stroke")
+    line = base.mark_line(strokeWidth=2).encode(color=alt.Color("plan:N", legend=legend).title(None).sort(None))
+    point = base.mark_point(size=70, strokeWidth=2, opacity=1, aria=False).encode(
+        stroke=alt.Stroke("plan:N", legend=None).sort(None),
+        fill=alt.Fill("plan:N", legend=None).sort(None),
+        fillOpacity=alt.condition("datum.memory == 'fits the memory'", alt.value(1), alt.value(0)),
+    )
+    return alt.layer(line, point, data=alt.NamedData("shown"), height=_HEIGHT)
 
 
-def _legend() -> Spec:
-    return {"orient": "top", "direction": "vertical", "labelLimit": 2 * _WIDTH, "symbolType": "stroke"}
-
-
-def _bars() -> Spec:
-    y = {"field": "x", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 320}}
-    x = {"field": "ms", "type": "quantitative", "title": "time of a step, ms", "axis": {"format": ",.6~g"}}
-    text = {"field": "ms", "type": "quantitative", "format": ",.1f"}
-    return {
-        "height": {"step": 34},
-        "encoding": {"y": y, "x": x},
-        "layer": [
-            {
-                "mark": {"type": "bar", "aria": False},
-                "encoding": {"color": {"field": "plan", "legend": None, "sort": None}},
-            },
-            {"mark": {"type": "text", "align": "left", "dx": 4, "aria": False}, "encoding": {"text": text}},
-        ],
-    }
+def _bars() -> _Panel:
+    y = alt.Y("x:N").title(None).sort(None).axis(labelLimit=320)
+    base = alt.Chart().encode(y=y, x=alt.X("ms:Q").title(_STEP).axis(format=",.6~g"))
+    bar = base.mark_bar(aria=False).encode(color=alt.Color("plan:N", legend=None).sort(None))
+    text = base.mark_text(align="left", dx=4, aria=False).encode(text=alt.Text("ms:Q", format=",.1f"))
+    return alt.layer(bar, text, data=alt.NamedData("shown"), height=alt.Step(34))
