@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-__all__ = ["CHARTS", "COLOURS", "GREY", "Spec", "config", "filled", "picture", "specification"]
+__all__ = ["CHARTS", "COLOURS", "GREY", "Spec", "config", "filled", "picture", "room_for", "specification"]
 
 Spec = dict[str, Any]
 
@@ -53,11 +53,14 @@ def filled(name: str, values: list[Spec], description: str, width: int, height: 
     chart = copy.deepcopy({**CHARTS[name], "data": {"values": values}, "description": description, "width": width})
     if height is not None:
         chart["height"] = height
-    # A fixed room for labels: their measured width is rounded otherwise on one machine than on another.
-    longest = max((len(value["row"]) for value in values if "row" in value), default=_EXTENT["label"])
-    extent = round(_EXTENT["digit"] * longest + _EXTENT["gap"])
-    look = {**config("#1a1a1a", "#ffffff"), "axisY": {"minExtent": extent, "maxExtent": extent}}
-    return {**chart, "title": description, "config": look}
+    names = [value["row"] for value in values if "row" in value]
+    return {**chart, "title": description, "config": {**config("#1a1a1a", "#ffffff"), **room_for(names)}}
+
+
+def room_for(names: list[str]) -> Spec:
+    """Return a fixed room for the labels of a y axis: their measured width is another one on another machine."""
+    extent = round(_EXTENT["digit"] * max(map(len, names), default=_EXTENT["label"]) + _EXTENT["gap"])
+    return {"axisY": {"minExtent": extent, "maxExtent": extent}}
 
 
 def picture(spec: Spec) -> str:
@@ -141,8 +144,7 @@ def _heat(row: str, value: str, said: list[alt.Tooltip] | None = None) -> Spec:
     cells = alt.Chart().encode(x=_x_layer(), y=y)
     tooltip = [_said("layer", "layer", kind="O"), _said("row", row, kind="N")]
     tooltip += said or [_said("value", value, ",.4~r")]
-    colour = alt.Color("value:Q").title(value).scale(domainMin=0)
-    colour = colour.legend(orient="top", gradientLength=180, titleLimit=300)
+    colour = alt.Color("value:Q").title(value).legend(orient="top", gradientLength=180, titleLimit=300)
     frames = cells.transform_filter("datum.worst")
     return _layered(
         cells.mark_rect(aria=False).encode(color=colour, tooltip=tooltip),

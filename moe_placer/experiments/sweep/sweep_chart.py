@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from moe_placer.experiments.report.charts import Spec, config, picture, specification
+from moe_placer.experiments.report.charts import Spec, config, picture, room_for, specification
 from moe_placer.experiments.sweep.findings import AXES, by, said, varied
 
 __all__ = ["caption", "draw"]
@@ -54,6 +54,8 @@ def draw(rows: Sequence[Row]) -> str:
     if axis is not None and not all(row["fits"] for row in rows):
         note = "hollow points: memory does not hold the batch"
         spec["title"] = {"text": note, "fontSize": 11, "fontWeight": "normal", "anchor": "start", "orient": "bottom"}
+    if axis is None:
+        spec["config"] |= room_for([value["x"] for value in values])
     return picture(spec)
 
 
