@@ -34,7 +34,7 @@ _GPU_DEPTH = 3  # gpu[l][e]
 
 Proof = Literal["dual", "hot-experts", "hot-replicas", "threshold", "companions", "weighted-companions", "solver"]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
-Copies = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
+Replicas = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
 
 class _Record(BaseModel):
@@ -99,11 +99,11 @@ class LayerRecord(_Record):
     companions : CompanionsRecord or None
         For ``companions`` and ``weighted-companions``.
     any_copies : bool or None
-        True where the bound holds for any number of copies of each expert, not just the placement's (``dual``, and
+        True where the bound holds for any number of replicas of each expert, not just the placement's (``dual``, and
         always ``hot-replicas``).
     bound_given_replicas : float or None
-        Where how many copies each expert has is a choice, and the proof does not hold for every choice: what it proves
-        for the placement's; ``bound`` is 0 then.
+        Where how many replicas each expert has is a choice, and the proof does not hold for every choice: what it
+        proves for the placement's; ``bound`` is 0 then.
     worst_link : str
         Name of the link with cost z; empty where no link carries anything.
     worst_link_tokens : float or None
@@ -188,15 +188,15 @@ class Placement(_Record):
     aggregate : AggregateRecord or None
         Of all layers together; absent in files of older versions.
     memory : MemoryRecord or None
-        There where memory binds over layers, and room was divided among them with a proof.
+        There where memory binds over layers, and was divided among them with a proof.
     versions, traffic, fabric, replicas : mapping
-        Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the copies.
+        Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the replicas.
     """
 
     schema_: Literal["moe-placer/placement/1"] = Field(alias="schema")
     instance: InstanceKey
     solver: SolverRecord
-    gpu: tuple[tuple[Copies, ...], ...]
+    gpu: tuple[tuple[Replicas, ...], ...]
     layers: tuple[LayerRecord, ...]
     aggregate: AggregateRecord | None = None
     memory: MemoryRecord | None = None
@@ -207,7 +207,7 @@ class Placement(_Record):
 
     def shards(self, layer: int, expert: int) -> tuple[tuple[int, ...], ...]:
         """GPUs of each replica of an expert, one tuple of shards per replica (of length 1 without sharding)."""
-        return tuple((copy,) if isinstance(copy, int) else copy for copy in self.gpu[layer][expert])
+        return tuple((replica,) if isinstance(replica, int) else replica for replica in self.gpu[layer][expert])
 
     def to_json(self) -> str:
         """Return the file's text: the same placement always gives the same bytes."""

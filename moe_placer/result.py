@@ -74,16 +74,16 @@ class LayerResult:
         Re-checkable unless its proof is ``solver``.
     stop : Stop
     solver_bound : float or None
-        What only the solver's own search proved, for every choice of copies where these are free.
+        What only the solver's own search proved, for every choice of replicas where these are free.
     gpu : int array [items] or None
         Global GPU of each item, for methods that decide it themselves.
-    copies : int array [experts] or None
-        Copies of each expert, where the method chose others than the problem's; items are in the order these give.
+    replicas : int array [experts] or None
+        Replicas of each expert, where the method chose others than the problem's; items are in the order these give.
     work : float
         Deterministic effort spent, about seconds.
     repaired : int
-        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
-        or a DP group's nodes had no slot left.
+        Replicas that are not where the method puts them: replicas of one expert were too close together, a pin held
+        one, or a DP group's nodes had no slot left.
     """
 
     node: npt.NDArray[np.int64] | None
@@ -92,7 +92,7 @@ class LayerResult:
     stop: Stop
     solver_bound: float | None = None
     gpu: npt.NDArray[np.int64] | None = None
-    copies: npt.NDArray[np.int64] | None = None
+    replicas: npt.NDArray[np.int64] | None = None
     work: float = 0.0
     repaired: int = 0
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.search.grouping import co_activation, group_by_affinity, rooms
+from moe_placer.search.grouping import co_activation, group_by_affinity, view_places
 from moe_placer.solve.heuristic import Heuristic
 
 __all__ = ["Affinity", "balance_groups"]
@@ -59,7 +59,7 @@ def balance_groups(layer: LayerProblem, node: Ints, tolerance: float) -> Ints:
     """
     node, together = node.copy(), co_activation(layer)
     np.fill_diagonal(together, 0.0)
-    for items, _ in rooms(layer):
+    for items, _ in view_places(layer):
         while _lower_the_busiest(layer, node, items, together, tolerance):
             pass
     return node

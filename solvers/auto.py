@@ -12,13 +12,13 @@ from moe_placer.bounds.relaxation import relax
 from moe_placer.decomposition.aggregate import solve_aggregate
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
-from moe_placer.problem.replicas import could_pay, count_copies, with_copies
+from moe_placer.problem.replicas import could_pay, count_replicas, with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import round_shares, search
 from moe_placer.search.neighbourhood import around_worst_link, cut_out
 from moe_placer.search.replica_budget import share_out
-from moe_placer.search.replication import recopy
+from moe_placer.search.replication import replicate
 from moe_placer.solve.base import Start
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
 from moe_placer.solvers.coverage import CoverageSolver
@@ -35,9 +35,9 @@ _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond
 _NODES = 6  # of such a neighbourhood
 _PART_WORK = 0.5  # effort on one
 _SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
-_FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before copies move between layers, and for that
-_RECOPYING = 0.1  # of the effort of search: on other copies, where these could pay
-_CHOICE_WORK = 0.5  # of CP-SAT on other copies than those that it has settled
+_FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before replicas move between layers, and for that
+_REPLICATING = 0.1  # of the effort of search: on other replicas, where these could pay
+_CHOICE_WORK = 0.5  # of CP-SAT on other replicas than those that it has settled
 _APART = 0.5  # share of the limits for the layers apart, where the aggregate counts
 _EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
@@ -54,12 +54,12 @@ class Auto(LayerSolver):
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
-        """Place all layers, each apart, and then what they share: the aggregate, or a budget of copies."""
+        """Place all layers, each apart, and then what they share: the aggregate, or a budget of replicas."""
         if problem.coverage:
             return CoverageSolver().solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":
             return self._jointly(problem, limits, seed, start, report)
-        if not problem.shares_copies:
+        if not problem.shares_replicas:
             return super().solve(problem, limits, seed, start, report)
         return _by_shares(self, problem, limits, seed, start, report)
 
@@ -81,9 +81,9 @@ class Auto(LayerSolver):
         layer, start = task.layer, task.start
         if start is not None and start.z == 0:
             return replace(start, bound=best_bound(layer), stop=Stop.PROVED)
-        copies = start.copies if start is not None else None
-        if copies is not None:
-            layer = with_copies(layer, copies)
+        replicas = start.replicas if start is not None else None
+        if replicas is not None:
+            layer = with_replicas(layer, replicas)
             task = replace(task, layer=layer)
         result, spent = start, 0.0
         if start is None or start.bound.weights is None:
@@ -93,34 +93,36 @@ class Auto(LayerSolver):
         settle = layer.items * layer.nodes <= _SMALL or task.work >= _EXACT_WORK
         target = result.bound.value * (1 + _AIM * task.gap)
         part = (task.work - spent) / (1 + settle)
-        recopying = _RECOPYING * part if layer.copies_are_free and could_pay(layer, result.z, target) else 0.0
+        replicating = _REPLICATING * part if layer.replicas_are_free and could_pay(layer, result.z, target) else 0.0
         if _open(result, task):
             assert result.node is not None
-            found = search(layer, result.node, target, part - recopying, task.rng, task.deadline)
+            found = search(layer, result.node, target, part - replicating, task.rng, task.deadline)
             spent += found.work
             if found.z < result.z:
                 result = replace(result, node=found.node, z=found.z)
-        if recopying and _open(result, task):
+        if replicating and _open(result, task):
             assert result.node is not None
-            recopied = recopy(layer, result.node, target, recopying, task.rng, task.deadline)
-            spent += recopied.work
-            if recopied.z < result.z:
-                layer, copies = recopied.layer, count_copies(recopied.layer)
-                result = replace(result, node=recopied.node, z=recopied.z, solver_bound=None)
+            replicated = replicate(layer, result.node, target, replicating, task.rng, task.deadline)
+            spent += replicated.work
+            if replicated.z < result.z:
+                layer, replicas = replicated.layer, count_replicas(replicated.layer)
+                result = replace(result, node=replicated.node, z=replicated.z, solver_bound=None)
         if settle and _open(result, task):
             whole = layer.items * layer.nodes <= _WHOLE
-            exact = _by_neighbourhoods if not whole else _with_choice if layer.copies_are_free else CpSat().solve_layer
+            exact = (
+                _by_neighbourhoods if not whole else _with_choice if layer.replicas_are_free else CpSat().solve_layer
+            )
             work = max(_LEAST_WORK, task.work - spent)
-            result = exact(replace(task, layer=layer, work=work, start=replace(result, copies=None)))
-            copies = result.copies if result.copies is not None else copies
+            result = exact(replace(task, layer=layer, work=work, start=replace(result, replicas=None)))
+            replicas = result.replicas if result.replicas is not None else replicas
             spent += result.work
-        return _finished(replace(result, copies=copies), task.gap, spent, task.deadline)
+        return _finished(replace(result, replicas=replicas), task.gap, spent, task.deadline)
 
 
 def _by_shares(
     solver: Auto, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
 ) -> list[LayerResult]:
-    """Solve layers with equal shares of a budget, move copies to where they are worth more, and solve on."""
+    """Solve layers with equal shares of a budget, move replicas to where they are worth more, and solve on."""
     deadline = limits.deadline
     half = replace(deadline, at=min(deadline.at, time.monotonic() + deadline.left / 2))
     part = replace(limits, work=limits.total_work * _FIRST_PART, deadline=half)
@@ -151,17 +153,17 @@ def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
 
     Without slots the relaxation is several times faster and hardly weaker, so large layers try that one first; where
-    copies are free, it is the one that bounds them all.
+    replicas are free, it is the one that bounds them all.
     """
     layer = task.layer
     result, bound, spent = task.start, best_bound(layer), 0.0
     size = layer.items * layer.nodes
-    for without_slots in (True, False) if layer.copies_are_free or size > _LARGE else (False,):
-        relaxation = relax(layer, task.seconds, any_copies=without_slots)
+    for without_slots in (True, False) if layer.replicas_are_free or size > _LARGE else (False,):
+        relaxation = relax(layer, task.seconds, any_replicas=without_slots)
         spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
         if relaxation is None:
             break
-        if without_slots or not layer.copies_are_free:
+        if without_slots or not layer.replicas_are_free:
             bound = max(best_bound(layer, relaxation.weights), bound, key=lambda b: b.value)
         node = round_shares(layer, relaxation.share, task.rng)
         if node is not None:
@@ -179,7 +181,7 @@ def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
 def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:
     """Raise the bound by what a placement better than z may not contain, where that is anything."""
     layer = task.layer
-    if layer.copies_are_free:
+    if layer.replicas_are_free:
         return bound
     forbidden = beyond(layer, z)
     if not forbidden[:, layer.widest > 0].any() or task.deadline.over:
@@ -192,7 +194,7 @@ def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:
 
 
 def _with_choice(task: LayerTask) -> LayerResult:
-    """Let CP-SAT settle the layer with the copies it has, then look for others; finished where it finds none."""
+    """Let CP-SAT settle the layer with the replicas it has, then look for others; finished where it finds none."""
     layer, start = task.layer, task.start
     assert start is not None
     assert start.node is not None

@@ -1,6 +1,6 @@
 """The seed plan: experts in order, GPU after GPU.
 
-Every GPU gets as many experts as any other, or one less, as engines deal them. Where the number of copies is free,
+Every GPU gets as many experts as any other, or one less, as engines deal them. Where the number of replicas is free,
 redundant slots hold experts 0, 1, 2, ... once more, as in the first map of SGLang (``arange(slots) % experts``) and
 vLLM, whatever the load.
 """
@@ -29,11 +29,13 @@ class Contiguous(OnePass):
     def refuses(self, problem: Problem) -> str | None:
         """Say where the rule breaks a constraint."""
         for index in range(len(problem)):
-            layer = problem.layer(index, _copies(problem, index))
+            layer = problem.layer(index, _replicas(problem, index))
             node, gpu = _place(problem, index)
             together = gpu is not None and len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert)) < len(gpu)
             if not layer.valid(node) or together:
-                return f"in layer {layer.layer} the contiguous plan breaks slots, pins, or the distance between copies"
+                return (
+                    f"in layer {layer.layer} the contiguous plan breaks slots, pins, or the distance between replicas"
+                )
             for (at, e, r), pin in problem.pinned.items():
                 if at == index and gpu is not None and gpu[(layer.expert == e) & (layer.replica == r)] != pin:
                     return f"expert {e} of layer {layer.layer} is pinned to GPU {pin}, where the plan does not put it"
@@ -42,21 +44,21 @@ class Contiguous(OnePass):
     def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer by the rule."""
         node, gpu = _place(problem, index)
-        copies = _copies(problem, index)
-        return heuristic_result(problem.layer(index, copies), node, rng, gpu, copies)
+        replicas = _replicas(problem, index)
+        return heuristic_result(problem.layer(index, replicas), node, rng, gpu, replicas)
 
 
-def _copies(problem: Problem, index: int) -> Ints | None:
+def _replicas(problem: Problem, index: int) -> Ints | None:
     """Return how often each expert is in ``0, 1, 2, ...``, modulo experts; None where the instance says."""
-    if not problem.copies_are_free:
+    if not problem.replicas_are_free:
         return None
-    replicas, experts = int(problem.copies[index].sum()), problem.copies.shape[1]
-    return np.bincount(np.arange(replicas) % experts, minlength=experts)
+    total, experts = int(problem.replicas[index].sum()), problem.replicas.shape[1]
+    return np.bincount(np.arange(total) % experts, minlength=experts)
 
 
 def _place(problem: Problem, index: int) -> tuple[Ints, Ints | None]:
     """Return node and GPU of each item; no GPU where an expert is sharded over several."""
-    items = int(problem.copies[index].sum())
+    items = int(problem.replicas[index].sum())
     if problem.shards > 1:
         slots = problem.capacity.node_slots[index]
         return np.repeat(np.arange(problem.nodes), even_slots(slots, items)), None

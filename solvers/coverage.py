@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.problem.replicas import with_copies
+from moe_placer.problem.replicas import with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.grouping import group_by_affinity, shuffled
@@ -42,8 +42,8 @@ class CoverageSolver(LayerSolver):
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; with little effort by descents from the start alone."""
         layer, start = task.layer, task.start
-        if start is not None and start.copies is not None:
-            layer = with_copies(layer, start.copies)
+        if start is not None and start.replicas is not None:
+            layer = with_replicas(layer, start.replicas)
         starts = _starts(layer, task)
         if not starts:
             return LayerResult(None, np.inf, best_bound(layer), Stop.TIME)

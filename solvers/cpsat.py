@@ -1,13 +1,13 @@
 """The reference exact model, on CP-SAT.
 
     minimise  z
-    z >= base[k] + sum over kinds j, nodes n, m with touched[n, m] = k of delta[j, n, m] * x[j, n]     for every link k
-    sum_n x[j, n] = copies of kind j                                                        every replica is placed once
-    sum_j x[j, n] <= slots[n]                                                               slots
-    sum of x[j, n] over the kinds j of expert e <= together[n]                              copies apart
-    x[j, n] >= pinned items of kind j on node n                                             pins
+    z >= base[k] + sum over classes j, nodes n, m with affected[n, m] = k of delta[j, n, m] * x[j, n]     for every link
+    k sum_n x[j, n] = replicas of class j                                                        every replica is placed
+    once sum_j x[j, n] <= slots[n]                                                               slots
+    sum of x[j, n] over the classes j of expert e <= together[n]                              replicas apart
+    x[j, n] >= pinned items of class j on node n                                             pins
 
-Items of one kind (copies of an expert that attract the same demand) are counted, not told apart, which leaves no
+Items of one class (replicas of an expert that attract the same demand) are counted, not told apart, which leaves no
 symmetry among them.
 """
 
@@ -23,8 +23,8 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import Bound, relaxed_bound
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.problem.replicas import count_copies, with_copies
-from moe_placer.problem.symmetry import Kinds
+from moe_placer.problem.replicas import count_replicas, with_replicas
+from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import refuses_coverage
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
 _POLL_S = 0.05
-_MOST_CHOICES = 5_000  # expert, number of copies and node: up to so many, copies are chosen by the model
+_MOST_CHOICES = 5_000  # expert, number of replicas and node: up to so many, replicas are chosen by the model
 
 
 class CpSat(LayerSolver):
@@ -66,8 +66,8 @@ class CpSat(LayerSolver):
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; every call starts the search anew, with the best so far as its hint."""
         layer, start = task.layer, task.start
-        if start is not None and start.copies is not None:
-            layer = with_copies(layer, start.copies)
+        if start is not None and start.replicas is not None:
+            layer = with_replicas(layer, start.replicas)
         bound = start.bound if start is not None else None
         if bound is None or bound.weights is None:
             bound = relaxed_bound(layer, task.seconds)
@@ -79,32 +79,32 @@ class CpSat(LayerSolver):
 
 
 def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:
-    """Build the model that chooses copies too; None where copies are given, or choices too many."""
-    if not layer.copies_are_free or start is None or start.node is None:
+    """Build the model that chooses replicas too; None where replicas are given, or choices too many."""
+    if not layer.replicas_are_free or start is None or start.node is None:
         return None
-    from moe_placer.solvers.cpsat_copies import CopiesModel, choices  # it needs `Model`
+    from moe_placer.solvers.cpsat_replicas import ReplicasModel, choices  # it needs `Model`
 
-    kinds = choices(layer, start.z, bound.value)
-    few = len(kinds.item) * layer.nodes <= _MOST_CHOICES
-    return CopiesModel(layer, kinds, bound.value, start.node) if few else None
+    classes = choices(layer, start.z, bound.value)
+    few = len(classes.item) * layer.nodes <= _MOST_CHOICES
+    return ReplicasModel(layer, classes, bound.value, start.node) if few else None
 
 
 class Model:
-    """The CP-SAT model of one layer, with the copies it has; one method per constraint.
+    """The CP-SAT model of one layer, with the replicas it has; one method per constraint.
 
     Attributes
     ----------
-    chooses_copies : bool
-        Whether how many copies each expert has is for the model to decide.
+    chooses_replicas : bool
+        Whether how many replicas each expert has is for the model to decide.
     """
 
-    chooses_copies = False
+    chooses_replicas = False
 
     def __init__(self, layer: LayerProblem, lower: float, hint: Ints | None) -> None:
         from ortools.sat.python import cp_model  # its import takes a second
 
         self.layer, self.cp_model = layer, cp_model
-        self.kinds = self._kinds()
+        self.classes = self._classes()
         self.model = cp_model.CpModel()
         worst = layer.base + np.abs(layer.delta).sum(axis=(0, 1)).max(initial=0.0)
         self.start_z = largest = float(layer.z(hint)) if hint is not None else float(worst.max(initial=1.0))
@@ -116,11 +116,11 @@ class Model:
         self.z = self.model.new_int_var(min(lowest, highest), highest, "z")
         self.x = [
             [self._count_var(j, n) for n in range(layer.nodes)]  # x[j][n]
-            for j in range(len(self.kinds.item))
+            for j in range(len(self.classes.item))
         ]
         self._place_every_replica()
         self._respect_slots()
-        self._keep_copies_apart()
+        self._keep_replicas_apart()
         self._cover_every_link()
         self.model.minimize(self.z)
         if hint is not None:
@@ -129,42 +129,42 @@ class Model:
 
     @property
     def covers_choices(self) -> bool:
-        """Whether its bound holds for whatever number of copies is allowed."""
-        return not self.layer.copies_are_free
+        """Whether its bound holds for whatever number of replicas is allowed."""
+        return not self.layer.replicas_are_free
 
-    def _kinds(self) -> Kinds:
-        return Kinds.of_layer(self.layer)
+    def _classes(self) -> SymmetryClasses:
+        return SymmetryClasses.of_layer(self.layer)
 
     def _deltas(self) -> Floats:
-        """Return what an item of each kind adds to the links that each node touches [J, N, M]."""
-        return self.layer.delta[self.kinds.item]
+        """Return what an item of each class adds to the links that each node touches [J, N, M]."""
+        return self.layer.delta[self.classes.item]
 
     def _count_var(self, j: int, n: int) -> cp_model.IntVar:
-        most = int(min(self.kinds.count[j], self.layer.slots[n], self.layer.together[n]))
-        least = int(self.kinds.pinned[j, n])
+        most = int(min(self.classes.count[j], self.layer.slots[n], self.layer.together[n]))
+        least = int(self.classes.pinned[j, n])
         return self.model.new_int_var(least, max(least, most), f"x{j},{n}")
 
     def _place_every_replica(self) -> None:
         """sum_n x[j, n] = count[j]."""
         for j, row in enumerate(self.x):
-            if self.kinds.count[j] == 1:
+            if self.classes.count[j] == 1:
                 self.model.add_exactly_one(row)
             else:
-                self.model.add(sum(row) == int(self.kinds.count[j]))
+                self.model.add(sum(row) == int(self.classes.count[j]))
 
     def _respect_slots(self) -> None:
         """sum_j x[j, n] <= slots[n]."""
         for n in range(self.layer.nodes):
             self.model.add(sum(row[n] for row in self.x) <= int(self.layer.slots[n]))
 
-    def _keep_copies_apart(self) -> None:
-        """Sum of x[j, n] over the kinds j of one expert <= together[n]."""
-        expert = self.layer.expert[self.kinds.item]
+    def _keep_replicas_apart(self) -> None:
+        """Sum of x[j, n] over the classes j of one expert <= together[n]."""
+        expert = self.layer.expert[self.classes.item]
         for e in np.unique(expert):
-            kinds = np.flatnonzero(expert == e)
+            classes = np.flatnonzero(expert == e)
             for n in range(self.layer.nodes):
-                if self.kinds.count[kinds].sum() > self.layer.together[n]:
-                    self.model.add(sum(self.x[j][n] for j in kinds) <= int(self.layer.together[n]))
+                if self.classes.count[classes].sum() > self.layer.together[n]:
+                    self.model.add(sum(self.x[j][n] for j in classes) <= int(self.layer.together[n]))
 
     def _cover_every_link(self) -> None:
         """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""
@@ -172,8 +172,8 @@ class Model:
         delta = np.rint(self._deltas() * self.factor).astype(np.int64)
         variables: list[list[cp_model.IntVar]] = [[] for _ in range(layer.links)]
         values: list[list[int]] = [[] for _ in range(layer.links)]
-        for n, m in zip(*np.nonzero(layer.touched < layer.links), strict=True):
-            k = layer.touched[n, m]
+        for n, m in zip(*np.nonzero(layer.affected < layer.links), strict=True):
+            k = layer.affected[n, m]
             variables[k] += [row[n] for row in self.x]
             values[k] += delta[:, n, m].tolist()
         for k in range(layer.links):
@@ -182,15 +182,15 @@ class Model:
             self.model.add(load - self.z <= -base)
 
     def _hint(self, node: Ints) -> None:
-        counts = self.kinds.counts(node, self.layer.nodes)
+        counts = self.classes.counts(node, self.layer.nodes)
         for row, count in zip(self.x, counts.tolist(), strict=True):
             for variable, value in zip(row, count, strict=True):
                 self.model.add_hint(variable, value)
 
     def _read(self, solver: cp_model.CpSolver) -> tuple[LayerProblem, Ints]:
-        """Return the layer with its copies, and the node of each item."""
+        """Return the layer with its replicas, and the node of each item."""
         counts = np.array([[solver.value(v) for v in row] for row in self.x])
-        return self.layer, self.kinds.place(counts, self.layer)
+        return self.layer, self.classes.place(counts, self.layer)
 
     def solve(self, task: LayerTask, bound: Bound) -> LayerResult:
         """Search until the gap, the deterministic effort or the deadline; ``task.layer`` is not looked at."""
@@ -214,17 +214,17 @@ class Model:
             return LayerResult(None, np.inf, bound, Stop.PROVED, work=work)
         stop = why_stopped(task.deadline)
         own = max(0.0, (solver.best_objective_bound - self.slack) / self.factor)
-        node, z, copies = (start.node, start.z, start.copies) if start is not None else (None, np.inf, None)
+        node, z, replicas = (start.node, start.z, start.replicas) if start is not None else (None, np.inf, None)
         if status in {cp.OPTIMAL, cp.FEASIBLE}:
             layer, found = self._read(solver)
             if layer.z(found) < z:
                 node, z = found, layer.z(found)
-                copies = count_copies(layer) if self.chooses_copies else copies
+                replicas = count_replicas(layer) if self.chooses_replicas else replicas
         if node is None:
             return LayerResult(None, np.inf, bound, stop, work=work)
         if not self.covers_choices:
             if relative_gap(z, own) <= max(gap, OPTIMAL_GAP):
-                stop = Stop.FINISHED  # nothing better with the copies looked at; of others, it proves nothing
+                stop = Stop.FINISHED  # nothing better with the replicas looked at; of others, it proves nothing
             own = 0.0
         elif start is not None:
             own = max(own, start.solver_bound or 0.0)
@@ -235,7 +235,7 @@ class Model:
             stop = Stop.PROVED
         elif relative_gap(z, best) <= gap:
             stop = Stop.GAP
-        return LayerResult(node, z, bound, stop, solver_bound, copies=copies, work=work)
+        return LayerResult(node, z, bound, stop, solver_bound, replicas=replicas, work=work)
 
 
 def _solve_watched(solver: cp_model.CpSolver, model: cp_model.CpModel, deadline: Deadline) -> Any:

@@ -1,11 +1,11 @@
-"""The public expert-load-balancing heuristic (EPLB): copies by load, then balanced packing. It never looks at links.
+"""The public expert-load-balancing heuristic (EPLB): replicas by load, then balanced packing. It never looks at links.
 
-Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes copies
-within each node, and packs copies to GPUs; *global* makes copies and packs them to GPUs anywhere. Every GPU gets
-equally many. Here every expert is its own group. Where the instance fixes the number of copies (``replicas: dp``), only
-the packing is left to decide; with ``group`` routing, engines run EPLB inside each EP group, so a DP group's experts
-are packed to its own nodes. The original lets two copies of one expert meet on a GPU; here these are moved apart, and
-counted as repaired.
+Described in deepseek-ai/EPLB (README, 2025): *hierarchical* packs groups of experts to nodes by load, makes replicas
+within each node, and packs replicas to GPUs; *global* makes replicas and packs them to GPUs anywhere. Every GPU gets
+equally many. Here every expert is its own group. Where the instance fixes the number of replicas (``replicas: dp``),
+only the packing is left to decide; with ``group`` routing, engines run EPLB inside each EP group, so a DP group's
+experts are packed to its own nodes. The original lets two replicas of one expert meet on a GPU; here these are moved
+apart, and counted as repaired.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.problem.replica_counts import copies_by_load
+from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.result import LayerResult
 from moe_placer.solve.heuristic import (
     EngineRule,
@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class EplbGlobal(EngineRule):
-    """Copies by load, packed to the least loaded GPUs anywhere in the EP group."""
+    """Replicas by load, packed to the least loaded GPUs anywhere in the EP group."""
 
     name = "eplb-global"
     summary = "EPLB, global: balances GPU load over the whole EP group"
@@ -46,14 +46,14 @@ class EplbGlobal(EngineRule):
 
 
 class Eplb(EplbGlobal):
-    """Experts packed to nodes by load, then copies within nodes, then GPUs; global where nodes do not divide evenly."""
+    """Experts packed to nodes by load, replicas within nodes, then to GPUs; global where nodes do not divide evenly."""
 
     name = "eplb"
     summary = "EPLB, hierarchical: balances node load, then GPU load"
 
     def place_in_groups(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""
-        if not problem.copies_are_free:
+        if not problem.replicas_are_free:
             layer = problem.layer(index)
             return _packed(problem, index, layer, pack_in_groups(problem, layer, layer.slots, _packing(layer)), rng)
         return _within_nodes(problem, index, rng) or _global(problem, index, rng)
@@ -64,9 +64,9 @@ def _global(problem: Problem, index: int, rng: np.random.Generator) -> LayerResu
     if problem.shards > 1:
         return heuristic_result(layer, pack_in_groups(problem, layer, layer.slots, _packing(layer)), rng)
     load = problem.demand[index].sum(axis=0)[layer.expert]
-    # First copies by expert, then the others as they were made: each for the highest load per copy there was.
+    # First replicas by expert, then the others as they were made: each for the highest load per replica there was.
     made = np.lexsort((layer.expert, np.where(layer.replica > 0, -load / np.maximum(layer.replica, 1), -np.inf)))
-    order = made if problem.copies_are_free else np.arange(layer.items)
+    order = made if problem.replicas_are_free else np.arange(layer.items)
     gpu = pack_in_groups(problem, layer, problem.capacity.slots[index], _packing(layer, order))
     return gpu_result(problem, layer, gpu, rng)
 
@@ -84,12 +84,17 @@ def _packing(layer: LayerProblem, order: Ints | None = None) -> Callable[[Ints, 
 
 
 def _packed(
-    problem: Problem, index: int, layer: LayerProblem, node: Ints, rng: np.random.Generator, copies: Ints | None = None
+    problem: Problem,
+    index: int,
+    layer: LayerProblem,
+    node: Ints,
+    rng: np.random.Generator,
+    replicas: Ints | None = None,
 ) -> LayerResult:
     """Take the last step, within nodes; an expert that is sharded over GPUs is left to the packing of memory."""
     if problem.shards > 1:
-        return heuristic_result(layer, node, rng, copies=copies)
-    return gpu_result(problem, layer, ranks_within_nodes(problem, index, layer, node), rng, copies)
+        return heuristic_result(layer, node, rng, replicas=replicas)
+    return gpu_result(problem, layer, ranks_within_nodes(problem, index, layer, node), rng, replicas)
 
 
 def ranks_within_nodes(problem: Problem, index: int, layer: LayerProblem, node: Ints) -> Ints:
@@ -105,22 +110,22 @@ def ranks_within_nodes(problem: Problem, index: int, layer: LayerProblem, node: 
 
 
 def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> LayerResult | None:
-    """Keep copies on their expert's node; None where experts or slots do not divide evenly over nodes."""
-    experts, nodes = problem.copies.shape[1], problem.nodes
-    replicas = int(problem.copies[index].sum())
+    """Keep replicas on their expert's node; None where experts or slots do not divide evenly over nodes."""
+    experts, nodes = problem.replicas.shape[1], problem.nodes
+    total = int(problem.replicas[index].sum())
     slots, together = problem.capacity.node_slots[index], problem.capacity.together[index]
-    if experts % nodes or replicas % nodes or (slots < replicas // nodes).any():
+    if experts % nodes or total % nodes or (slots < total // nodes).any():
         return None
     load = problem.demand[index].sum(axis=0)
     home = balanced_packing(load, np.full(nodes, experts // nodes))
-    copies = np.ones(experts, dtype=np.int64)
+    replicas = np.ones(experts, dtype=np.int64)
     for n in range(nodes):
         mine = np.flatnonzero(home == n)
-        if together[n] * len(mine) < replicas // nodes:
+        if together[n] * len(mine) < total // nodes:
             return None
-        copies[mine] = copies_by_load(load[mine], replicas // nodes, int(together[n]))
-    layer = problem.layer(index, copies)
-    return _packed(problem, index, layer, home[layer.expert], rng, copies)
+        replicas[mine] = replicas_by_load(load[mine], total // nodes, int(together[n]))
+    layer = problem.layer(index, replicas)
+    return _packed(problem, index, layer, home[layer.expert], rng, replicas)
 
 
 def balanced_packing(load: Floats, slots: Ints) -> Ints:

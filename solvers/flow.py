@@ -6,14 +6,14 @@ Sivtsov, Katrutsa and Oseledets, "Cluster Topology-Driven Placement of Experts R
     minimise  sum over items i, nodes n of P[i, n] x[i, n]        P[i, n] = sum over sources s of D[s, i] hops[s, n]
     sum_n x[i, n] = 1                                             every replica is placed once
     sum_i x[i, n] <= slots[n]                                     slots
-    sum of x[i, n] over the copies i of one expert <= together[n] copies apart
+    sum of x[i, n] over the replicas i of one expert <= together[n] replicas apart
     x[i, n] = 0 or 1
 
 Every item sends one unit through its expert's share of a node to the node, so this is a flow in a network, and a
 cheapest flow is whole-numbered: no branching, the optimum in milliseconds (OR-Tools' cost-scaling push-relabel method,
 Goldberg 1997). It takes whole costs: P is rounded to a billionth of its largest value. What is minimised is how many
-links are crossed in all, not how many tokens cross the worst. Where the number of copies is free they are made by load
-first, since the published model has none.
+links are crossed in all, not how many tokens cross the worst. Where the number of replicas is free they are made by
+load first, since the published model has none.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def cheapest_flow(layer: LayerProblem, price: Floats) -> Ints | None:
     # Vertices: items, then experts on nodes, then nodes, then the sink.
     sink = items + experts * nodes + nodes
     item, node = np.nonzero((layer.pinned[:, None] < 0) | (layer.pinned[:, None] == np.arange(nodes)))
-    crowd = np.bincount(layer.expert)[:, None] > layer.together[None, :]  # only there can copies be too close
+    crowd = np.bincount(layer.expert)[:, None] > layer.together[None, :]  # only there can replicas be too close
     on_node = items + experts * nodes + node
     via = np.where(crowd[layer.expert[item], node], items + layer.expert[item] * nodes + node, on_node)
     e, n = np.nonzero(crowd)

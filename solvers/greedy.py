@@ -25,31 +25,31 @@ class Greedy(Heuristic):
         spread = _spread(layer, share)  # [I, K]: an item not placed yet counts as spread over all slots
         cost = np.append(layer.base, 0.0) + spread.sum(axis=0)
         free = layer.slots.copy()
-        copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+        replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         node = np.where(layer.pinned >= 0, layer.pinned, 0)
         for i in sorted(range(layer.items), key=lambda i: (layer.pinned[i] < 0, -layer.load[i], i)):
             cost -= spread[i]
             if layer.pinned[i] < 0:
-                allowed = (free > 0) & (copies[layer.expert[i]] < layer.together)
+                allowed = (free > 0) & (replicas[layer.expert[i]] < layer.together)
                 node[i] = _coolest(cost, layer, i, allowed if allowed.any() else free > 0)
             n = node[i]
-            np.add.at(cost, layer.touched[n], layer.delta[i, n])
+            np.add.at(cost, layer.affected[n], layer.delta[i, n])
             free[n] -= 1
-            copies[layer.expert[i], n] += 1
+            replicas[layer.expert[i], n] += 1
         return node
 
 
 def _spread(layer: LayerProblem, share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     spread = np.zeros((layer.items, layer.links + 1))
     for n in range(layer.nodes):
-        for m, k in enumerate(layer.touched[n]):
+        for m, k in enumerate(layer.affected[n]):
             spread[:, k] += share[n] * layer.delta[:, n, m]
     return spread
 
 
 def _coolest(cost: npt.NDArray[np.float64], layer: LayerProblem, item: int, allowed: npt.NDArray[np.bool_]) -> int:
     """Return the node whose worst link stays coolest; of equals, the one whose links rise least in squares."""
-    before = cost[layer.touched]  # [N, M]
+    before = cost[layer.affected]  # [N, M]
     after = before + layer.delta[item]
     worst = np.maximum(after.max(axis=1), cost[:-1].max(initial=0.0))
     rise = (after**2 - before**2).sum(axis=1)

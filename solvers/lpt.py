@@ -48,15 +48,15 @@ def longest_first(layer: LayerProblem, slots: Ints, home: Ints, items: Ints | No
     """
     machine_load, node_load = np.zeros(len(slots)), np.zeros(layer.nodes)
     left = slots.copy()
-    copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
-    machines_of: dict[int, list[int]] = {}  # of each expert: copies on one machine serve nobody
+    replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+    machines_of: dict[int, list[int]] = {}  # of each expert: replicas on one machine serve nobody
     single = len(slots) > layer.nodes
     chosen = np.zeros(layer.items, dtype=np.int64)
     # What is pinned has no choice, so it comes first.
     order = np.lexsort((-layer.load, layer.pinned < 0))
     for i in (order if items is None else order[np.isin(order, items)]).tolist():
         e = int(layer.expert[i])
-        allowed = (left > 0) & (copies[e] < layer.together)[home]
+        allowed = (left > 0) & (replicas[e] < layer.together)[home]
         if single:
             allowed[machines_of.get(e, [])] = False
         if layer.pinned[i] >= 0:
@@ -68,6 +68,6 @@ def longest_first(layer: LayerProblem, slots: Ints, home: Ints, items: Ints | No
         machine_load[g] += layer.load[i]
         node_load[home[g]] += layer.load[i]
         left[g] -= 1
-        copies[e, home[g]] += 1
+        replicas[e, home[g]] += 1
         machines_of.setdefault(e, []).append(g)
     return chosen

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.limits import WORK_PER_SECOND, Deadline
 from moe_placer.problem.compile import LayerProblem, Problem
-from moe_placer.problem.symmetry import Kinds
+from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import refuses_coverage
@@ -69,7 +69,7 @@ class Mip(LayerSolver):
             best = LayerResult(node, layer.z(node), bound, Stop.WORK, best.solver_bound)
         if best.node is None:
             return best
-        if layer.copies_are_free:  # the model has the copies that are given: of others, it proves nothing
+        if layer.replicas_are_free:  # the model has the replicas that are given: of others, it proves nothing
             done = relative_gap(best.z, own) <= max(gap, OPTIMAL_GAP)
             best = _finished(best, gap, work, deadline)
             return replace(best, stop=Stop.FINISHED) if done and best.stop in {Stop.TIME, Stop.WORK} else best
@@ -91,7 +91,7 @@ class Model:
     def __init__(self, layer: LayerProblem, hint: Ints | None) -> None:
         from ortools.math_opt.python import mathopt  # its import takes a second
 
-        self.layer, self.kinds, self.mathopt = layer, Kinds.of_layer(layer), mathopt
+        self.layer, self.classes, self.mathopt = layer, SymmetryClasses.of_layer(layer), mathopt
         self.model = mathopt.Model(name=f"layer {layer.layer}")
         # HiGHS's tolerances are absolute: costs are scaled to about 1.
         self.scale = 1 / max(
@@ -101,7 +101,7 @@ class Model:
         self.z = self.model.add_variable(lb=0.0, name="z")
         self.x = [
             [self._count_var(j, n) for n in range(layer.nodes)]  # x[j][n]
-            for j in range(len(self.kinds.item))
+            for j in range(len(self.classes.item))
         ]
         self._place_and_pack()
         self._cover_every_link()
@@ -109,31 +109,31 @@ class Model:
         self.hint = hint
 
     def _count_var(self, j: int, n: int) -> mathopt.Variable:
-        least = int(self.kinds.pinned[j, n])
-        most = int(min(self.kinds.count[j], self.layer.slots[n], self.layer.together[n]))
+        least = int(self.classes.pinned[j, n])
+        most = int(min(self.classes.count[j], self.layer.slots[n], self.layer.together[n]))
         return self.model.add_integer_variable(lb=least, ub=max(least, most))
 
     def _place_and_pack(self) -> None:
-        """Place every replica once; respect slots; keep copies apart."""
-        layer, kinds, sum_ = self.layer, self.kinds, self.mathopt.fast_sum
+        """Place every replica once; respect slots; keep replicas apart."""
+        layer, classes, sum_ = self.layer, self.classes, self.mathopt.fast_sum
         for j, row in enumerate(self.x):
-            self.model.add_linear_constraint(sum_(row) == int(kinds.count[j]))
-        expert = layer.expert[kinds.item]
+            self.model.add_linear_constraint(sum_(row) == int(classes.count[j]))
+        expert = layer.expert[classes.item]
         for n in range(layer.nodes):
             self.model.add_linear_constraint(sum_(row[n] for row in self.x) <= int(layer.slots[n]))
             for e in np.unique(expert):
                 mine = np.flatnonzero(expert == e)
-                if kinds.count[mine].sum() > layer.together[n]:
+                if classes.count[mine].sum() > layer.together[n]:
                     self.model.add_linear_constraint(sum_(self.x[j][n] for j in mine) <= int(layer.together[n]))
 
     def _cover_every_link(self) -> None:
         """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""
         layer = self.layer
-        delta = layer.delta[self.kinds.item] * self.scale
+        delta = layer.delta[self.classes.item] * self.scale
         terms: list[list[Any]] = [[] for _ in range(layer.links)]
-        for n, m in zip(*np.nonzero(layer.touched < layer.links), strict=True):
+        for n, m in zip(*np.nonzero(layer.affected < layer.links), strict=True):
             values = delta[:, n, m].tolist()
-            terms[layer.touched[n, m]] += [v * row[n] for v, row in zip(values, self.x, strict=True) if v]
+            terms[layer.affected[n, m]] += [v * row[n] for v, row in zip(values, self.x, strict=True) if v]
         for k in range(layer.links):
             base = float(layer.base[k] * self.scale)
             self.model.add_linear_constraint(self.mathopt.fast_sum(terms[k]) - self.z <= -base)
@@ -148,7 +148,7 @@ class Model:
         )
         model_parameters = mathopt.ModelSolveParameters()
         if self.hint is not None:
-            counts = self.kinds.counts(self.hint, self.layer.nodes)
+            counts = self.classes.counts(self.hint, self.layer.nodes)
             values = {
                 v: float(c) for row, count in zip(self.x, counts, strict=True) for v, c in zip(row, count, strict=True)
             }
@@ -161,4 +161,4 @@ class Model:
         if not result.has_primal_feasible_solution():
             return None, bound, infeasible
         found = np.array([result.variable_values(row) for row in self.x])
-        return self.kinds.place(np.rint(found).astype(np.int64), self.layer), bound, False
+        return self.classes.place(np.rint(found).astype(np.int64), self.layer), bound, False

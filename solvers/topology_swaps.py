@@ -4,7 +4,7 @@ Described from an open pull request of SGLang, "add topology-aware expert placem
 costs between ranks, experts trade ranks as long as the tokens times the cost of the ranks they go between becomes less,
 and no rank gets more load than the busiest had at the start. Here the cost is the number of links between two ranks'
 nodes, 0 within a node, ranks are those of one EP group, and the start is EPLB's hierarchical placement, which also
-serves instances with copies (the original starts from experts in order, and refuses copies).
+serves instances with replicas (the original starts from experts in order, and refuses replicas).
 
 With ``P[i, n]`` the tokens of item i times the links they cross if it is on node n, a trade of i and j changes the sum
 by ``gain[i, n_j] + gain[j, n_i]`` with ``gain[i, n] = P[i, n] - P[i, n_i]``. So the best trade of two nodes is found
@@ -44,13 +44,13 @@ class TopologySwaps(EngineRule):
         start = Eplb().place_in_groups(problem, index, rng)
         if start.node is None:
             return start
-        layer = problem.layer(index, start.copies)
+        layer = problem.layer(index, start.replicas)
         price = problem.crossings(index, layer)
         rank = start.gpu if start.gpu is not None else ranks_within_nodes(problem, index, layer, start.node)
         node, rank = _swap(layer, price, start.node, rank, problem.group_of_node)
         if problem.shards > 1:
-            return heuristic_result(layer, node, rng, copies=start.copies, repaired=start.repaired)
-        result = gpu_result(problem, layer, rank, rng, start.copies)
+            return heuristic_result(layer, node, rng, replicas=start.replicas, repaired=start.repaired)
+        result = gpu_result(problem, layer, rank, rng, start.replicas)
         return replace(result, repaired=result.repaired + start.repaired)
 
 
@@ -107,15 +107,15 @@ class _State:
         self.rank_load = np.bincount(rank, layer.load)
         self.most = float(self.rank_load.max(initial=0.0)) * (1 + 1e-12)
         self.crowded = bool(np.bincount(rank).max() > 1)  # with one item a rank, no trade can overload one
-        copies = np.bincount(layer.expert)
-        self.on_rank = np.zeros((len(copies), len(self.rank_load)), dtype=np.int64)
+        replicas = np.bincount(layer.expert)
+        self.on_rank = np.zeros((len(replicas), len(self.rank_load)), dtype=np.int64)
         np.add.at(self.on_rank, (layer.expert, rank), 1)
-        self.on_node = np.zeros((len(copies), layer.nodes), dtype=np.int64)
+        self.on_node = np.zeros((len(replicas), layer.nodes), dtype=np.int64)
         np.add.at(self.on_node, (layer.expert, node), 1)
-        self.apart_binds = bool(copies.max() > 1 and (self.crowded or copies.max() > layer.together.min()))
+        self.apart_binds = bool(replicas.max() > 1 and (self.crowded or replicas.max() > layer.together.min()))
 
     def forbidden(self, here: Ints, there: Ints) -> Bools:
-        """Mask [here, there] of trades that overload a rank, or bring copies of one expert too close."""
+        """Mask [here, there] of trades that overload a rank, or bring replicas of one expert too close."""
         wrong = np.zeros((len(here), len(there)), dtype=bool)
         if self.crowded:
             wrong |= self._overloads(here, there) | self._overloads(there, here).T
@@ -144,7 +144,7 @@ class _State:
         return np.asarray(after > self.most)
 
     def _crowds(self, leaving: Ints, coming: Ints) -> Bools:
-        """Mask [leaving, coming]: the place that one leaves already has what it may of the other's copies."""
+        """Mask [leaving, coming]: the place that one leaves already has what it may of the other's replicas."""
         expert, node = self.layer.expert[coming], self.node[leaving]
         full = self.on_node[expert][:, node] >= self.layer.together[node]
         return np.asarray((full | (self.on_rank[expert][:, self.rank[leaving]] > 0)).T)

@@ -40,14 +40,14 @@ WILD = (
 WEIGHTS = ("even", "dirichlet", "sparse", "one", "span", "denormal", "hot", "huge", "wild", *["best"] * 5)
 PRICES = ("zero", "random", "equal", "cancelling", "span", "denormal", "huge", "huge", "uneven", "uneven", "wild")
 ONCE = ("companions", "weighted-companions", "solver")  # for dispatch once per place
-KINDS = ("dual", "any copies", "hot-experts", "threshold", "solver")
+KINDS = ("dual", "any replicas", "hot-experts", "threshold", "solver")
 
 
 def draw_instance(rng: np.random.Generator) -> tuple[Instance, Traffic]:
     """Draw an instance with some of all features; its fields may contradict each other, which raises."""
     nodes, per_node = int(rng.integers(2, 4)), int(rng.integers(1, 4))
     layers, experts = int(rng.integers(1, 3)), int(rng.integers(2, 4))
-    routing, replicas, dp = _copies(rng, nodes)
+    routing, replicas, dp = _draw_replicas(rng, nodes)
     sharded = per_node > 1 and rng.random() < 0.25
     gpus = nodes * per_node
     failed = sorted(rng.choice(gpus, int(rng.integers(0, 3)), replace=False).tolist()) if rng.random() < 0.4 else []
@@ -85,7 +85,7 @@ def draw_instance(rng: np.random.Generator) -> tuple[Instance, Traffic]:
     return instance, _traffic(rng, instance)
 
 
-def _copies(rng: np.random.Generator, nodes: int) -> tuple[str, Any, int]:
+def _draw_replicas(rng: np.random.Generator, nodes: int) -> tuple[str, Any, int]:
     kind = rng.choice(["group", "groups", "even", "budget", "shared"])
     if kind == "group":
         return "group", "dp", 1
@@ -113,7 +113,7 @@ def _fabric(rng: np.random.Generator) -> dict[str, Any]:
 def _pins(
     rng: np.random.Generator, shape: tuple[int, int, int], gpus: int, failed: Sequence[int]
 ) -> list[dict[str, int]]:
-    """Pin up to two replicas of these [layers, experts, copies]."""
+    """Pin up to two replicas of these [layers, experts, replicas]."""
     working = [gpu for gpu in range(gpus) if gpu not in failed]
     keys = {tuple(rng.integers(0, shape).tolist()) for _ in range(2 if shape[2] and working else 0)}
     return [
@@ -190,7 +190,7 @@ def draw_weights(rng: np.random.Generator, style: str, cost: dict[str, Fraction]
 
 
 def draw_prices(rng: np.random.Generator, style: str, nodes: int, size: float) -> tuple[float, ...]:
-    """Draw prices of room, about a cost of this size."""
+    """Draw prices of memory, about a cost of this size."""
     if style == "zero":
         return (0.0,) * nodes
     if style == "wild":
@@ -228,12 +228,12 @@ class Forger:
     def _best_weights(self, rows: Sequence[int]) -> dict[str, float]:
         """Look for weights that prove much: links are the heavier the hotter the answers to earlier weights are.
 
-        Half of the time all answers have the copies of the placement: such weights prove much of these only.
+        Half of the time all answers have the replicas of the placement: such weights prove much of these only.
         """
         ways, same = self.brute.ways, self.rng.random() < 0.5
         tables = []
         for row in rows:
-            at = [i for i, way in enumerate(ways[row]) if not same or way.copies == self.ways[row].copies]
+            at = [i for i, way in enumerate(ways[row]) if not same or way.replicas == self.ways[row].replicas]
             tables.append(self.brute.costs[row][at])
         heat = np.zeros(len(self.links))
         for _ in range(30):
@@ -245,7 +245,7 @@ class Forger:
     def record(self, row: int, kind: str) -> LayerRecord:
         """Draw a certificate of this kind; what it proves is stated as 0, or as what is drawn."""
         even = self.instance.placement.replica_routing == "even"
-        if kind == "any copies" and not even:
+        if kind == "any replicas" and not even:
             kind = "dual"
         cost = self.costs[row]
         fields: dict[str, Any] = {
@@ -253,21 +253,21 @@ class Forger:
             "z": self.z[row],
             "worst_link": max(cost, key=cost.__getitem__) if self.z[row] > 0 else "",
             "bound": 0.0,
-            "proof": "dual" if kind == "any copies" else kind,
+            "proof": "dual" if kind == "any replicas" else kind,
         }
-        if kind == "any copies":
+        if kind == "any replicas":
             fields["any_copies"] = True
-        if kind in {"dual", "any copies", "threshold", "weighted-companions"}:
+        if kind in {"dual", "any replicas", "threshold", "weighted-companions"}:
             fields["weights"] = self.weights(cost, [row])
         if kind == "threshold":
             fields["threshold"] = self._threshold(row)
         if kind in {"companions", "weighted-companions"}:
             fields["companions"] = self._companions()
         if kind in {"hot-experts", "companions"}:
-            copies = self.ways[row].copies
-            heaviest = int(np.argmax([sum(of[e] for of in self.brute.T[row]) for e in range(len(copies))]))
-            expert = heaviest if self.rng.random() < 0.5 else int(self.rng.integers(len(copies)))
-            fields["hot"] = (expert, int(self.rng.integers(copies[expert])))
+            replicas = self.ways[row].replicas
+            heaviest = int(np.argmax([sum(of[e] for of in self.brute.T[row]) for e in range(len(replicas))]))
+            expert = heaviest if self.rng.random() < 0.5 else int(self.rng.integers(len(replicas)))
+            fields["hot"] = (expert, int(self.rng.integers(replicas[expert])))
         return LayerRecord.model_construct(**fields)
 
     def _companions(self) -> CompanionsRecord:
@@ -314,7 +314,7 @@ class Forger:
     def placement(self, kinds: Sequence[str], aggregate: bool, memory: bool) -> Placement:
         """Return a placement with certificates of these kinds."""
         shards = self.instance.parallelism.expert_tp > 1
-        gpu = [[[list(p) if shards else p[0] for p in copies] for copies in way.gpus] for way in self.ways]
+        gpu = [[[list(p) if shards else p[0] for p in replicas] for replicas in way.gpus] for way in self.ways]
         plain = Placement.model_validate(
             {
                 "schema": "moe-placer/placement/1",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from exact_model import Way, demand_of, fabric_of, items_of, room_of, sent_once
+from exact_model import Way, demand_of, fabric_of, items_of, memory_slots_of, sent_once
 
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
@@ -42,7 +42,7 @@ class BruteForce:
         self.routes, self.scale = fabric_of(instance)
         self.links = list(self.scale)
         self.T = demand_of(instance, traffic)
-        self.room = [room_of(instance, gpu) for gpu in range(instance.gpus)]
+        self.memory_slots = [memory_slots_of(instance, gpu) for gpu in range(instance.gpus)]
         most = most if self.every_choice else most // 10  # whose costs take longer to compute
         self.complete = True  # whether the lists are: an empty one then says that there is no placement
         self.ways = [self._list(layer, most) for layer in instance.moe_layers]
@@ -50,16 +50,16 @@ class BruteForce:
             self.costs = [self._float_costs(row, ways) for row, ways in enumerate(self.ways)]
 
     def _list(self, layer: int, most: int) -> list[Way]:
-        """List the ways of one layer that differ in copies, nodes or the use of GPUs; none if there are too many."""
+        """List the ways of one layer that differ in replicas, nodes or the use of GPUs; none if there are too many."""
         found: dict[Any, Way] = {}
         if len(_places(self.instance)) ** self.instance.replicas_per_layer > MOST_TRIED:
             self.complete = False
             return []
-        for count, way in enumerate(_ways(self.instance, layer, self.room)):
+        for count, way in enumerate(_ways(self.instance, layer, self.memory_slots)):
             if count >= most:
                 self.complete = False
                 return []
-            found.setdefault((way.copies, way.nodes, way.used), way)
+            found.setdefault((way.replicas, way.nodes, way.used), way)
         return list(found.values())
 
     @property
@@ -70,7 +70,7 @@ class BruteForce:
     def tight(self) -> bool:
         """Whether memory may bind over layers."""
         most = self.instance.placement.slots_per_gpu * len(self.ways)
-        return any(room < most for room in self.room)
+        return any(memory_slots < most for memory_slots in self.memory_slots)
 
     @property
     def every_choice(self) -> bool:
@@ -87,16 +87,16 @@ class BruteForce:
                 for link, share in self.routes[source, target].items():
                     cost[link] += tokens * share * self.scale[link]
             return cost
-        for (expert, replica), node in zip(items_of(way.copies), way.nodes, strict=True):
+        for (expert, replica), node in zip(items_of(way.replicas), way.nodes, strict=True):
             for source in range(self.instance.cluster.nodes):
-                tokens = self.T[row][source][expert] * self._part(source, replica, way.copies[expert])
+                tokens = self.T[row][source][expert] * self._part(source, replica, way.replicas[expert])
                 for link, share in self.routes[source, node].items():
                     cost[link] += tokens * share * self.scale[link]
         return cost
 
-    def best_of_layer(self, row: int, copies: tuple[int, ...] | None = None) -> Fraction:
-        """Return the least z of one layer alone, with these copies if given."""
-        at = [i for i, way in enumerate(self.ways[row]) if copies in {None, way.copies}]
+    def best_of_layer(self, row: int, replicas: tuple[int, ...] | None = None) -> Fraction:
+        """Return the least z of one layer alone, with these replicas if given."""
+        at = [i for i, way in enumerate(self.ways[row]) if replicas in {None, way.replicas}]
         z = self.costs[row][at].max(axis=1, initial=0.0)
         close = [at[i] for i in np.flatnonzero(z <= z.min() * (1 + CLOSE))[:MOST_EXACT]]
         return min(max(self.exact_cost(row, self.ways[row][i]).values(), default=Fraction(0)) for i in close)
@@ -118,7 +118,7 @@ class BruteForce:
         return found or (total and self._exact(total.ways, by_z=False))  # none of those tried fits together
 
     def any_ways(self, rng: np.random.Generator) -> tuple[Way, ...]:
-        """Choose any placement of all layers that fits, in which layers differ in copies, nodes or use of GPUs."""
+        """Choose any placement of all layers that fits, in which layers differ in replicas, nodes or use of GPUs."""
         while True:
             chosen = [int(rng.integers(len(ways))) for ways in self.ways]
             if self._fits([[i] for i in chosen]).all():
@@ -149,24 +149,24 @@ class BruteForce:
         costs = self.costs[row]
         for i in np.argsort(costs.max(axis=1, initial=0.0), kind="stable").tolist():
             way = self.ways[row][i]
-            key = (way.used if self.tight else (), sum(way.copies), b"" if by_z else costs[i].tobytes())
+            key = (way.used if self.tight else (), sum(way.replicas), b"" if by_z else costs[i].tobytes())
             first.setdefault(key, i)
         return list(first.values())
 
     def _fits(self, kinds: Sequence[Sequence[int]]) -> npt.NDArray[np.bool_]:
         """Tell of every combination of ways whether GPUs' memory and a budget over layers suffice."""
         used = [np.array([self.ways[row][i].used for i in own]) for row, own in enumerate(kinds)]
-        extra = [np.array([sum(self.ways[row][i].copies) for i in own]) for row, own in enumerate(kinds)]
+        extra = [np.array([sum(self.ways[row][i].replicas) for i in own]) for row, own in enumerate(kinds)]
         if len(kinds) > 1:
             used, extra = [used[0][:, None] + used[1][None, :]], [extra[0][:, None] + extra[1][None, :]]
         budget = getattr(self.instance.placement.replicas, "redundant_slots_in_all", None)
         most = np.inf if budget is None else budget + len(self.ways) * self.instance.model.experts
-        return np.asarray((used[0] <= np.array(self.room)).all(axis=-1) & (extra[0] <= most))
+        return np.asarray((used[0] <= np.array(self.memory_slots)).all(axis=-1) & (extra[0] <= most))
 
-    def _part(self, source: int, replica: int, copies: int) -> Fraction:
+    def _part(self, source: int, replica: int, replicas: int) -> Fraction:
         """Return the share of a source's tokens for an expert that a replica gets."""
         if self.instance.placement.replica_routing == "even":
-            return Fraction(1, copies)
+            return Fraction(1, replicas)
         size = self.instance.cluster.nodes // self.instance.parallelism.dp
         return Fraction(int(source // size == replica))
 
@@ -187,18 +187,18 @@ class BruteForce:
             for link, part in route.items():
                 share[source, target, self.links.index(link)] = float(part * self.scale[link])
         tokens = np.array([[float(count) for count in of_node] for of_node in self.T[row]])
-        by_copies: dict[tuple[int, ...], list[int]] = {}
+        by_replicas: dict[tuple[int, ...], list[int]] = {}
         for i, way in enumerate(ways):
-            by_copies.setdefault(way.copies, []).append(i)
-        for copies, at in by_copies.items():
+            by_replicas.setdefault(way.replicas, []).append(i)
+        for replicas, at in by_replicas.items():
             placed = np.array([ways[i].nodes for i in at])
-            for item, (expert, replica) in enumerate(items_of(copies)):
-                part = np.array([float(self._part(source, replica, copies[expert])) for source in nodes])
+            for item, (expert, replica) in enumerate(items_of(replicas)):
+                part = np.array([float(self._part(source, replica, replicas[expert])) for source in nodes])
                 costs[at] += np.einsum("s,snk->nk", tokens[:, expert] * part, share)[placed[:, item]]
         return costs
 
 
-def _choices_of_copies(instance: Instance) -> Iterator[tuple[int, ...]]:
+def _choices_of_replicas(instance: Instance) -> Iterator[tuple[int, ...]]:
     experts, budget = instance.model.experts, instance.placement.replicas
     if budget == "dp":
         yield (instance.parallelism.dp,) * experts
@@ -218,22 +218,22 @@ def _places(instance: Instance) -> list[tuple[int, ...]]:
     return [place for gpus in working for place in combinations(gpus, instance.parallelism.expert_tp)]
 
 
-def _ways(instance: Instance, layer: int, room: Sequence[int]) -> Iterator[Way]:
+def _ways(instance: Instance, layer: int, memory_slots: Sequence[int]) -> Iterator[Way]:
     """List all ways to place a layer alone."""
-    for copies in _choices_of_copies(instance):
-        yield from _Layer(instance, layer, room, copies).ways()
+    for replicas in _choices_of_replicas(instance):
+        yield from _Layer(instance, layer, memory_slots, replicas).ways()
 
 
 class _Layer:
-    """One layer with given copies, whose items are put on places one after the other."""
+    """One layer with given replicas, whose items are put on places one after the other."""
 
-    def __init__(self, instance: Instance, layer: int, room: Sequence[int], copies: tuple[int, ...]) -> None:
+    def __init__(self, instance: Instance, layer: int, memory_slots: Sequence[int], replicas: tuple[int, ...]) -> None:
         placement = instance.placement
-        self.copies, self.items, self.places = copies, items_of(copies), _places(instance)
+        self.replicas, self.items, self.places = replicas, items_of(replicas), _places(instance)
         self.per_node, self.apart = instance.cluster.gpus_per_node, placement.replicas_apart
         self.pins = {(pin.expert, pin.replica): pin.gpu for pin in placement.pinned if pin.layer == layer}
         self.alike = placement.replica_routing == "even" and not self.pins
-        self.left = [min(placement.slots_per_gpu, most) for most in room]
+        self.left = [min(placement.slots_per_gpu, most) for most in memory_slots]
         self.slots = list(self.left)
         self.chosen: list[int] = []
 
@@ -243,7 +243,7 @@ class _Layer:
             yield self._way()
             return
         replica = self.items[len(self.chosen)][1]
-        # Copies that are alike stand in order.
+        # Replicas that are alike stand in order.
         first = self.chosen[-1] + (self.apart != "none") if self.alike and replica else 0
         for index in range(first, len(self.places)):
             if self._fits(self.places[index]):
@@ -255,7 +255,7 @@ class _Layer:
                     self.left[gpu] += 1
 
     def _fits(self, place: tuple[int, ...]) -> bool:
-        """Whether the next item may be here: slots, pins, and distance from the other copies."""
+        """Whether the next item may be here: slots, pins, and distance from the other replicas."""
         expert, replica = self.items[len(self.chosen)]
         if any(self.left[gpu] < 1 for gpu in place) or self.pins.get((expert, replica), place[0]) not in place:
             return False
@@ -267,7 +267,7 @@ class _Layer:
         return all(not set(other) & set(place) for other in others)
 
     def _way(self) -> Way:
-        rows: list[list[tuple[int, ...]]] = [[] for _ in self.copies]
+        rows: list[list[tuple[int, ...]]] = [[] for _ in self.replicas]
         for (expert, _), index in zip(self.items, self.chosen, strict=True):
             rows[expert].append(self.places[index])
         nodes = tuple(self.places[index][0] // self.per_node for index in self.chosen)

@@ -14,8 +14,8 @@ from moe_placer.verifier import LayerCheck, Verification, verify
 
 Gpus = list[list[list[Any]]]  # gpu[l][e] of the placement file
 
-# 4 nodes of 2 GPUs on 2 leaves and 2 spines; layer 0 is dense, layers 1 and 2 are MoE with 4 experts, two copies each:
-# all 8 slots are taken.
+# 4 nodes of 2 GPUs on 2 leaves and 2 spines; layer 0 is dense, layers 1 and 2 are MoE with 4 experts, two replicas
+# each: all 8 slots are taken.
 TINY: dict[str, Any] = {
     "name": "tiny",
     "model": {
@@ -132,7 +132,7 @@ def in_order(instance: Instance) -> Gpus:
     for item in range(instance.replicas_per_layer):
         place = places[item % len(places)]
         row[item % experts].append(place if tp > 1 else place[0])
-    return [[list(copies) for copies in row] for _ in instance.moe_layers]
+    return [[list(replicas) for replicas in row] for _ in instance.moe_layers]
 
 
 def placement_data(instance: Instance, gpu: Gpus, traffic: Traffic, records: list[dict[str, Any]]) -> dict[str, Any]:

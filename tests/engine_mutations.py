@@ -143,7 +143,7 @@ def ascend_twice(content: Any, rng: Rng) -> None:
                 if flat.count(one) > 1 and len(held) > 1:
                     held[at] = held[at - 1]
                     return
-    raise AssertionError("no expert has two copies")
+    raise AssertionError("no expert has two replicas")
 
 
 def ascend_lose_device(content: Any, rng: Rng) -> None:

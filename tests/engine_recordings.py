@@ -60,7 +60,7 @@ class Truth:
         return np.concatenate([rank for step in self.topk for rank in step])[:, self.moe]
 
     def physical(self, step: int, rank: int) -> Ints:
-        """Return slot ids [decoder layers, tokens, 8] of the choices, any copy of each expert; -1 for none."""
+        """Return slot ids [decoder layers, tokens, 8] of the choices, any replica of each expert; -1 for none."""
         rng = np.random.default_rng((self.seed, step, rank))
         logical = self.topk[step][rank]
         ids = np.full((self.layers, len(logical), 8), -1, np.int32)
@@ -227,7 +227,7 @@ def as_base64(array: Ints) -> str:
 
 
 def write_vllm_stats(truth: Truth, file: Path, *, meta: bool = True) -> Path:
-    """Write counts of physical slots by step; a copy gets all of an expert's load or a part."""
+    """Write counts of physical slots by step; a replica gets all of an expert's load or a part."""
     rng = np.random.default_rng(truth.seed)
     lines: list[dict[str, Any]] = []
     if meta:

@@ -20,15 +20,15 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": Fraction(1, 2)}
 
 @dataclass(frozen=True)
 class Way:
-    """One way to place a layer: GPUs of every copy of every expert."""
+    """One way to place a layer: GPUs of every replica of every expert."""
 
     gpus: tuple[tuple[tuple[int, ...], ...], ...]
     nodes: tuple[int, ...]
     used: tuple[int, ...]  # shards on each GPU
 
     @property
-    def copies(self) -> tuple[int, ...]:
-        return tuple(len(copies) for copies in self.gpus)
+    def replicas(self) -> tuple[int, ...]:
+        return tuple(len(replicas) for replicas in self.gpus)
 
 
 def sent_once(instance: Instance, traffic: Traffic, row: int, way: Way, number: Any) -> dict[tuple[int, int], Any]:
@@ -47,17 +47,17 @@ def sent_once(instance: Instance, traffic: Traffic, row: int, way: Way, number: 
         for target in range(nodes):
             sent[source, target] = number(0)
             for place in range(target * per_node, (target + 1) * per_node):
-                chance = [_chance(copies, view, place, size, number) for copies in way.gpus]
+                chance = [_chance(replicas, view, place, size, number) for replicas in way.gpus]
                 for recording, share in zip(traffic.recordings, traffic.mix[source], strict=True):
                     reached = _reached(recording, row, chance, number)
                     sent[source, target] += starts * number(float(share)) * reached
     return sent
 
 
-def _chance(copies: Sequence[tuple[int, ...]], view: int | None, place: int, size: int, number: Any) -> Any:
+def _chance(replicas: Sequence[tuple[int, ...]], view: int | None, place: int, size: int, number: Any) -> Any:
     """Chance that a token goes to a place for an expert that it chooses: by its own replica, or by one it draws."""
-    here = [gpus[0] // size == place for gpus in copies]
-    return number(sum(here)) / len(copies) if view is None else number(int(here[view]))
+    here = [gpus[0] // size == place for gpus in replicas]
+    return number(sum(here)) / len(replicas) if view is None else number(int(here[view]))
 
 
 def _reached(recording: Recording, row: int, chance: Sequence[Any], number: Any) -> Any:
@@ -72,8 +72,8 @@ def _reached(recording: Recording, row: int, chance: Sequence[Any], number: Any)
     return total / len(recording.topk)
 
 
-def items_of(copies: Sequence[int]) -> list[tuple[int, int]]:
-    return [(expert, replica) for expert, count in enumerate(copies) for replica in range(count)]
+def items_of(replicas: Sequence[int]) -> list[tuple[int, int]]:
+    return [(expert, replica) for expert, count in enumerate(replicas) for replica in range(count)]
 
 
 def fabric_of(instance: Instance) -> tuple[dict[tuple[int, int], Route], dict[str, Fraction]]:
@@ -146,7 +146,7 @@ def resident_and_expert(instance: Instance) -> tuple[Fraction, Fraction]:
     return resident * size / instance.parallelism.attention_tp + cache, expert / instance.parallelism.expert_tp
 
 
-def room_of(instance: Instance, gpu: int) -> int:
+def memory_slots_of(instance: Instance, gpu: int) -> int:
     """Shards that a GPU can take over all layers."""
     if gpu in instance.placement.failed_gpus:
         return 0

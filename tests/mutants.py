@@ -2,8 +2,8 @@
 
 The changes are those of Cosmic Ray (a comparison turned, a number off by one, a loop that never runs, ...), drawn at
 random over all places of the modules. Only tests that execute the changed lines run, the quickest first, until one
-fails. Everything happens in a copy of the repository. What no test notices is printed and makes the exit code 1, unless
-``equivalent_mutants.txt`` has it: these change nothing that anybody can see, each for the reason given there.
+fails. Everything happens in a replica of the repository. What no test notices is printed and makes the exit code 1,
+unless ``equivalent_mutants.txt`` has it: these change nothing that anybody can see, each for the reason given there.
 """
 
 from __future__ import annotations

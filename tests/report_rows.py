@@ -77,9 +77,9 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     gpus = instance.cluster.nodes * instance.cluster.gpus_per_node
     load = np.zeros((len(demand), gpus))
     for layer, experts in enumerate(placement.gpu):
-        for expert, copies in enumerate(experts):
-            for gpu in copies:
-                load[layer, gpu] += demand[layer, expert] / len(copies)
+        for expert, replicas in enumerate(experts):
+            for gpu in replicas:
+                load[layer, gpu] += demand[layer, expert] / len(replicas)
     z = checked.cost.max(axis=1)
     node = load.reshape(len(load), instance.cluster.nodes, -1).sum(axis=2)
     return {

@@ -37,12 +37,12 @@ RECORD = st.fixed_dictionaries(
     },
 )
 GPU_ID = st.integers(0, 10_000)
-COPIES = st.one_of(
+REPLICAS = st.one_of(
     st.lists(GPU_ID, min_size=1, max_size=3), st.lists(st.lists(GPU_ID, min_size=1, max_size=2), min_size=1, max_size=2)
 )
 
 
-@given(st.lists(RECORD, max_size=3), st.lists(st.lists(COPIES, max_size=3), max_size=3), st.integers(0, 2**63))
+@given(st.lists(RECORD, max_size=3), st.lists(st.lists(REPLICAS, max_size=3), max_size=3), st.integers(0, 2**63))
 @settings(deadline=None)
 def test_files_round_trip(tmp_path: Path, records: list[Any], gpu: list[Any], seed: int) -> None:
     content = {**json.loads(GOOD), "layers": records, "gpu": gpu}

@@ -16,7 +16,7 @@ Ints = npt.NDArray[np.int64]
 
 def price(problem: LayerProblem, weights: Floats) -> Floats:
     """Return the weighted cost [I, N] that item i on node n adds, for link weights [K]."""
-    return np.asarray(np.einsum("inm,nm->in", problem.delta, np.append(weights, 0.0)[problem.touched]))
+    return np.asarray(np.einsum("inm,nm->in", problem.delta, np.append(weights, 0.0)[problem.affected]))
 
 
 def transport(problem: LayerProblem, prices: Floats) -> tuple[float, bool]:

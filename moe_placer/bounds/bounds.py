@@ -19,7 +19,7 @@ from moe_placer.problem.compile import LayerProblem
 __all__ = [
     "SAFETY",
     "Bound",
-    "any_copies_bound",
+    "any_replicas_bound",
     "best_bound",
     "cheapest",
     "companions_bound",
@@ -61,9 +61,10 @@ class Bound:
     companions : Companions, WeightedCompanions or None
         The rest of the proof of ``companions`` or ``weighted-companions``.
     given_replicas : float or None
-        Where how many copies each expert has is a choice, and the proof is about those as given: what it proves there.
+        Where how many replicas each expert has is a choice, and the proof is about those as given: what it proves
+        there.
     any_copies : bool
-        Whether it holds for any number of copies of each expert.
+        Whether it holds for any number of replicas of each expert.
     """
 
     value: float
@@ -73,21 +74,21 @@ class Bound:
     hot: int | None = None
     companions: Companions | WeightedCompanions | None = None
     given_replicas: float | None = None
-    any_copies: bool = False
+    any_replicas: bool = False
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     """Return the best quick bound; with weights from `relax`, it keeps them whatever its proof.
 
-    Where copies are free, only bounds for any copies count; the best weights for these are those of
-    ``relax(problem, any_copies=True)``.
+    Where replicas are free, only bounds for any replicas count; the best weights for these are those of
+    ``relax(problem, any_replicas=True)``.
     """
     if problem.coverage is not None:  # what one copy per chosen expert costs bounds nothing here
         return Bound(0.0, "solver")
-    if problem.copies_are_free:
+    if problem.replicas_are_free:
         if not problem.links:
             return Bound(0.0, "solver")
-        bound = Bound(0.0, "solver") if weights is None else any_copies_bound(problem, weights)
+        bound = Bound(0.0, "solver") if weights is None else any_replicas_bound(problem, weights)
         return max(bound, hot_replicas_bound(problem, weights), key=lambda one: one.value)
     bounds = [hot_expert_bound(problem)]
     if weights is not None and problem.links:
@@ -114,7 +115,7 @@ def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep
     if weighted is not None and _safe(weighted.value) > bound.value:
         value, weights = _safe(weighted.value), weighted.weights
         bound = Bound(value, "weighted-companions", weights=weights, companions=weighted)
-    if problem.copies_are_free and bound.companions is not None:  # another choice of copies may have less
+    if problem.replicas_are_free and bound.companions is not None:  # another choice of replicas may have less
         return replace(bound, value=0.0, given_replicas=bound.value)
     return bound
 
@@ -133,7 +134,7 @@ def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> B
     """Return the best quick bound with the weights that the linear relaxation gives, if it is solved in time."""
     if problem.coverage is not None:
         return best_bound(problem)
-    relaxation = relax(problem, time_limit_s, any_copies=problem.copies_are_free)
+    relaxation = relax(problem, time_limit_s, any_replicas=problem.replicas_are_free)
     return best_bound(problem, None if relaxation is None else relaxation.weights)
 
 
@@ -142,29 +143,29 @@ def even_weights(problem: LayerProblem) -> list[Floats]:
 
     They need no linear program, and bound the instances in ``instances/`` to 2% to 9% below the relaxation's.
     """
-    touching = np.bincount(problem.touched.ravel(), minlength=problem.links + 1)[: problem.links]
+    touching = np.bincount(problem.affected.ravel(), minlength=problem.links + 1)[: problem.links]
     alike = np.stack([touching, problem.base == 0])
     _, kind, count = np.unique(alike, axis=1, return_inverse=True, return_counts=True)
     return [np.where(kind == one, 1 / size, 0.0) for one, size in enumerate(count.tolist())]
 
 
-def any_copies_bound(problem: LayerProblem, weights: Floats) -> Bound:
-    """Bound z for any number of copies: every expert, in one copy, on its cheapest node."""
-    _, item, copies = np.unique(problem.expert, return_index=True, return_counts=True)
-    prices = price(problem, weights)[item][:, problem.widest > 0] * copies[:, None]
+def any_replicas_bound(problem: LayerProblem, weights: Floats) -> Bound:
+    """Bound z for any number of replicas: every expert, once, on its cheapest node."""
+    _, item, replicas = np.unique(problem.expert, return_index=True, return_counts=True)
+    prices = price(problem, weights)[item][:, problem.widest > 0] * replicas[:, None]
     value = float(weights @ problem.base) + float(prices.min(axis=1).sum())
-    return Bound(_safe(value), "dual", weights, any_copies=True)
+    return Bound(_safe(value), "dual", weights, any_replicas=True)
 
 
 def hot_replicas_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
-    """Bound z for any number of copies by the hottest one, where GPUs receive by NICs of their own.
+    """Bound z for any number of replicas by the hottest one, where GPUs receive by NICs of their own.
 
     ``weights`` are kept beside it: they go with bounds that are proved otherwise.
     """
     if problem.home is None:
         return Bound(0.0, "solver", weights)
     value = least_peak(least_cost_of_experts(problem), problem.most_items)
-    return Bound(_safe(value), "hot-replicas", weights, any_copies=True)
+    return Bound(_safe(value), "hot-replicas", weights, any_replicas=True)
 
 
 def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:

@@ -86,8 +86,8 @@ class CompanionWork:
         self.experts = coverage.sets.experts
         self.choice = coverage.sets.choice.astype(np.int64)
         drawn = coverage.sending.drawn
-        copies = np.bincount(layer.expert, minlength=self.experts)
-        self.chance = 1 / copies if drawn else np.ones(self.experts)
+        replicas = np.bincount(layer.expert, minlength=self.experts)
+        self.chance = 1 / replicas if drawn else np.ones(self.experts)
         self.view = np.zeros_like(layer.replica) if drawn else layer.replica
         self.places = np.flatnonzero(layer.widest > 0)
         self.least = np.maximum(0, layer.items - (layer.widest.sum() - layer.widest))
@@ -99,7 +99,7 @@ class CompanionWork:
         np.put_along_axis(self.hit, self.choice, 1.0, axis=1)
 
     def _by_expert(self, file: int) -> Floats:
-        """Share of a file's tokens that draw a copy of each expert [experts]."""
+        """Share of a file's tokens that draw a replica of each expert [experts]."""
         mine = self.sets.file == file
         weight = np.repeat(self.sets.weight[mine], self.choice.shape[1])
         return np.asarray(np.bincount(self.choice[mine].ravel(), weight, self.experts) * self.chance)
@@ -215,5 +215,5 @@ class CompanionWork:
         slope = np.broadcast_to((rest[:, None] / ((met + 1) * (met + 2)))[:, :, None], pair.shape)
         saved = np.bincount(pair.ravel(), slope.ravel(), files * self.experts**2)
         beta = saved.reshape(files, self.experts, self.experts) * self.chance[:, None] * self.chance[None, :]
-        beta[:, np.arange(self.experts), np.arange(self.experts)] = 0.0  # two copies of one expert save nothing
+        beta[:, np.arange(self.experts), np.arange(self.experts)] = 0.0  # two replicas of one expert save nothing
         return alone.reshape(files, self.experts) * self.chance, beta

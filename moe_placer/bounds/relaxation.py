@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from moe_placer.bounds.assignment import price, transport
 from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.merged import merged_by_node, on_every_gpu
-from moe_placer.problem.symmetry import Kinds
+from moe_placer.problem.symmetry import SymmetryClasses
 
 __all__ = ["Relaxation", "relax"]
 
@@ -53,24 +53,24 @@ def relax(
     problem: LayerProblem,
     time_limit_s: float | None = None,
     forbidden: Mask | None = None,
-    any_copies: bool = False,
-    room_prices: Floats | None = None,
+    any_replicas: bool = False,
+    memory_prices: Floats | None = None,
     slots: Floats | None = None,
 ) -> Relaxation | None:
     """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if none or out of time.
 
     ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
-    x is 0 where ``forbidden`` [I, N]. With ``any_copies``, slots do not count, which leaves room for other copies. With
-    ``room_prices`` [N], an item on node n adds that much to what is minimised; ``slots`` [N], in fractions too, replace
-    ``widest``.
+    x is 0 where ``forbidden`` [I, N]. With ``any_replicas``, slots do not count, which leaves room for other replicas.
+    With ``memory_prices`` [N], an item on node n adds that much to what is minimised; ``slots`` [N], in fractions too,
+    replace ``widest``.
 
     Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
     Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
     left to gain.
     """
-    if problem.home is not None and room_prices is None and slots is None:
-        return _by_node(problem, time_limit_s, forbidden, any_copies)
-    model = _Model(problem, forbidden, any_copies, room_prices, slots)
+    if problem.home is not None and memory_prices is None and slots is None:
+        return _by_node(problem, time_limit_s, forbidden, any_replicas)
+    model = _Model(problem, forbidden, any_replicas, memory_prices, slots)
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     offered, best, weights = model.first_offer(), -np.inf, None
     while True:
@@ -91,7 +91,7 @@ def relax(
 
 
 def _by_node(
-    problem: LayerProblem, time_limit_s: float | None, forbidden: Mask | None, any_copies: bool
+    problem: LayerProblem, time_limit_s: float | None, forbidden: Mask | None, any_replicas: bool
 ) -> Relaxation | None:
     """Solve the relaxation of GPUs by that of their nodes, which is the same but for GPUs that are unlike."""
     assert problem.home is not None
@@ -99,7 +99,7 @@ def _by_node(
     if forbidden is not None:  # where no GPU of the node is left
         first = np.unique(problem.home, return_index=True)[1]
         node = np.logical_and.reduceat(forbidden | (problem.widest == 0), first, axis=1)
-    found = relax(merged_by_node(problem), time_limit_s, node, any_copies)
+    found = relax(merged_by_node(problem), time_limit_s, node, any_replicas)
     if found is None:
         return None
     weights = np.zeros(problem.links)
@@ -108,60 +108,60 @@ def _by_node(
 
 
 class _Model:
-    """The relaxation over kinds of items, [J] of them, instead of single items."""
+    """The relaxation over symmetry classes of items, [J] of them, instead of single items."""
 
     def __init__(
         self,
         problem: LayerProblem,
         forbidden: Mask | None,
-        any_copies: bool,
-        room_prices: Floats | None,
+        any_replicas: bool,
+        memory_prices: Floats | None,
         slots: Floats | None,
     ) -> None:
-        self.problem, self.kinds = problem, Kinds.of_layer(problem)
-        nodes, item = problem.nodes, self.kinds.item
+        self.problem, self.classes = problem, SymmetryClasses.of_layer(problem)
+        nodes, item = problem.nodes, self.classes.item
         self.allowed: Mask = np.ones((len(item), nodes), dtype=bool) if forbidden is None else ~forbidden[item]
-        self.slots_count = not any_copies
+        self.slots_count = not any_replicas
         widest = problem.widest if slots is None else slots
-        self.most = np.where((widest > 0) & any_copies, problem.items, widest)
+        self.most = np.where((widest > 0) & any_replicas, problem.items, widest)
         # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
         self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
         self.cost = sparse.csc_array(self.scale * _link_matrix(problem, item))
-        self.room_prices = np.zeros(nodes) if room_prices is None else room_prices
+        self.memory_prices = np.zeros(nodes) if memory_prices is None else memory_prices
 
     def first_offer(self) -> Mask:
-        """Mask [J, N] of what the first linear program has: everything, or for each kind nodes that are far apart."""
+        """Mask [J, N] of what the first linear program has: everything, or for each class nodes that are far apart."""
         nodes = self.allowed.shape[1]
         if self.allowed.size <= _SIMPLEX or nodes <= _SPREAD:
             return self.allowed
         # One assignment that fills slots round the nodes, hottest items first, and from there in strides: with nodes
         # numbered leaf by leaf, this offers nodes on many leaves.
-        hottest_first = np.argsort(-self.problem.load[self.kinds.item], kind="stable")
-        kind = np.repeat(hottest_first, self.kinds.count[hottest_first])
-        most = np.minimum(self.most, len(kind))
-        node = np.concatenate([np.flatnonzero(most > level) for level in range(int(most.max()))])[: len(kind)]
+        hottest_first = np.argsort(-self.problem.load[self.classes.item], kind="stable")
+        class_ = np.repeat(hottest_first, self.classes.count[hottest_first])
+        most = np.minimum(self.most, len(class_))
+        node = np.concatenate([np.flatnonzero(most > level) for level in range(int(most.max()))])[: len(class_)]
         offered = np.zeros_like(self.allowed)
         for step in range(_SPREAD):
-            offered[kind[: len(node)], (node + step * (nodes // _SPREAD)) % nodes] = True
+            offered[class_[: len(node)], (node + step * (nodes // _SPREAD)) % nodes] = True
         return offered & self.allowed
 
     def solve(self, offered: Mask, time_limit_s: float | None) -> Any:
         """Solve the linear program with the variables that are ``offered`` [J, N]."""
-        kinds, nodes = offered.shape
-        kind, node = np.nonzero(offered)
-        count, links = len(kind), self.problem.links
+        classes, nodes = offered.shape
+        class_, node = np.nonzero(offered)
+        count, links = len(class_), self.problem.links
         ones, at = np.ones(count), np.arange(count)
-        link_rows = sparse.hstack([self.cost[:, kind * nodes + node], -np.ones((links, 1))])
+        link_rows = sparse.hstack([self.cost[:, class_ * nodes + node], -np.ones((links, 1))])
         slot_rows = sparse.csr_array((ones, (node, at)), shape=(nodes, count + 1))
         objective = np.zeros(count + 1)
-        objective[:-1] = self.scale * self.room_prices[node]
+        objective[:-1] = self.scale * self.memory_prices[node]
         objective[-1] = 1.0
         return linprog(
             objective,
             A_ub=sparse.csr_array(sparse.vstack([link_rows, slot_rows])),
             b_ub=np.concatenate([-self.scale * self.problem.base, self.most]),
-            A_eq=sparse.csr_array((ones, (kind, at)), shape=(kinds, count + 1)),
-            b_eq=self.kinds.count,
+            A_eq=sparse.csr_array((ones, (class_, at)), shape=(classes, count + 1)),
+            b_eq=self.classes.count,
             # Simplex is faster on small relaxations, interior point (with crossover to a vertex) on large ones.
             method="highs-ds" if self.allowed.size <= _SIMPLEX else "highs-ipm",
             options={} if time_limit_s is None else {"time_limit": max(0.01, time_limit_s)},
@@ -171,13 +171,13 @@ class _Model:
         """Return what a unit of each variable [J, N] saves, negative; 0 where offered, forbidden, or nothing."""
         links = self.problem.links
         link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
-        reduced = self.scale * price(self.problem, link_dual)[self.kinds.item]
-        reduced += (self.scale * self.room_prices + slot_dual)[None, :] - solved.eqlin.marginals[:, None]
+        reduced = self.scale * price(self.problem, link_dual)[self.classes.item]
+        reduced += (self.scale * self.memory_prices + slot_dual)[None, :] - solved.eqlin.marginals[:, None]
         reduced[offered | ~self.allowed | (reduced >= -_ROUNDING)] = 0.0
         return reduced
 
     def better(self, reduced: Floats) -> Mask:
-        """Mask [J, N] of variables that would lower the optimum: of each kind, the best few."""
+        """Mask [J, N] of variables that would lower the optimum: of each class, the best few."""
         best = np.argsort(reduced, axis=1, kind="stable")[:, :_ADDED]
         better = np.zeros_like(self.allowed)
         np.put_along_axis(better, best, np.take_along_axis(reduced, best, axis=1) < 0, axis=1)
@@ -189,10 +189,10 @@ class _Model:
         total = weights.sum()
         weights = weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
         if self.slots_count and reduced.any():
-            prices = np.where(self.allowed[self.kinds.of], price(self.problem, weights) + self.room_prices, np.inf)
+            prices = np.where(self.allowed[self.classes.of], price(self.problem, weights) + self.memory_prices, np.inf)
             value = float(weights @ self.problem.base) + transport(self.problem, prices)[0]
             return self.scale * value, weights
-        return solved.fun + float(self.kinds.count @ reduced.min(axis=1)), weights
+        return solved.fun + float(self.classes.count @ reduced.min(axis=1)), weights
 
     def slot_prices(self, solved: Any) -> Floats:
         """Return the duals of the slots [N], in tokens at node-link speed."""
@@ -202,15 +202,15 @@ class _Model:
         """Return the fraction [I, N] of each item on each node in the solution of a linear program."""
         share = np.zeros(offered.shape)
         share[offered] = solved.x[:-1]
-        share /= self.kinds.count[:, None]
-        return share[self.kinds.of]
+        share /= self.classes.count[:, None]
+        return share[self.classes.of]
 
 
 def _link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:
     """Return the matrix [K, len(items) * N]: column ``i * N + n`` is what ``items[i]`` on node n adds to each link."""
     nodes, links = problem.nodes, problem.links
-    node, m = np.nonzero(problem.touched < links)
-    link = problem.touched[node, m]
+    node, m = np.nonzero(problem.affected < links)
+    link = problem.affected[node, m]
     columns = np.arange(len(items))[:, None] * nodes + node[None, :]
     values = problem.delta[items][:, node, m]
     rows = np.broadcast_to(link, columns.shape)

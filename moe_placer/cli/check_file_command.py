@@ -133,8 +133,10 @@ def _lines(checked: CheckedFile, file: Path, instance: Instance | None, verifica
         slots = sorted(set(plan.slots_by_layer))
         counts = f"{slots[0]}" if len(slots) == 1 else f"{slots[0]} to {slots[-1]}"
         lines.append(f"  {plan.layers} layers of {plan.experts} experts in {counts} slots")
-        copies = [held.count(expert) for held in map(plan.flat, range(plan.layers)) for expert in set(held)]
-        lines.append(f"  1 to {max(copies)} copies of an expert" if max(copies) > 1 else "  one copy of every expert")
+        replicas = [held.count(expert) for held in map(plan.flat, range(plan.layers)) for expert in set(held)]
+        lines.append(
+            f"  1 to {max(replicas)} replicas of an expert" if max(replicas) > 1 else "  one replica of every expert"
+        )
     if instance is None:
         lines.append("  not checked: whether it fits the model and the number of ranks (--instance INSTANCE)")
     lines += [f"  warning: {warning}" for warning in checked.warnings]

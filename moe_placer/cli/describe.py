@@ -51,7 +51,7 @@ class Skew:
         Mean over layers of half the sum over experts of the difference between a node's shares and the mean node's: 0
         where all nodes want the same experts, towards 1 where they want different ones.
     busiest_gpu_tokens : float
-        Largest, over layers, number of tokens per step that one copy of the hottest expert computes.
+        Largest, over layers, number of tokens per step that one replica of the hottest expert computes.
     """
 
     least: float
@@ -102,7 +102,7 @@ class Description:
     skew : Skew or None
         None where no traffic was given.
     hottest_compute_us, wire_us : float or None
-        Microseconds per layer: the hottest copy's matrices; a node's link, if experts sat anywhere.
+        Microseconds per layer: the hottest replica's matrices; a node's link, if experts sat anywhere.
     infeasible : str or None
         Why no placement can exist.
     schema : str
@@ -150,7 +150,7 @@ class Description:
 def describe(instance: Instance, traffic: Traffic | None) -> Description:
     """Describe an instance; without traffic, nothing is said of the demand."""
     failed = len(instance.placement.failed_gpus)
-    per_token, copies = token_us(instance), instance.placement.replicas
+    per_token, budget = token_us(instance), instance.placement.replicas
     memory = _memory(instance)
     tokens = None if traffic is None else _skew(instance, traffic)
     return Description(
@@ -164,7 +164,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         failed_gpus=failed,
         slots_per_layer=slots_of_layer(instance),
         replicas_per_layer=max(_replicas(instance)),
-        redundant_slots_in_all=copies.redundant_slots_in_all if isinstance(copies, SharedSlots) else None,
+        redundant_slots_in_all=budget.redundant_slots_in_all if isinstance(budget, SharedSlots) else None,
         expert_mb=expert_bytes(instance) / 1e6,
         token_bytes=token_bytes(instance),
         memory_gb=memory,
@@ -188,8 +188,8 @@ def _memory(instance: Instance) -> dict[str, float]:
     parts = memory_parts(instance)
     capacity = min(gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus))
     working = max(1, instance.gpus - len(instance.placement.failed_gpus))
-    copies = sum(_replicas(instance)) * instance.parallelism.expert_tp / working
-    experts = np.ceil(copies) * expert_bytes(instance)
+    replicas = sum(_replicas(instance)) * instance.parallelism.expert_tp / working
+    experts = np.ceil(replicas) * expert_bytes(instance)
     return {
         "capacity": capacity / GB,
         "experts": float(experts) / GB,
@@ -222,7 +222,7 @@ def _skew(instance: Instance, traffic: Traffic) -> Skew:
     ratio = skew(load)
     share = tokens / tokens.sum(axis=2, keepdims=True)
     differ = np.abs(share - share.mean(axis=1, keepdims=True)).sum(axis=2).mean() / 2
-    copies = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
+    replicas = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
     sigma = float(np.median(log_spread(load)))
     return Skew(
         float(ratio.min()),
@@ -230,7 +230,7 @@ def _skew(instance: Instance, traffic: Traffic) -> Skew:
         float(ratio.max()),
         sigma,
         float(differ),
-        float(load.max() / copies),
+        float(load.max() / replicas),
     )
 
 
@@ -287,10 +287,10 @@ def _engine_lines(d: Description) -> list[str]:
     if d.engine is None:
         return []
     rules = ENGINES[d.engine]
-    even = "as modelled here" if rules.replica_routing == "even" else "modelled here as any copy with equal chance"
+    even = "as modelled here" if rules.replica_routing == "even" else "modelled here as any replica with equal chance"
     return [
         f"Engine: {rules.label}, {d.replicas_per_layer // d.gpus} slots on each of {d.gpus:,} GPUs in every layer.",
-        f"Copies: {rules.replica_rule}; {even}.",
+        f"Replicas: {rules.replica_rule}; {even}.",
     ]
 
 
@@ -312,11 +312,10 @@ def _demand_lines(d: Description) -> list[str]:
         return ["Demand: not worked out, since it takes more memory than is left here."]
     s, wire = d.skew, d.wire_us or 0.0
     least_most = f"{s.least:.1f} to {s.most:.1f} times the mean load (median {s.median:.1f})"
-    hot = (
-        f"the hottest copy gets {s.busiest_gpu_tokens:,.0f} tokens per step, {d.hottest_compute_us:,.1f} µs of matrices"
-    )
+    matrices = f"{d.hottest_compute_us:,.1f} µs of matrices"
+    hot = f"the hottest replica gets {s.busiest_gpu_tokens:,.0f} tokens per step, {matrices}"
     if d.hottest_compute_us > wire:
-        verdict = "hot experts rather than links are the bottleneck, and only more copies of them change that"
+        verdict = "hot experts rather than links are the bottleneck, and only more replicas of them change that"
     else:
         verdict = "links rather than hot experts are the bottleneck, and where experts sit decides"
     return [
@@ -331,5 +330,5 @@ def _verdict_lines(d: Description) -> list[str]:
     if d.infeasible:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:
-        lines.append("Verdict: feasible. Slots, memory, pins and the distance between copies leave a placement.")
+        lines.append("Verdict: feasible. Slots, memory, pins and the distance between replicas leave a placement.")
     return lines

@@ -18,9 +18,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def why_above_bound(instance: Instance, solution: Solution) -> str | None:
-    """Say how many layers stay above the gap asked for, and of how many copies the worst link of the furthest is made.
+    """Say how many layers stay above the gap, and how many replicas load the worst link of the furthest of them.
 
-    The bound lets copies be divided over nodes. Where a link carries few of them, a placement cannot come as close,
+    The bound lets replicas be divided over nodes. Where a link carries few of them, a placement cannot come as close,
     however long one searches; None where every layer is within the gap, or has no bound to speak of.
     """
     asked = float(str(solution.placement.solver.parameters["gap"]))
@@ -38,11 +38,11 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
     carries = link_words(check.worst_link_tokens, check.worst_link_us, check.z)
     lines.append(f"Its worst link, {check.worst_link}, carries {carries} to ")
     if len(shares) == 1:
-        lines.append("1 expert copy, which the bound may divide over nodes and a placement cannot.")
+        lines.append("1 expert replica, which the bound may divide over nodes and a placement cannot.")
     else:
         most = f"{shares.min():.1%} to {shares.max():.1%} of them to each"
         lines.append(
-            f"{len(shares)} expert copies, {most}; the bound may divide copies over nodes, a placement cannot."
+            f"{len(shares)} expert replicas, {most}; the bound may divide replicas over nodes, a placement cannot."
         )
     if solution.stop[index] in {Stop.TIME, Stop.WORK}:
         lines.append(f" A larger {'--time-limit' if solution.stop[index] is Stop.TIME else '--work'} may find more.")
@@ -50,15 +50,15 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
 
 
 def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> Floats:
-    """Return which share of the worst link's tokens each expert copy causes, of those that cause any, in one MoE layer.
+    """Return each expert replica's share of the tokens on the worst link of a MoE layer; only shares above 0.
 
     ``c[i, n, k] / cost[k]`` of docs/bounds.md, for the n of the placement and the k of the worst link.
     """
     rows = solution.placement.gpu[index]
-    copies = np.array([len(row) for row in rows])
+    replicas = np.array([len(row) for row in rows])
     problem = compile_problem(instance, solution.traffic)
     problem = problem.by_node or problem
-    expert, replica = problem.items(index, copies)
+    expert, replica = problem.items(index, replicas)
     first = [solution.placement.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
     network = read_network(instance)
     size = instance.gpus // len(network.home)  # GPUs of a place

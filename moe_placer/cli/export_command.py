@@ -59,7 +59,7 @@ def export(
 ) -> None:
     """Write PLACEMENT as the file that an inference engine loads, with how to start the engine.
 
-    The placement's constraints and the engine's own rules are checked first: slot counts, layer numbering, copies on
+    The placement's constraints and the engine's own rules are checked first: slot counts, layer numbering, replicas on
     one GPU. FILE.start.txt says what is printed: flags, environment, warnings. rank-cost-matrix needs no PLACEMENT.
     """
     from moe_placer.cli.options import open_instance

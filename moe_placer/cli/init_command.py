@@ -57,7 +57,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--redundant-slots",
         type=click.IntRange(min=0),
         metavar="N",
-        help="Copies beyond one of each expert, in every layer; instead of --slots-per-gpu.",
+        help="Replicas beyond one of each expert, in every layer; instead of --slots-per-gpu.",
     ),
     click.option("--attention-tp", type=_COUNT, metavar="N", help="GPUs that share attention.  [1]"),
     click.option("--tokens-per-gpu", type=_POSITIVE, metavar="N", help="Tokens that start on a GPU in a step.  [1024]"),
@@ -152,7 +152,7 @@ def init(
     placement, cluster = draft.data["placement"], draft.data["cluster"]
     gpus = cluster["nodes"] * cluster["gpus_per_node"]
     click.echo(f"{draft.data['name']}: {gpus} GPUs, {placement['slots_per_gpu']} slots on each, "
-               f"{placement['replicas']['redundant_slots']} copies beyond one of each expert")  # fmt: skip
+               f"{placement['replicas']['redundant_slots']} replicas beyond one of each expert")  # fmt: skip
     click.echo("Assumed, or not in an instance:")
     for text in draft.assumed:
         click.echo(f"  {text}")

@@ -51,7 +51,7 @@ trace_option = click.option(
 engine_option = click.option(
     "--engine",
     type=click.Choice(["sglang", "vllm", "trtllm"]),
-    help="Inference engine that is to load the placement; its rules on slots and copies must hold.",
+    help="Inference engine that is to load the placement; its rules on slots and replicas must hold.",
 )
 json_option = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object on standard output, nothing else."

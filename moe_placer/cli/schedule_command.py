@@ -83,7 +83,7 @@ def schedule(
     slow_gpus: tuple[str, ...],
     slow_links: tuple[str, ...],
     failed: tuple[int, ...],
-    copies: int,
+    replicas: int,
     chrome_trace: Path | None,
     pictures: Path | None,
     layer: int | None,
@@ -94,7 +94,7 @@ def schedule(
     Every operation of the deployment DAG runs on its GPUs' streams, NVLink and the inter-node links as soon as its
     tensors are there (docs/schedule.md). Figures are of the model's own hardware parameters in INSTANCE.
 
-    What-ifs simulate the step again: how much later is it, and which further copy of an expert would help most?
+    What-ifs simulate the step again: how much later is it, and which further replica of an expert would help most?
     """
     from moe_placer.errors import UsageError
     from moe_placer.schedule.program import compile_program
@@ -118,7 +118,7 @@ def schedule(
     if question:
         answer = ask(
             opened, placed, traffic, workload, question,
-            before_us=figures.latency_us, most=copies, workers=usable_cores(),
+            before_us=figures.latency_us, most=replicas, workers=usable_cores(),
         )  # fmt: skip
     if json_:
         content = _content(timeline, figures, placed.solver.name)

@@ -117,7 +117,7 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     if why := why_above_bound(instance, solution):
         lines.append(why)
     if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
-        lines.append("The bound holds for this number of copies of each expert; other choices may beat it.")
+        lines.append("The bound holds for this number of replicas of each expert; other choices may beat it.")
     lines += _of_gpus(solution)
     if solution.deaths:
         lines.append(_said_of(solution))
@@ -141,12 +141,12 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
 
 
 def _of_gpus(solution: Solution) -> list[str]:
-    """Say what the choice of copies and the trades after the search did to the busiest GPUs."""
+    """Say what the choice of replicas and the trades after the search did to the busiest GPUs."""
     lines = []
     if growth := solution.placement.replicas.get("hottest_copy_over_by_load"):
         chosen = str(solution.placement.replicas["copies"])
         hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
-        lines.append(f"Copies: {chosen}. Against copies by load, a layer's hottest copy gets {hottest}.")
+        lines.append(f"Replicas: {chosen}. Against replicas by load, a layer's hottest replica gets {hottest}.")
     if solution.cooling is not None:
         lines.append(_cooled(solution.cooling))
     return lines

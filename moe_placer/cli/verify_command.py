@@ -190,7 +190,7 @@ def _provenance(found: Verification) -> list[str]:
         text = f"higher bounds of {_layers(higher)}, {sum(higher):,.1f} in all"
         lines.append(f"                      claimed by the solver only, not checked: {text}")
     if given:
-        text = f"{sum(given):,.1f} in {_layers(given)}; other numbers of copies may have less"
+        text = f"{sum(given):,.1f} in {_layers(given)}; other numbers of replicas may have less"
         lines.append(f"  for these replicas  {text}")
     return lines
 

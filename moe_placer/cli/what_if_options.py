@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_content", "answer_lines", "build_question", "what_if_options"]
 
-_SHOWN = 5  # experts without a copy that are named
+_SHOWN = 5  # experts without a replica that are named
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def what_if_options(command: Command) -> Command:
-    """Add the options to a command, as ``slow_gpus``, ``slow_links``, ``failed`` and ``copies``."""
+    """Add the options to a command, as ``slow_gpus``, ``slow_links``, ``failed`` and ``replicas``."""
     for option in (
         click.option(
+            "--replicas",
             "--copies",
+            "replicas",
             type=int,
             metavar="N",
             default=4,
             show_default=True,
-            help="What if: further copies to try, each a simulation; 0: none.",
+            help="What if: further replicas to try, each a simulation; 0: none.",
         ),
         click.option(
             "--fail-gpu", "failed", multiple=True, type=int, metavar="ID", help="What if it fails? Repeatable."
@@ -123,30 +125,30 @@ def _cannot_run(instance: Instance, answer: Answer) -> Iterator[str]:
         more = f" and {len(lost) - _SHOWN:,} more" if len(lost) > _SHOWN else ""
         yield (
             f"  The step cannot run: {len(lost):,} experts in {len(layers)} layers (of {len(instance.moe_layers)} with "
-            f"experts) have no other copy: {shown}{more}."
+            f"experts) have no other replica: {shown}{more}."
         )
-        yield "  Each needs a second copy elsewhere: placement.replicas of the instance asks for copies."
+        yield "  Each needs a second replica elsewhere: see placement.replicas of the instance."
 
 
 def _advice_lines(instance: Instance, answer: Answer) -> Iterator[str]:
     if answer.spare:
         yield (
-            "  No GPU has a free slot for a further copy that would relieve it. With one slot more per GPU "
+            "  No GPU has a free slot for a further replica that would relieve it. With one slot more per GPU "
             f"(placement.slots_per_gpu: {instance.placement.slots_per_gpu + 1}):"
             if answer.advice
-            else "  No further copy would relieve it, not even with one slot more per GPU."
+            else "  No further replica would relieve it, not even with one slot more per GPU."
         )
     elif answer.advice:
-        yield "  Further copies in free slots, best first:"
+        yield "  Further replicas in free slots, best first:"
     for one in answer.advice:
-        yield f"    {_copies(instance, one)}: {_gain(answer, one)}"
+        yield f"    {_replicas(instance, one)}: {_gain(answer, one)}"
 
 
-def _copies(instance: Instance, advice: Advice) -> str:
-    if len(advice.copies) > 1:
-        return f"a copy in each of {len(advice.copies)} layers"
-    (copy,) = advice.copies
-    return f"layer {instance.moe_layers[copy.row]} expert {copy.expert} on GPU {copy.gpu}"
+def _replicas(instance: Instance, advice: Advice) -> str:
+    if len(advice.replicas) > 1:
+        return f"a replica in each of {len(advice.replicas)} layers"
+    (replica,) = advice.replicas
+    return f"layer {instance.moe_layers[replica.row]} expert {replica.expert} on GPU {replica.gpu}"
 
 
 def _gain(answer: Answer, advice: Advice) -> str:
@@ -181,8 +183,8 @@ def answer_content(instance: Instance, question: Question, answer: Answer) -> Wh
                 "saved_us": None if after is None else after - one.latency_us,
                 "fits": one.fits,
                 "copies": [
-                    {"layer": instance.moe_layers[copy.row], "expert": copy.expert, "gpu": copy.gpu}
-                    for copy in one.copies
+                    {"layer": instance.moe_layers[replica.row], "expert": replica.expert, "gpu": replica.gpu}
+                    for replica in one.replicas
                 ],
             }
             for one in answer.advice

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from moe_placer.dag.flows import Flows, read_flows
-from moe_placer.dag.groups import Crew, find_crews, first_gpu, ring
+from moe_placer.dag.groups import TpGroup, find_tp_groups, first_gpu, ring
 from moe_placer.dag.moe_layer import add_moe_layer
 from moe_placer.dag.operation import Dag, Operation
 from moe_placer.dag.weave import Weaver
@@ -40,7 +40,7 @@ def build_dag(
         Whether input, embedding, head and output are built around the layers; otherwise every tensor-parallel group
         starts and ends with its hidden states.
     stand_ins : bool
-        Whether replicas of one expert on the same GPUs are one copy that stands in for others (see `Flows`).
+        Whether replicas of one expert on the same GPUs are one replica that stands in for others (see `Flows`).
 
     Returns
     -------
@@ -56,7 +56,7 @@ def build_dag(
     shown = sorted(range(instance.model.layers) if layers is None else set(layers))
     dag = Dag(instance.name)
     weaver = Weaver(instance, dag, flows)
-    crews = find_crews(instance)
+    tp_groups = find_tp_groups(instance)
     dag.facts = {
         "layers": shown,
         "whole": whole,
@@ -68,17 +68,17 @@ def build_dag(
         "metric": instance.objective.metric,
         "per_token": _per_token(instance, flows),
     }
-    hidden = _begin(weaver, crews) if whole else _begin_inside(weaver, crews)
+    hidden = _begin(weaver, tp_groups) if whole else _begin_inside(weaver, tp_groups)
     rows = {layer: row for row, layer in enumerate(instance.moe_layers)}
     for layer in shown:
         if layer in rows:
-            hidden = add_moe_layer(weaver, crews, hidden, layer, rows[layer])
+            hidden = add_moe_layer(weaver, tp_groups, hidden, layer, rows[layer])
         else:
-            hidden = _add_dense_layer(weaver, crews, hidden, layer)
+            hidden = _add_dense_layer(weaver, tp_groups, hidden, layer)
     if whole:
-        _end(weaver, crews, hidden)
+        _end(weaver, tp_groups, hidden)
     else:
-        _end_inside(weaver, crews, hidden)
+        _end_inside(weaver, tp_groups, hidden)
     weaver.finish()
     return dag
 
@@ -90,88 +90,90 @@ def _per_token(instance: Instance, flows: Flows) -> dict[str, list[float]]:
     return {link: [c, t] for link, c, t in zip(flows.links, cost.tolist(), us.tolist(), strict=True)}
 
 
-def _begin(weaver: Weaver, crews: list[Crew]) -> list[Operation]:
+def _begin(weaver: Weaver, tp_groups: list[TpGroup]) -> list[Operation]:
     """Split the tokens over the DP replicas, down to tensor-parallel groups, and embed them."""
     instance, size = weaver.instance, weaver.precision
-    tokens = sum(crew.total for crew in crews)
+    tokens = sum(tp_group.total for tp_group in tp_groups)
     first = first_gpu(instance)
     home = first // instance.cluster.gpus_per_node
     source = weaver.add("input", "input", (first,))
-    split = weaver.add("split", "split", _all_gpus(crews))
-    away = [(home, node) for crew in crews for node in crew.tokens]
+    split = weaver.add("split", "split", _all_gpus(tp_groups))
+    away = [(home, node) for tp_group in tp_groups for node in tp_group.tokens]
     weaver.connect(source, split, "ids", (tokens,), dtype="tokens", moves=True, pairs=away)
     hidden = []
-    for crew in crews:
-        embedding = weaver.add(f"embedding.g{crew.index}", "embedding", crew.gpus, group=crew.group)
+    for tp_group in tp_groups:
+        embedding = weaver.add(f"embedding.g{tp_group.index}", "embedding", tp_group.gpus, group=tp_group.group)
         # Only the rows that are looked up are read.
-        embedding.bytes_read = crew.total * instance.model.hidden_size * size
-        weaver.connect(split, embedding, f"ids.g{crew.index}", (crew.total,), dtype="tokens")
-        hidden.append(weaver.reduce(embedding, crew, "embedding_reduce", "embedded"))
+        embedding.bytes_read = tp_group.total * instance.model.hidden_size * size
+        weaver.connect(split, embedding, f"ids.g{tp_group.index}", (tp_group.total,), dtype="tokens")
+        hidden.append(weaver.reduce(embedding, tp_group, "embedding_reduce", "embedded"))
     return hidden
 
 
-def _begin_inside(weaver: Weaver, crews: list[Crew]) -> list[Operation]:
-    return [weaver.add(f"input.g{crew.index}", "input", crew.gpus, group=crew.group) for crew in crews]
+def _begin_inside(weaver: Weaver, tp_groups: list[TpGroup]) -> list[Operation]:
+    return [
+        weaver.add(f"input.g{tp_group.index}", "input", tp_group.gpus, group=tp_group.group) for tp_group in tp_groups
+    ]
 
 
-def _add_dense_layer(weaver: Weaver, crews: list[Crew], hidden: list[Operation], layer: int) -> list[Operation]:
+def _add_dense_layer(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation], layer: int) -> list[Operation]:
     """Attention and a dense MLP under tensor parallelism."""
     model = weaver.instance.model
     width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
     after = []
-    for crew, before in zip(crews, hidden, strict=True):
-        attended = weaver.attend(crew, before, layer)
-        mlp = weaver.add(f"L{layer}.mlp.g{crew.index}", "mlp", crew.gpus, layer, crew.group)
+    for tp_group, before in zip(tp_groups, hidden, strict=True):
+        attended = weaver.attend(tp_group, before, layer)
+        mlp = weaver.add(f"L{layer}.mlp.g{tp_group.index}", "mlp", tp_group.gpus, layer, tp_group.group)
         weights = model.expert_matrices * model.hidden_size * width
-        mlp.flops, mlp.bytes_read = 2 * crew.total * weights, weights * weaver.precision
-        weaver.connect(attended, mlp, f"attended.g{crew.index}", (crew.total, model.hidden_size))
-        after.append(weaver.reduce(mlp, crew, "mlp_reduce", "mlp", layer))
+        mlp.flops, mlp.bytes_read = 2 * tp_group.total * weights, weights * weaver.precision
+        weaver.connect(attended, mlp, f"attended.g{tp_group.index}", (tp_group.total, model.hidden_size))
+        after.append(weaver.reduce(mlp, tp_group, "mlp_reduce", "mlp", layer))
     return after
 
 
-def _end(weaver: Weaver, crews: list[Crew], hidden: list[Operation]) -> None:
+def _end(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation]) -> None:
     """Add final norm, head, the likeliest token of each position, and gathering from the replicas."""
-    instance, tokens = weaver.instance, sum(crew.total for crew in crews)
+    instance, tokens = weaver.instance, sum(tp_group.total for tp_group in tp_groups)
     first = first_gpu(instance)
     home = first // instance.cluster.gpus_per_node
-    last = [_predict(weaver, crew, before) for crew, before in zip(crews, hidden, strict=True)]
-    gather = weaver.add("gather", "gather", _all_gpus(crews))
-    for crew, made in zip(crews, last, strict=True):
-        away = [(node, home) for node in crew.tokens]
-        name = f"next.g{crew.index}"
-        weaver.connect(made, gather, name, (crew.total,), dtype="tokens", moves=True, pairs=away)
+    last = [_predict(weaver, tp_group, before) for tp_group, before in zip(tp_groups, hidden, strict=True)]
+    gather = weaver.add("gather", "gather", _all_gpus(tp_groups))
+    for tp_group, made in zip(tp_groups, last, strict=True):
+        away = [(node, home) for node in tp_group.tokens]
+        name = f"next.g{tp_group.index}"
+        weaver.connect(made, gather, name, (tp_group.total,), dtype="tokens", moves=True, pairs=away)
     output = weaver.add("output", "output", (first,))
     weaver.connect(gather, output, "next", (tokens,), dtype="tokens")
 
 
-def _predict(weaver: Weaver, crew: Crew, before: Operation) -> Operation:
-    """Norm, head over the crew's shards of the vocabulary, and the likeliest token over all shards."""
-    model, g, shape = weaver.instance.model, crew.index, (crew.total, weaver.instance.model.hidden_size)
-    norm = weaver.add(f"norm.g{g}", "norm", crew.gpus, group=crew.group)
-    norm.flops = 4 * crew.total * model.hidden_size  # square, add, scale by the norm, scale by the weight
+def _predict(weaver: Weaver, tp_group: TpGroup, before: Operation) -> Operation:
+    """Norm, head over the TP group's shards of the vocabulary, and the likeliest token over all shards."""
+    model, g, shape = weaver.instance.model, tp_group.index, (tp_group.total, weaver.instance.model.hidden_size)
+    norm = weaver.add(f"norm.g{g}", "norm", tp_group.gpus, group=tp_group.group)
+    norm.flops = 4 * tp_group.total * model.hidden_size  # square, add, scale by the norm, scale by the weight
     norm.bytes_read = model.hidden_size * weaver.precision
-    head = weaver.add(f"head.g{g}", "head", crew.gpus, group=crew.group)
-    head.flops = 2 * crew.total * model.hidden_size * model.vocab_size
+    head = weaver.add(f"head.g{g}", "head", tp_group.gpus, group=tp_group.group)
+    head.flops = 2 * tp_group.total * model.hidden_size * model.vocab_size
     head.bytes_read = model.hidden_size * model.vocab_size * weaver.precision
-    sample = weaver.add(f"sample.g{g}", "sample", crew.gpus, group=crew.group)
-    sample.flops = crew.total * model.vocab_size
+    sample = weaver.add(f"sample.g{g}", "sample", tp_group.gpus, group=tp_group.group)
+    sample.flops = tp_group.total * model.vocab_size
     weaver.connect(before, norm, f"hidden.g{g}", shape)
     weaver.connect(norm, head, f"normed.g{g}", shape)
-    weaver.connect(head, sample, f"logits.g{g}", (crew.total, model.vocab_size))
-    if not crew.shares:
+    weaver.connect(head, sample, f"logits.g{g}", (tp_group.total, model.vocab_size))
+    if not tp_group.shares:
         return sample
-    total = weaver.add(f"sample_reduce.g{g}", "sample_reduce", crew.gpus, group=crew.group)
+    total = weaver.add(f"sample_reduce.g{g}", "sample_reduce", tp_group.gpus, group=tp_group.group)
     name = f"likeliest.g{g}"
-    weaver.connect(sample, total, name, (crew.total,), dtype="tokens", moves=True, pairs=ring(crew.tokens))
+    weaver.connect(sample, total, name, (tp_group.total,), dtype="tokens", moves=True, pairs=ring(tp_group.tokens))
     return total
 
 
-def _end_inside(weaver: Weaver, crews: list[Crew], hidden: list[Operation]) -> None:
-    for crew, before in zip(crews, hidden, strict=True):
-        output = weaver.add(f"output.g{crew.index}", "output", crew.gpus, group=crew.group)
-        shape = (crew.total, weaver.instance.model.hidden_size)
-        weaver.connect(before, output, f"hidden.g{crew.index}", shape)
+def _end_inside(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation]) -> None:
+    for tp_group, before in zip(tp_groups, hidden, strict=True):
+        output = weaver.add(f"output.g{tp_group.index}", "output", tp_group.gpus, group=tp_group.group)
+        shape = (tp_group.total, weaver.instance.model.hidden_size)
+        weaver.connect(before, output, f"hidden.g{tp_group.index}", shape)
 
 
-def _all_gpus(crews: Iterable[Crew]) -> tuple[int, ...]:
-    return tuple(sorted({gpu for crew in crews for gpu in crew.gpus}))
+def _all_gpus(tp_groups: Iterable[TpGroup]) -> tuple[int, ...]:
+    return tuple(sorted({gpu for tp_group in tp_groups for gpu in tp_group.gpus}))

@@ -110,11 +110,11 @@ class _Wall:
         self.tallest: list[int] = []  # most symbols above each other, by node: all stages are centred alike
         for node in range(self.nodes):
             most = max((n for (_, home, _), n in self.count.items() if home == node), default=1)
-            crews = max(
+            tp_groups = max(
                 (n for (_, home, kind), n in self.count.items() if home == node and kind == "attention"), default=1
             )
             self.tallest.append(most)
-            self.rows.append(max(most, 3) * ROW + STRIP * (2 + 3 * crews))
+            self.rows.append(max(most, 3) * ROW + STRIP * (2 + 3 * tp_groups))
         stages = sorted(set(self.stage.values()))
         self.columns = {stage: self._columns(stage) for stage in stages}
         widths = [self.columns[stage][""] + STAGE_GAP for stage in stages]

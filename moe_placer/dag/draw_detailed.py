@@ -30,7 +30,7 @@ CROSSING = 300.0  # where edges between nodes cross each other; no text there
 TALL = 50.0
 SMALL, TEXT = 8.0, 10.0
 # Kind to column; a column is a symbol and what is left of it.
-_CREW_KINDS = ("input", "attention", "attention_reduce", "gate", "gate_scatter")
+_TP_GROUP_KINDS = ("input", "attention", "attention_reduce", "gate", "gate_scatter")
 _TITLES = {
     "input": "Hidden states",
     "attention": "MHA, tensor parallel",
@@ -81,7 +81,7 @@ class _Sheet:
 
     def _find_columns(self) -> dict[str, float]:
         columns, x = {}, MARGIN + 76
-        for kind in _CREW_KINDS:
+        for kind in _TP_GROUP_KINDS:
             if kind in self.by_node:
                 columns[kind] = x
                 x += BOX + LEAD
@@ -127,7 +127,7 @@ class _Sheet:
             used[key] += 1
         return slots, {group: count for (kind, group), count in used.items() if kind == "past"}
 
-    def _crew_height(self, op: Operation) -> float:
+    def _tp_group_height(self, op: Operation) -> float:
         """Height of a group's symbols and of the lines that fan out of them or pass below them."""
         fan = max(len(op.gpus) // self.per_node, 1) * 2
         room = max(17.0 * self.passing.get(op.id.rpartition(".")[2], 0) + 8, 12.0 * (fan - 1) + 8)
@@ -141,17 +141,17 @@ class _Sheet:
                     ports[node] = max(ports[node], len(self.dag.incoming(op.id)))
         y = 150.0
         for node in range(self.nodes):
-            experts, crews = len(self.by_node["expert"][node]), self.by_node["attention"][node]
+            experts, tp_groups = len(self.by_node["expert"][node]), self.by_node["attention"][node]
             content = max(ports[node] * PORT, experts * EXPERT_ROW, TALL)
-            content = max(content, len(crews) * max(map(self._crew_height, crews), default=0.0))
+            content = max(content, len(tp_groups) * max(map(self._tp_group_height, tp_groups), default=0.0))
             self.top.append(y)
             self._place_node(node, y + 10, content)
-            y += 10 + content + 8 + 14 * 2 * len(crews) + 10
+            y += 10 + content + 8 + 14 * 2 * len(tp_groups) + 10
         return y
 
     def _place_node(self, node: int, y: float, content: float) -> None:
         middle = y + content / 2
-        for kind in (*_CREW_KINDS, "aggregate", "output"):
+        for kind in (*_TP_GROUP_KINDS, "aggregate", "output"):
             ops = self.by_node.get(kind, [[]] * self.nodes)[node]
             for index, op in enumerate(ops):
                 part = content / len(ops)
@@ -191,8 +191,8 @@ class _Sheet:
         sent = [edge for edge in self.dag.edges() if edge.tensor.startswith("sent.")]
         tokens = sum(edge.shape[0] for edge in sent)
         far = sum(edge.shape[0] for edge in sent if edge.travel == "network")
-        copies = sum(len(row) for row in self.by_node["expert"])
-        words = f"{copies} expert replicas; {number(tokens)} token copies dispatched"
+        replicas = sum(len(row) for row in self.by_node["expert"])
+        words = f"{replicas} expert replicas; {number(tokens)} token copies dispatched"
         share = f", {far / tokens:.1%} to another node" if tokens else ""
         if worst := worst_link(self.dag, self.layer):
             share += f"; worst link {worst}"
@@ -230,7 +230,7 @@ class _Sheet:
         elif {"expert", "expert_reduce"} & set(kinds):
             self._draw_fan(canvas, edge)
         else:
-            self._draw_crew_edge(canvas, edge)
+            self._draw_tp_group_edge(canvas, edge)
 
     def _draw_crossing(self, canvas: Canvas, edge: Edge) -> None:
         """From node to node: a curve without text, then a straight end with its shape above it."""
@@ -272,7 +272,7 @@ class _Sheet:
         size = min(SMALL, (LEAD - 20) / text_width(label, 1.0))
         canvas.text(label, (start + end) / 2, y - 2.5, round(size - 0.05, 1), anchor="middle")
 
-    def _draw_crew_edge(self, canvas: Canvas, edge: Edge) -> None:
+    def _draw_tp_group_edge(self, canvas: Canvas, edge: Edge) -> None:
         if not self._is_next(edge):
             self._draw_channel(canvas, edge)
             return

@@ -140,8 +140,8 @@ class _Page:
         work = amount(op.flops, "FLOP") if op.flops else ""
         title = TITLES[op.kind]
         if op.kind == "expert":
-            experts, copies = len({expert for expert, _ in op.experts}), len(op.experts)
-            title = f"{experts} experts" + (f", {copies} copies" if copies > experts else "")
+            experts, replicas = len({expert for expert, _ in op.experts}), len(op.experts)
+            title = f"{experts} experts" + (f", {replicas} replicas" if replicas > experts else "")
         if op.moved:
             far = op.moved.get("network", 0.0)
             work = f"{amount(far, 'B')} over links" if far else f"{amount(sum(op.moved.values()), 'B')} moved"
@@ -188,7 +188,7 @@ class _Page:
             return
         # Between a tall symbol and a lane, an edge runs at the lane's height.
         lane = a if a[3] <= b[3] else b
-        middle = lane[1] + lane[3] / 2 + 16 * self._twins(edge)
+        middle = lane[1] + lane[3] / 2 + 16 * self._edges_beside(edge)
         columns = [round((box[0] - MARGIN) / (BOX + GAP)) for box in (a, b)]
         if columns[1] - columns[0] == 1:
             start, end = self._side(edge.source, middle, right=True), self._side(edge.target, middle, right=False)
@@ -198,7 +198,7 @@ class _Page:
             return
         self._draw_skip(canvas, edge, (columns[0], columns[1]), lane[1], label, tip)
 
-    def _twins(self, edge: Edge) -> int:
+    def _edges_beside(self, edge: Edge) -> int:
         """How many edges into or out of the same symbol already run where this one would."""
         columns = [self.place[name][0] for name in (edge.source, edge.target)]
         key = (columns[0], min((self.place[name] for name in (edge.source, edge.target)), key=lambda box: box[3])[1])

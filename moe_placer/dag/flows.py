@@ -18,7 +18,7 @@ from moe_placer.traffic.recording import Traffic
 __all__ = ["Flows", "LayerFlow", "check_fit", "read_flows"]
 
 Floats = npt.NDArray[np.float64]
-Copy = tuple[int, int, tuple[int, ...]]  # expert, replica, GPUs
+Replica = tuple[int, int, tuple[int, ...]]  # expert, replica, GPUs
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,11 @@ class LayerFlow:
 
     Attributes
     ----------
-    copies : list of (expert, replica, GPUs)
+    replicas : list of (expert, replica, GPUs)
         Every replica, expert by expert (of stand-ins on the same GPUs the first); several GPUs where it is sharded.
-    tokens : float array [nodes, copies]
+    tokens : float array [nodes, replicas]
         Tokens per step from each node to each replica.
-    uses : bool array [nodes, copies]
+    uses : bool array [nodes, replicas]
         Whether the node's tokens may go to this replica at all.
     chosen : float
         Experts that one token chooses.
@@ -43,7 +43,7 @@ class LayerFlow:
         Tokens from each node that arrive at each GPU, where GPUs receive by NICs of their own; else without columns.
     """
 
-    copies: list[tuple[int, int, tuple[int, ...]]]
+    replicas: list[tuple[int, int, tuple[int, ...]]]
     tokens: Floats
     uses: npt.NDArray[np.bool_]
     chosen: Floats
@@ -56,8 +56,8 @@ class LayerFlow:
 class Flows:
     """Routes between nodes, and the dispatch of any MoE layer, computed when asked for.
 
-    With ``stand_ins``, what a placement lists as several replicas of an expert on the same GPUs is one copy that stands
-    in for others, and with ``group`` routing an expert may have a multiple of dp replicas.
+    With ``stand_ins``, what a placement lists as several replicas of an expert on the same GPUs is one replica that
+    stands in for others, and with ``group`` routing an expert may have a multiple of dp replicas.
     """
 
     instance: Instance
@@ -90,7 +90,7 @@ class Flows:
         """Compute the dispatch of the row-th MoE layer."""
         instance = self.instance
         nodes, experts = instance.cluster.nodes, instance.model.experts
-        copies = [
+        replicas = [
             (expert, replica, tuple(sorted(gpus)))
             for expert in range(experts)
             for replica, gpus in enumerate(self.placement.shards(row, expert))
@@ -98,47 +98,47 @@ class Flows:
         started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
         choices = np.stack([r.load[row] / r.tokens[row] for r in self.traffic.recordings])
         T = started * (self.traffic.mix @ choices)
-        share = self._shares(copies)
+        share = self._shares(replicas)
         if self.stand_ins:
-            copies, share = _merged(copies, share)
-        expert = np.array([copy[0] for copy in copies])
+            replicas, share = _merged(replicas, share)
+        expert = np.array([one[0] for one in replicas])
         tokens = T[:, expert] * share
-        home = np.array([gpus[0] // instance.cluster.gpus_per_node for _, _, gpus in copies])
+        home = np.array([gpus[0] // instance.cluster.gpus_per_node for _, _, gpus in replicas])
         flow = np.zeros((nodes, nodes))
         np.add.at(flow.T, home, tokens.T)
         np.fill_diagonal(flow, 0.0)
         load, arriving = np.asarray(self.routes.shares @ flow.ravel()), np.zeros((nodes, 0))
         if self.receivers is not None:
             arriving = np.zeros((nodes, instance.gpus))
-            np.add.at(arriving.T, [gpus[0] for _, _, gpus in copies], tokens.T)
+            np.add.at(arriving.T, [gpus[0] for _, _, gpus in replicas], tokens.T)
             arriving[np.arange(instance.gpus) // instance.cluster.gpus_per_node, np.arange(instance.gpus)] = 0.0
             load = np.append(load, self.receivers.load(arriving.sum(axis=0)))
         cost = load * token_cost(instance, self.bandwidth)
-        return LayerFlow(copies, tokens, share > 0, T.sum(axis=1) / started, load, cost, arriving)
+        return LayerFlow(replicas, tokens, share > 0, T.sum(axis=1) / started, load, cost, arriving)
 
-    def _shares(self, copies: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
-        """Share of a node's tokens for an expert that goes to each of its copies: [nodes, copies].
+    def _shares(self, replicas: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
+        """Share of a node's tokens for an expert that goes to each of its replicas: [nodes, replicas].
 
         With ``group``, group r uses replica r; where an expert has a multiple of dp replicas, r, r + dp, ... evenly.
         """
         nodes, dp = self.instance.cluster.nodes, self.instance.parallelism.dp
-        expert = [copy[0] for copy in copies]
+        expert = [one[0] for one in replicas]
         count = np.bincount(expert)[expert]
         if self.instance.placement.replica_routing == "group":
             group = np.arange(nodes) * dp // nodes
-            replica = np.array([copy[1] for copy in copies])
+            replica = np.array([one[1] for one in replicas])
             return np.where(group[:, None] == replica[None, :] % dp, dp / count, 0.0)
         return np.tile(1.0 / count, (nodes, 1))
 
 
-def _merged(copies: list[Copy], share: Floats) -> tuple[list[Copy], Floats]:
-    """Make one of what are copies of an expert on the same GPUs: where one stands in for another."""
+def _merged(replicas: list[Replica], share: Floats) -> tuple[list[Replica], Floats]:
+    """Make one of what are replicas of an expert on the same GPUs: where one stands in for another."""
     first: dict[tuple[int, tuple[int, ...]], int] = {}
-    into = np.array([first.setdefault((expert, gpus), index) for index, (expert, _, gpus) in enumerate(copies)])
+    into = np.array([first.setdefault((expert, gpus), index) for index, (expert, _, gpus) in enumerate(replicas)])
     kept = np.unique(into)
     summed = np.zeros((len(share), len(kept)))
     np.add.at(summed.T, np.searchsorted(kept, into), share.T)
-    return [copies[index] for index in kept.tolist()], summed
+    return [replicas[index] for index in kept.tolist()], summed
 
 
 def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> Flows:
@@ -169,14 +169,14 @@ def _placement_mistakes(instance: Instance, placement: Placement, stand_ins: boo
     group, dp = instance.placement.replica_routing == "group", instance.parallelism.dp
     if len(placement.gpu) != layers:
         yield Mistake(f"{len(placement.gpu)} layers in the placement", f"{layers} MoE layers", "gpu")
-    for row, copies in enumerate(placement.gpu[:layers]):
-        if len(copies) != experts:
-            yield Mistake(f"{len(copies)} experts", f"{experts}", f"gpu[{row}]")
-        for expert in range(len(copies)):
+    for row, replicas in enumerate(placement.gpu[:layers]):
+        if len(replicas) != experts:
+            yield Mistake(f"{len(replicas)} experts", f"{experts}", f"gpu[{row}]")
+        for expert in range(len(replicas)):
             shards = placement.shards(row, expert)
             if not shards or not all(shards) or any(gpu >= instance.gpus for gpus in shards for gpu in gpus):
                 expected = f"one or more replicas on GPUs below {instance.gpus}"
-                yield Mistake(f"{copies[expert]}", expected, f"gpu[{row}][{expert}]")
+                yield Mistake(f"{replicas[expert]}", expected, f"gpu[{row}][{expert}]")
             elif group and (len(shards) % dp if stand_ins else len(shards) != dp):
                 expected = f"one for each of the {dp} DP groups"
                 yield Mistake(f"{len(shards)} replicas", expected, f"gpu[{row}][{expert}]")

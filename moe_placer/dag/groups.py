@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from moe_placer.instance import Instance
 
-__all__ = ["Crew", "find_crews", "first_gpu", "lost_nodes", "node_gpus", "ring"]
+__all__ = ["TpGroup", "find_tp_groups", "first_gpu", "lost_nodes", "node_gpus", "ring"]
 
 
 @dataclass(frozen=True)
-class Crew:
+class TpGroup:
     """GPUs that share attention, dense MLPs and embeddings: a tensor-parallel group, as far as it serves.
 
     Attributes
@@ -28,10 +28,11 @@ class Crew:
     gpus : tuple of int
         Those that serve; never empty.
     tokens : dict
-        Node to tokens that start there and that the crew attends to. On each of these nodes it has a GPU that serves.
+        Node to tokens that start there and that the TP group attends to. On each of these nodes it has a GPU that
+        serves.
     shares : bool
-        Whether tensor parallelism divides its work, and results are to be summed. It does so for all crews or for none,
-        however many GPUs a crew has left.
+        Whether tensor parallelism divides its work, and results are to be summed. It does so for all TP groups or for
+        none, however many GPUs a TP group has left.
     """
 
     index: int
@@ -42,7 +43,7 @@ class Crew:
 
     @property
     def head(self) -> tuple[int]:
-        """The GPU that gates for the crew."""
+        """The GPU that gates for the TP group."""
         return (self.gpus[0],)
 
     @property
@@ -51,11 +52,11 @@ class Crew:
         return sum(self.tokens.values())
 
 
-def find_crews(instance: Instance) -> list[Crew]:
-    """Divide the GPUs into crews of ``attention_tp`` neighbours; the last one may be smaller.
+def find_tp_groups(instance: Instance) -> list[TpGroup]:
+    """Divide the GPUs into TP groups of ``attention_tp`` neighbours; the last one may be smaller.
 
-    A group of which no GPU serves on a node is no crew there: its users go to the crews that have GPUs on this node, in
-    proportion to how many.
+    A group of which no GPU serves on a node is no TP group there: its users go to the TP groups that have GPUs on this
+    node, in proportion to how many.
     """
     per_node, size = instance.cluster.gpus_per_node, instance.parallelism.attention_tp
     tokens: dict[int, dict[int, float]] = defaultdict(dict)
@@ -70,7 +71,7 @@ def find_crews(instance: Instance) -> list[Crew]:
             tokens[g][node] = (of_group[g] + stranded * len(gpus)) * instance.traffic.tokens_per_gpu
             members[g] += gpus
     dp, nodes, shares = instance.parallelism.dp, instance.cluster.nodes, min(size, instance.gpus) > 1
-    return [Crew(g, min(tokens[g]) * dp // nodes, tuple(members[g]), tokens[g], shares) for g in sorted(tokens)]
+    return [TpGroup(g, min(tokens[g]) * dp // nodes, tuple(members[g]), tokens[g], shares) for g in sorted(tokens)]
 
 
 def node_gpus(instance: Instance, node: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.flows import LayerFlow
-from moe_placer.dag.groups import Crew, node_gpus, ring
+from moe_placer.dag.groups import TpGroup, node_gpus, ring
 from moe_placer.dag.operation import Operation
 from moe_placer.dag.weave import Weaver
 
@@ -42,22 +42,24 @@ class _Layer:
         return f"L{self.index}.{rest}"
 
 
-def add_moe_layer(weaver: Weaver, crews: list[Crew], hidden: list[Operation], layer: int, row: int) -> list[Operation]:
-    """Add the row-th MoE layer; return what holds each crew's hidden states afterwards."""
+def add_moe_layer(
+    weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation], layer: int, row: int
+) -> list[Operation]:
+    """Add the row-th MoE layer; return what holds each tp_group's hidden states afterwards."""
     moe = _survey(weaver, layer, row)
-    attended = [weaver.attend(crew, before, layer) for crew, before in zip(crews, hidden, strict=True)]
-    routed = [_gate(weaver, moe, crew, before) for crew, before in zip(crews, attended, strict=True)]
-    senders = _send(weaver, moe, crews, attended, routed)
+    attended = [weaver.attend(tp_group, before, layer) for tp_group, before in zip(tp_groups, hidden, strict=True)]
+    routed = [_gate(weaver, moe, tp_group, before) for tp_group, before in zip(tp_groups, attended, strict=True)]
+    senders = _send(weaver, moe, tp_groups, attended, routed)
     returned = _compute(weaver, moe, senders)
     back = _combine(weaver, moe, returned)
-    return _aggregate(weaver, moe, crews, attended, routed, back)
+    return _aggregate(weaver, moe, tp_groups, attended, routed, back)
 
 
 def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
     """Find out how many tokens go between which nodes, and how hot the links between them are."""
     instance, flow = weaver.instance, weaver.flows.layer(row)
     nodes, per_node = instance.cluster.nodes, instance.cluster.gpus_per_node
-    home = [gpus[0] // per_node for _, _, gpus in flow.copies]
+    home = [gpus[0] // per_node for _, _, gpus in flow.replicas]
     to = np.full((nodes, nodes), np.nan)
     for node in sorted(set(home)):
         here = [index for index, at in enumerate(home) if at == node]
@@ -83,27 +85,27 @@ def _hot_nics(weaver: Weaver, flow: LayerFlow, cost: Mapping[str, float]) -> Hot
     return np.asarray(np.where(flow.arriving > 0, of_gpu, 0.0).reshape(nodes, nodes, -1).max(axis=2))
 
 
-def _gate(weaver: Weaver, moe: _Layer, crew: Crew, attended: Operation) -> Operation:
-    """Gate on the crew's head GPU, and hand the choices to all of its GPUs."""
-    model, g = weaver.instance.model, crew.index
-    gate = weaver.add(moe.name(f"gate.g{g}"), "gate", crew.head, moe.index, crew.group)
+def _gate(weaver: Weaver, moe: _Layer, tp_group: TpGroup, attended: Operation) -> Operation:
+    """Gate on the TP group's head GPU, and hand the choices to all of its GPUs."""
+    model, g = weaver.instance.model, tp_group.index
+    gate = weaver.add(moe.name(f"gate.g{g}"), "gate", tp_group.head, moe.index, tp_group.group)
     weights = model.hidden_size * model.experts
-    gate.flops, gate.bytes_read = 2 * crew.total * weights, weights * weaver.precision
-    weaver.connect(attended, gate, f"attended.g{g}", (crew.total, model.hidden_size))
-    if not crew.shares:
+    gate.flops, gate.bytes_read = 2 * tp_group.total * weights, weights * weaver.precision
+    weaver.connect(attended, gate, f"attended.g{g}", (tp_group.total, model.hidden_size))
+    if not tp_group.shares:
         return gate
-    scatter = weaver.add(moe.name(f"gate_scatter.g{g}"), "gate_scatter", crew.gpus, moe.index, crew.group)
-    home = crew.head[0] // weaver.instance.cluster.gpus_per_node
-    away = [(home, node) for node in crew.tokens]
-    shape = (crew.total, _chosen(moe, crew))
+    scatter = weaver.add(moe.name(f"gate_scatter.g{g}"), "gate_scatter", tp_group.gpus, moe.index, tp_group.group)
+    home = tp_group.head[0] // weaver.instance.cluster.gpus_per_node
+    away = [(home, node) for node in tp_group.tokens]
+    shape = (tp_group.total, _chosen(moe, tp_group))
     weaver.connect(gate, scatter, f"choices.g{g}", shape, dtype="choices", moves=True, pairs=away)
     return scatter
 
 
-def _chosen(moe: _Layer, crew: Crew) -> float:
-    """Return how many experts a token of the crew chooses, on average over its nodes."""
-    total = sum(tokens * moe.flow.chosen[node] for node, tokens in crew.tokens.items())
-    return _clean(total / crew.total)
+def _chosen(moe: _Layer, tp_group: TpGroup) -> float:
+    """Return how many experts a token of the tp_group chooses, on average over its nodes."""
+    total = sum(tokens * moe.flow.chosen[node] for node, tokens in tp_group.tokens.items())
+    return _clean(total / tp_group.total)
 
 
 def _clean(value: float) -> float:
@@ -112,7 +114,7 @@ def _clean(value: float) -> float:
 
 
 def _send(
-    weaver: Weaver, moe: _Layer, crews: list[Crew], attended: list[Operation], routed: list[Operation]
+    weaver: Weaver, moe: _Layer, tp_groups: list[TpGroup], attended: list[Operation], routed: list[Operation]
 ) -> dict[int, Operation]:
     """Every node sends each token once for every expert it chose."""
     instance = weaver.instance
@@ -126,9 +128,9 @@ def _send(
         )
         for node in range(instance.cluster.nodes)
     }
-    for crew, source, routes in zip(crews, attended, routed, strict=True):
-        for node, tokens in crew.tokens.items():
-            name = f"g{crew.index}.n{node}"
+    for tp_group, source, routes in zip(tp_groups, attended, routed, strict=True):
+        for node, tokens in tp_group.tokens.items():
+            name = f"g{tp_group.index}.n{node}"
             weaver.connect(source, senders[node], f"leaving.{name}", (tokens, instance.model.hidden_size))
             shape = (tokens, _clean(moe.flow.chosen[node]))
             weaver.connect(routes, senders[node], f"chosen.{name}", shape, dtype="choices")
@@ -136,13 +138,13 @@ def _send(
 
 
 def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, list[Operation]]:
-    """Add receivers and experts; return for each node what makes its experts' results, in the order of ``copies``."""
+    """Add receivers and experts; return for each node what makes its experts' results, in the order of ``replicas``."""
     instance, model = weaver.instance, weaver.instance.model
     receivers = _receive(weaver, moe, senders)
     weights = model.expert_matrices * model.hidden_size * model.expert_hidden_size
     results: dict[int, list[Operation]] = {node: [] for node in receivers}
     tokens = moe.flow.tokens.sum(axis=0).tolist()
-    for (expert, replica, gpus), node, count in zip(moe.flow.copies, moe.home, tokens, strict=True):
+    for (expert, replica, gpus), node, count in zip(moe.flow.replicas, moe.home, tokens, strict=True):
         name, shape = f"e{expert}.r{replica}", (count, model.hidden_size)
         compute = weaver.add(moe.name(f"expert.{name}"), "expert", gpus, moe.index)
         compute.group = replica if instance.placement.replica_routing == "group" else None
@@ -162,7 +164,7 @@ def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
 def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, Operation]:
     instance, receivers = weaver.instance, {}
     for node in sorted(set(moe.home)):
-        gpus = {gpu for (_, _, ids), at in zip(moe.flow.copies, moe.home, strict=True) if at == node for gpu in ids}
+        gpus = {gpu for (_, _, ids), at in zip(moe.flow.replicas, moe.home, strict=True) if at == node for gpu in ids}
         gpus.update(node_gpus(instance, node))
         receiver = weaver.add(moe.name(f"dispatch_receive.n{node}"), "dispatch_receive", gpus, moe.index)
         receivers[node] = receiver
@@ -182,7 +184,7 @@ def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -
         senders[node] = weaver.add(moe.name(f"combine_send.n{node}"), "combine_send", gpus, moe.index)
         indices = [index for index, at in enumerate(moe.home) if at == node]
         for op, index in zip(made, indices, strict=True):
-            expert, replica, _ = moe.flow.copies[index]
+            expert, replica, _ = moe.flow.replicas[index]
             shape = (float(moe.flow.tokens[:, index].sum()), width)
             weaver.connect(op, senders[node], f"results.e{expert}.r{replica}", shape)
     back = {}
@@ -201,23 +203,23 @@ def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -
 def _aggregate(
     weaver: Weaver,
     moe: _Layer,
-    crews: list[Crew],
+    tp_groups: list[TpGroup],
     attended: list[Operation],
     routed: list[Operation],
     back: dict[int, Operation],
 ) -> list[Operation]:
     """Sum every token's results with the gate's weights, and add the residual."""
     width, after = weaver.instance.model.hidden_size, []
-    for crew, residual, routes in zip(crews, attended, routed, strict=True):
-        g, chosen = crew.index, _chosen(moe, crew)
-        total = weaver.add(moe.name(f"aggregate.g{g}"), "aggregate", crew.gpus, moe.index, crew.group)
-        total.flops = crew.total * width * (2 * chosen + 1)  # weight and add every result, add the residual
-        spread = len(crew.tokens) > 1
-        for node, tokens in crew.tokens.items():
+    for tp_group, residual, routes in zip(tp_groups, attended, routed, strict=True):
+        g, chosen = tp_group.index, _chosen(moe, tp_group)
+        total = weaver.add(moe.name(f"aggregate.g{g}"), "aggregate", tp_group.gpus, moe.index, tp_group.group)
+        total.flops = tp_group.total * width * (2 * chosen + 1)  # weight and add every result, add the residual
+        spread = len(tp_group.tokens) > 1
+        for node, tokens in tp_group.tokens.items():
             shape = (tokens * float(moe.flow.chosen[node]), width)
-            pairs = [(node, other) for other in crew.tokens] if spread else []
+            pairs = [(node, other) for other in tp_group.tokens] if spread else []
             weaver.connect(back[node], total, f"combined.g{g}.n{node}", shape, moves=spread, pairs=pairs)
-        weaver.connect(routes, total, f"choices.g{g}", (crew.total, chosen), dtype="choices")
-        weaver.connect(residual, total, f"attended.g{g}", (crew.total, width))
+        weaver.connect(routes, total, f"choices.g{g}", (tp_group.total, chosen), dtype="choices")
+        weaver.connect(residual, total, f"attended.g{g}", (tp_group.total, width))
         after.append(total)
     return after

@@ -45,11 +45,11 @@ def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) ->
 def count_tensors(instance: Instance, placement: Placement, traffic: Traffic) -> int:
     """Return about how many tensors the graph of all layers has: those of the first MoE layer, times all layers."""
     flow, per_node = read_flows(instance, placement, traffic).layer(0), instance.cluster.gpus_per_node
-    home = np.array([gpus[0] // per_node for _, _, gpus in flow.copies])
+    home = np.array([gpus[0] // per_node for _, _, gpus in flow.replicas])
     pairs = sum(int(flow.uses[:, home == node].any(axis=1).sum()) for node in np.unique(home))
-    crews = -(-instance.gpus // instance.parallelism.attention_tp)
-    # There and back between nodes and at every replica; about eight in and around attention and gating of a crew.
-    return (2 * (pairs + len(flow.copies)) + 8 * crews) * len(instance.moe_layers)
+    tp_groups = -(-instance.gpus // instance.parallelism.attention_tp)
+    # There and back between nodes and at every replica; about eight in and around attention and gating of a TP group.
+    return (2 * (pairs + len(flow.replicas)) + 8 * tp_groups) * len(instance.moe_layers)
 
 
 _ALL_TO_ALL = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_placer.dag.flows import Flows
-from moe_placer.dag.groups import Crew, ring
+from moe_placer.dag.groups import TpGroup, ring
 from moe_placer.dag.operation import Dag, Edge, Kind, Operation, Shape, Travel, value_bytes
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import BYTES_PER_VALUE
@@ -75,26 +75,26 @@ class Weaver:
                 self._links.setdefault(divmod(column, nodes), {})[routes.links[link]] = share
         return self._links[pair]
 
-    def attend(self, crew: Crew, before: Operation, layer: int) -> Operation:
+    def attend(self, tp_group: TpGroup, before: Operation, layer: int) -> Operation:
         """Add multi-head attention and the sum over its tensor-parallel shards."""
         model = self.instance.model
         weights = 4 * model.hidden_size * model.attention_heads * model.head_dim
-        attention = self.add(f"L{layer}.attention.g{crew.index}", "attention", crew.gpus, layer, crew.group)
-        attention.flops, attention.bytes_read = 2 * crew.total * weights, weights * self.precision
-        self.connect(before, attention, f"hidden.g{crew.index}", (crew.total, model.hidden_size))
-        return self.reduce(attention, crew, "attention_reduce", "attention", layer)
+        attention = self.add(f"L{layer}.attention.g{tp_group.index}", "attention", tp_group.gpus, layer, tp_group.group)
+        attention.flops, attention.bytes_read = 2 * tp_group.total * weights, weights * self.precision
+        self.connect(before, attention, f"hidden.g{tp_group.index}", (tp_group.total, model.hidden_size))
+        return self.reduce(attention, tp_group, "attention_reduce", "attention", layer)
 
-    def reduce(self, op: Operation, crew: Crew, kind: Kind, what: str, layer: int | None = None) -> Operation:
-        """Add the all-reduce of what a crew's GPUs computed in part; without tensor parallelism there is none.
+    def reduce(self, op: Operation, tp_group: TpGroup, kind: Kind, what: str, layer: int | None = None) -> Operation:
+        """Add the all-reduce of what a TP group's GPUs computed in part; without tensor parallelism there is none.
 
-        A crew that has one GPU left sums what it alone has: all crews are alike, so that merged ones are too.
+        A TP group that has one GPU left sums what it alone has: all TP groups are alike, so that merged ones are too.
         """
-        if not crew.shares:
+        if not tp_group.shares:
             return op
-        name = f"{kind}.g{crew.index}" if layer is None else f"L{layer}.{kind}.g{crew.index}"
-        total = self.add(name, kind, crew.gpus, layer, crew.group)
-        shape = (crew.total, self.instance.model.hidden_size)
-        self.connect(op, total, f"{what}_parts.g{crew.index}", shape, moves=True, pairs=ring(crew.tokens))
+        name = f"{kind}.g{tp_group.index}" if layer is None else f"L{layer}.{kind}.g{tp_group.index}"
+        total = self.add(name, kind, tp_group.gpus, layer, tp_group.group)
+        shape = (tp_group.total, self.instance.model.hidden_size)
+        self.connect(op, total, f"{what}_parts.g{tp_group.index}", shape, moves=True, pairs=ring(tp_group.tokens))
         return total
 
     def finish(self) -> None:

@@ -57,7 +57,7 @@ def bound_jointly(layers: Sequence[LayerProblem], limits: Limits) -> list[Bound]
 
 def link_totals(problem: Problem, results: Sequence[LayerResult]) -> Floats:
     """Cost of every link [K] over all layers; every result has a placement."""
-    costs = (problem.layer(i, r.copies).cost(r.node) for i, r in enumerate(results) if r.node is not None)
+    costs = (problem.layer(i, r.replicas).cost(r.node) for i, r in enumerate(results) if r.node is not None)
     return np.asarray(sum(costs, start=np.zeros(len(problem.links))))
 
 
@@ -104,9 +104,9 @@ class _Plan:
 
     def copy(self) -> _Plan:
         """Return a plan that can be changed apart from this one."""
-        twin = _Plan.__new__(_Plan)
-        twin.nodes, twin.cost = list(self.nodes), self.cost.copy()
-        return twin
+        duplicate = _Plan.__new__(_Plan)
+        duplicate.nodes, duplicate.cost = list(self.nodes), self.cost.copy()
+        return duplicate
 
 
 def _excess(totals: Floats, target: float) -> Floats:
@@ -121,7 +121,7 @@ class _Search:
         self, problem: Problem, limits: Limits, seed: int, start: Sequence[LayerResult], report: Report
     ) -> None:
         self.start, self.limits, self.report = start, limits, report
-        self.layers = [problem.layer(index, result.copies) for index, result in enumerate(start)]
+        self.layers = [problem.layer(index, result.replicas) for index, result in enumerate(start)]
         self.rng = np.random.default_rng(seed)
         self.best: _Plan | None = None
         self.bounds: list[Bound] = []
@@ -189,7 +189,7 @@ class _Search:
             return [LayerResult(None, np.inf, bound, stop) for bound in bounds]
         share = self.work / len(self.layers)
         return [
-            LayerResult(node, float(cost.max(initial=0.0)), bound, stop, copies=before.copies, work=share)
+            LayerResult(node, float(cost.max(initial=0.0)), bound, stop, replicas=before.replicas, work=share)
             for before, node, cost, bound in zip(self.start, self.best.nodes, self.best.cost, bounds, strict=True)
         ]
 
@@ -287,5 +287,5 @@ class _Search:
 
 
 def _mended(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | None:
-    """Return a column, changed where pins, copies apart or memory demand it; None if that fails."""
+    """Return a column, changed where pins, replicas apart or memory demand it; None if that fails."""
     return node if layer.valid(node) else repair(layer, node, rng)

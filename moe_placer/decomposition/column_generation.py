@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import linprog
 
-from moe_placer.bounds.bounds import Bound, any_copies_bound, cheapest
+from moe_placer.bounds.bounds import Bound, any_replicas_bound, cheapest
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
 
@@ -44,9 +44,9 @@ class Decomposition:
     weights : float array [K]
         The best link weights so far, summing to 1.
     bound : float
-        What they prove for the copies as given.
+        What they prove for the replicas as given.
     bounds : list of Bound
-        Their bound of every layer; for any copies where these are free. They add up to a bound on the aggregate:
+        Their bound of every layer; for any replicas where these are free. They add up to a bound on the aggregate:
         ``max_k sum_l cost[l, k] >= sum_k w[k] sum_l cost[l, k]`` for weights that sum to 1.
     value : float
         Of the master over the columns so far: no weights prove more than its limit.
@@ -94,7 +94,7 @@ class Decomposition:
         if (total := sum(bound.value for bound in bounds)) > self.bound:
             self.bound, self.weights = total, weights
             self.bounds = [
-                any_copies_bound(layer, weights) if layer.copies_are_free else bound
+                any_replicas_bound(layer, weights) if layer.replicas_are_free else bound
                 for layer, bound in zip(self.layers, bounds, strict=True)
             ]
         return True

@@ -1,4 +1,4 @@
-"""Improves a division of room: two layers exchange a slot on one node for a slot on another where that pays.
+"""Improves a division of memory: two layers exchange a slot on one node for a slot on another where that pays.
 
 Where a layer's slot prices (the duals of its relaxation) differ between two nodes, and another layer's differ the other
 way round, both may gain by the exchange. What a layer has of its slots is what a short search finds, so this is for
@@ -30,7 +30,7 @@ _PAYS = 1e-6  # least relative gain
 
 
 class Exchange:
-    """A division of room, changed by exchanges.
+    """A division of memory, changed by exchanges.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Exchange:
         self.places = capacity.places
         # What each node's GPUs take in any k layers [N, k].
         most = np.minimum(capacity.usable[:, None], capacity.per_gpu * layers[None, :])
-        self.room = most.reshape(problem.nodes, problem.gpus_per_node, -1).sum(axis=1)
+        self.memory_slots = most.reshape(problem.nodes, problem.gpus_per_node, -1).sum(axis=1)
         self.known: dict[tuple[int, bytes], tuple[float, Floats]] = {}
         self.work = 0.0
 
@@ -90,7 +90,7 @@ class Exchange:
         slots = self.slots[:, nodes].copy()
         slots[one], slots[other] = first[list(nodes)], second[list(nodes)]
         fullest = np.cumsum(-np.sort(-slots, axis=0), axis=0)
-        return bool((self.room[list(nodes)] >= fullest.T).all())
+        return bool((self.memory_slots[list(nodes)] >= fullest.T).all())
 
     def _promising(self) -> list[tuple[int, int, int, int]]:
         """List (layer, other layer, node a, node b), best first: the layer gives a slot on a for the other's on b."""

@@ -1,4 +1,4 @@
-"""Rounds fractions of a division of room to slots that the nodes' GPUs have memory for."""
+"""Rounds fractions of a division of memory to slots that the nodes' GPUs have memory for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 
 from moe_placer.problem.compile import Problem
 
-__all__ = ["fit_room"]
+__all__ = ["fit_memory"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ class _Shelves:
     """GPUs of a node with the same memory: to these, counting is enough.
 
     A node's GPUs can take ``count[l]`` items in layer l, for all l, if items over groups of equal GPUs fit: within a
-    group, giving every layer the GPUs with the most room left succeeds whenever anything does (Gale-Ryser).
+    group, giving every layer the GPUs with the most memory left succeeds whenever anything does (Gale-Ryser).
     """
 
     node: Ints
@@ -44,11 +44,11 @@ class _Shelves:
         return cls(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
 
 
-def fit_room(problem: Problem, counts: Floats | Ints) -> Problem | None:
+def fit_memory(problem: Problem, counts: Floats | Ints) -> Problem | None:
     """Return the problem with whole-numbered slots near fractional ``counts`` [layers, N]; None if none fit.
 
     Every layer gets as many as it has items, and pinned items theirs. The least sum of deviations is a flow from layers
-    over nodes to groups of equal GPUs, so the linear program's vertices are whole-numbered; spare room goes to layers
+    over nodes to groups of equal GPUs, so the linear program's vertices are whole-numbered; spare memory goes to layers
     in turn.
     """
     shelves = _Shelves.of_problem(problem)
@@ -66,7 +66,7 @@ def fit_room(problem: Problem, counts: Floats | Ints) -> Problem | None:
     gpus = _open_gpus(problem, slots)
     if (gpus.reshape(len(slots), problem.nodes, -1).sum(axis=2) != slots).any():  # pins may be in the way
         return None
-    given = problem.with_room(gpus)
+    given = problem.with_slots(gpus)
     return given if given.has_places else None
 
 
@@ -105,7 +105,7 @@ def _flow(floor: Floats, fraction: Floats, lower: Floats, items: Ints, shelves: 
 
 
 def _with_spare(taken: Ints, counts: Floats, shelves: _Shelves) -> Ints:
-    """Give what room is left to the layers that it was taken from, then to all in turn."""
+    """Give what memory is left to the layers that it was taken from, then to all in turn."""
     taken = taken.copy()
     for group, node in enumerate(shelves.node.tolist()):
         left = int(shelves.over_all[group] - taken[:, group].sum())
@@ -120,10 +120,10 @@ def _with_spare(taken: Ints, counts: Floats, shelves: _Shelves) -> Ints:
 
 
 def _open_gpus(problem: Problem, slots: Ints) -> Ints:
-    """Say how many copies each GPU takes in each layer [layers, GPUs], so that nodes have ``slots`` [layers, N].
+    """Say how many replicas each GPU takes in each layer [layers, GPUs], so that nodes have ``slots`` [layers, N].
 
-    Opening the GPUs with the most room left succeeds for all layers whenever anything does (the Gale-Ryser
-    construction); GPUs with pinned copies are open in their layers.
+    Opening the GPUs with the most memory left succeeds for all layers whenever anything does (the Gale-Ryser
+    construction); GPUs with pinned replicas are open in their layers.
     """
     capacity, per_node = problem.capacity, problem.gpus_per_node
     pinned = np.zeros((len(slots), len(capacity.usable)), dtype=np.int64)

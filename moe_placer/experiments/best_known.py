@@ -80,7 +80,7 @@ def _improve(entry: Entry, row: Mapping[str, Any], origin: Mapping[str, str]) ->
     z, proved = row["traffic"]["solved_for"]["z_total"], proved_total(row)
     if objective is None or z < objective["value"] * (1 - _SLACK):
         entry["objective"] = {"value": z, **by, "checked": "recomputed by the verifier"}
-    # A bound for one choice of copies says nothing of another.
+    # A bound for one choice of replicas says nothing of another.
     if row["covers_copies"] and (bound is None or proved > bound["value"] * (1 + _SLACK)):
         counts = sorted(Counter(row["proof"]).items())
         proofs = ", ".join(f"{proof} in {count} layers" for proof, count in counts)

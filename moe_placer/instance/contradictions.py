@@ -100,7 +100,7 @@ def _nics(cluster: Cluster) -> Iterator[Found]:
 
 
 def _receiving_gpus(cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
-    """Require one GPU at which a copy arrives, and that nodes do not keep copies of one expert apart."""
+    """Require one GPU at which a copy arrives, and that nodes do not keep replicas of one expert apart."""
     if not cluster.receives_by_gpu:
         return
     path, found = ("cluster", "nics", "receive"), "destination-gpu"
@@ -113,7 +113,7 @@ def _receiving_gpus(cluster: Cluster, parallelism: Parallelism, placement: Place
         expected = "source-rail or shared: an expert sharded over GPUs has no GPU at which a copy arrives"
         yield path, f"{found}, with parallelism.expert_tp above 1", expected
     if placement.replicas_apart == "node":
-        expected = "gpu (copies apart by node cannot be solved with cluster.nics.receive: destination-gpu)"
+        expected = "gpu (replicas apart by node cannot be solved with cluster.nics.receive: destination-gpu)"
         yield ("placement", "replicas_apart"), "node", expected
 
 
@@ -140,7 +140,7 @@ def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffi
         expected = "per-expert or per-node (an expert sharded over GPUs needs its tokens on all of them)"
         yield ("placement", "dispatch"), "per-gpu, with parallelism.expert_tp above 1", expected
     if placement.dispatch == "per-gpu" and once and placement.replicas_apart == "node":
-        expected = "gpu (copies apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
+        expected = "gpu (replicas apart by node cannot be solved with dispatch: per-gpu and several slots per GPU)"
         yield ("placement", "replicas_apart"), "node", expected
 
 
@@ -163,7 +163,7 @@ def _failed(cluster: Cluster, placement: Placement) -> Iterator[Found]:
 
 def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
     gpus = cluster.nodes * cluster.gpus_per_node
-    copies = parallelism.dp if placement.replicas == "dp" else 1
+    replicas = parallelism.dp if placement.replicas == "dp" else 1
     dense, failed = set(model.dense_layers), set(placement.failed_gpus)
     seen: set[tuple[int, int, int]] = set()
     for index, pin in enumerate(placement.pinned):
@@ -172,8 +172,8 @@ def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: P
             yield (*at, "layer"), str(pin.layer), f"the index of a MoE layer, below {model.layers} and not dense"
         if pin.expert >= model.experts:
             yield (*at, "expert"), str(pin.expert), f"an expert below {model.experts}"
-        if pin.replica >= copies:
-            yield (*at, "replica"), str(pin.replica), f"a replica below {copies}"
+        if pin.replica >= replicas:
+            yield (*at, "replica"), str(pin.replica), f"a replica below {replicas}"
         if pin.gpu >= gpus:
             yield (*at, "gpu"), str(pin.gpu), f"a global GPU id below {gpus}"
         elif pin.gpu in failed:
@@ -236,25 +236,25 @@ def _engine(
     model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement, engine: str
 ) -> Iterator[Found]:
     """Check what every engine demands: all GPUs take part, with as many slots each, and all slots are filled."""
-    rules, gpus, copies = ENGINES[engine], cluster.nodes * cluster.gpus_per_node, placement.replicas
+    rules, gpus, replicas = ENGINES[engine], cluster.nodes * cluster.gpus_per_node, placement.replicas
     title = rules.label
     if parallelism.expert_tp > 1:
         yield ("parallelism", "expert_tp"), str(parallelism.expert_tp), f"1: {title} has whole experts on its ranks"
     if placement.failed_gpus:
         expected = f"none: {title} needs a plan for all its ranks; describe the cluster without them"
         yield ("placement", "failed_gpus"), f"{len(placement.failed_gpus)} failed GPUs", expected
-    if isinstance(copies, SharedSlots):
+    if isinstance(replicas, SharedSlots):
         expected = f"{{redundant_slots: n}}: {title} has as many slots in every layer"
         yield ("placement", "replicas"), "a budget of slots that layers share", expected
         return
-    extra = model.experts * (parallelism.dp - 1) if isinstance(copies, str) else copies.redundant_slots
+    extra = model.experts * (parallelism.dp - 1) if isinstance(replicas, str) else replicas.redundant_slots
     if extra and placement.replica_routing == "group":
-        expected = f"even: in {title} a token may take any copy ({rules.replica_rule})"
-        yield ("placement", "replica_routing"), "group with several copies of experts", expected
+        expected = f"even: in {title} a token may take any replica ({rules.replica_rule})"
+        yield ("placement", "replica_routing"), "group with several replicas of experts", expected
     slots = model.experts + extra
     wrong = slots_mistake(rules, model.experts, slots, gpus)
     if wrong is not None:
-        path = ("parallelism", "dp") if isinstance(copies, str) else ("placement", "replicas", "redundant_slots")
+        path = ("parallelism", "dp") if isinstance(replicas, str) else ("placement", "replicas", "redundant_slots")
         yield path, *wrong
     elif placement.slots_per_gpu != slots // gpus:
         expected = f"{slots // gpus}: {title} fills {slots} slots on {gpus} GPUs evenly"

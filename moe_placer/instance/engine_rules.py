@@ -13,7 +13,7 @@ ReplicaRouting = Literal["even", "nearest", "source-fixed"]
 
 @dataclass(frozen=True)
 class EngineRules:
-    """One engine's rules about experts, slots and copies.
+    """One engine's rules about experts, slots and replicas.
 
     Attributes
     ----------
@@ -30,10 +30,10 @@ class EngineRules:
     one_count : bool
         All layers have the same number of slots.
     twice_on_a_gpu : bool
-        Two copies of one expert on one GPU are loaded rightly (a wasted slot) rather than served wrongly.
+        Two replicas of one expert on one GPU are loaded rightly (a wasted slot) rather than served wrongly.
     replica_routing : str
-        ``even``: a token takes any copy with equal chance; ``nearest``: a copy on its own GPU, then on its own node,
-        else one of the rest; ``source-fixed``: one copy for each source rank.
+        ``even``: a token takes any replica with equal chance; ``nearest``: a replica on its own GPU, then on its own
+        node, else one of the rest; ``source-fixed``: one replica for each source rank.
     replica_rule : str
         The same in the engine's own terms.
     dispatch : dict of str
@@ -77,9 +77,9 @@ ENGINES: dict[str, EngineRules] = {
             twice_on_a_gpu=True,
             replica_routing="nearest",
             replica_rule=(
-                "with an all-to-all backend (dispatch algorithm static): the copy on the token's own GPU, else the "
+                "with an all-to-all backend (dispatch algorithm static): the replica on the token's own GPU, else the "
                 "first on its own node, else one for each source rank, drawn once (_fair_choices, seed 42); without "
-                "one: token row modulo copies"
+                "one: token row modulo replicas"
             ),
             dispatch=_DEEPEP,
         ),
@@ -94,7 +94,7 @@ ENGINES: dict[str, EngineRules] = {
             one_count=True,
             twice_on_a_gpu=True,
             replica_routing="even",
-            replica_rule="a hash of the token's index in its rank's batch, modulo copies; blind to the source",
+            replica_rule="a hash of the token's index in its rank's batch, modulo replicas; blind to the source",
             dispatch={
                 "deepep_high_throughput": "per-node",
                 "deepep_low_latency": "per-expert",
@@ -112,7 +112,7 @@ ENGINES: dict[str, EngineRules] = {
             one_count=True,
             twice_on_a_gpu=True,
             replica_routing="even",
-            replica_rule="round robin over an expert's copies (moe_load_balance_routing), optionally offset by rank",
+            replica_rule="round robin over an expert's replicas (moe_load_balance_routing), optionally offset by rank",
             dispatch={},
         ),
         EngineRules(
@@ -126,7 +126,8 @@ ENGINES: dict[str, EngineRules] = {
             one_count=True,
             twice_on_a_gpu=False,
             replica_routing="source-fixed",
-            replica_rule="copies listed by rank: ep_rank modulo copies, or (tp_rank + dp_rank + expert) modulo copies",
+            replica_rule="replicas listed by rank: ep_rank modulo replicas, or (tp_rank + dp_rank + expert) modulo "
+            "replicas",
             dispatch={},
         ),
         EngineRules(
@@ -140,7 +141,7 @@ ENGINES: dict[str, EngineRules] = {
             one_count=False,
             twice_on_a_gpu=False,
             replica_routing="source-fixed",
-            replica_rule="the copy on the token's own GPU, else copy number rank modulo copies",
+            replica_rule="the replica on the token's own GPU, else replica number rank modulo replicas",
             dispatch={},
         ),
     )
@@ -154,7 +155,7 @@ def slots_mistake(rules: EngineRules, experts: int, slots: int, gpus: int) -> tu
     ----------
     rules : EngineRules
     experts, slots, gpus : int
-        Logical experts of a layer, slots of it with all copies, and GPUs (expert-parallel ranks).
+        Logical experts of a layer, slots of it with all replicas, and GPUs (expert-parallel ranks).
     """
     if not rules.equal_slots or slots % gpus == 0:
         return None

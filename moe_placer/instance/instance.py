@@ -33,7 +33,7 @@ class Instance(schema.Section):
     objective: schema.Objective = schema.Objective()
     schedule: schema.Schedule = schema.Schedule()
     engine: schema.Engine | None = Field(
-        None, description="Inference engine that is to load the placement: its rules on slots and copies must hold."
+        None, description="Inference engine that is to load the placement: its rules on slots and replicas must hold."
     )
 
     _directory: Path = PrivateAttr(default=Path())
@@ -57,27 +57,29 @@ class Instance(schema.Section):
 
     @property
     def replicas_per_layer(self) -> int:
-        """Expert copies that one layer has in all; the most of `replicas_by_layer`."""
+        """Expert replicas that one layer has in all; the most of `replicas_by_layer`."""
         return max(self.replicas_by_layer)
 
     @property
     def replicas_by_layer(self) -> tuple[int, ...]:
-        """Expert copies of each MoE layer: of a budget over all layers, equal shares (the first ones get the rest)."""
-        copies, layers, experts = self.placement.replicas, len(self.moe_layers), self.model.experts
-        if copies == "dp":
+        """Expert replicas of each MoE layer; of a budget over all layers, equal shares (the first get the rest)."""
+        replicas, layers, experts = self.placement.replicas, len(self.moe_layers), self.model.experts
+        if replicas == "dp":
             return (experts * self.parallelism.dp,) * layers
-        if isinstance(copies, schema.RedundantSlots):
-            return (experts + copies.redundant_slots,) * layers
-        share, rest = divmod(copies.redundant_slots_in_all, layers)
+        if isinstance(replicas, schema.RedundantSlots):
+            return (experts + replicas.redundant_slots,) * layers
+        share, rest = divmod(replicas.redundant_slots_in_all, layers)
         return tuple(experts + share + (layer < rest) for layer in range(layers))
 
     @property
     def redundant_slots(self) -> int:
-        """Copies beyond one of each expert that go to any: of each layer, or of all layers where these share them."""
-        copies = self.placement.replicas
-        if copies == "dp":
+        """Replicas beyond one of each expert that go to any: of each layer, or of all layers where these share them."""
+        replicas = self.placement.replicas
+        if replicas == "dp":
             return 0
-        return copies.redundant_slots if isinstance(copies, schema.RedundantSlots) else copies.redundant_slots_in_all
+        return (
+            replicas.redundant_slots if isinstance(replicas, schema.RedundantSlots) else replicas.redundant_slots_in_all
+        )
 
     @property
     def trace_files(self) -> tuple[Path, ...]:

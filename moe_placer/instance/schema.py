@@ -167,13 +167,13 @@ class Parallelism(Section):
 
 
 class RedundantSlots(Section):
-    """A budget of extra copies, per layer, on top of one copy of every expert."""
+    """A budget of extra replicas, per layer, on top of one replica of every expert."""
 
     redundant_slots: int = Field(ge=0, le=65_536)
 
 
 class SharedSlots(Section):
-    """A budget of extra copies that all MoE layers share, on top of one copy of every expert in each of them."""
+    """A budget of extra replicas that all MoE layers share, on top of one replica of every expert in each of them."""
 
     redundant_slots_in_all: int = Field(ge=0, le=65_536_000, description="Over all MoE layers together, at most.")
 
@@ -207,14 +207,14 @@ class Placement(Section):
     slots_per_gpu: int = Field(1, ge=1, le=256, description="Experts of one layer that a GPU may hold.")
     replicas: Replicas = Field(
         "dp",
-        description="dp: one copy of every expert per DP group; or {redundant_slots: n}, in every layer; or "
+        description="dp: one replica of every expert per DP group; or {redundant_slots: n}, in every layer; or "
         "{redundant_slots_in_all: n}, over all layers.",
     )
     replica_routing: Literal["group", "even"] = "group"
     replicas_apart: Literal["gpu", "node", "none"] = Field(
         "gpu",
-        description="Where copies of one expert never meet; none: two may share a GPU, as plans of engines do (solvers "
-        "put them apart all the same).",
+        description="Where replicas of one expert never meet; none: two may share a GPU, as plans of engines do "
+        "(solvers put them apart all the same).",
     )
     dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
         "per-expert",

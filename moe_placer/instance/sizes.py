@@ -51,7 +51,7 @@ def token_bytes(instance: Instance) -> float:
 
 
 def expert_bytes(instance: Instance) -> float:
-    """Bytes that one copy of an expert takes on each GPU that holds it (a 1/expert_tp share of its matrices)."""
+    """Bytes that one replica of an expert takes on each GPU that holds it (a 1/expert_tp share of its matrices)."""
     model = instance.model
     values = model.expert_matrices * model.hidden_size * model.expert_hidden_size
     return values * BYTES_PER_VALUE[model.dtype] / instance.parallelism.expert_tp

@@ -13,13 +13,13 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.problem.node_limits import most_of_experts, most_replicas, most_together
 from moe_placer.problem.openings import Asked, open_gpus
-from moe_placer.problem.pins import leave_room
-from moe_placer.problem.replica_counts import copies_by_load
+from moe_placer.problem.pins import fits_pins
+from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.problem.shortage import (
     find_shortage,
-    memory_room,
+    memory_slots,
     no_way,
-    usable_room,
+    usable_slots,
     widest_nodes,
     working_gpus,
 )
@@ -31,20 +31,20 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Capacity:
-    """Room for experts.
+    """How many experts GPUs and nodes can take.
 
     Attributes
     ----------
-    room : int array [GPUs]
+    memory_slots : int array [GPUs]
         Expert replicas (or shards) that a GPU's memory can take over all layers.
     usable : int array [GPUs]
         The same, as far as slots let it be used; 0 for a GPU that failed.
-    node_room : int array [nodes]
+    node_memory_slots : int array [nodes]
         Replicas that a node can take over all layers, from ``usable``.
     per_gpu : int
         Slots of a GPU in one layer.
     binds : bool
-        Whether some working GPU has less room than slots.
+        Whether some working GPU has memory for fewer replicas than its slots.
     slots : int array [MoE layers, GPUs]
         Replicas that a GPU may take in one layer. Where memory binds, a GPU is closed in some layers, so that layers
         can be solved apart from each other and still fit together: blindly here, by prices in
@@ -60,9 +60,9 @@ class Capacity:
         Per layer, the pairs (expert, GPU) that are pinned.
     """
 
-    room: Ints
+    memory_slots: Ints
     usable: Ints
-    node_room: Ints
+    node_memory_slots: Ints
     per_gpu: int
     binds: bool
     slots: Ints
@@ -111,17 +111,17 @@ class Capacity:
         value, count = np.unique(self.slots[index], return_counts=True)
         return np.asarray(np.minimum(value, np.arange(1, self.experts + 1)[:, None]) @ count)
 
-    def allows(self, index: int, copies: Ints) -> bool:
-        """Whether a layer with ``copies`` [experts] of each expert has a valid placement."""
-        fullest = np.cumsum(-np.sort(-copies))
+    def allows(self, index: int, replicas: Ints) -> bool:
+        """Whether a layer with ``replicas`` [experts] of each expert has a valid placement."""
+        fullest = np.cumsum(-np.sort(-replicas))
         if (fullest > self.most_of_experts(index)).any():
             return False
         if (fullest > most_of_experts(self.node_slots[index], self.together[index], self.experts)).any():
-            return False  # nodes could, with fewer copies of one expert on each
+            return False  # nodes could, with fewer replicas of one expert on each
         pins, slots = self.pins[index], self.slots[index]
-        if not pins or copies.max() == 1:
+        if not pins or replicas.max() == 1:
             return bool((np.bincount([gpu for _, gpu in pins], minlength=len(slots)) <= slots).all())
-        return leave_room(pins, copies, slots, self.gpus_per_node, self.apart)
+        return fits_pins(pins, replicas, slots, self.gpus_per_node, self.apart)
 
     def filled(self, opened: Ints) -> Ints:
         """Return slots [MoE layers, GPUs] with what room is left on each GPU for the layers with the fewest."""
@@ -178,16 +178,16 @@ def why_infeasible(instance: Instance) -> str | None:
 def _closed_blindly(instance: Instance) -> Capacity:
     """Return the capacity with GPUs closed in some layers, where memory binds, whatever is to be placed."""
     layers, per_gpu, shards = len(instance.moe_layers), instance.placement.slots_per_gpu, instance.parallelism.expert_tp
-    works, usable = working_gpus(instance), usable_room(instance)
+    works, usable = working_gpus(instance), usable_slots(instance)
     binds = bool((usable[works] < per_gpu * layers).any())
     shares = isinstance(instance.placement.replicas, SharedSlots)
     pins: dict[int, list[tuple[int, int]]] = {layer: [] for layer in instance.moe_layers}
     for pin in instance.placement.pinned:
         pins[pin.layer].append((pin.expert, pin.gpu))
     return Capacity(
-        room=memory_room(instance),
+        memory_slots=memory_slots(instance),
         usable=usable,
-        node_room=most_replicas(usable.reshape(instance.cluster.nodes, -1), shards),
+        node_memory_slots=most_replicas(usable.reshape(instance.cluster.nodes, -1), shards),
         per_gpu=per_gpu,
         binds=binds,
         slots=_spread(usable, layers, per_gpu) if binds else np.tile(np.where(works, per_gpu, 0), (layers, 1)),
@@ -202,24 +202,24 @@ def _closed_blindly(instance: Instance) -> Capacity:
 
 
 def _serves(instance: Instance, capacity: Capacity) -> bool:
-    """Whether every layer can have all its replicas, in one choice of copies if these are free."""
-    for index, replicas in enumerate(capacity.replicas.tolist()):
-        if capacity.most_of_experts(index)[-1] < replicas:
+    """Whether every layer can have all its replicas, in one choice of replicas if these are free."""
+    for index, total in enumerate(capacity.replicas.tolist()):
+        if capacity.most_of_experts(index)[-1] < total:
             return False
         if not capacity.pins[index]:
             continue
         if instance.placement.replicas == "dp":
-            copies = np.full(capacity.experts, instance.parallelism.dp)
+            replicas = np.full(capacity.experts, instance.parallelism.dp)
         else:
-            copies = _some_copies(capacity, index, replicas)
-        if copies.sum() < replicas or not capacity.allows(index, copies):
+            replicas = _some_replicas(capacity, index, total)
+        if replicas.sum() < total or not capacity.allows(index, replicas):
             return False
     return True
 
 
-def _some_copies(capacity: Capacity, index: int, replicas: int) -> Ints:
-    """Choose copies of each expert that a layer has a placement for, as many in all as it can have."""
-    return copies_by_load(np.ones(capacity.experts), replicas, replicas, lambda copies: capacity.allows(index, copies))
+def _some_replicas(capacity: Capacity, index: int, total: int) -> Ints:
+    """Choose replicas of each expert that a layer has a placement for, as many in all as it can have."""
+    return replicas_by_load(np.ones(capacity.experts), total, total, lambda replicas: capacity.allows(index, replicas))
 
 
 def _asked(instance: Instance, capacity: Capacity) -> Asked:
@@ -235,7 +235,7 @@ def _asked(instance: Instance, capacity: Capacity) -> Asked:
         pins=capacity.pins,
         apart=capacity.apart,
         slots=np.tile(np.where(working_gpus(instance), capacity.per_gpu, 0), (len(capacity.replicas), 1)),
-        room=capacity.usable,
+        memory_slots=capacity.usable,
     )
 
 

@@ -22,9 +22,9 @@ from moe_placer.instance.sizes import expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
-from moe_placer.problem.link_costs import distinct_links, scaled_rows, touched_links
+from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
 from moe_placer.problem.receiving import with_arrivals
-from moe_placer.problem.replica_counts import copies_by_load
+from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
@@ -38,35 +38,35 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """One MoE layer: I items, N nodes, K links, at most M links touched by a node.
+    """One MoE layer: I items, N nodes, K links, at most M links affected by a node.
 
     Attributes
     ----------
     layer : int
         Index in the model.
     expert, replica : int array [I]
-        Which copy each item is. Items are ordered by replica, then expert.
-    kind : int array [I]
-        Items of equal kind are interchangeable: same expert, same demand.
+        Which replica each item is. Items are ordered by replica, then expert.
+    symmetry_class : int array [I]
+        Items of one class are interchangeable: same expert, same demand.
     slots : int array [N]
         Items that a node may hold.
     widest : int array [N]
         Items that a node could hold if memory did not bind over layers; bounds use this.
     together : int array [N]
-        Copies of one expert that may share a node.
+        Replicas of one expert that may share a node.
     pinned : int array [I]
         The node an item must be on, or -1.
     base : float array [K]
         Cost of each link with every item elsewhere (tokens at node-link speed).
-    touched : int array [N, M]
+    affected : int array [N, M]
         Links whose cost depends on which items node n holds; K where there are fewer than M.
     delta : float array [I, N, M]
         What item i on node n adds to these links.
     load : float array [I]
         Tokens per step that choose item i, from all nodes.
-    copies_are_free : bool
-        Whether other numbers of copies would be allowed; bounds must then hold for these too.
-    shares_copies : bool
+    replicas_are_free : bool
+        Whether other numbers of replicas would be allowed; bounds must then hold for these too.
+    shares_replicas : bool
         Whether layers share these, so that how many items there are in all is a choice, too.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
@@ -75,7 +75,7 @@ class LayerProblem:
         still say what one copy per chosen expert would cost, which is all that methods of that model look at.
     home : int array [N] or None
         Where nodes of the problem are single GPUs that receive by NICs of their own: the node of each. The last column
-        of ``touched`` is then the NIC, which nothing but what GPUs hold loads.
+        of ``affected`` is then the NIC, which nothing but what GPUs hold loads.
     most_items : int
         Items that the layer may have, where how many is a choice.
     """
@@ -83,17 +83,17 @@ class LayerProblem:
     layer: int
     expert: Ints
     replica: Ints
-    kind: Ints
+    symmetry_class: Ints
     slots: Ints
     widest: Ints
     together: Ints
     pinned: Ints
     base: Floats
-    touched: Ints
+    affected: Ints
     delta: Floats
     load: Floats
-    copies_are_free: bool = False
-    shares_copies: bool = False
+    replicas_are_free: bool = False
+    shares_replicas: bool = False
     gpu_price: float = 0.0
     coverage: Coverage | None = None
     home: Ints | None = None
@@ -119,8 +119,8 @@ class LayerProblem:
         if self.coverage is not None:
             return self.coverage.cost(self.expert, self.replica, node)
         items = np.arange(self.items)
-        touched = self.touched[node]
-        total = np.bincount(touched.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)
+        affected = self.affected[node]
+        total = np.bincount(affected.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)
         cost = self.base + total[: self.links]
         cost[cost < _ROUNDING * self.base] = 0.0  # what cancels exactly, up to rounding
         return cost
@@ -131,12 +131,12 @@ class LayerProblem:
 
     @cached_property
     def incoming(self) -> npt.NDArray[np.bool_]:
-        """Mask [N, M] of the touched links that only items on their nodes load, so that delta is the cost."""
+        """Mask [N, M] of the affected links that only items on their nodes load, so that delta is the cost."""
         known = np.append(self.base == 0, False)
-        return known[self.touched]
+        return known[self.affected]
 
     def valid(self, node: Ints) -> bool:
-        """Whether slots, copies apart and pins are respected."""
+        """Whether slots, replicas apart and pins are respected."""
         if (np.bincount(node, minlength=self.nodes) > self.slots).any():
             return False
         pins = self.pinned >= 0
@@ -157,24 +157,24 @@ class Problem:
         Index in the model of each MoE layer.
     links : tuple of str
         Names of the K distinct links; links that always cost the same are represented by the first of them.
-    twins : tuple of int
+    multiplicity : tuple of int
         How many real links each of them stands for.
     token_cost : float array [K]
         Cost of one token on each of the named links.
     demand : float array [MoE layers, nodes, experts]
         ``T[l, s, e]``: tokens per step that start on node s and choose expert e.
-    copies : int array [MoE layers, experts]
-        Copies of each expert.
+    replicas : int array [MoE layers, experts]
+        Replicas of each expert.
     groups : int
         DP groups of ``group`` routing; 0 for ``even`` routing.
-    copies_are_free : bool
-        Whether another choice of copies would be allowed (a budget of redundant slots).
+    replicas_are_free : bool
+        Whether another choice of replicas would be allowed (a budget of redundant slots).
     redundant_in_all : int or None
-        Copies beyond one of each expert that all layers may have together; None where the number is each layer's own.
+        Replicas beyond one of each expert that all layers may have together; None where the number is each layer's own.
     minimise : str
         ``layers``: the sum over layers of z; ``aggregate``: the largest cost of any link over all layers.
     capacity : Capacity
-    room_is_given : bool
+    slots_are_given : bool
         Whether layers' bounds may take it that no layer has more room than ``capacity.node_slots`` gives it.
     pinned : dict
         (MoE layer, expert, replica) to global GPU id.
@@ -196,25 +196,25 @@ class Problem:
     name: str
     moe_layers: tuple[int, ...]
     links: tuple[str, ...]
-    twins: tuple[int, ...]
+    multiplicity: tuple[int, ...]
     token_cost: Floats
     demand: Floats
-    copies: Ints
+    replicas: Ints
     groups: int
-    copies_are_free: bool
+    replicas_are_free: bool
     redundant_in_all: int | None
     minimise: Literal["layers", "aggregate"]
     capacity: Capacity
-    room_is_given: bool
+    slots_are_given: bool
     pinned: dict[tuple[int, int, int], int]
     gpus_per_node: int
     shards: int
     hops: Ints
     gpu_price: float
     coverage: tuple[Coverage, ...]
-    touched: Ints
+    affected: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
-    _change: Floats  # [N, M, N]: (node, touched link, source)
+    _change: Floats  # [N, M, N]: (node, affected link, source)
     home: Ints | None = None
     by_node: Problem | None = None
 
@@ -227,24 +227,24 @@ class Problem:
         return int(self.demand.shape[1])
 
     @property
-    def shares_copies(self) -> bool:
-        """Whether layers share a budget of copies, of which each may take more or less."""
-        return self.copies_are_free and self.redundant_in_all is not None
+    def shares_replicas(self) -> bool:
+        """Whether layers share a budget of replicas, of which each may take more or less."""
+        return self.replicas_are_free and self.redundant_in_all is not None
 
     @property
     def group_of_node(self) -> Ints:
         """DP group of each node's tokens [nodes], of which group r uses replica r; all 0 without groups."""
         return np.asarray(np.arange(self.nodes) * self.groups // self.nodes)
 
-    def items(self, index: int, copies: Ints | None = None) -> tuple[Ints, Ints]:
+    def items(self, index: int, replicas: Ints | None = None) -> tuple[Ints, Ints]:
         """Expert and replica of each item of the index-th MoE layer, ordered by replica, then expert."""
-        return replica_order(self.copies[index] if copies is None else copies)
+        return replica_order(self.replicas[index] if replicas is None else replicas)
 
-    def layer(self, index: int, copies: Ints | None = None) -> LayerProblem:
-        """Compile the index-th MoE layer, with ``copies`` [experts] if given instead of the problem's own."""
-        expert, replica = self.items(index, copies)
+    def layer(self, index: int, replicas: Ints | None = None) -> LayerProblem:
+        """Compile the index-th MoE layer, with ``replicas`` [experts] if given instead of the problem's own."""
+        expert, replica = self.items(index, replicas)
         tokens = self.item_demand(index, expert, replica)
-        nodes, touching = self.touched.shape
+        nodes, touching = self.affected.shape
         delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
         pinned = np.full(len(expert), -1, dtype=np.int64)
         for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True)):
@@ -254,38 +254,38 @@ class Problem:
             layer=self.moe_layers[index],
             expert=expert,
             replica=replica,
-            kind=np.arange(len(expert)) if self.groups else expert,
+            symmetry_class=np.arange(len(expert)) if self.groups else expert,
             slots=self.capacity.node_slots[index],
-            widest=self.capacity.node_slots[index] if self.room_is_given else self.capacity.widest,
+            widest=self.capacity.node_slots[index] if self.slots_are_given else self.capacity.widest,
             together=self.capacity.together[index],
             pinned=pinned,
             coverage=self.coverage[index] if self.coverage else None,
             base=self._reference @ tokens.sum(axis=1),
-            touched=self.touched,
+            affected=self.affected,
             delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
             load=tokens.sum(axis=0),
-            copies_are_free=self.copies_are_free,
-            shares_copies=self.shares_copies,
+            replicas_are_free=self.replicas_are_free,
+            shares_replicas=self.shares_replicas,
             gpu_price=self.gpu_price,
             home=self.home,
             most_items=self._most_items(len(expert)),
         )
 
     def _most_items(self, items: int) -> int:
-        """Return how many items a layer that has some may have, whatever copies are chosen."""
+        """Return how many items a layer that has some may have, whatever replicas are chosen."""
         if self.redundant_in_all is None:
             return items
-        return int(min(self.copies.shape[1] + self.redundant_in_all, self.capacity.widest.sum()))
+        return int(min(self.replicas.shape[1] + self.redundant_in_all, self.capacity.widest.sum()))
 
-    def with_room(self, slots: Ints) -> Problem:
+    def with_slots(self, slots: Ints) -> Problem:
         """Return the problem with other slots of GPUs in each layer, which its bounds take as given."""
-        by_node = None if self.by_node is None else self.by_node.with_room(slots)
-        return replace(self, capacity=self.capacity.with_slots(slots), room_is_given=True, by_node=by_node)
+        by_node = None if self.by_node is None else self.by_node.with_slots(slots)
+        return replace(self, capacity=self.capacity.with_slots(slots), slots_are_given=True, by_node=by_node)
 
     @property
     def has_places(self) -> bool:
-        """Whether every layer has a valid placement with its copies."""
-        return all(self.capacity.allows(index, own) for index, own in enumerate(self.copies))
+        """Whether every layer has a valid placement with its replicas."""
+        return all(self.capacity.allows(index, own) for index, own in enumerate(self.replicas))
 
     def on_gpus(self) -> Problem:
         """Return the problem with every GPU as a node of its own, where a token goes once to each GPU."""
@@ -297,7 +297,7 @@ class Problem:
             gpus_per_node=1,
             hops=self.hops[np.ix_(node, node)],
             coverage=sent_by_gpu(self.coverage, node) if self.coverage else (),
-            touched=self.touched[node],
+            affected=self.affected[node],
             _reference=self._reference[:, node],
             _change=self._change[node][:, :, node],
         )
@@ -305,11 +305,11 @@ class Problem:
     def received_by(self, nics: Receivers, token: float) -> Problem:
         """Return the problem with GPUs as nodes that receive by NICs, on which a token costs ``token``."""
         own, more = self.on_gpus(), len(nics.links)
-        node, tables = np.arange(own.nodes) // self.gpus_per_node, (own.touched, own._reference, own._change)
+        node, tables = np.arange(own.nodes) // self.gpus_per_node, (own.affected, own._reference, own._change)
         return replace(
             own,
             links=(*self.links, *nics.links),
-            twins=(*self.twins, *(nics.alike,) * more),
+            multiplicity=(*self.multiplicity, *(nics.alike,) * more),
             token_cost=np.append(self.token_cost, np.full(more, token)),
             by_node=None if self.coverage else self,
             **with_arrivals(nics, token, node, tables, own.coverage),
@@ -340,31 +340,31 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     placement = instance.placement
     routes = node_routes(instance)
     scale = token_cost(instance, routes.bandwidth)
-    keep, twins = distinct_links(routes.shares, scale)
-    reference, touched, change = touched_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
+    keep, multiplicity = distinct_links(routes.shares, scale)
+    reference, affected, change = affected_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
     problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,
         links=tuple(routes.links[k] for k in keep),
-        twins=tuple(twins),
+        multiplicity=tuple(multiplicity),
         token_cost=scale[keep],
         demand=tokens,
-        copies=_copies(instance, tokens, capacity),
+        replicas=_choose_replicas(instance, tokens, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
-        copies_are_free=instance.redundant_slots > 0,
+        replicas_are_free=instance.redundant_slots > 0,
         redundant_in_all=instance.redundant_slots if isinstance(placement.replicas, SharedSlots) else None,
         minimise=instance.objective.minimise,
         capacity=capacity,
-        room_is_given=False,
+        slots_are_given=False,
         pinned={(index[p.layer], p.expert, p.replica): p.gpu for p in placement.pinned},
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
         gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
         coverage=compile_coverage(instance, traffic, scaled_rows(routes.shares[keep], scale[keep])),
-        touched=touched,
+        affected=affected,
         _reference=reference,
         _change=change,
     )
@@ -381,20 +381,20 @@ def demand(instance: Instance, traffic: Traffic) -> Floats:
     return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
 
 
-def replica_order(copies: Ints) -> tuple[Ints, Ints]:
-    """Expert and replica of each item, ordered by replica, then expert, for ``copies`` [experts]."""
-    pairs = [(r, e) for r in range(int(copies.max())) for e in np.flatnonzero(copies > r)]
+def replica_order(replicas: Ints) -> tuple[Ints, Ints]:
+    """Expert and replica of each item, ordered by replica, then expert, for ``replicas`` [experts]."""
+    pairs = [(r, e) for r in range(int(replicas.max())) for e in np.flatnonzero(replicas > r)]
     replica, expert = np.array(pairs, dtype=np.int64).T
     return expert, replica
 
 
-def _copies(instance: Instance, tokens: Floats, capacity: Capacity) -> Ints:
-    """Return the copies of each expert [MoE layers, experts]; a budget of redundant slots goes to experts by load."""
+def _choose_replicas(instance: Instance, tokens: Floats, capacity: Capacity) -> Ints:
+    """Return the replicas of each expert [MoE layers, experts]; a budget of redundant slots goes to experts by load."""
     layers, experts = len(instance.moe_layers), instance.model.experts
     if instance.placement.replicas == "dp":
         return np.full((layers, experts), instance.parallelism.dp, dtype=np.int64)
-    copies = np.empty((layers, experts), dtype=np.int64)
-    for index, (load, replicas) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
+    replicas = np.empty((layers, experts), dtype=np.int64)
+    for index, (load, total) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
         fits = partial(capacity.allows, index)
-        copies[index] = copies_by_load(load, replicas, int(capacity.places.sum()), fits)
-    return copies
+        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits)
+    return replicas

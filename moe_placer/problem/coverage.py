@@ -80,7 +80,7 @@ class Sending:
         The view of each source: its DP group with ``group`` routing, else 0.
     views : int
     drawn : bool
-        Whether a token draws one of the copies of an expert (``even`` routing).
+        Whether a token draws one of the replicas of an expert (``even`` routing).
     source : float array [nodes, files]
         Tokens of each file that start on each node, per step.
     shares : sparse array [links, nodes * nodes]
@@ -145,7 +145,7 @@ class Coverage:
         return self.sending.cost(self.covered(expert, replica, node))
 
     def _distinct(self, home: Ints) -> Floats:
-        """Share of each file's tokens with an expert on each node [files, nodes], one copy of each being at home."""
+        """Share of each file's tokens with an expert on each node [files, nodes], one replica of each being at home."""
         sets, nodes = self.sets, self.sending.nodes
         there = np.sort(home[sets.choice], axis=1)
         first = np.ones(there.shape, dtype=bool)
@@ -155,7 +155,7 @@ class Coverage:
         return np.bincount(row, weight, len(sets.tokens) * nodes).reshape(-1, nodes).astype(np.float64)
 
     def _drawn(self, expert: Ints, node: Ints) -> Floats:
-        """Share of each file's tokens that draw a copy on each node [1, files, nodes], copies being drawn apart."""
+        """Share of each file's tokens that draw a replica on each node [1, files, nodes]; replicas are drawn apart."""
         sets, nodes = self.sets, self.sending.nodes
         held = np.zeros((sets.experts, nodes))
         np.add.at(held, (expert, node), 1.0)

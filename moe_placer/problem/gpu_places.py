@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 def capacity_by_gpu(capacity: Capacity) -> Capacity:
     """Return the capacity with every GPU as a node of its own."""
     widest = np.minimum(capacity.usable, capacity.per_gpu)  # 0 for a GPU that failed
-    return replace(capacity, node_room=capacity.usable, widest=widest, gpus_per_node=1)
+    return replace(capacity, node_memory_slots=capacity.usable, widest=widest, gpus_per_node=1)
 
 
 def sent_by_gpu(coverage: tuple[Coverage, ...], node: Ints) -> tuple[Coverage, ...]:

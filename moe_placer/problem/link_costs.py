@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-__all__ = ["distinct_links", "scaled_rows", "touched_links"]
+__all__ = ["affected_links", "distinct_links", "scaled_rows"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ def distinct_links(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], 
     return list(size), list(size.values())
 
 
-def touched_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
+def affected_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
     """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
     links = len(scale)
     reference = np.zeros((links, nodes))
@@ -52,13 +52,13 @@ def touched_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[
             change[source[here]] = share[here]
             changes[node].append((k, change))
     most = max(1, max(map(len, changes), default=1))
-    touched = np.full((nodes, most), links, dtype=np.int64)
+    affected = np.full((nodes, most), links, dtype=np.int64)
     change_at = np.zeros((nodes, most, nodes))
     for node, found in enumerate(changes):
         for m, (k, change) in enumerate(found):
-            touched[node, m] = k
+            affected[node, m] = k
             change_at[node, m] = change
-    return reference, touched, change_at
+    return reference, affected, change_at
 
 
 def scaled_rows(shares: sparse.csr_array, scale: Floats) -> sparse.csr_array:

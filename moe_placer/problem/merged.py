@@ -23,8 +23,8 @@ def merged_by_node(layer: LayerProblem) -> LayerProblem:
     """Return the layer with nodes as places, and all links but the NICs by which single GPUs receive."""
     assert layer.home is not None
     _, first = np.unique(layer.home, return_index=True)
-    nics = int(layer.touched[:, -1].min())  # these are the last links
-    touched = layer.touched[first, :-1]
+    nics = int(layer.affected[:, -1].min())  # these are the last links
+    affected = layer.affected[first, :-1]
 
     def by_node(of_gpu: Ints) -> Ints:
         return np.add.reduceat(of_gpu, first)
@@ -36,7 +36,7 @@ def merged_by_node(layer: LayerProblem) -> LayerProblem:
         together=by_node(layer.together),
         pinned=np.where(layer.pinned >= 0, layer.home[layer.pinned], -1),
         base=layer.base[:nics],
-        touched=np.where(touched == layer.links, nics, touched),
+        affected=np.where(affected == layer.links, nics, affected),
         delta=np.ascontiguousarray(layer.delta[:, first, :-1]),
         home=None,
     )

@@ -15,14 +15,14 @@ __all__ = ["most_of_experts", "most_replicas", "most_together"]
 Ints = npt.NDArray[np.int64]
 
 
-def most_replicas(room: Ints, shards: int) -> Ints:
-    """Return how many replicas GPUs with so much room [..., GPUs] hold together [...].
+def most_replicas(held: Ints, shards: int) -> Ints:
+    """Return how many replicas GPUs that hold so many shards [..., GPUs] hold together [...].
 
-    m replicas of ``shards`` shards each fit where ``sum of min(room, m)`` reaches ``m * shards``. With w GPUs of equal
-    room s this is ``w * s // shards``, or 0 where w is below ``shards``.
+    m replicas of ``shards`` shards each fit where ``sum of min(held, m)`` reaches ``m * shards``. With w GPUs that
+    hold s each this is ``w * s // shards``, or 0 where w is below ``shards``.
     """
-    most: Ints = room.sum(axis=-1) // shards
-    while ((fewer := np.minimum(room, most[..., None]).sum(axis=-1) // shards) < most).any():
+    most: Ints = held.sum(axis=-1) // shards
+    while ((fewer := np.minimum(held, most[..., None]).sum(axis=-1) // shards) < most).any():
         most = fewer
     return most
 

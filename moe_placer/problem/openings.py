@@ -3,10 +3,10 @@
     find  v[l, c, g] >= 0, whole: shards of class c of layer l on GPU g
     sum_g v[l, c, g]       = shards * replicas of the class               given, or at least one of each expert
     sum_c v[l, c, g]      <= slots of GPU g in layer l                    and at most as many as experts in the class
-    sum_l,c v[l, c, g]    <= room of GPU g                                memory over all layers
+    sum_l,c v[l, c, g]    <= memory of GPU g                                memory over all layers
     v[l, c, g]            >= 1 where an expert of the class is pinned
     sum of v over a node   = shards * x[l, c, n],  v <= x                 shards: different GPUs of one node
-    x (or v over a node)  <= experts in the class                         where copies keep to different nodes
+    x (or v over a node)  <= experts in the class                         where replicas keep to different nodes
 
 Experts are alike but for pins, so that a layer has one class of experts without pins, and one for each that has some. A
 class can be divided among its experts evenly, or as unevenly as `moe_placer.problem.node_limits` allows.
@@ -47,10 +47,10 @@ class Asked:
     pins : sequence
         Per layer, the pairs (expert, GPU) that are pinned.
     apart : bool
-        Whether copies of one expert keep to different nodes.
+        Whether replicas of one expert keep to different nodes.
     slots : int array [layers, GPUs]
         Shards that a GPU may take in one layer.
-    room : int array [GPUs]
+    memory_slots : int array [GPUs]
         The same over all layers.
     """
 
@@ -64,7 +64,7 @@ class Asked:
     pins: Sequence[Sequence[tuple[int, int]]]
     apart: bool
     slots: Ints
-    room: Ints
+    memory_slots: Ints
 
 
 def open_gpus(asked: Asked) -> Ints | None:
@@ -84,7 +84,7 @@ def open_gpus(asked: Asked) -> Ints | None:
     if solved.status == _INFEASIBLE:
         return None
     if solved.x is None:
-        what = "slots, memory, pins and distances between copies leave any placement"
+        what = "slots, memory, pins and distances between replicas leave any placement"
         raise NothingFoundError(f"whether {what} was not decided in {_SECONDS:g} s")
     return program.shards_on_gpus(solved.x)
 
@@ -106,8 +106,8 @@ class _Program:
             self._add_layer(layer)
         everything = np.concatenate([at for _, at in self.taken])
         self._row(everything, upper=asked.in_all * asked.shards)
-        for gpu in np.flatnonzero(asked.room < asked.slots.sum(axis=0)).tolist():
-            self._row(np.array([at[gpu] for _, at in self.taken]), upper=asked.room[gpu])
+        for gpu in np.flatnonzero(asked.memory_slots < asked.slots.sum(axis=0)).tolist():
+            self._row(np.array([at[gpu] for _, at in self.taken]), upper=asked.memory_slots[gpu])
 
     def arguments(self) -> dict[str, Any]:
         """Return what `scipy.optimize.milp` takes."""
@@ -150,8 +150,8 @@ class _Program:
         most = np.minimum(asked.slots[layer], experts)
         least = np.zeros(len(most), dtype=np.int64)
         np.add.at(least, list(pinned), 1)
-        self.contradicts |= bool((least > most).any())  # a pin where nothing may be, or two copies on one GPU
-        if pinned and asked.shards == 1 and asked.most[layer] == asked.experts:  # its only copy
+        self.contradicts |= bool((least > most).any())  # a pin where nothing may be, or two replicas on one GPU
+        if pinned and asked.shards == 1 and asked.most[layer] == asked.experts:  # its only replica
             most = least
         at = self._add(least, most)
         self.taken.append((layer, at))

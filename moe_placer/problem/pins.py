@@ -1,4 +1,4 @@
-"""Whether the copies of one layer's experts can all have GPUs where some are pinned."""
+"""Whether the replicas of one layer's experts can all have GPUs where some are pinned."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["leave_room"]
+__all__ = ["fits_pins"]
 
 Ints = npt.NDArray[np.int64]
 
 
-def leave_room(pins: Sequence[tuple[int, int]], copies: Ints, slots: Ints, gpus_per_node: int, apart: bool) -> bool:
-    """Say whether the copies that are not pinned find GPUs, no two of one expert on the same (or on the same node).
+def fits_pins(pins: Sequence[tuple[int, int]], replicas: Ints, slots: Ints, gpus_per_node: int, apart: bool) -> bool:
+    """Say whether the replicas that are not pinned find GPUs, no two of one expert on the same (or on the same node).
 
     Parameters
     ----------
     pins : sequence of (expert, GPU)
-    copies : int array [experts]
+    replicas : int array [experts]
         Of each expert, pinned ones included.
     slots : int array [GPUs]
-        Copies that a GPU may take.
+        Replicas that a GPU may take.
     apart : bool
-        Whether copies of one expert keep to different nodes.
+        Whether replicas of one expert keep to different nodes.
 
     Returns
     -------
     bool
         By maximum flow: from experts over GPUs (or over nodes, then GPUs).
     """
-    experts, gpus = len(copies), len(slots)
-    left, need = slots.copy(), copies.copy()
+    experts, gpus = len(replicas), len(slots)
+    left, need = slots.copy(), replicas.copy()
     open_ = np.ones((experts, gpus), dtype=bool)
     for expert, gpu in pins:
         first = gpu - gpu % gpus_per_node
@@ -47,7 +47,7 @@ def leave_room(pins: Sequence[tuple[int, int]], copies: Ints, slots: Ints, gpus_
 
 
 def _most_flow(need: Ints, left: Ints, open_: npt.NDArray[np.bool_], per_place: int) -> int:
-    """Return how many copies find a place; a place has ``per_place`` GPUs and takes one copy of each expert."""
+    """Return how many replicas find a place; a place has ``per_place`` GPUs and takes one replica of each expert."""
     from scipy import sparse
     from scipy.sparse.csgraph import maximum_flow
 

@@ -31,7 +31,7 @@ def with_arrivals(
     node : int array [GPUs]
         Node of each GPU.
     tables : tuple of array
-        ``touched``, ``_reference`` and ``_change`` of the problem.
+        ``affected``, ``_reference`` and ``_change`` of the problem.
     coverage : tuple of Coverage
         Of the problem; may be empty.
 
@@ -40,13 +40,13 @@ def with_arrivals(
     dict
         These four by name, and ``home``.
     """
-    touched, reference, change = tables
+    affected, reference, change = tables
     links, groups = len(reference), len(nics.links)
     # What a node sends to itself arrives at no NIC; [GPUs that receive, GPUs that send].
     costs = np.where(node[:, None] != node[None, :], token / nics.alike, 0.0)
-    others = np.where(touched == links, links + groups, touched)  # what stands for no link is the last one
+    others = np.where(affected == links, links + groups, affected)  # what stands for no link is the last one
     return {
-        "touched": np.hstack([others, links + nics.group[:, None]]),
+        "affected": np.hstack([others, links + nics.group[:, None]]),
         "_reference": np.vstack([reference, np.zeros((groups, len(node)))]),
         "_change": np.concatenate([change, costs[:, None, :]], axis=1),
         "coverage": tuple(replace(c, sending=_with_nics(c.sending, nics.group, costs)) for c in coverage),

@@ -15,10 +15,10 @@ from moe_placer.problem.node_limits import most_of_experts, most_replicas
 __all__ = [
     "fewest_replicas",
     "find_shortage",
-    "memory_room",
+    "memory_slots",
     "no_way",
     "slots_of_layer",
-    "usable_room",
+    "usable_slots",
     "widest_nodes",
     "working_gpus",
 ]
@@ -40,7 +40,7 @@ def slots_of_layer(instance: Instance) -> int:
 
 def widest_nodes(instance: Instance) -> Ints:
     """Replicas that each node can take in one layer, if its GPUs' memory is for this layer alone [nodes]."""
-    return _on_nodes(instance, np.minimum(usable_room(instance), instance.placement.slots_per_gpu))
+    return _on_nodes(instance, np.minimum(usable_slots(instance), instance.placement.slots_per_gpu))
 
 
 def _slots(instance: Instance) -> Ints:
@@ -73,28 +73,28 @@ def _too_few_slots(instance: Instance) -> str | None:
 
 def _too_close(instance: Instance) -> str | None:
     """Say whether the replicas of one expert cannot be kept apart."""
-    copies = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
+    replicas = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
     apart, experts = instance.placement.replicas_apart, instance.model.experts
     places = working_gpus(instance).reshape(instance.cluster.nodes, -1).sum(axis=1) // instance.parallelism.expert_tp
     if apart == "node":
         places = np.minimum(places, 1)
     hint = ", or placement.replicas_apart: gpu." if apart == "node" else "."
-    if places.sum() < copies:
+    if places.sum() < replicas:
         return (
-            f"{instance.name} wants {copies} copies of every expert on different {apart}s, but only {places.sum()} can "
-            f"hold one. Use fewer copies (parallelism.dp){hint}"
+            f"{instance.name} wants {replicas} replicas of every expert on different {apart}s, but only {places.sum()} "
+            f"can hold one. Use fewer replicas (parallelism.dp){hint}"
         )
     most = int(most_of_experts(_on_nodes(instance, _slots(instance)), places, experts)[-1])
     if fewest_replicas(instance) <= most:
         return None
     return (
         f"{instance.name} asks for {fewest_replicas(instance):,} expert replicas in a layer, but its {experts:,} "
-        f"experts can have only {most:,} with copies of each on different {apart}s. Use fewer redundant slots{hint}"
+        f"experts can have only {most:,} with replicas of each on different {apart}s. Use fewer redundant slots{hint}"
     )
 
 
 def _too_little_memory(instance: Instance) -> str | None:
-    usable, shards = usable_room(instance), instance.parallelism.expert_tp
+    usable, shards = usable_slots(instance), instance.parallelism.expert_tp
     there = int(_on_nodes(instance, usable).sum())
     shared = isinstance(instance.placement.replicas, SharedSlots)
     layers = len(instance.moe_layers)
@@ -112,7 +112,7 @@ def _too_little_memory(instance: Instance) -> str | None:
 
 
 def _too_many_pins(instance: Instance) -> str | None:
-    usable, size = usable_room(instance), expert_bytes(instance) / 1e6
+    usable, size = usable_slots(instance), expert_bytes(instance) / 1e6
     pinned = np.bincount([pin.gpu for pin in instance.placement.pinned], minlength=instance.gpus)
     if not (over := np.flatnonzero(pinned > usable)).size:
         return None
@@ -129,7 +129,7 @@ def no_way(instance: Instance) -> str:
     """Say that counts suffice, and all rules together leave nothing."""
     pins = " pins," if instance.placement.pinned else ""
     return (
-        f"{instance.name}: slots, memory,{pins} failed GPUs and the distance between copies of one expert leave no "
+        f"{instance.name}: slots, memory,{pins} failed GPUs and the distance between replicas of one expert leave no "
         "placement, although each alone would (shown by an integer program that decides which GPU takes how many "
         "replicas of each layer). Use more memory, more placement.slots_per_gpu, or fewer replicas"
         f"{' or pins' if pins else ''}."
@@ -143,20 +143,20 @@ def working_gpus(instance: Instance) -> npt.NDArray[np.bool_]:
     return works
 
 
-def usable_room(instance: Instance) -> Ints:
+def usable_slots(instance: Instance) -> Ints:
     """Count the shards that each GPU can take over all layers, by its memory and slots [GPUs]."""
     most = instance.placement.slots_per_gpu * len(instance.moe_layers)
-    return np.where(working_gpus(instance), np.minimum(memory_room(instance), most), 0)
+    return np.where(working_gpus(instance), np.minimum(memory_slots(instance), most), 0)
 
 
-def memory_room(instance: Instance) -> Ints:
-    """Count the copies that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit [GPUs]."""
+def memory_slots(instance: Instance) -> Ints:
+    """Count the replicas that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit [GPUs]."""
     resident, size = memory_parts(instance).total, expert_bytes(instance)
-    rooms = []
+    slots = []
     for gpu in range(instance.gpus):
         memory = gpu_memory_bytes(instance, gpu) * (1 + 1e-9)
-        room = max(0, math.floor((memory - resident) / size) - 1)
-        while resident + (room + 1) * size <= memory:
-            room += 1
-        rooms.append(room)
-    return np.array(rooms, dtype=np.int64)
+        held = max(0, math.floor((memory - resident) / size) - 1)
+        while resident + (held + 1) * size <= memory:
+            held += 1
+        slots.append(held)
+    return np.array(slots, dtype=np.int64)

@@ -9,24 +9,24 @@ import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem
 
-__all__ = ["Kinds"]
+__all__ = ["SymmetryClasses"]
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Kinds:
+class SymmetryClasses:
     """Items that are interchangeable, counted.
 
     Attributes
     ----------
     item : int array [J]
-        One item of each kind.
+        One item of each class.
     of : int array [I]
-        Kind of each item.
+        Class of each item.
     count : int array [J]
     pinned : int array [J, N]
-        Items of each kind that must be on each node.
+        Items of each class that must be on each node.
     """
 
     item: Ints
@@ -35,16 +35,16 @@ class Kinds:
     pinned: Ints
 
     @classmethod
-    def of_layer(cls, layer: LayerProblem) -> Kinds:
-        """Group a layer's items by kind."""
-        _, item, of, count = np.unique(layer.kind, return_index=True, return_inverse=True, return_counts=True)
+    def of_layer(cls, layer: LayerProblem) -> SymmetryClasses:
+        """Group a layer's items by class."""
+        _, item, of, count = np.unique(layer.symmetry_class, return_index=True, return_inverse=True, return_counts=True)
         pinned = np.zeros((len(item), layer.nodes), dtype=np.int64)
         at = np.flatnonzero(layer.pinned >= 0)
         np.add.at(pinned, (of[at], layer.pinned[at]), 1)
         return cls(item.astype(np.int64), of.astype(np.int64), count.astype(np.int64), pinned)
 
     def counts(self, node: Ints, nodes: int) -> Ints:
-        """How many of each kind a placement has on each node [J, N]."""
+        """How many of each class a placement has on each node [J, N]."""
         counts = np.zeros((len(self.item), nodes), dtype=np.int64)
         np.add.at(counts, (self.of, node), 1)
         return counts

@@ -1,11 +1,11 @@
-"""A placement after GPUs have failed: which copies take over, and what has none."""
+"""A placement after GPUs have failed: which replicas take over, and what has none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_placer.dag.groups import find_crews
+from moe_placer.dag.groups import find_tp_groups
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
@@ -24,10 +24,10 @@ class Survivors:
     instance : Instance
         With the GPUs marked as failed.
     placement : Placement
-        Without their copies: tokens go to the expert's others. With ``group`` routing, the replica of the next DP group
-        that has one stands in.
+        Without their replicas: tokens go to the expert's others. With ``group`` routing, the replica of the next DP
+        group that has one stands in.
     lost : tuple of (layer, expert)
-        Experts without a copy; layer is the index in the model.
+        Experts without a replica; layer is the index in the model.
     stranded : tuple of tuple of int
         Tensor-parallel groups of which no GPU is left, so that nobody attends to their tokens.
     """
@@ -62,18 +62,18 @@ def after_failure(instance: Instance, placement: Placement, failed: Sequence[int
     left = instance.model_copy(update={"placement": limits})
     lost, rows = [], []
     for row, layer in enumerate(instance.moe_layers):
-        copies = []
+        replicas = []
         for expert in range(instance.model.experts):
             shards = placement.shards(row, expert)
             standing = _standing(shards, gone, instance.placement.replica_routing == "group")
             if not standing:
                 lost.append((layer, expert))
-            copies.append(standing or shards)
-        rows.append(tuple(copies))
+            replicas.append(standing or shards)
+        rows.append(tuple(replicas))
     stranded = tuple(
-        tuple(sorted(crew.gpus))
-        for crew in find_crews(instance)
-        if set(crew.gpus) <= gone and not set(crew.gpus).isdisjoint(failed)
+        tuple(sorted(tp_group.gpus))
+        for tp_group in find_tp_groups(instance)
+        if set(tp_group.gpus) <= gone and not set(tp_group.gpus).isdisjoint(failed)
     )
     return Survivors(left, placement.model_copy(update={"gpu": tuple(rows)}), tuple(lost), stranded)
 

@@ -112,7 +112,8 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
     Parameters
     ----------
     stand_ins : bool
-        Whether replicas of one expert on the same GPUs are one copy that stands in for others, as what-ifs have them.
+        Whether replicas of one expert on the same GPUs are one replica that stands in for others, as what-ifs have
+        them.
 
     Raises
     ------

@@ -134,7 +134,7 @@ def _arguments(timeline: Timeline, task: int) -> dict[str, Any]:
         told["micro_batch"] = timeline.batch(task)
     told["gpus"] = len(program.gpus[p])
     if program.experts[p]:
-        told["experts"] = [f"{expert} (copy {replica})" for expert, replica in program.experts[p]]
+        told["experts"] = [f"{expert} (replica {replica})" for expert, replica in program.experts[p]]
     told["tokens"] = _digits(program.tokens[p] * scale)
     if kind in COMPUTATION:
         told["flops"], told["bytes_read"] = _digits(durations.flops[p]), _digits(durations.read[p])

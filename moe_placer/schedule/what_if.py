@@ -1,4 +1,4 @@
-"""What if a GPU is slow or fails, or a link is slow: how much later the step is, and which copy would help most."""
+"""What if a GPU is slow or fails, or a link is slow: how much later the step is, and which replica would help most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
-from moe_placer.schedule.copies import Copy, Wish, find_candidates, free_slots, with_copies
+from moe_placer.schedule.added_replicas import AddedReplica, Wish, find_candidates, free_slots, with_added_replicas
 from moe_placer.schedule.failure import Survivors, after_failure
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
@@ -41,17 +41,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Advice:
-    """Further copies, and the step with them.
+    """Further replicas, and the step with them.
 
     Attributes
     ----------
-    copies : tuple of Copy
+    replicas : tuple of AddedReplica
     latency_us : float
     fits : bool
         Whether every GPU's memory holds it.
     """
 
-    copies: tuple[Copy, ...]
+    replicas: tuple[AddedReplica, ...]
     latency_us: float
     fits: bool
 
@@ -71,9 +71,9 @@ class Answer:
     survivors : Survivors
         Who took over, and what is lost.
     spare : int
-        1 where no GPU could take a copy in any layer, so that advice is for one slot more per GPU than there are.
+        1 where no GPU could take a replica in any layer, so that advice is for one slot more per GPU than there are.
     advice : tuple of Advice
-        Best first; single copies, and one copy in every layer together.
+        Best first; single replicas, and one replica in every layer together.
     """
 
     before_us: float
@@ -106,14 +106,14 @@ def ask(
     most: int = 4,
     workers: int = 1,
 ) -> Answer:
-    """Simulate the step under other conditions, and then with further copies.
+    """Simulate the step under other conditions, and then with further replicas.
 
     Parameters
     ----------
     before_us : float
         Latency of the step as it is.
     most : int
-        Single copies to simulate; 0 gives no advice.
+        Single replicas to simulate; 0 gives no advice.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def ask(
         A GPU or a link that is not there.
     """
     if most < 0:
-        raise UsageError(f"{most} copies to try, expected 0 or more")
+        raise UsageError(f"{most} replicas to try, expected 0 or more")
     slow = set(question.condition.slow_gpus)
     if both := sorted(slow & set(question.failed)):
         raise UsageError(f"GPU {both[0]} is to be slow and to fail, expected one of both")
@@ -131,25 +131,29 @@ def ask(
     scene = _Scene(survivors.instance, survivors.placement, traffic, workload, question.condition)
     after_us, fits = _step(scene, ())
     spare, tries = _tries(scene, question, placement, most)
-    found = [Advice(copies, *result) for copies, result in zip(tries, _in_order(scene, tries, workers), strict=True)]
-    advice = tuple(sorted(found, key=lambda one: (one.latency_us, len(one.copies))))
+    found = [
+        Advice(replicas, *result) for replicas, result in zip(tries, _in_order(scene, tries, workers), strict=True)
+    ]
+    advice = tuple(sorted(found, key=lambda one: (one.latency_us, len(one.replicas))))
     return Answer(before_us, after_us, fits, survivors, spare, advice)
 
 
-def _in_order(scene: _Scene, tries: Sequence[tuple[Copy, ...]], workers: int) -> list[tuple[float, bool]]:
+def _in_order(scene: _Scene, tries: Sequence[tuple[AddedReplica, ...]], workers: int) -> list[tuple[float, bool]]:
     return [result for _, result in sorted(run_each(_step, scene, tries, workers))]
 
 
-def _step(scene: _Scene, copies: tuple[Copy, ...]) -> tuple[float, bool]:
-    """Latency of the step with further copies, µs, and whether memory holds it."""
-    placement = with_copies(scene.instance, scene.placement, copies)
+def _step(scene: _Scene, replicas: tuple[AddedReplica, ...]) -> tuple[float, bool]:
+    """Latency of the step with further replicas, µs, and whether memory holds it."""
+    placement = with_added_replicas(scene.instance, scene.placement, replicas)
     program = compile_program(scene.instance, placement, scene.traffic, stand_ins=True)
     figures = find_figures(simulate(program, scene.workload, condition=scene.condition))
     return figures.latency_us, figures.memory.fits
 
 
-def _tries(scene: _Scene, question: Question, before: Placement, most: int) -> tuple[int, list[tuple[Copy, ...]]]:
-    """Choose what to simulate: the most promising single copies, and one copy in every layer."""
+def _tries(
+    scene: _Scene, question: Question, before: Placement, most: int
+) -> tuple[int, list[tuple[AddedReplica, ...]]]:
+    """Choose what to simulate: the most promising single replicas, and one replica in every layer."""
     if most == 0 or scene.instance.parallelism.expert_tp > 1:
         return 0, []
     condition = question.condition
@@ -160,6 +164,6 @@ def _tries(scene: _Scene, question: Question, before: Placement, most: int) -> t
         free = free_slots(scene.instance, scene.placement, spare)
         candidates = find_candidates(scene.instance, scene.placement, scene.traffic, wish, before, free)
         if candidates:
-            single = [(copy,) for copy in candidates[:most]]
+            single = [(replica,) for replica in candidates[:most]]
             return spare, [*single, tuple(candidates)] if len(candidates) > 1 else [*single]
     return 1, []

@@ -116,7 +116,7 @@ class _State:
         return False
 
     def _barred(self, items: Ints, partners: Ints, to: Ints, hot: int) -> Bools:
-        """Mask [items, partners] of trades that bring copies of one expert too close."""
+        """Mask [items, partners] of trades that bring replicas of one expert too close."""
         layer, home = self.layer, self.home
         mine, theirs = layer.expert[items], np.where(partners >= 0, layer.expert[partners], -1)
         away = home[to] != home[hot]
@@ -134,9 +134,9 @@ class _State:
         rows = np.arange(len(item))[:, None]
         back = partner >= 0
         for who, node, sign in ((item, here, -1), (item, there, 1)):
-            np.add.at(change, (rows, layer.touched[node]), sign * layer.delta[who, node])
+            np.add.at(change, (rows, layer.affected[node]), sign * layer.delta[who, node])
         for who, node, sign in ((partner, there, -1), (partner, here, 1)):
-            np.add.at(change, (rows[back], layer.touched[node[back]]), sign * layer.delta[who[back], node[back]])
+            np.add.at(change, (rows[back], layer.affected[node[back]]), sign * layer.delta[who[back], node[back]])
         change[here == there] = 0.0
         return np.asarray(self.cost + change[:, :-1])
 

@@ -1,8 +1,8 @@
 """What every trade of two items does to coverage, kept up to date as items move.
 
 An item is a replica of an expert on a place. Only what the two places of a trade hold changes with it, so few rows of
-these tables are computed anew: with one copy of each expert in a view by bit sets over tokens (a union and a count of
-bits), with copies that tokens draw from by products over tokens.
+these tables are computed anew: with one replica of each expert in a view by bit sets over tokens (a union and a count
+of bits), with replicas that tokens draw from by products over tokens.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Tables(ABC):
     dropped : float array [files, items]
         Coverage of an item's place in its view without the item.
     swapped : float array [files, items, experts]
-        The same with a copy of another expert in its stead.
+        The same with a replica of another expert in its stead.
     added : float array [views, files, experts, places]
-        Coverage of a place with a copy of an expert beside what it holds.
+        Coverage of a place with a replica of an expert beside what it holds.
     evaluated : int
         Words or numbers looked at so far: deterministic effort.
     """
@@ -95,7 +95,7 @@ class Tables(ABC):
 
 
 class BitTables(Tables):
-    """Tables where a view sees one copy of every expert: unions of bit sets, one bit per token."""
+    """Tables where a view sees one replica of every expert: unions of bit sets, one bit per token."""
 
     def __init__(self, coverage: Coverage, expert: Ints, view: Ints, most: int) -> None:
         sets, sending = coverage.sets, coverage.sending
@@ -129,13 +129,13 @@ class BitTables(Tables):
 
 
 class DrawnTables(Tables):
-    """Tables where a token draws one of an expert's copies: the share that misses a place is a product over experts."""
+    """Tables where a token draws one of an expert's replicas: what misses a place is a product over experts."""
 
     def __init__(self, coverage: Coverage, expert: Ints, view: Ints, most: int) -> None:
         sets, sending = coverage.sets, coverage.sending
         super().__init__(expert, view, 1, len(sets.tokens), sets.experts, sending.nodes)
         classes, files = sample(sets, most)
-        self._copies = np.bincount(expert, minlength=sets.experts)
+        self._replicas = np.bincount(expert, minlength=sets.experts)
         self._choice = sets.choice[classes].astype(np.int64)
         rows = np.repeat(np.arange(len(classes)), self._choice.shape[1])
         chosen = (np.ones(len(rows)), (rows, self._choice.ravel()))
@@ -146,16 +146,16 @@ class DrawnTables(Tables):
 
     def _refresh(self, view: int, where: int) -> None:
         here = np.flatnonzero(self.place == where)
-        held = np.bincount(self.expert[here], minlength=len(self._copies))
+        held = np.bincount(self.expert[here], minlength=len(self._replicas))
         present = np.unique(self.expert[here])
-        # One column for what is held, then one for each expert here with one copy less.
+        # One column for what is held, then one for each expert here with one replica less.
         amounts = np.repeat(held[:, None], 1 + len(present), axis=1)
         amounts[present, 1 + np.arange(len(present))] -= 1
         missed = np.ones((len(self._choice), 1 + len(present)))
-        factor = 1.0 - amounts / self._copies[:, None]
+        factor = 1.0 - amounts / self._replicas[:, None]
         for column in self._choice.T:
             missed *= factor[column]
-        ratio = _one_more(amounts, self._copies)
+        ratio = _one_more(amounts, self._replicas)
         position = 1 + np.searchsorted(present, self.expert[here])
         for file, chosen in enumerate(self._chosen):
             part = missed[self._first[file] : self._first[file + 1]] / self._tokens[file]
@@ -198,7 +198,7 @@ def _unions_of_others(sets: Bits) -> Bits:
     return before | after
 
 
-def _one_more(amounts: Ints, copies: Ints) -> Floats:
-    """Factor of what misses a place if one more copy of an expert comes to it [experts, columns]."""
-    left = copies[:, None] - amounts
+def _one_more(amounts: Ints, replicas: Ints) -> Floats:
+    """Factor of what misses a place if one more replica of an expert comes to it [experts, columns]."""
+    left = replicas[:, None] - amounts
     return np.where(left > 0, (left - 1) / np.maximum(left, 1), 1.0)

@@ -206,8 +206,8 @@ class CoverageTrades:
         return np.asarray(allowed & self._fits() if self._apart_binds else allowed)
 
     def _fits(self) -> Bools:
-        """Whether one more copy of each item's expert may be on each node [items, nodes]."""
+        """Whether one more replica of each item's expert may be on each node [items, nodes]."""
         layer = self.layer
-        copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
-        np.add.at(copies, (layer.expert, self.node), 1)
-        return np.asarray(copies[layer.expert] < layer.together[None, :])
+        replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+        np.add.at(replicas, (layer.expert, self.node), 1)
+        return np.asarray(replicas[layer.expert] < layer.together[None, :])

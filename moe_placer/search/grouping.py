@@ -8,7 +8,7 @@ from scipy import sparse
 
 from moe_placer.problem.compile import LayerProblem
 
-__all__ = ["co_activation", "group_by_affinity", "rooms", "shuffled"]
+__all__ = ["co_activation", "group_by_affinity", "shuffled", "view_places"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,7 +27,7 @@ def co_activation(layer: LayerProblem) -> Floats:
     return np.asarray((weighted.T @ chosen).toarray())
 
 
-def rooms(layer: LayerProblem) -> list[tuple[Ints, Ints]]:
+def view_places(layer: LayerProblem) -> list[tuple[Ints, Ints]]:
     """Return for each view its items, and how many of them each node takes [nodes].
 
     With ``group`` routing a view's items go to the nodes of its DP group as far as there is room, then anywhere. Items
@@ -58,7 +58,7 @@ def group_by_affinity(layer: LayerProblem) -> Ints:
     together = co_activation(layer)
     load = together.diagonal().copy()
     node = np.zeros(layer.items, dtype=np.int64)
-    for items, count in rooms(layer):
+    for items, count in view_places(layer):
         left = items.copy()
         for n in np.flatnonzero(count).tolist():
             bond = np.zeros(len(load))
@@ -70,7 +70,7 @@ def group_by_affinity(layer: LayerProblem) -> Ints:
                 expert = int(layer.expert[left[best]])
                 node[left[best]] = n
                 bond = bond + together[expert]
-                bond[expert] = -np.inf  # another copy of the same expert saves nothing here
+                bond[expert] = -np.inf  # another replica of the same expert saves nothing here
                 left = np.delete(left, best)
     return node
 
@@ -78,6 +78,6 @@ def group_by_affinity(layer: LayerProblem) -> Ints:
 def shuffled(node: Ints, layer: LayerProblem, rng: np.random.Generator) -> Ints:
     """Deal every view's items out anew over the places that they had."""
     result = node.copy()
-    for items, _ in rooms(layer):
+    for items, _ in view_places(layer):
         result[items] = rng.permutation(node[items])
     return result

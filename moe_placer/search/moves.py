@@ -36,9 +36,9 @@ class Moves:
     def __init__(self, layer: LayerProblem, node: Ints) -> None:
         self.evaluated = 0
         self.layer = layer
-        self._shared = _shared_links(layer.touched, layer.links)
+        self._shared = _shared_links(layer.affected, layer.links)
         self._delta = np.concatenate([layer.delta, np.zeros((1, *layer.delta.shape[1:]))])  # last: an empty slot
-        self._copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+        self._replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
         self.reset(node)
 
@@ -75,8 +75,8 @@ class Moves:
         """
         partners, nodes = self._partners()
         best = (np.inf, -1, -1, -1)
-        self.evaluated += CALL + 2 * len(items) * len(partners) * self.layer.touched.shape[1]
-        block = max(1, _BLOCK // max(1, len(partners) * self.layer.touched.shape[1]))
+        self.evaluated += CALL + 2 * len(items) * len(partners) * self.layer.affected.shape[1]
+        block = max(1, _BLOCK // max(1, len(partners) * self.layer.affected.shape[1]))
         for first in range(0, len(items), block):
             some = items[first : first + block]
             change = self._change(some, partners, nodes, target)
@@ -101,7 +101,7 @@ class Moves:
 
     def items_at_worst(self) -> Ints:
         """Items on nodes that touch the worst link: one of them must move for z to fall."""
-        touches = (self.layer.touched == int(self.cost.argmax())).any(axis=1)
+        touches = (self.layer.affected == int(self.cost.argmax())).any(axis=1)
         return np.flatnonzero(touches[self.node])
 
     def _partners(self) -> tuple[Ints, Ints]:
@@ -113,17 +113,17 @@ class Moves:
 
     def _change(self, items: Ints, partners: Ints, nodes: Ints, target: float) -> Floats:
         """Change of the excess [items, partners] if they trade places; infinite where that is not allowed."""
-        touched = self.layer.touched
+        affected = self.layer.affected
         here = self.node[items]
         cost = np.append(self.cost, -np.inf)  # untouched padding never counts
         at_here = self._delta[partners][:, here].transpose(1, 0, 2) - self._delta[items, here][:, None]
         at_there = self._delta[items][:, nodes] - self._delta[partners, nodes][None]
         # A link that both nodes touch changes by the sum of both; count it once, on this side.
-        twin = self._shared[here[:, None], nodes[None, :]]  # [items, partners, M]
-        both = twin >= 0
-        at_here += np.where(both, np.take_along_axis(at_there, np.maximum(twin, 0), axis=2), 0.0)
+        shared = self._shared[here[:, None], nodes[None, :]]  # [items, partners, M]
+        both = shared >= 0
+        at_here += np.where(both, np.take_along_axis(at_there, np.maximum(shared, 0), axis=2), 0.0)
         also = self._shared[nodes[None, :], here[:, None]] >= 0
-        old_here, old_there = cost[touched[here]], cost[touched[nodes]]
+        old_here, old_there = cost[affected[here]], cost[affected[nodes]]
         change = _squares(old_here[:, None] + at_here - target) - _squares(old_here - target)[:, None]
         new_there = _over(old_there[None] + at_there - target) ** 2 - (_over(old_there - target) ** 2)[None]
         change += np.where(also, 0.0, new_there).sum(axis=2)
@@ -139,16 +139,16 @@ class Moves:
         if self._apart_binds:
             mine, theirs = layer.expert[items], np.where(real, layer.expert[partners], -1)
             same = mine[:, None] == theirs[None, :]
-            full = self._copies[mine][:, nodes] >= layer.together[nodes][None, :]
-            full_back = (layer.together[here][:, None] <= self._copies[theirs][:, here].T) & real[None, :]
+            full = self._replicas[mine][:, nodes] >= layer.together[nodes][None, :]
+            full_back = (layer.together[here][:, None] <= self._replicas[theirs][:, here].T) & real[None, :]
             blocked = blocked | (~same & (full | full_back))
         return blocked
 
     def _refresh(self) -> None:
         self.cost = self.layer.cost(self.node)
         if self._apart_binds:
-            self._copies[:] = 0
-            np.add.at(self._copies, (self.layer.expert, self.node), 1)
+            self._replicas[:] = 0
+            np.add.at(self._replicas, (self.layer.expert, self.node), 1)
 
 
 def excess(cost: Floats, target: float) -> Floats:
@@ -166,23 +166,23 @@ def _squares(value: Floats) -> Floats:
     return total
 
 
-def _shared_links(touched: Ints, links: int) -> Ints:
+def _shared_links(affected: Ints, links: int) -> Ints:
     """``shared[a, b, m]``: where in b's list the m-th link of a is, or -1."""
-    nodes, most = touched.shape
+    nodes, most = affected.shape
     shared = np.full((nodes, nodes, most), -1, dtype=np.int64)
     position = np.full((links + 1, nodes), -1, dtype=np.int64)
     for m in range(most):
-        position[touched[:, m], np.arange(nodes)] = m
+        position[affected[:, m], np.arange(nodes)] = m
     position[links] = -1
     for m in range(most):
-        shared[:, :, m] = position[touched[:, m]]
+        shared[:, :, m] = position[affected[:, m]]
     return shared
 
 
 def repair(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | None:
     """Return ``node`` with few changes that make it valid, or None if there is no valid placement.
 
-    Pinned items go home; items of overfull nodes and copies that are too close move to where there is room, or trade
+    Pinned items go home; items of overfull nodes and replicas that are too close move to where there is room, or trade
     places with an item for which both sides are allowed. Where that fails, a linear program decides.
     """
     node = np.where(layer.pinned >= 0, layer.pinned, node)
@@ -204,26 +204,26 @@ def _shake(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> None:
 
 
 def _misplaced(layer: LayerProblem, node: Ints) -> Ints:
-    """Items that could move to mend something: all movable ones of an overfull node, and copies too close."""
+    """Items that could move to mend something: all movable ones of an overfull node, and replicas too close."""
     movable = layer.pinned < 0
     overfull = np.bincount(node, minlength=layer.nodes) > layer.slots
-    copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
-    np.add.at(copies, (layer.expert, node), 1)
-    close = (copies > layer.together[None, :])[layer.expert, node]
+    replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+    np.add.at(replicas, (layer.expert, node), 1)
+    close = (replicas > layer.together[None, :])[layer.expert, node]
     return np.flatnonzero(movable & (overfull[node] | close))
 
 
 def _rehouse(layer: LayerProblem, node: Ints, item: int, rng: np.random.Generator) -> bool:
     """Move one item to a node with room, or swap it with one that may come here."""
     here, expert = node[item], layer.expert[item]
-    copies = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
-    np.add.at(copies, (layer.expert, node), 1)
-    welcome = (copies[expert] < layer.together) & (np.arange(layer.nodes) != here)
+    replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
+    np.add.at(replicas, (layer.expert, node), 1)
+    welcome = (replicas[expert] < layer.together) & (np.arange(layer.nodes) != here)
     room = np.flatnonzero(welcome & (np.bincount(node, minlength=layer.nodes) < layer.slots))
     if len(room):
         node[item] = rng.choice(room)
         return True
-    fits_here = (copies[layer.expert, here] < layer.together[here]) & (layer.expert != expert)
+    fits_here = (replicas[layer.expert, here] < layer.together[here]) & (layer.expert != expert)
     partners = np.flatnonzero(welcome[node] & fits_here & (layer.pinned < 0) & (node != here))
     if not len(partners):
         return False

@@ -23,7 +23,7 @@ def nearest_valid(layer: LayerProblem, node: Ints) -> Ints | None:
     at = np.arange(items * nodes)
     item, place = np.divmod(at, nodes)
     able = (layer.pinned[item] < 0) | (layer.pinned[item] == place)
-    crowd = np.bincount(layer.expert)[:, None] > layer.together[None, :]  # only there can copies be too close
+    crowd = np.bincount(layer.expert)[:, None] > layer.together[None, :]  # only there can replicas be too close
     pair = layer.expert[item] * nodes + place
     close = crowd.ravel()[pair]
     crowded, row = np.unique(pair[close], return_inverse=True)

@@ -46,20 +46,20 @@ def cut_out(layer: LayerProblem, node: Ints, nodes: Ints) -> Neighbourhood:
     free = np.isin(node, nodes)
     items = np.flatnonzero(free)
     fixed = np.flatnonzero(~free)
-    touched = layer.touched[node[fixed]]
-    added = np.bincount(touched.ravel(), layer.delta[fixed, node[fixed]].ravel(), minlength=layer.links + 1)
+    affected = layer.affected[node[fixed]]
+    added = np.bincount(affected.ravel(), layer.delta[fixed, node[fixed]].ravel(), minlength=layer.links + 1)
     pinned = layer.pinned[items]
     part = replace(
         layer,
         expert=layer.expert[items],
         replica=layer.replica[items],
-        kind=layer.kind[items],
+        symmetry_class=layer.symmetry_class[items],
         slots=layer.slots[nodes],
         widest=layer.widest[nodes],
         together=layer.together[nodes],
         pinned=np.where(pinned >= 0, np.searchsorted(nodes, pinned), -1),
         base=layer.base + added[: layer.links],
-        touched=layer.touched[nodes],
+        affected=layer.affected[nodes],
         delta=np.ascontiguousarray(layer.delta[items][:, nodes]),
         load=layer.load[items],
         home=None,  # part of a node's GPUs
@@ -70,9 +70,9 @@ def cut_out(layer: LayerProblem, node: Ints, nodes: Ints) -> Neighbourhood:
 def around_worst_link(layer: LayerProblem, node: Ints, size: int, rng: np.random.Generator) -> Ints:
     """Choose ``size`` nodes: one that touches the worst link, and others, rather those whose links are cool."""
     cost = np.append(layer.cost(node), -np.inf)
-    hot = np.flatnonzero((layer.touched == int(cost.argmax())).any(axis=1))
+    hot = np.flatnonzero((layer.affected == int(cost.argmax())).any(axis=1))
     first = int(rng.choice(hot))
-    heat = cost[layer.touched].max(axis=1)
+    heat = cost[layer.affected].max(axis=1)
     spread = max(1e-12, float(np.ptp(heat)))
     # Exponential keys choose without replacement, in proportion to exp(-heat).
     keys = rng.standard_exponential(layer.nodes) * np.exp((heat - heat.min()) / spread)

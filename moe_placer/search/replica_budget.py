@@ -1,10 +1,10 @@
-"""A budget of copies that layers share: copies go where one more saves most, from where one fewer costs least.
+"""A budget of replicas that layers share: replicas go where one more saves most, from where one fewer costs least.
 
-Every layer offers a price for one more copy and asks one for giving a copy away; while an offer beats a price asked,
-the best pair deals. In the end one price separates all offers from all prices asked: that of the marginal allocation
-(Fox, Discrete Optimization via Marginal Analysis, Management Science 13, 1966). Prices are in time (`layer_time`): what
-the links take, there and back, and the GPU of the hottest copy. The sum of z never rises, where a z below its target
-counts as at it.
+Every layer offers a price for one more replica and asks one for giving a replica away; while an offer beats a price
+asked, the best pair deals. In the end one price separates all offers from all prices asked: that of the marginal
+allocation (Fox, Discrete Optimization via Marginal Analysis, Management Science 13, 1966). Prices are in time
+(`layer_time`): what the links take, there and back, and the GPU of the hottest replica. The sum of z never rises, where
+a z below its target counts as at it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import Bound
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
-from moe_placer.problem.replicas import could_pay, count_copies, layer_time, with_copies
+from moe_placer.problem.replicas import could_pay, count_replicas, layer_time, with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, descend
 from moe_placer.search.moves import CALL, Moves
-from moe_placer.search.replication import State, recopy
+from moe_placer.search.replication import State, replicate
 
 __all__ = ["share_out"]
 
@@ -31,14 +31,14 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _TRIED = 2  # changes of a layer that are followed by trades
-_LISTED = 32  # copies that could come whose effect is computed exactly
+_LISTED = 32  # replicas that could come whose effect is computed exactly
 _HELPS = 1e-9
-_REFINING = 0.003  # effort on other copies in a layer that is offered one
+_REFINING = 0.003  # effort on other replicas in a layer that is offered one
 
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """A layer with its copies, placed; ``z`` counts as at the target where it is below."""
+    """A layer with its replicas, placed; ``z`` counts as at the target where it is below."""
 
     layer: LayerProblem
     node: Ints
@@ -60,16 +60,16 @@ def share_out(
     work: float,
     deadline: Deadline,
 ) -> list[LayerResult]:
-    """Move copies between layers while that saves time and the sum of z does not rise.
+    """Move replicas between layers while that saves time and the sum of z does not rise.
 
     Parameters
     ----------
     layers : sequence of LayerProblem
         As compiled.
     results : sequence of LayerResult
-        A placement of each, with a bound for any copies.
+        A placement of each, with a bound for any replicas.
     budget : int
-        Copies beyond one of each expert that all layers may have together.
+        Replicas beyond one of each expert that all layers may have together.
     aim, gap : float
         A z within ``aim`` of its bound, relative, is as good as any; within ``gap``, a layer is done.
     work : float
@@ -78,10 +78,10 @@ def share_out(
     Returns
     -------
     list of LayerResult
-        With ``copies`` where they changed.
+        With ``replicas`` where they changed.
     """
     trade = _Market(layers, results, aim, deadline)
-    left = budget - sum(int((count_copies(now.layer) - 1).sum()) for now in trade.now)
+    left = budget - sum(int((count_replicas(now.layer) - 1).sum()) for now in trade.now)
     while trade.evaluated < work * EVALUATIONS_PER_WORK and not deadline.over:
         giver, taker = trade.best_deal(left > 0)
         if giver < 0 and taker < 0:
@@ -92,7 +92,7 @@ def share_out(
 
 
 class _Market:
-    """Layers, and what they would be with one copy more or fewer."""
+    """Layers, and what they would be with one replica more or fewer."""
 
     def __init__(
         self, layers: Sequence[LayerProblem], results: Sequence[LayerResult], aim: float, deadline: Deadline
@@ -102,7 +102,7 @@ class _Market:
         self.now: list[_Placed] = []
         for layer, result, target in zip(layers, results, self.target, strict=True):
             assert result.node is not None
-            chosen = layer if result.copies is None else with_copies(layer, result.copies)
+            chosen = layer if result.replicas is None else with_replicas(layer, result.replicas)
             self.now.append(_Placed.at(chosen, result.node, target))
         self.more: list[_Placed | None] = [None] * len(self.now)
         self.fewer: list[_Placed | None] = [None] * len(self.now)
@@ -110,7 +110,7 @@ class _Market:
             self._ask(index)
 
     def best_deal(self, spare: bool) -> tuple[int, int]:
-        """Return who gives a copy and who takes it; -1: the budget does, or -1 twice where nobody deals."""
+        """Return who gives a replica and who takes it; -1: the budget does, or -1 twice where nobody deals."""
         give, take = self._changes(self.fewer), self._changes(self.more)  # [layers, (z, time)]
         bank = len(self.now)
         give = np.vstack([give, np.full(2, 0.0 if spare else np.inf)])
@@ -124,7 +124,7 @@ class _Market:
         return (giver if giver < bank else -1), (taker if taker < bank else -1)
 
     def close(self, giver: int, taker: int) -> None:
-        """Let one layer have a copy fewer, and another one more."""
+        """Let one layer have a replica fewer, and another one more."""
         for index, side in ((giver, self.fewer), (taker, self.more)):
             changed = side[index] if index >= 0 else None
             if changed is not None:
@@ -137,7 +137,7 @@ class _Market:
         return np.array([nothing if to is None else (to.z - now.z, to.time - now.time) for now, to in pairs])
 
     def _ask(self, index: int) -> None:
-        """Find the best that a layer can make of one copy more, and of one fewer."""
+        """Find the best that a layer can make of one replica more, and of one fewer."""
         if self.deadline.over:
             self.more[index] = self.fewer[index] = None
             return
@@ -167,50 +167,50 @@ class _Market:
         return best
 
     def _refined(self, layer: LayerProblem, node: Ints, target: float) -> _Placed:
-        """Let other experts have the copies, where that could pay: what a copy is worth depends on the others."""
+        """Let other experts have the replicas, where that could pay: what a replica is worth depends on the others."""
         if could_pay(layer, max(layer.z(node), target), target):
-            found = recopy(layer, node, target, _REFINING, np.random.default_rng(0), self.deadline)
+            found = replicate(layer, node, target, _REFINING, np.random.default_rng(0), self.deadline)
             self.evaluated += int(found.work * EVALUATIONS_PER_WORK)
             layer, node = found.layer, found.node
         return _Placed.at(layer, node, target)
 
 
 def _could_go(state: State) -> tuple[Ints, Ints, Ints]:
-    """List the copies that could go: item, no expert, no node."""
+    """List the replicas that could go: item, no expert, no node."""
     layer = state.layer
-    item = np.flatnonzero((state.copies[layer.expert] > 1) & (layer.pinned < 0))
+    item = np.flatnonzero((state.replicas[layer.expert] > 1) & (layer.pinned < 0))
     nothing = np.full(len(item), -1)
     return item, nothing, nothing
 
 
 def _could_come(state: State, target: float) -> tuple[Ints, Ints, Ints]:
-    """List copies that could come: of the hottest copy's expert anywhere, of others where links gain most."""
-    per_copy = np.bincount(state.layer.expert, state.layer.load) / state.copies
+    """List replicas that could come: of the hottest replica's expert anywhere, of others where links gain most."""
+    per_replica = np.bincount(state.layer.expert, state.layer.load) / state.replicas
     allowed = state.free[None, :] & (state.held < state.layer.together)
     expert, node = np.nonzero(allowed)
-    rank = np.where(expert == per_copy.argmax(), -np.inf, state.slope_of_more(target)[expert, node])
+    rank = np.where(expert == per_replica.argmax(), -np.inf, state.slope_of_more(target)[expert, node])
     chosen = np.argsort(rank, kind="stable")[: _LISTED + int(np.isneginf(rank).sum())]
     return np.full(len(chosen), -1), expert[chosen], node[chosen]
 
 
 def _hottest(state: State, item: Ints, expert: Ints) -> Floats:
-    """Tokens of the hottest copy after each change, which is of one expert's copies only."""
-    layer, copies = state.layer, state.copies
+    """Tokens of the hottest replica after each change, which is of one expert's replicas only."""
+    layer, replicas = state.layer, state.replicas
     load = np.bincount(layer.expert, layer.load)
     of = np.where(item >= 0, layer.expert[item], expert)
-    changed = load[of] / (copies[of] + np.where(item >= 0, -1, 1))
-    order = np.argsort(-load / copies, kind="stable")
+    changed = load[of] / (replicas[of] + np.where(item >= 0, -1, 1))
+    order = np.argsort(-load / replicas, kind="stable")
     second = order[1] if len(order) > 1 else order[0]
-    others = np.where(of == order[0], (load / copies)[second] if len(order) > 1 else 0.0, (load / copies)[order[0]])
+    others = np.where(of == order[0], (load / replicas)[second] if len(order) > 1 else 0.0, (load / replicas)[order[0]])
     return np.maximum(changed, others)
 
 
 def _result(before: LayerResult, now: _Placed, gap: float) -> LayerResult:
-    copies = count_copies(now.layer)
+    replicas = count_replicas(now.layer)
     if before.node is now.node:
         return before
-    z, bound = now.layer.z(now.node), before.bound if before.bound.any_copies else Bound(0.0, "solver")
+    z, bound = now.layer.z(now.node), before.bound if before.bound.any_replicas else Bound(0.0, "solver")
     here = relative_gap(z, bound.value)
     stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.WORK
     stop = Stop.GAP if stop is Stop.WORK and here <= gap else stop
-    return replace(before, node=now.node, z=z, bound=bound, stop=stop, solver_bound=None, copies=copies)
+    return replace(before, node=now.node, z=z, bound=bound, stop=stop, solver_bound=None, replicas=replicas)

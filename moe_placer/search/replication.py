@@ -1,12 +1,13 @@
-"""Search over how many copies each expert has: one copy of an expert goes, and another expert gets one more.
+"""Search over how many replicas each expert has: one replica of an expert goes, and another expert gets one more.
 
-With ``even`` routing expert e with m copies costs link k ``C[e, k] = sum over its copies of c1[e, node, k] / m``, where
-c1 is what a single copy would cost. Without its copy on node h it costs ``(m C - c1[h]) / (m - 1)``, with one more on
-node t ``(m C + c1[t]) / (m + 1)``: the exact change of all links follows from C alone.
+With ``even`` routing expert e with m replicas costs link k ``C[e, k] = sum over its replicas of c1[e, node, k] / m``,
+where c1 is what a single replica would cost. Without its replica on node h it costs ``(m C - c1[h]) / (m - 1)``, with
+one more on node t ``(m C + c1[t]) / (m + 1)``: the exact change of all links follows from C alone.
 
 The excess over a target is convex in the costs, so its slope times the change of the costs is never more than the
-change of the excess. That slope is a sum of one term for the copy that goes and one for the copy that comes, cheap for
-all pairs at once; only the pairs for which it is negative, the lowest first, can help and are computed exactly.
+change of the excess. That slope is a sum of one term for the replica that goes and one for the replica that comes,
+cheap for all pairs at once; only the pairs for which it is negative, the lowest first, can help and are computed
+exactly.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from moe_placer.bounds.assignment import price
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.replicas import (
-    count_copies,
-    fewest_copies,
+    count_replicas,
+    fewest_replicas,
     hottest_that_pays,
     layer_time,
     nodes_by_expert,
@@ -30,7 +31,7 @@ from moe_placer.problem.replicas import (
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, HELPS, descend
 from moe_placer.search.moves import CALL, Moves, excess
 
-__all__ = ["Recopied", "Recopies", "State", "recopy"]
+__all__ = ["ReplicaChanges", "Replicated", "State", "replicate"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,15 +41,15 @@ _KICKS = 16  # of the best of these, one is taken at random to leave a local opt
 
 
 @dataclass(frozen=True, eq=False)
-class Recopies:
-    """Changes of copies, the most helpful first.
+class ReplicaChanges:
+    """Changes of replicas, the most helpful first.
 
     Attributes
     ----------
     item : int array [C]
-        The copy that goes.
+        The replica that goes.
     expert, node : int array [C]
-        The expert that gets one more copy, and where.
+        The expert that gets one more replica, and where.
     change : float array [C]
         Of the excess over the target.
     evaluated : int
@@ -70,8 +71,8 @@ class Recopies:
 
 
 @dataclass(frozen=True, eq=False)
-class Recopied:
-    """What `recopy` found: the layer with its copies, the placement, its z, and the effort it took."""
+class Replicated:
+    """What `replicate` found: the layer with its replicas, the placement, its z, and the effort it took."""
 
     layer: LayerProblem
     node: Ints
@@ -80,15 +81,15 @@ class Recopied:
 
 
 class State:
-    """A placement of a layer, as far as its copies matter."""
+    """A placement of a layer, as far as its replicas matter."""
 
     def __init__(self, layer: LayerProblem, node: Ints) -> None:
         self.layer, self.node, self.cost = layer, node, layer.cost(node)
-        self.copies = count_copies(layer)
+        self.replicas = count_replicas(layer)
         self.one_of = np.flatnonzero(layer.replica == 0)  # an item of each expert
-        experts = len(self.copies)
+        experts = len(self.replicas)
         self.share = np.zeros((experts, layer.links + 1))  # C of the module; the last column is padding
-        np.add.at(self.share, (layer.expert[:, None], layer.touched[node]), layer.delta[np.arange(layer.items), node])
+        np.add.at(self.share, (layer.expert[:, None], layer.affected[node]), layer.delta[np.arange(layer.items), node])
         self.share[:, -1] = 0.0
         self.held = np.zeros((experts, layer.nodes), dtype=np.int64)
         np.add.at(self.held, (layer.expert, node), 1)
@@ -99,18 +100,18 @@ class State:
         """Cost of the worst link."""
         return float(self.cost.max(initial=0.0))
 
-    def candidates(self, fewest: Ints, target: float) -> Recopies:
+    def candidates(self, fewest: Ints, target: float) -> ReplicaChanges:
         """Find changes that lower the excess over ``target``, or hardly raise it.
 
-        No expert is left with fewer than ``fewest`` [E] copies; pinned copies stay, and copies keep apart.
+        No expert is left with fewer than ``fewest`` [E] replicas; pinned replicas stay, and replicas keep apart.
         """
         layer = self.layer
         slope = 2 * np.maximum(0.0, self.cost - target)
-        prices = price(layer, slope)[self.one_of]  # [E, N], of one copy as it is now
+        prices = price(layer, slope)[self.one_of]  # [E, N], of one replica as it is now
         whole = self.share[:, :-1] @ slope
         gone, come = self._drop_slope(prices, whole, fewest), self._add_slope(prices, whole)
-        experts = len(self.copies)
-        at_home = gone[:, None] + come[:, self.node].T  # [I, E]: the new copy takes the slot of the old
+        experts = len(self.replicas)
+        at_home = gone[:, None] + come[:, self.node].T  # [I, E]: the new replica takes the slot of the old
         at_home[np.arange(layer.items), layer.expert] = np.inf
         item, expert = np.divmod(np.arange(at_home.size), experts)
         slopes, node = at_home.ravel(), self.node[item]
@@ -128,51 +129,51 @@ class State:
         change = excess(self.costs(item, expert, node), target) - excess(self.cost, target)
         order = np.argsort(change, kind="stable")
         evaluated = CALL + len(slopes) + len(few) * layer.links
-        return Recopies(item[order], expert[order], node[order], change[order], evaluated)
+        return ReplicaChanges(item[order], expert[order], node[order], change[order], evaluated)
 
     def _drop_slope(self, prices: Floats, whole: Floats, fewest: Ints) -> Floats:
         """Slope [I] of the excess when an item goes; infinite where it must stay."""
         layer, e = self.layer, self.layer.expert
-        copies = self.copies[e]
-        stays = (copies <= fewest[e]) | (copies < 2) | (layer.pinned >= 0)
-        change = (whole[e] - copies * prices[e, self.node]) / np.maximum(1, copies - 1)
+        replicas = self.replicas[e]
+        stays = (replicas <= fewest[e]) | (replicas < 2) | (layer.pinned >= 0)
+        change = (whole[e] - replicas * prices[e, self.node]) / np.maximum(1, replicas - 1)
         return np.where(stays, np.inf, change)
 
     def _add_slope(self, prices: Floats, whole: Floats) -> Floats:
-        """Slope [E, N] when an expert gets one more copy on a node; infinite where copies would be too close."""
-        copies = self.copies[:, None]
-        change = (copies * prices - whole[:, None]) / (copies + 1)
+        """Slope [E, N] when an expert gets one more replica on a node; infinite where replicas would be too close."""
+        replicas = self.replicas[:, None]
+        change = (replicas * prices - whole[:, None]) / (replicas + 1)
         return np.where(self.held >= self.layer.together, np.inf, change)
 
     def slope_of_more(self, target: float) -> Floats:
-        """Slope [E, N] of the excess over ``target`` when an expert gets one more copy on a node."""
+        """Slope [E, N] of the excess over ``target`` when an expert gets one more replica on a node."""
         slope = 2 * np.maximum(0.0, self.cost - target)
         return self._add_slope(price(self.layer, slope)[self.one_of], self.share[:, :-1] @ slope)
 
     def costs(self, item: Ints, expert: Ints, node: Ints) -> Floats:
-        """Cost of every link [C, K] if ``item`` [C] goes, and ``expert`` [C] gets a copy on ``node`` [C]; -1: none."""
+        """Cost of every link [C, K] if ``item`` [C] goes, and ``expert`` [C] comes to ``node`` [C]; -1: none."""
         layer, change = self.layer, np.zeros((len(item), self.layer.links + 1))
         going, coming = np.flatnonzero(item >= 0), np.flatnonzero(expert >= 0)
         i, e = item[going], layer.expert[item[going]]
         dropped = self.share[e]
         np.add.at(
             dropped,
-            (np.arange(len(i))[:, None], layer.touched[self.node[i]]),
-            -self.copies[e][:, None] * layer.delta[i, self.node[i]],
+            (np.arange(len(i))[:, None], layer.affected[self.node[i]]),
+            -self.replicas[e][:, None] * layer.delta[i, self.node[i]],
         )
-        change[going] += dropped / (self.copies[e] - 1)[:, None]
+        change[going] += dropped / (self.replicas[e] - 1)[:, None]
         e, n = expert[coming], node[coming]
         added = -self.share[e]
         np.add.at(
             added,
-            (np.arange(len(e))[:, None], layer.touched[n]),
-            self.copies[e][:, None] * layer.delta[self.one_of[e], n],
+            (np.arange(len(e))[:, None], layer.affected[n]),
+            self.replicas[e][:, None] * layer.delta[self.one_of[e], n],
         )
-        change[coming] += added / (self.copies[e] + 1)[:, None]
+        change[coming] += added / (self.replicas[e] + 1)[:, None]
         return self.cost + change[:, :-1]
 
     def changed(self, item: int, expert: int, node: int) -> tuple[LayerProblem, Ints]:
-        """Return layer and placement once ``item`` has gone and ``expert`` has a copy on ``node``; -1: none."""
+        """Return layer and placement once ``item`` has gone and ``expert`` has a replica on ``node``; -1: none."""
         of_expert = nodes_by_expert(self.layer, self.node)
         if item >= 0:
             of_expert[int(self.layer.expert[item])].pop(int(self.layer.replica[item]))
@@ -181,17 +182,17 @@ class State:
         return placed(self.layer, of_expert)
 
 
-def recopy(
+def replicate(
     layer: LayerProblem, node: Ints, target: float, work: float, rng: np.random.Generator, deadline: Deadline
-) -> Recopied:
-    """Improve copies and placement together: the best change of copies, trades until none helps, and again.
+) -> Replicated:
+    """Improve replicas and placement together: the best change of replicas, trades until none helps, and again.
 
-    Where no change of copies helps, one of the least harmful leaves the local optimum. Other copies must pay: what they
-    save on links is never less than what they cost the GPU of the hottest copy (`layer_time`).
+    Where no change of replicas helps, one of the least harmful leaves the local optimum. Other replicas must pay: what
+    they save on links is never less than what they cost the GPU of the hottest replica (`layer_time`).
     """
     best = home = State(layer, node)
     best_time = layer_time(layer, best.z)
-    fewest = fewest_copies(layer, hottest_that_pays(layer, best.z, target))
+    fewest = fewest_replicas(layer, hottest_that_pays(layer, best.z, target))
     home_excess, spent = float(excess(home.cost, target)), 0
     while best.z > target and spent < work * EVALUATIONS_PER_WORK and not deadline.over:
         found = home.candidates(fewest, target)
@@ -210,11 +211,11 @@ def recopy(
             home, home_excess = State(changed, moves.node), after
         if moves.z < best.z and layer_time(changed, moves.z) <= best_time:
             best, best_time = State(changed, moves.node), layer_time(changed, moves.z)
-    return Recopied(best.layer, best.node, best.z, spent / EVALUATIONS_PER_WORK)
+    return Replicated(best.layer, best.node, best.z, spent / EVALUATIONS_PER_WORK)
 
 
 def _kick(
-    state: State, found: Recopies, fewest: Ints, target: float, rng: np.random.Generator
+    state: State, found: ReplicaChanges, fewest: Ints, target: float, rng: np.random.Generator
 ) -> tuple[LayerProblem, Ints, int]:
     """Make one or two of the less harmful changes; return layer, placement, and how many costs were looked at."""
     layer, node = state.changed(*found[int(rng.integers(min(_KICKS, len(found))))])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import Bound
 from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
-from moe_placer.decomposition.memory import Room
+from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.fabric import kinds_in
 from moe_placer.instance import Instance
@@ -48,7 +48,7 @@ def state_placement(
     results: Sequence[LayerResult],
     limits: Limits,
     seed: int,
-    room: Room | None,
+    division: MemoryDivision | None,
 ) -> Placement:
     """Give every replica its GPUs, and put what is known of the placement beside it.
 
@@ -74,7 +74,7 @@ def state_placement(
         ),
         gpu=gpu,
         layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
-        memory=_memory_record(problem, room, results),
+        memory=_memory_record(problem, division, results),
         aggregate=state_aggregate(problem, results),
         versions={
             "python": platform.python_version(),
@@ -118,8 +118,8 @@ def _gpu_lists(
     """Return ``gpu[l][e]`` of the placement file; ``packed`` has, per layer, the GPUs of each item."""
     gpu = []
     for index, result in enumerate(results):
-        expert, _ = problem.items(index, result.copies)
-        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.copies.shape[1])]
+        expert, _ = problem.items(index, result.replicas)
+        rows: list[list[int | tuple[int, ...]]] = [[] for _ in range(problem.replicas.shape[1])]
         for e, gpus in zip(expert.tolist(), packed[index], strict=True):
             rows[e].append(gpus if problem.shards > 1 else gpus[0])
         gpu.append(tuple(tuple(row) for row in rows))
@@ -129,13 +129,13 @@ def _gpu_lists(
 def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> list[list[tuple[int, ...]]]:
     """Give every item GPUs; where that fails, say whether the method broke the nodes' limits."""
     for result in results:
-        if result.gpu is not None and not ((result.gpu >= 0) & (result.gpu < len(problem.capacity.room))).all():
+        if result.gpu is not None and not ((result.gpu >= 0) & (result.gpu < len(problem.capacity.memory_slots))).all():
             raise DefectError(f"the placement of {method.name} names a GPU that does not exist", ["gpu-id"])
     try:
         return pack(problem, results)
     except NothingFoundError:
         for index, result in enumerate(results):
-            if result.node is not None and not problem.layer(index, result.copies).valid(result.node):
+            if result.node is not None and not problem.layer(index, result.replicas).valid(result.node):
                 layer = problem.moe_layers[index]
                 message = f"the placement of {method.name} breaks slots, pins or distances of nodes in layer {layer}"
                 raise DefectError(message, ["slots"]) from None
@@ -145,7 +145,7 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
 def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     """Say what is claimed of a layer that is placed: its worst link, and what its bound's proof needs."""
     assert result.node is not None
-    layer, bound = problem.layer(index, result.copies), result.bound
+    layer, bound = problem.layer(index, result.replicas), result.bound
     cost = layer.cost(result.node)
     worst_link, worst_tokens = _worst_link(problem, cost)
     return LayerRecord(
@@ -157,7 +157,7 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         companions=_companions_record(bound),
-        any_copies=bound.any_copies or None,
+        any_copies=bound.any_replicas or None,
         bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
@@ -188,7 +188,7 @@ def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> Aggrega
             "bound": min(bound, value),
             "proof": "dual",
             "weights": _named_weights(problem, bounds[0]),
-            "any_copies": bounds[0].any_copies or None,
+            "any_copies": bounds[0].any_replicas or None,
         }
     )
 
@@ -201,14 +201,16 @@ def _worst_link(problem: Problem, cost: npt.NDArray[np.float64]) -> tuple[str, f
     return problem.links[worst], float(cost[worst] / problem.token_cost[worst])
 
 
-def _memory_record(problem: Problem, room: Room | None, results: Sequence[LayerResult]) -> MemoryRecord | None:
+def _memory_record(
+    problem: Problem, division: MemoryDivision | None, results: Sequence[LayerResult]
+) -> MemoryRecord | None:
     """Say what bounds the sum of z where memory binds over layers, if that is more than the layers' bounds come to."""
-    if room is None or room.total <= sum(result.bound.value for result in results):
+    if division is None or division.total <= sum(result.bound.value for result in results):
         return None
     return MemoryRecord(
-        bound=min(room.total, sum(result.z for result in results)),
-        room_prices=tuple(room.prices.tolist()),
-        weights=tuple(_by_name(problem, weights) for weights in room.weights),
+        bound=min(division.total, sum(result.z for result in results)),
+        room_prices=tuple(division.prices.tolist()),
+        weights=tuple(_by_name(problem, weights) for weights in division.weights),
     )
 
 
@@ -244,24 +246,24 @@ def _replica_facts(
     Parameters
     ----------
     by_load : int array [MoE layers, experts]
-        Copies by load, with an equal share of the budget in every layer: what other choices are compared with.
+        Replicas by load, with an equal share of the budget in every layer: what other choices are compared with.
     method : str
         Name of the solver.
     """
-    chosen = zip(results, problem.copies, strict=True)
-    copies = np.stack([own if result.copies is None else result.copies for result, own in chosen])
-    each = copies.sum(axis=1)
+    chosen = zip(results, problem.replicas, strict=True)
+    replicas = np.stack([own if result.replicas is None else result.replicas for result, own in chosen])
+    each = replicas.sum(axis=1)
     facts: dict[str, object] = {"per_layer": int(each[0]) if (each == each[0]).all() else each.tolist()}
     if problem.redundant_in_all is not None:
-        facts |= {"redundant_in_all": int((copies - 1).sum()), "redundant_slots_in_all": problem.redundant_in_all}
-    if not problem.copies_are_free:
+        facts |= {"redundant_in_all": int((replicas - 1).sum()), "redundant_slots_in_all": problem.redundant_in_all}
+    if not problem.replicas_are_free:
         return facts | {"copies": "given by the instance", "bound_covers_choice_of_copies": True}
-    others = (copies != by_load).any(axis=1)
+    others = (replicas != by_load).any(axis=1)
     facts["copies"] = "chosen by load"
     if others.any():
         load = problem.demand.sum(axis=1)
-        hottest, usual = (load / copies).max(axis=1), (load / by_load).max(axis=1)
+        hottest, usual = (load / replicas).max(axis=1), (load / by_load).max(axis=1)
         growth = np.where(usual > 0, hottest / np.where(usual > 0, usual, 1.0), 1.0)
         facts["copies"] = f"chosen by {method}, other than by load in {others.sum()} of {len(others)} MoE layers"
         facts["hottest_copy_over_by_load"] = {"mean": float(growth.mean()), "most": float(growth.max())}
-    return facts | {"bound_covers_choice_of_copies": all(result.bound.any_copies for result in results)}
+    return facts | {"bound_covers_choice_of_copies": all(result.bound.any_replicas for result in results)}

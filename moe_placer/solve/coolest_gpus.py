@@ -72,8 +72,8 @@ def busiest_gpus(problem: Problem, results: Sequence[LayerResult]) -> Floats:
     """Return the tokens of each layer's busiest GPU [MoE layers], with the GPUs that `pack` chooses."""
     found = np.zeros(len(problem))
     for index, gpus in enumerate(pack(problem, results)):
-        load = problem.layer(index, results[index].copies).load / problem.shards
-        tokens = np.zeros(len(problem.capacity.room))
+        load = problem.layer(index, results[index].replicas).load / problem.shards
+        tokens = np.zeros(len(problem.capacity.memory_slots))
         for item, own in enumerate(gpus):
             tokens[list(own)] += load[item]
         found[index] = tokens.max(initial=0.0)
@@ -110,7 +110,7 @@ def cool_gpus(problem: Problem, results: Sequence[LayerResult], within: float, d
 
 def _cool_layer(problem: Problem, index: int, result: LayerResult, within: float, deadline: Deadline) -> LayerResult:
     assert result.gpu is not None
-    layer, gpu = problem.layer(index, result.copies), result.gpu
+    layer, gpu = problem.layer(index, result.replicas), result.gpu
     free = _free_slots(problem, index, gpu)
     inside = _stays_inside(problem)
     best = cool(layer, gpu, free, None if inside else result.z, deadline)

@@ -76,7 +76,7 @@ class _Fabric:
 
     links: int
     distinct: int
-    touched: int
+    affected: int
     shares: int
 
 
@@ -96,8 +96,8 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
     replicas, fabric = instance.replicas_per_layer, _fabric(instance)
     started = min(workers, layers, usable_cores()) if searches and workers > 1 else 0
     demand = _FLOAT * layers * nodes * experts  # T of docs/solving.md
-    tables = _FLOAT * nodes * (fabric.distinct + fabric.touched * nodes)
-    costs = _FLOAT * replicas * nodes * fabric.touched  # of one layer: delta of docs/solving.md
+    tables = _FLOAT * nodes * (fabric.distinct + fabric.affected * nodes)
+    costs = _FLOAT * replicas * nodes * fabric.affected  # of one layer: delta of docs/solving.md
     together = layers if instance.objective.minimise == "aggregate" else 1
     kept = _PROCESS + demand + tables
     memory = {
@@ -178,8 +178,8 @@ def _fabric(instance: Instance) -> _Fabric:
         groups = -(-nodes // (fabric.nodes_per_router * size))
         links = 2 * nodes + groups * size * (size - 1) + groups * (groups - 1) * parallel
         # Its own two, the local ones to its router, and in every other group a link to its group and those before it.
-        touched = min(links, 2 + (size - 1) + (groups - 1) * parallel * (1 + size - parallel))
-        return _Fabric(links, links, touched, 6 * pairs)
+        affected = min(links, 2 + (size - 1) + (groups - 1) * parallel * (1 + size - parallel))
+        return _Fabric(links, links, affected, 6 * pairs)
     return _Fabric(pairs, pairs, max(1, nodes - 1), pairs)
 
 

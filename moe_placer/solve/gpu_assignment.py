@@ -39,7 +39,7 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
     NothingFoundError
         The GPUs of a node cannot take what it was given.
     """
-    held = np.zeros(len(problem.capacity.room), dtype=np.int64)
+    held = np.zeros(len(problem.capacity.memory_slots), dtype=np.int64)
     packed = []
     for index, result in enumerate(results):
         if result.gpu is not None:
@@ -55,21 +55,22 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
 def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerResult]:
     """Return results whose replicas go on the GPUs of their nodes: where pins or memory forbid that, few are moved.
 
-    A node's slots and the distance between copies suffice for that, unless GPUs differ in slots or replicas are pinned.
+    A node's slots and the distance between replicas suffice for that, unless GPUs differ in slots or replicas are
+    pinned.
 
     Raises
     ------
     NothingFoundError
-        The copies of a layer's experts have no GPUs, wherever they go.
+        The replicas of a layer's experts have no GPUs, wherever they go.
     """
     if not problem.pinned and not problem.capacity.binds:
         return list(results)
     fitted = []
     for index, result in enumerate(results):
         if result.gpu is None and result.node is not None and not _packs(problem, index, result):
-            gpus = nearest_gpus(problem, index, result.node, result.copies)
+            gpus = nearest_gpus(problem, index, result.node, result.replicas)
             node = np.array([own[0] for own in gpus], dtype=np.int64) // problem.gpus_per_node
-            z = problem.layer(index, result.copies).z(node)
+            z = problem.layer(index, result.replicas).z(node)
             stop = result.stop if z <= result.z or result.stop not in {Stop.PROVED, Stop.GAP} else Stop.FINISHED
             result = replace(result, node=node, z=z, stop=stop, solver_bound=None)
         fitted.append(result)
@@ -78,7 +79,7 @@ def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerR
 
 def _packs(problem: Problem, index: int, result: LayerResult) -> bool:
     try:
-        _pack_layer(problem, index, result, np.zeros(len(problem.capacity.room), dtype=np.int64))
+        _pack_layer(problem, index, result, np.zeros(len(problem.capacity.memory_slots), dtype=np.int64))
     except NothingFoundError:
         return False
     return True
@@ -86,15 +87,15 @@ def _packs(problem: Problem, index: int, result: LayerResult) -> bool:
 
 def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:
     assert result.node is not None
-    expert, replica = problem.items(index, result.copies)
+    expert, replica = problem.items(index, result.replicas)
     slots = problem.capacity.slots[index]
     load = problem.item_demand(index, expert, replica).sum(axis=0)
-    room_left = problem.capacity.room - held
+    memory_left = problem.capacity.memory_slots - held
     packed: list[Gpus] = [()] * len(result.node)
     for n in np.unique(result.node):
         first = int(n) * problem.gpus_per_node
-        gpus = [g for g in range(first, first + problem.gpus_per_node) if slots[g] and room_left[g] > 0]
-        free = {g: int(min(slots[g], room_left[g])) for g in gpus}
+        gpus = [g for g in range(first, first + problem.gpus_per_node) if slots[g] and memory_left[g] > 0]
+        free = {g: int(min(slots[g], memory_left[g])) for g in gpus}
         here = np.flatnonzero(result.node == n).tolist()
         pins = {i: problem.pinned.get((index, int(expert[i]), int(replica[i]))) for i in here}
         for i, taken in _choose(problem, here, expert, load, pins, free, held).items():
@@ -117,9 +118,9 @@ def _choose(
     on: dict[int, set[int]] = {g: set() for g in free}
     weigh = max(free.values(), default=0) > 1  # a GPU that takes one item has that item's load, whichever it is
     carries = dict.fromkeys(free, 0.0)
-    # An expert with several copies here needs as many GPUs: those first, or the last copy may find none.
-    copies = Counter(int(expert[i]) for i in items)
-    for i in sorted(items, key=lambda i: (pins[i] is None, -copies[int(expert[i])], -load[i] if weigh else 0.0)):
+    # An expert with several replicas here needs as many GPUs: those first, or the last replica may find none.
+    replicas = Counter(int(expert[i]) for i in items)
+    for i in sorted(items, key=lambda i: (pins[i] is None, -replicas[int(expert[i])], -load[i] if weigh else 0.0)):
         e, pin = int(expert[i]), pins[i]
         able = [g for g in ([pin] if pin is not None else left) if left.get(g, 0) > 0 and e not in on[g]]
         able.sort(key=lambda g: (carries[g], held[g] + free[g] - left[g], g))
@@ -137,7 +138,7 @@ def _choose(
 def _by_flow(
     problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int]
 ) -> dict[int, Gpus]:
-    """Match experts with GPUs exactly: expert e needs copies * shards different GPUs, GPU g takes free[g]."""
+    """Match experts with GPUs exactly: expert e needs replicas * shards different GPUs, GPU g takes free[g]."""
     graph: nx.DiGraph[Any] = nx.DiGraph()
     need: Counter[int] = Counter()
     pinned = {(int(expert[i]), g) for i, g in pins.items() if g is not None}

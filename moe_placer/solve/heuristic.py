@@ -35,7 +35,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Heuristic(LayerSolver):
-    """A one-pass method: says where it would put each item; slots, copies apart and pins are then seen to."""
+    """A one-pass method: says where it would put each item; slots, replicas apart and pins are then seen to."""
 
     quick = True
 
@@ -49,7 +49,7 @@ class Heuristic(LayerSolver):
 
 
 class OnePass(Solver):
-    """A one-pass method that looks at more than a layer's links: at its GPUs, hops, or the number of copies."""
+    """A one-pass method that looks at more than a layer's links: at its GPUs, hops, or the number of replicas."""
 
     @abstractmethod
     def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
@@ -83,7 +83,7 @@ class EngineRule(OnePass):
         result = self.place_in_groups(problem, index, rng)
         if not problem.groups or result.node is None:
             return result
-        layer = problem.layer(index, result.copies)
+        layer = problem.layer(index, result.replicas)
         strays = (problem.group_of_node[result.node] != layer.replica) & (layer.pinned < 0)
         return replace(result, repaired=result.repaired + int(strays.sum()))
 
@@ -146,7 +146,7 @@ def heuristic_result(
     node: Ints,
     rng: np.random.Generator,
     gpu: Ints | None = None,
-    copies: Ints | None = None,
+    replicas: Ints | None = None,
     repaired: int = 0,
 ) -> LayerResult:
     """Repair what a method decided, and say what it comes to; its GPUs are kept only if nothing had to move.
@@ -164,23 +164,23 @@ def heuristic_result(
         bound,
         Stop.FINISHED,
         gpu=gpu if not moved else None,
-        copies=copies,
+        replicas=replicas,
         repaired=moved + repaired,
     )
 
 
 def gpu_result(
-    problem: Problem, layer: LayerProblem, gpu: Ints, rng: np.random.Generator, copies: Ints | None = None
+    problem: Problem, layer: LayerProblem, gpu: Ints, rng: np.random.Generator, replicas: Ints | None = None
 ) -> LayerResult:
-    """Say what GPUs [I] that a method decided come to, once copies of one expert on one GPU have been moved apart."""
+    """Say what GPUs [I] that a method decided come to, once replicas of one expert on one GPU have been moved apart."""
     gpu, moved = _apart_on_gpus(layer, gpu, problem.gpus_per_node)
     doubled = len(gpu) - len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert))
     keep = None if doubled or problem.pinned else gpu  # else GPUs are chosen last, evenly by memory
-    return heuristic_result(layer, gpu // problem.gpus_per_node, rng, keep, copies, repaired=moved + doubled)
+    return heuristic_result(layer, gpu // problem.gpus_per_node, rng, keep, replicas, repaired=moved + doubled)
 
 
 def _apart_on_gpus(layer: LayerProblem, gpu: Ints, gpus_per_node: int) -> tuple[Ints, int]:
-    """Trade the second copy of an expert on a GPU for the most similar item, of its own node where there is one."""
+    """Trade the second replica of an expert on a GPU for the most similar item, of its own node where there is one."""
     gpu = gpu.copy()
     held = np.zeros((int(layer.expert.max()) + 1, int(gpu.max()) + 1), dtype=np.int64)
     np.add.at(held, (layer.expert, gpu), 1)

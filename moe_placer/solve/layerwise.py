@@ -47,7 +47,7 @@ class LayerTask:
     rng : numpy.random.Generator
         The only source of randomness, so that the same task gives the same result.
     start : LayerResult or None
-        A result to improve. Where it has ``copies``, its items are those of these.
+        A result to improve. Where it has ``replicas``, its items are those of these.
     deadline : Deadline
         Stop at this point in time, or when somebody asks for the best so far.
     """
@@ -112,7 +112,7 @@ def solve_layers(
     # One layer's arrays at a time: those of all layers together are large.
     nodes = start if start is not None and not solver.quick else [None] * len(problem)
     best: list[LayerResult | None]
-    best = [*known] if known else [_starting(problem, index, node, limits.gap) for index, node in enumerate(nodes)]
+    best = [*known] if known else [_start_result(problem, index, node, limits.gap) for index, node in enumerate(nodes)]
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
@@ -124,7 +124,7 @@ def solve_layers(
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
-def _starting(problem: Problem, index: int, node: Any, within: float) -> LayerResult | None:
+def _start_result(problem: Problem, index: int, node: Any, within: float) -> LayerResult | None:
     """Say what a start is worth: a layer that a quick bound shows to be good enough needs no search."""
     if node is None:
         return None

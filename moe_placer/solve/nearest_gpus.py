@@ -25,19 +25,19 @@ Ints = npt.NDArray[np.int64]
 _SECONDS = 60.0
 
 
-def nearest_gpus(problem: Problem, index: int, node: Ints, copies: Ints | None) -> list[tuple[int, ...]]:
+def nearest_gpus(problem: Problem, index: int, node: Ints, replicas: Ints | None) -> list[tuple[int, ...]]:
     """Return the GPUs of each item of a layer, with the fewest on other nodes than ``node`` [I].
 
     Raises
     ------
     NothingFoundError
-        None were found: there are none for these ``copies``, or a minute did not suffice.
+        None were found: there are none for these ``replicas``, or a minute did not suffice.
     """
     from scipy import sparse
     from scipy.optimize import Bounds, LinearConstraint, milp  # only where packing failed
 
-    expert, replica = problem.items(index, copies)
-    gpus, per_node, shards = len(problem.capacity.room), problem.gpus_per_node, problem.shards
+    expert, replica = problem.items(index, replicas)
+    gpus, per_node, shards = len(problem.capacity.memory_slots), problem.gpus_per_node, problem.shards
     item, gpu = np.divmod(np.arange(len(expert) * gpus), gpus)
     place = item * problem.nodes + gpu // per_node  # of x, after all y
     y, x = len(item), len(expert) * problem.nodes

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from moe_placer.decomposition.aggregate import link_totals
-from moe_placer.decomposition.memory import Room
+from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.problem.compile import Problem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 
@@ -17,15 +17,17 @@ __all__ = ["never_worse", "objective_of", "of_the_instance"]
 _ROUNDING = 1e-9
 
 
-def of_the_instance(problem: Problem, room: Room | None, index: int, result: LayerResult, within: float) -> LayerResult:
-    """Return a result with what bounds it whatever room its layer has, where memory binds over layers.
+def of_the_instance(
+    problem: Problem, division: MemoryDivision | None, index: int, result: LayerResult, within: float
+) -> LayerResult:
+    """Return a result with what bounds it whatever memory its layer has, where memory binds over layers.
 
     A search within the slots that memory leaves a layer proves nothing of others; nor is a layer then done because it
     is within the gap of what these allow. ``within`` is the gap asked for.
     """
     if not problem.capacity.binds or problem.minimise == "aggregate":
         return result
-    bound = result.bound if room is None else room.bounds[index]
+    bound = result.bound if division is None else division.bounds[index]
     here, stop = gap(result.z, bound.value), result.stop
     if stop in {Stop.PROVED, Stop.GAP}:
         stop = Stop.FINISHED
@@ -49,11 +51,11 @@ def never_worse(
 ) -> list[LayerResult]:
     """Take the better of results and complete plans of other methods: layer by layer, or as a whole what layers share.
 
-    Where the number of copies is free, plans may have others than the results. Bounds stay: they hold for either.
+    Where the number of replicas is free, plans may have others than the results. Bounds stay: they hold for either.
     """
     best = list(results)
     for plan in plans.values():
-        if problem.minimise == "layers" and not problem.shares_copies:
+        if problem.minimise == "layers" and not problem.shares_replicas:
             worse = [theirs.z < mine.z * (1 - _ROUNDING) for mine, theirs in zip(best, plan, strict=True)]
         else:
             now, then = objective_of(problem, best), objective_of(problem, plan)
@@ -68,4 +70,4 @@ def _instead(result: LayerResult, other: LayerResult) -> LayerResult:
     stop: Stop = Stop.FINISHED if result.stop in {Stop.PROVED, Stop.GAP} else result.stop
     if gap(other.z, result.bound.value) <= OPTIMAL_GAP:
         stop = Stop.PROVED
-    return replace(result, node=other.node, z=other.z, gpu=other.gpu, copies=other.copies, stop=stop, repaired=0)
+    return replace(result, node=other.node, z=other.z, gpu=other.gpu, replicas=other.replicas, stop=stop, repaired=0)

@@ -51,7 +51,7 @@ def _on_gpus(problem: Problem, by_node: Problem, results: Sequence[LayerResult])
     fitted = fit_to_gpus(by_node, results)
     placed = []
     for index, (result, gpus) in enumerate(zip(fitted, pack(by_node, fitted), strict=True)):
-        gpu, layer = np.array([own[0] for own in gpus], dtype=np.int64), problem.layer(index, result.copies)
+        gpu, layer = np.array([own[0] for own in gpus], dtype=np.int64), problem.layer(index, result.replicas)
         placed.append(
             LayerResult(
                 gpu,
@@ -59,7 +59,7 @@ def _on_gpus(problem: Problem, by_node: Problem, results: Sequence[LayerResult])
                 best_bound(layer),
                 result.stop,
                 gpu=gpu,
-                copies=result.copies,
+                replicas=result.replicas,
                 repaired=result.repaired,
             )
         )

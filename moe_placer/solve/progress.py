@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from moe_placer.decomposition.aggregate import aggregate_bound
-from moe_placer.decomposition.memory import Room
+from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
@@ -82,10 +82,10 @@ class Reporter:
         tell: Callable[[Progress], None] | None,
         baselines: Mapping[str, float | str],
         build: Build,
-        room: Room | None = None,
+        division: MemoryDivision | None = None,
     ) -> None:
         self.problem, self.limits, self.tell = problem, limits, tell
-        self.baselines, self.build, self.room = baselines, build, room
+        self.baselines, self.build, self.division = baselines, build, division
         self.best: list[LayerResult | None] = [None] * len(problem)
         self.done: set[int] = set()
         self.cost = np.zeros((len(problem), len(problem.links)))  # kept only where the aggregate counts
@@ -104,12 +104,12 @@ class Reporter:
 
     def _note(self, index: int, result: LayerResult | None) -> None:
         if result is not None:
-            result = of_the_instance(self.problem, self.room, index, result, self.limits.gap)
+            result = of_the_instance(self.problem, self.division, index, result, self.limits.gap)
         self.best[index] = result
         if self.tell is not None and self.problem.minimise == "aggregate":
             self.cost[index] = 0.0
             if result is not None and result.node is not None:
-                self.cost[index] = self.problem.layer(index, result.copies).cost(result.node)
+                self.cost[index] = self.problem.layer(index, result.replicas).cost(result.node)
 
     def _tell(self) -> None:
         placed = {i: r for i, r in enumerate(self.best) if r is not None and r.node is not None}
@@ -123,8 +123,8 @@ class Reporter:
             objective = float(self.cost.sum(axis=0).max(initial=0.0))
             bound = aggregate_bound([r.bound for r in placed.values()]) if len(placed) == len(now) else 0.0
             worst_gap = gap(objective, bound)
-        elif self.room is not None and len(placed) == len(now):
-            bound = max(bound, self.room.total)
+        elif self.division is not None and len(placed) == len(now):
+            bound = max(bound, self.division.total)
             worst_gap = gap(objective, bound)
         self.tell(
             Progress(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, companions_bound, even_weights, relaxed_bound
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
-from moe_placer.decomposition.memory import Room, share_room
+from moe_placer.decomposition.memory import MemoryDivision, divide_memory
 from moe_placer.errors import DefectError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
@@ -65,8 +65,8 @@ class Solution:
     seconds : float
         Wall-clock time of everything, from reading the traffic to the verdict.
     repaired : int
-        Replicas that are not where the method puts them: copies of one expert were too close together, a pin held one,
-        or a DP group's nodes had no slot left.
+        Replicas that are not where the method puts them: replicas of one expert were too close together, a pin held
+        one, or a DP group's nodes had no slot left.
     traffic : Traffic
     minimise : str
         Which objective: ``layers`` or ``aggregate``.
@@ -175,27 +175,27 @@ def solve(
     if reason := method.refuses(problem_for(method, problem)):
         raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
     kept = find_slots(problem, start) if start is not None and problem.capacity.binds else None
-    room = share_room(problem, limits, kept) if _can_share_room(problem, method) else None
-    if room is not None:
-        problem = room.problem
+    division = divide_memory(problem, limits, kept) if _can_divide_memory(problem, method) else None
+    if division is not None:
+        problem = division.problem
     elif kept is not None:
-        problem = replace(problem.with_room(kept), room_is_given=False)
+        problem = replace(problem.with_slots(kept), slots_are_given=False)
     baselines = run_baselines(problem, seed)
     place_baselines = partial(_place_baselines, instance, traffic, problem, seed, baselines.plans)
-    by_load, first = problem.copies, baselines.start
+    by_load, first = problem.replicas, baselines.start
     if start is not None:
         problem, first = better_start(problem, first, start)
 
     def build(results: Sequence[LayerResult]) -> Placement:
         fitted = fit_to_gpus(problem, results)
-        return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, room)
+        return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, division)
 
-    report = Reporter(problem, limits, progress, baselines.totals, build, room)
+    report = Reporter(problem, limits, progress, baselines.totals, build, division)
     improves = _improves(method)
     if improves:
         report.start(first)  # quick methods ignore it; others may
     with count_deaths() as deaths:
-        results = _run(method, problem, limits, seed, first, report, room)
+        results = _run(method, problem, limits, seed, first, report, division)
     results = fit_to_gpus(problem, results)
     if improves:
         results = never_worse(problem, results, baselines.plans)
@@ -245,10 +245,10 @@ def _improves(method: Solver) -> bool:
     return isinstance(method, LayerSolver) and not method.quick
 
 
-def _can_share_room(problem: Problem, method: Solver) -> bool:
-    """Whether it pays to divide room among the layers first: where memory binds, and the method takes its time."""
-    apart = problem.minimise == "layers" and not problem.shares_copies
-    linear = not problem.coverage and problem.home is None  # room is divided among nodes
+def _can_divide_memory(problem: Problem, method: Solver) -> bool:
+    """Whether it pays to divide memory among the layers first: where memory binds, and the method takes its time."""
+    apart = problem.minimise == "layers" and not problem.shares_replicas
+    linear = not problem.coverage and problem.home is None  # memory is divided among nodes
     return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
@@ -259,14 +259,14 @@ def _run(
     seed: int,
     start: list[LayerResult | None],
     report: Callable[[int, LayerResult], None],
-    room: Room | None,
+    division: MemoryDivision | None,
 ) -> list[LayerResult]:
     """Run the solver; see that every layer has a placement and, time permitting, a re-checkable bound."""
     nodes = [result.node if result is not None else None for result in start]
     results = run_method(method, problem, limits, seed, nodes, report)
     if len(results) != len(problem):
         raise DefectError(f"the solver {method.name} returned {len(results)} layers instead of {len(problem)}")
-    results = [of_the_instance(problem, room, index, result, limits.gap) for index, result in enumerate(results)]
+    results = [of_the_instance(problem, division, index, result, limits.gap) for index, result in enumerate(results)]
     for index, result in enumerate(results):
         layer = problem.moe_layers[index]
         if result.status is Status.INFEASIBLE:
@@ -295,14 +295,14 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
         return
     if problem.minimise == "aggregate":
         if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
-            layers = [problem.layer(index, result.copies) for index, result in enumerate(results)]
+            layers = [problem.layer(index, result.replicas) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
         return
     if problem.coverage:
         for index, result in enumerate(results):
             if result.bound.companions is None and not limits.deadline.over:
                 assert result.node is not None
-                layer = problem.layer(index, result.copies)
+                layer = problem.layer(index, result.replicas)
                 yield index, companions_bound(layer, result.node, limits.deadline)
         return
     for index, result in enumerate(results):
@@ -318,7 +318,7 @@ def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int,
 
     Those of the nearest layer that has some are within 0.1% of its own where layers are alike.
     """
-    layer = problem.layer(index, results[index].copies)
+    layer = problem.layer(index, results[index].replicas)
     if not deadline.over:
         bound = relaxed_bound(layer, deadline.left)
         if bound.weights is not None:
@@ -330,7 +330,7 @@ def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int,
 
 
 def _fits(problem: Problem, index: int, result: LayerResult) -> bool:
-    expert, _ = problem.items(index, result.copies)
+    expert, _ = problem.items(index, result.replicas)
     node = np.asarray(result.node)
     return node.shape == expert.shape and bool(((node >= 0) & (node < problem.nodes)).all())
 

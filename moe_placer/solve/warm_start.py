@@ -38,7 +38,7 @@ class Baselines:
     plans : dict
         Name to the results of all layers, where each has a placement.
     start : list of LayerResult or None
-        The best for each layer with the copies of the problem, or of all layers where these count together.
+        The best for each layer with the replicas of the problem, or of all layers where these count together.
     """
 
     totals: dict[str, float | str]
@@ -64,65 +64,67 @@ def run_baselines(problem: Problem, seed: int) -> Baselines:
         total = objective_of(problem, results)
         found.totals[name] = "it finds no valid placement" if total is None else total
         usable = [
-            replace(r, gpu=None, repaired=0) if r.node is not None and r.copies is None else None for r in results
+            replace(r, gpu=None, repaired=0) if r.node is not None and r.replicas is None else None for r in results
         ]
         found.start[:] = _better_of(problem, found.start, usable)
         if total is not None:
-            found.plans[name] = [_with_own_copies(problem, index, result) for index, result in enumerate(results)]
+            found.plans[name] = [_with_own_replicas(problem, index, result) for index, result in enumerate(results)]
     return found
 
 
-def _with_own_copies(problem: Problem, index: int, result: LayerResult) -> LayerResult:
-    """Have a result say what copies it has, where another start may give the problem others."""
-    own = problem.copies[index] if problem.copies_are_free and result.copies is None else result.copies
-    return replace(result, copies=own)
+def _with_own_replicas(problem: Problem, index: int, result: LayerResult) -> LayerResult:
+    """Have a result say what replicas it has, where another start may give the problem others."""
+    own = problem.replicas[index] if problem.replicas_are_free and result.replicas is None else result.replicas
+    return replace(result, replicas=own)
 
 
 def better_start(
     problem: Problem, first: list[LayerResult | None], start: Placement
 ) -> tuple[Problem, list[LayerResult | None]]:
-    """Take the better of ``first`` and ``start``, layer by layer; the problem then has the copies of these.
+    """Take the better of ``first`` and ``start``, layer by layer; the problem then has the replicas of these.
 
-    All layers take the same side where the aggregate counts, and where they share a budget of copies, unless ``start``
-    has the copies of ``first``.
+    All layers take the same side where the aggregate counts, and where they share a budget of replicas, unless
+    ``start`` has the replicas of ``first``.
 
     Raises
     ------
     InputError
         ``start`` is of another shape, or breaks a constraint.
     """
-    copies = _copies_of(problem, start)
-    given = replace(problem, copies=copies)
+    replicas = _replicas_of(problem, start)
+    given = replace(problem, replicas=replicas)
     found = [_result(given, index, start) for index in range(len(problem))]
-    shared = problem.shares_copies and not np.array_equal(copies, problem.copies)
+    shared = problem.shares_replicas and not np.array_equal(replicas, problem.replicas)
     if problem.minimise == "aggregate" or shared:
         now, then = objective_of(problem, first), objective_of(given, found)
         better = np.full(len(problem), now is None or (then is not None and then < now))
     else:
         better = np.array([mine is None or theirs.z < mine.z for mine, theirs in zip(first, found, strict=True)])
     best = [theirs if take else mine for take, mine, theirs in zip(better, first, found, strict=True)]
-    return replace(problem, copies=np.where(better[:, None], copies, problem.copies)), best
+    return replace(problem, replicas=np.where(better[:, None], replicas, problem.replicas)), best
 
 
-def _copies_of(problem: Problem, start: Placement) -> Ints:
-    """Return the copies [MoE layers, experts] of a start; they must be the problem's, or a choice that it allows."""
+def _replicas_of(problem: Problem, start: Placement) -> Ints:
+    """Return the replicas [MoE layers, experts] of a start; they must be the problem's, or a choice that it allows."""
     if len(start.gpu) != len(problem):
         raise _wrong(f"a start placement of {len(start.gpu)} MoE layers", f"{len(problem)}, as {problem.name} has")
     rows = []
-    for index, (experts, own) in enumerate(zip(start.gpu, problem.copies, strict=True)):
+    for index, (experts, own) in enumerate(zip(start.gpu, problem.replicas, strict=True)):
         row = np.array([len(gpus) for gpus in experts])
         known = row.shape == own.shape and (row > 0).all()
         same = known and np.array_equal(row, own)
         fits = known and (row.sum() == own.sum() or problem.redundant_in_all is not None)
-        if not same and not (problem.copies_are_free and fits):
+        if not same and not (problem.replicas_are_free and fits):
             layer = problem.moe_layers[index]
-            raise _wrong(f"a start placement with other copies of experts in layer {layer}", f"those of {problem.name}")
+            raise _wrong(
+                f"a start placement with other replicas of experts in layer {layer}", f"those of {problem.name}"
+            )
         rows.append(row)
-    copies = np.stack(rows)
-    if problem.redundant_in_all is not None and (copies - 1).sum() > problem.redundant_in_all:
-        found = f"a start placement with {(copies - 1).sum():,} redundant replicas over all layers"
+    replicas = np.stack(rows)
+    if problem.redundant_in_all is not None and (replicas - 1).sum() > problem.redundant_in_all:
+        found = f"a start placement with {(replicas - 1).sum():,} redundant replicas over all layers"
         raise _wrong(found, f"at most the {problem.redundant_in_all:,} of {problem.name}")
-    return copies
+    return replicas
 
 
 def _result(problem: Problem, index: int, start: Placement) -> LayerResult:
@@ -147,7 +149,7 @@ def find_slots(problem: Problem, start: Placement) -> Ints | None:
     if len(start.gpu) != len(problem):
         return None
     for layer, experts in enumerate(start.gpu):
-        gpus = [gpu for e in range(len(experts)) for copy in start.shards(layer, e) for gpu in copy]
+        gpus = [gpu for e in range(len(experts)) for replica in start.shards(layer, e) for gpu in replica]
         if max(gpus, default=0) >= slots.shape[1]:
             return None
         slots[layer] = np.bincount(gpus, minlength=slots.shape[1])

@@ -18,7 +18,7 @@ from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
 
 __all__ = [
-    "any_copies_bound",
+    "any_replicas_bound",
     "dual_bound",
     "hot_expert_bound",
     "hot_replicas_bound",
@@ -56,24 +56,24 @@ def dual_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mappi
     return 0.0 if steps is None else value_of(steps, unit)  # None: no placement at all, as rule "slots" will say
 
 
-def memory_bound(prices: Sequence[Floats], slots: Ints, room_prices: Floats, room: Ints) -> float:
-    """Bound on the sum over layers of z: cheapest assignments where room is paid for, less what all room is worth.
+def memory_bound(prices: Sequence[Floats], slots: Ints, memory_prices: Floats, memory: Ints) -> float:
+    """Bound on the sum over layers of z: cheapest assignments where memory is paid for, less what all memory is worth.
 
     Parameters
     ----------
     prices : sequence of float array [items, nodes]
         `link_prices` of every layer.
-    slots, room : int array [nodes]
+    slots, memory : int array [nodes]
         Replicas that each node can hold of one layer, and of all together.
-    room_prices : float array [nodes]
+    memory_prices : float array [nodes]
         At least 0.
     """
     largest = max(float(one.max(initial=0.0)) for one in prices)
-    unit = find_unit(max(largest, float(room_prices.max(initial=0.0))))
+    unit = find_unit(max(largest, float(memory_prices.max(initial=0.0))))
     if unit is None:
         return 0.0
-    paid = on_grid(room_prices, unit)  # whatever is rounded off: any prices prove something
-    total = -sum(p * r for p, r in zip(paid.tolist(), room.tolist(), strict=True))
+    paid = on_grid(memory_prices, unit)  # whatever is rounded off: any prices prove something
+    total = -sum(p * r for p, r in zip(paid.tolist(), memory.tolist(), strict=True))
     for one in prices:
         steps = least_cost(on_grid(one, unit) + paid, slots)
         if steps is None:
@@ -82,12 +82,12 @@ def memory_bound(prices: Sequence[Floats], slots: Ints, room_prices: Floats, roo
     return value_of(total, unit)
 
 
-def any_copies_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float]) -> float:
-    """Bound that link weights prove whatever the number of copies: every expert, in one copy, at its cheapest node."""
-    if layer.copies is None or not (slots > 0).any():
+def any_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float]) -> float:
+    """Bound that link weights prove for any number of replicas: every expert, once, at its cheapest node."""
+    if layer.replicas is None or not (slots > 0).any():
         return 0.0
-    first = np.cumsum(layer.copies) - layer.copies
-    prices = link_prices(network, layer, weights)[first] * layer.copies[:, None]  # a rounding that _SPARE counts
+    first = np.cumsum(layer.replicas) - layer.replicas
+    prices = link_prices(network, layer, weights)[first] * layer.replicas[:, None]  # a rounding that _SPARE counts
     unit = find_unit(float(prices.max(initial=0.0)))
     if unit is None:
         return 0.0
@@ -102,27 +102,27 @@ def hot_expert_bound(network: Network, layer: PlacedLayer, slots: Ints, item: in
 
 
 def hot_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, replicas: int) -> float:
-    """Bound whatever the number of copies, ``replicas`` in all at most: what the hottest of them costs on its place.
+    """Bound whatever the number of replicas, ``replicas`` in all at most: what the hottest of them costs on its place.
 
-    Of all tokens for expert e, one of c copies gets a c-th; so z is t or more where ``ceil(cost[e] / t)``, summed over
-    experts, is above ``replicas`` for everything below t.
+    Of all tokens for expert e, one of c replicas gets a c-th; so z is t or more where ``ceil(cost[e] / t)``, summed
+    over experts, is above ``replicas`` for everything below t.
     """
     routes, of_place = network.arrivals
-    if layer.copies is None or layer.demand is None or not len(routes) or not (slots > 0).any():
+    if layer.replicas is None or layer.demand is None or not len(routes) or not (slots > 0).any():
         return 0.0
-    first = np.cumsum(layer.copies) - layer.copies
-    whole = layer.demand[:, first] * layer.copies  # a rounding that _SPARE counts
+    first = np.cumsum(layer.replicas) - layer.replicas
+    whole = layer.demand[:, first] * layer.replicas  # a rounding that _SPARE counts
     cost = _safely_below(routes @ whole, network, layer)
     open_ = [rows for rows, room in zip(of_place, slots.tolist(), strict=True) if room > 0]
     least = np.min([cost[rows].max(axis=0, initial=0.0) for rows in open_], axis=0)
-    # The largest share that is left when every further copy goes to the expert of the largest one.
+    # The largest share that is left when every further replica goes to the expert of the largest one.
     shares = [(-value, 1, value) for value in least.tolist()]
     if replicas < len(shares):
         return 0.0
     heapq.heapify(shares)
     for _ in range(replicas - len(shares)):
-        _, copies, of_all = shares[0]
-        heapq.heapreplace(shares, (-of_all / (copies + 1), copies + 1, of_all))
+        _, count, of_all = shares[0]
+        heapq.heapreplace(shares, (-of_all / (count + 1), count + 1, of_all))
     return float(-shares[0][0] * (1 - _SPARE * _ROUNDING_ERROR))
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 
-__all__ = ["BYTES_PER_VALUE", "GB", "fits_memory", "gpu_slots", "memory_of", "node_room", "node_slots", "sizes"]
+__all__ = ["BYTES_PER_VALUE", "GB", "fits_memory", "gpu_slots", "memory_of", "node_memory_slots", "node_slots", "sizes"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,7 +44,7 @@ def fits_memory(instance: Instance, gpu: int, used: float) -> bool:
 def gpu_slots(instance: Instance) -> Ints:
     """Replicas (or shards) of one layer that each GPU can hold [GPUs]: its slots, as far as its memory goes."""
     failed, most = set(instance.placement.failed_gpus), instance.placement.slots_per_gpu
-    slots = (0 if gpu in failed else min(most, _gpu_room(instance, gpu)) for gpu in range(instance.gpus))
+    slots = (0 if gpu in failed else min(most, _gpu_memory_slots(instance, gpu)) for gpu in range(instance.gpus))
     return np.array([*slots], dtype=np.int64)
 
 
@@ -53,9 +53,9 @@ def node_slots(instance: Instance) -> Ints:
     return _by_node(instance, gpu_slots(instance).tolist())
 
 
-def node_room(instance: Instance) -> Ints:
+def node_memory_slots(instance: Instance) -> Ints:
     """Replicas that each node can hold over all MoE layers [nodes], by rules ``memory``, ``slots`` and ``failed``."""
-    return _by_node(instance, [_gpu_room(instance, gpu) for gpu in range(instance.gpus)])
+    return _by_node(instance, [_gpu_memory_slots(instance, gpu) for gpu in range(instance.gpus)])
 
 
 def _by_node(instance: Instance, of_gpu: list[int]) -> Ints:
@@ -63,22 +63,22 @@ def _by_node(instance: Instance, of_gpu: list[int]) -> Ints:
     failed, per_node = set(instance.placement.failed_gpus), instance.cluster.gpus_per_node
     nodes = (range(first, first + per_node) for first in range(0, instance.gpus, per_node))
     working = [[of_gpu[gpu] for gpu in gpus if gpu not in failed] for gpus in nodes]
-    return np.array([_most_replicas(room, instance.parallelism.expert_tp) for room in working], dtype=np.int64)
+    return np.array([_most_replicas(held, instance.parallelism.expert_tp) for held in working], dtype=np.int64)
 
 
-def _most_replicas(room: list[int], shards: int) -> int:
-    """Most replicas whose shards are on different GPUs with so much room: m where sum of min(room, m) is m * shards."""
-    most = sum(room) // shards
-    while (fewer := sum(min(one, most) for one in room) // shards) < most:
+def _most_replicas(held: list[int], shards: int) -> int:
+    """Most replicas whose shards are on different GPUs that hold so many: m where sum of min(held, m) is m * shards."""
+    most = sum(held) // shards
+    while (fewer := sum(min(one, most) for one in held) // shards) < most:
         most = fewer
     return most
 
 
-def _gpu_room(instance: Instance, gpu: int) -> int:
+def _gpu_memory_slots(instance: Instance, gpu: int) -> int:
     """Shards that a GPU can take over all layers: the most that rule ``memory`` accepts, as far as slots go."""
     resident, expert = sizes(instance)
     free = memory_of(instance, gpu) * GB * (1 + ROUNDING) - resident
-    room = max(0, math.floor(free / expert) - 1)
-    while fits_memory(instance, gpu, resident + (room + 1) * expert):  # what the rule accepts, to the last bit
-        room += 1
-    return min(room, instance.placement.slots_per_gpu * len(instance.moe_layers))
+    held = max(0, math.floor(free / expert) - 1)
+    while fits_memory(instance, gpu, resident + (held + 1) * expert):  # what the rule accepts, to the last bit
+        held += 1
+    return min(held, instance.placement.slots_per_gpu * len(instance.moe_layers))

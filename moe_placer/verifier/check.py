@@ -49,24 +49,24 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     if mistakes:
         raise InputError(mistakes)
 
-    copies = rules.read_copies(instance, placement)
-    memory = rules.gpu_memory(instance, copies)
-    structure = [*rules.check_counts(instance, placement), *rules.check_places(instance, copies)]
+    replicas = rules.read_replicas(instance, placement)
+    memory = rules.gpu_memory(instance, replicas)
+    structure = [*rules.check_counts(instance, placement), *rules.check_places(instance, replicas)]
     violations: list[Violation] = [
         *rules.check_keys(instance, placement, traffic),
         *structure,
-        *rules.check_slots(instance, copies),
+        *rules.check_slots(instance, replicas),
         *rules.check_memory(instance, memory),
-        *rules.check_apart(instance, copies),
-        *rules.check_failed(instance, copies),
-        *rules.check_pinned(instance, copies),
+        *rules.check_apart(instance, replicas),
+        *rules.check_failed(instance, replicas),
+        *rules.check_pinned(instance, replicas),
     ]
     valid = not any(violation.rule in CONSTRAINTS for violation in violations)
     network = read_network(instance)
     facts = check_facts(instance, traffic, network, placement)
     violations += facts.violations
     whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
-    layers = read_layers(instance, network, traffic, copies, whole)
+    layers = read_layers(instance, network, traffic, replicas, whole)
     checker = Checker(instance, network, traffic, layers, valid, violations)
     stated = [*placement.layers[: len(layers)], *[None] * (len(layers) - len(placement.layers))]
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))

@@ -40,17 +40,17 @@ class Companions:
     ----------
     row : int
         The MoE layer, in their order.
-    copies : int array [experts]
+    replicas : int array [experts]
         How many replicas each expert has.
     """
 
-    def __init__(self, instance: Instance, network: Network, traffic: Traffic, row: int, copies: Ints) -> None:
+    def __init__(self, instance: Instance, network: Network, traffic: Traffic, row: int, replicas: Ints) -> None:
         self.instance, self.network, self.traffic = instance, network, traffic
         self.even = instance.placement.replica_routing == "even"
-        self.expert = np.repeat(np.arange(len(copies)), copies)
-        self.replica = np.concatenate([np.arange(count) for count in copies])
+        self.expert = np.repeat(np.arange(len(replicas)), replicas)
+        self.replica = np.concatenate([np.arange(count) for count in replicas])
         self.view = np.zeros_like(self.replica) if self.even else self.replica  # whose tokens may use it
-        self.chance = 1 / copies if self.even else np.ones(len(copies))
+        self.chance = 1 / replicas if self.even else np.ones(len(replicas))
         self.files = [_classes(recording.topk, row) for recording in traffic.recordings]
         classes = max(len(times) for _, times in self.files)
         roundings = classes * self.files[0][0].shape[1] + len(self.files) + len(network.links) * instance.cluster.nodes

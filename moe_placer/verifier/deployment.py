@@ -13,9 +13,9 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
-from moe_placer.verifier.loads import Network, choices_per_token, copy_demand, read_network
+from moe_placer.verifier.loads import Network, choices_per_token, read_network, replica_demand
 from moe_placer.verifier.nics import receives_by_gpu
-from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.rules import Replica
 
 __all__ = ["Deployment", "MoeLayer"]
 
@@ -63,29 +63,29 @@ class Deployment:
     @cached_property
     def moe(self) -> dict[int, MoeLayer]:
         """MoE layers by their index in the model."""
-        of_row: dict[int, list[Copy]] = {}
-        for copy in rules.read_copies(self.instance, self.placement):
-            of_row.setdefault(copy.row, []).append(copy)
+        of_row: dict[int, list[Replica]] = {}
+        for replica in rules.read_replicas(self.instance, self.placement):
+            of_row.setdefault(replica.row, []).append(replica)
         choices = choices_per_token(self.instance, self.traffic)
         rows = enumerate(self.instance.moe_layers)
         return {layer: self._layer(of_row[row], choices[:, row]) for row, layer in rows}
 
-    def _layer(self, copies: list[Copy], choices: Floats) -> MoeLayer:
-        count = Counter(copy.expert for copy in copies)
+    def _layer(self, replicas: list[Replica], choices: Floats) -> MoeLayer:
+        count = Counter(replica.expert for replica in replicas)
         counts = np.array([count[expert] for expert in range(self.instance.model.experts)])
-        demand = copy_demand(self.instance, self.traffic, choices, counts)
+        demand = replica_demand(self.instance, self.traffic, choices, counts)
         nodes, home = self.instance.cluster.nodes, self.network.home
         placed = np.zeros((nodes, len(home)))
-        for item, copy in enumerate(copies):
-            placed[:, copy.gpus[0] * len(home) // self.instance.gpus] += demand[:, item]
+        for item, replica in enumerate(replicas):
+            placed[:, replica.gpus[0] * len(home) // self.instance.gpus] += demand[:, item]
         flow = np.zeros((nodes, nodes))
         np.add.at(flow.T, home, placed.T)
         crossing = placed.copy()
         crossing[home, np.arange(len(home))] = 0.0
         cost = self.network.load(crossing) * self.network.scale
-        keys = [(copy.expert, copy.replica) for copy in copies]
+        keys = [(replica.expert, replica.replica) for replica in replicas]
         return MoeLayer(
-            {key: frozenset(copy.gpus) for key, copy in zip(keys, copies, strict=True)},
+            {key: frozenset(replica.gpus) for key, replica in zip(keys, replicas, strict=True)},
             dict(zip(keys, demand.sum(axis=0).tolist(), strict=True)),
             flow,
             dict(zip(self.network.links, cost.tolist(), strict=True)),

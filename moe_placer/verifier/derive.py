@@ -14,7 +14,7 @@ from moe_placer.placement import AggregateRecord, LayerRecord, Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import proofs, records
 from moe_placer.verifier.bounds_anew import (
-    any_copies_bound,
+    any_replicas_bound,
     dual_bound,
     hot_expert_bound,
     hot_replicas_bound,
@@ -22,7 +22,7 @@ from moe_placer.verifier.bounds_anew import (
     memory_bound,
     threshold_bound,
 )
-from moe_placer.verifier.capacity import node_room
+from moe_placer.verifier.capacity import node_memory_slots
 from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import place_slots
@@ -80,14 +80,14 @@ class Checker:
         us = tokens * float(self.network.us_per_token[at]) if at is not None else 0.0
         if record is None:
             return LayerCheck(layer.layer, z, worst, 0.0, "", tokens, us)
-        copies = None if layer.copies is None else layer.copies.tolist()
-        lacking = [*proofs.check_proof(self.instance, record, layer.layer, self.network.links, copies)]
+        replicas = None if layer.replicas is None else layer.replicas.tolist()
+        lacking = [*proofs.check_proof(self.instance, record, layer.layer, self.network.links, replicas)]
         self.violations.extend([*records.check_order(record, layer.layer), *lacking])
         given, bound = None, 0.0
         derivable = not lacking and record.proof != "solver"
         if derivable:
             proved = self._believed(self._derive(layer, record), z, [layer], "its z")
-            if proofs.copies_are_free(self.instance) and not record.any_copies:
+            if proofs.replicas_are_free(self.instance) and not record.any_copies:
                 given = proved
             else:
                 bound = proved
@@ -101,17 +101,17 @@ class Checker:
         return check
 
     def _derive(self, layer: PlacedLayer, record: LayerRecord) -> float:
-        if layer.demand is None or layer.copies is None:
+        if layer.demand is None or layer.replicas is None:
             return 0.0
         if record.proof == "hot-experts" and record.hot is not None:
             expert, replica = record.hot
-            return hot_expert_bound(self.network, layer, self._slots, int(layer.copies[:expert].sum()) + replica)
+            return hot_expert_bound(self.network, layer, self._slots, int(layer.replicas[:expert].sum()) + replica)
         if record.proof == "hot-replicas":
             return hot_replicas_bound(self.network, layer, self._slots, proofs.most_replicas(self.instance))
         weights = record.weights or {}
         if record.companions is not None and record.proof in {"companions", "weighted-companions"}:
             row = self.instance.moe_layers.index(layer.layer)
-            derivation = Companions(self.instance, self.network, self.traffic, row, layer.copies)
+            derivation = Companions(self.instance, self.network, self.traffic, row, layer.replicas)
             if record.proof == "companions" and record.hot is not None:
                 return derivation.bound(record.hot, record.companions)
             return derivation.weighted_bound(weights, record.companions.guess)
@@ -119,8 +119,8 @@ class Checker:
             return threshold_bound(self.network, layer, self._slots, weights, record.threshold)
         return self._weighted(layer, weights, record.any_copies)
 
-    def _weighted(self, layer: PlacedLayer, weights: Mapping[str, float], any_copies: bool | None) -> float:
-        derive = any_copies_bound if any_copies else dual_bound
+    def _weighted(self, layer: PlacedLayer, weights: Mapping[str, float], any_replicas: bool | None) -> float:
+        derive = any_replicas_bound if any_replicas else dual_bound
         return derive(self.network, layer, self._slots, weights)
 
     def check_aggregate(self, record: AggregateRecord | None) -> float:
@@ -157,12 +157,12 @@ class Checker:
             return 0.0
         pairs = zip(self.layers, weights, strict=True)
         prices = [link_prices(self.network, layer, own or {}) for layer, own in pairs]
-        beyond = [*proofs.check_room_prices(record, max(float(one.max(initial=0.0)) for one in prices))]
+        beyond = [*proofs.check_memory_prices(record, max(float(one.max(initial=0.0)) for one in prices))]
         self.violations.extend(beyond)
         if beyond:
             return 0.0
-        room_prices = np.array(record.room_prices)
-        derived = memory_bound(prices, self._slots, room_prices, node_room(self.instance))
+        memory_prices = np.array(record.room_prices)
+        derived = memory_bound(prices, self._slots, memory_prices, node_memory_slots(self.instance))
         derived = self._believed(derived, total_z, self.layers, "its sum of worst links")
         self.violations.extend(records.check_memory_bound(record, derived, total_z, self._sent(*self.layers)))
         return derived

@@ -13,7 +13,7 @@ from moe_placer.instance.schema import Dragonfly, SharedSlots
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import Network
-from moe_placer.verifier.proofs import copies_are_free
+from moe_placer.verifier.proofs import replicas_are_free
 from moe_placer.verifier.verification import Violation
 
 __all__ = ["Facts", "check_facts"]
@@ -103,15 +103,15 @@ def _kind(instance: Instance, link: str) -> str:
 
 
 def _replica_facts(instance: Instance, placement: Placement) -> dict[str, Any]:
-    """Return what can be said of the copies without knowing who chose them."""
+    """Return what can be said of the replicas without knowing who chose them."""
     each, budget = [sum(map(len, row)) for row in placement.gpu], instance.placement.replicas
     facts: dict[str, Any] = {"per_layer": each[0] if each and each == each[:1] * len(each) else each}
     if isinstance(budget, SharedSlots):
         facts["redundant_slots_in_all"] = budget.redundant_slots_in_all
-        facts["redundant_in_all"] = sum(len(copies) - 1 for row in placement.gpu for copies in row)
+        facts["redundant_in_all"] = sum(len(replicas) - 1 for row in placement.gpu for replicas in row)
     if budget == "dp":
         facts["copies"] = "given by the instance"
-    covers = not copies_are_free(instance) or all(record.any_copies for record in placement.layers)
+    covers = not replicas_are_free(instance) or all(record.any_copies for record in placement.layers)
     return facts | {"bound_covers_choice_of_copies": covers}
 
 

@@ -16,7 +16,7 @@ from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 from moe_placer.verifier.network import Network, link_speeds
 from moe_placer.verifier.nics import with_nics
 
-__all__ = ["Network", "choices_per_token", "copy_demand", "find_traffic_mistakes", "read_network"]
+__all__ = ["Network", "choices_per_token", "find_traffic_mistakes", "read_network", "replica_demand"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -148,22 +148,22 @@ def _count(recording: Recording, experts: int) -> tuple[Floats, Floats]:
     return np.stack(load).astype(np.float64), np.full(layers, float(tokens))
 
 
-def copy_demand(instance: Instance, traffic: Traffic, choices: Floats, copies: Ints) -> Floats:
-    """Tokens per step from every node to every copy of one MoE layer's experts: [nodes, copies in all].
+def replica_demand(instance: Instance, traffic: Traffic, choices: Floats, replicas: Ints) -> Floats:
+    """Tokens per step from every node to every replica of one MoE layer's experts: [nodes, replicas in all].
 
     Parameters
     ----------
     choices : float array [recordings, experts]
         The layer's part of `choices_per_token`.
-    copies : int array [experts]
-        How many copies each expert has; the columns are these, expert by expert, in replica order.
+    replicas : int array [experts]
+        How many replicas each expert has; the columns are these, expert by expert, in replica order.
     """
     cluster = instance.cluster
     tokens = instance.traffic.tokens_per_gpu * cluster.gpus_per_node  # of failed GPUs too: their users are still there
     T = tokens * (traffic.mix @ choices)
-    expert = np.repeat(np.arange(len(copies)), copies)
+    expert = np.repeat(np.arange(len(replicas)), replicas)
     if instance.placement.replica_routing == "even":
-        return T[:, expert] / copies[expert]
-    replica = np.concatenate([np.arange(count) for count in copies])
+        return T[:, expert] / replicas[expert]
+    replica = np.concatenate([np.arange(count) for count in replicas])
     group = np.arange(cluster.nodes) * instance.parallelism.dp // cluster.nodes
     return np.where(group[:, None] == replica[None, :], T[:, expert], 0.0)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import Network, choices_per_token
-from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.sending import tokens_between
 
 __all__ = ["PlacedLayer", "read_layers"]
@@ -25,15 +25,15 @@ Ints = npt.NDArray[np.int64]
 class PlacedLayer:
     """One MoE layer as placed.
 
-    Where not every replica can be located, ``copies`` and ``demand`` are None, ``load`` and ``worst_pair`` zero.
+    Where not every replica can be located, ``replicas`` and ``demand`` are None, ``load`` and ``worst_pair`` zero.
 
     Attributes
     ----------
     layer : int
         Index in the model, dense layers counted.
-    copies : int array [experts] or None
+    replicas : int array [experts] or None
     demand : float array [nodes, items] or None
-        Tokens per step from every node to every item: the copies, expert by expert, in replica order.
+        Tokens per step from every node to every item: the replicas, expert by expert, in replica order.
     roundings : int
         How many roundings, each of 2**-53, a number in ``demand`` may have gone through.
     load : float array [links]
@@ -43,7 +43,7 @@ class PlacedLayer:
     """
 
     layer: int
-    copies: Ints | None
+    replicas: Ints | None
     demand: Floats | None
     roundings: int
     load: Floats
@@ -56,22 +56,22 @@ class PlacedLayer:
 
 
 def read_layers(
-    instance: Instance, network: Network, traffic: Traffic, copies: Sequence[Copy], whole: set[int]
+    instance: Instance, network: Network, traffic: Traffic, replicas: Sequence[Replica], whole: set[int]
 ) -> list[PlacedLayer]:
     """Compute demand and loads of every MoE layer; ``whole`` are those whose replicas can all be located."""
     choices = choices_per_token(instance, traffic)
-    of_layer: list[list[Copy]] = [[] for _ in instance.moe_layers]
-    for copy in copies:
-        of_layer[copy.row].append(copy)
+    of_layer: list[list[Replica]] = [[] for _ in instance.moe_layers]
+    for replica in replicas:
+        of_layer[replica.row].append(replica)
     layers = []
     for row, layer in enumerate(instance.moe_layers):
         if layer not in whole:
             layers.append(PlacedLayer(layer, None, None, 0, np.zeros(len(network.links)), 0.0))
             continue
-        count = Counter(copy.expert for copy in of_layer[row])
+        count = Counter(replica.expert for replica in of_layer[row])
         counts = np.array([count[expert] for expert in range(instance.model.experts)])
         flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row])
-        # A quotient and a product per recording, their sum, the node's tokens, and the division by copies.
+        # A quotient and a product per recording, their sum, the node's tokens, and the division by replicas.
         roundings = 2 * len(traffic.recordings) + 8
         between = np.zeros((instance.cluster.nodes,) * 2)
         np.add.at(between.T, network.home, flow.T)

@@ -15,23 +15,23 @@ from moe_placer.verifier.verification import Violation
 
 __all__ = [
     "check_aggregate_proof",
+    "check_memory_prices",
     "check_memory_proof",
     "check_proof",
-    "check_room_prices",
-    "copies_are_free",
     "most_replicas",
+    "replicas_are_free",
 ]
 
 WEIGHT_TOLERANCE = 1e-6
-HIGHEST_ROOM_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
+HIGHEST_MEMORY_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
 WEIGHTED = {"dual", "threshold", "weighted-companions"}
-_ANY_COPIES = "required is proof: dual or hot-replicas, and even routing"
-_OF_ANY_COPIES = {"dual", "hot-replicas"}
+_ANY_REPLICAS = "required is proof: dual or hot-replicas, and even routing"
+_OF_ANY_REPLICAS = {"dual", "hot-replicas"}
 
 
-def copies_are_free(instance: Instance) -> bool:
-    """Whether how many copies each expert has is a choice: then a bound must hold for every choice."""
+def replicas_are_free(instance: Instance) -> bool:
+    """Whether how many replicas each expert has is a choice: then a bound must hold for every choice."""
     budget = instance.placement.replicas
     if isinstance(budget, RedundantSlots):
         return budget.redundant_slots > 0
@@ -49,22 +49,22 @@ def most_replicas(instance: Instance) -> int:
 
 
 def check_proof(
-    instance: Instance, record: LayerRecord, layer: int, links: tuple[str, ...], copies: list[int] | None
+    instance: Instance, record: LayerRecord, layer: int, links: tuple[str, ...], replicas: list[int] | None
 ) -> Iterator[Violation]:
     """Rules ``weights`` and ``proof``: the record carries what its proof needs, and nothing else in its place.
 
-    ``copies`` counts the copies of each expert; None where the placement is too broken for that.
+    ``replicas`` counts the replicas of each expert; None where the placement is too broken for that.
     """
     yield from _check_weights(record, layer, links)
     yield from check_proof_fits(instance, record.proof, layer, f"proof: {record.proof}")
-    if record.any_copies and not (record.proof in _OF_ANY_COPIES and instance.placement.replica_routing == "even"):
-        yield Violation("proof", f"a bound for any copies with proof: {record.proof}, {_ANY_COPIES}", layer)
+    if record.any_copies and not (record.proof in _OF_ANY_REPLICAS and instance.placement.replica_routing == "even"):
+        yield Violation("proof", f"a bound for any replicas with proof: {record.proof}, {_ANY_REPLICAS}", layer)
     if record.proof == "hot-replicas" and not record.any_copies:
-        required = "required is that it holds for any copies"
+        required = "required is that it holds for any replicas"
         yield Violation("proof", f"proof: hot-replicas without any_copies, {required}", layer)
-    for_these = not record.any_copies and record.proof != "solver" and copies_are_free(instance)
+    for_these = not record.any_copies and record.proof != "solver" and replicas_are_free(instance)
     if record.bound_given_replicas is not None and not for_these:
-        required = "required are copies that are a choice, and a proof for those as given that can be checked"
+        required = "required are replicas that are a choice, and a proof for those as given that can be checked"
         yield Violation("proof", f"bound_given_replicas with proof: {record.proof}, {required}", layer)
     if record.proof == "threshold":
         if record.threshold is None:
@@ -72,17 +72,17 @@ def check_proof(
         elif not (math.isfinite(record.threshold) and record.threshold >= 0):
             yield Violation("proof", f"a threshold of {record.threshold:.9g}, required is 0 or more", layer)
     if record.proof in {"hot-experts", "companions"}:
-        yield from _check_hot(record, layer, copies)
+        yield from _check_hot(record, layer, replicas)
     if record.proof in {"companions", "weighted-companions"}:
         yield from _check_companions(instance, record, layer)
 
 
-def _check_hot(record: LayerRecord, layer: int, copies: list[int] | None) -> Iterator[Violation]:
+def _check_hot(record: LayerRecord, layer: int, replicas: list[int] | None) -> Iterator[Violation]:
     if record.hot is None:
         yield Violation("proof", f"no hot replica, required for proof: {record.proof}", layer)
-    elif copies is not None:
+    elif replicas is not None:
         expert, replica = record.hot
-        if not (0 <= expert < len(copies) and 0 <= replica < copies[expert]):
+        if not (0 <= expert < len(replicas) and 0 <= replica < replicas[expert]):
             found = f"hot names expert {shown(expert)}, replica {shown(replica)}"
             yield Violation("proof", f"{found}, required is a replica of this layer", layer)
 
@@ -111,9 +111,9 @@ def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tu
     if (record.bound is None) != (record.proof is None):
         yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
     if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
-        yield Violation("proof", f"a bound on the aggregate for any copies, {_ANY_COPIES}")
-    if record.proof is not None and not record.any_copies and copies_are_free(instance):
-        required = "required is any_copies, since how many copies each expert has is a choice"
+        yield Violation("proof", f"a bound on the aggregate for any replicas, {_ANY_REPLICAS}")
+    if record.proof is not None and not record.any_copies and replicas_are_free(instance):
+        required = "required is any_copies, since how many replicas each expert has is a choice"
         yield Violation("proof", f"a bound on the aggregate for the replicas as given, {required}")
 
 
@@ -134,11 +134,11 @@ def check_memory_proof(
         found = "a bound that counts memory, with cluster.nics.receive: destination-gpu"
         yield Violation("proof", f"{found}, required are nodes as places")
     if len(record.room_prices) != nodes:
-        found = f"{len(record.room_prices)} prices of room for the bound that counts memory"
+        found = f"{len(record.room_prices)} prices of memory for the bound that counts memory"
         yield Violation("proof", f"{found}, required is one per node ({nodes})")
     for node, price in enumerate(record.room_prices):
         if not (math.isfinite(price) and price >= 0):
-            yield Violation("proof", f"a price of room of {price:.9g} on node {node}, required is 0 or more")
+            yield Violation("proof", f"a price of memory of {price:.9g} on node {node}, required is 0 or more")
     if any(weights is None for weights in proofs):
         yield Violation("proof", "the bound that counts memory needs link weights of every layer")
     if record.weights is not None:
@@ -147,17 +147,17 @@ def check_memory_proof(
             yield Violation("weights", f"{found}, required is one per MoE layer ({len(instance.moe_layers)})")
         for layer, weights in zip(instance.moe_layers, record.weights, strict=False):
             yield from _check_range(weights, layer, links)
-    if copies_are_free(instance):
-        yield Violation("proof", "a bound that counts memory, required is a fixed number of copies of each expert")
+    if replicas_are_free(instance):
+        yield Violation("proof", "a bound that counts memory, required is a fixed number of replicas of each expert")
 
 
-def check_room_prices(record: MemoryRecord, largest: float) -> Iterator[Violation]:
-    """Rule ``proof``: prices of room are in range, given the ``largest`` weighted cost of a replica on a node."""
-    highest = HIGHEST_ROOM_PRICE * largest
+def check_memory_prices(record: MemoryRecord, largest: float) -> Iterator[Violation]:
+    """Rule ``proof``: prices of memory are in range, given the ``largest`` weighted cost of a replica on a node."""
+    highest = HIGHEST_MEMORY_PRICE * largest
     beyond = [node for node, price in enumerate(record.room_prices) if price > highest]
     if beyond:
-        found = f"a price of room of {record.room_prices[beyond[0]]:.9g} tokens on node {beyond[0]}"
-        required = f"required are at most {highest:.9g}, {HIGHEST_ROOM_PRICE:,.0f} times the largest weighted cost"
+        found = f"a price of memory of {record.room_prices[beyond[0]]:.9g} tokens on node {beyond[0]}"
+        required = f"required are at most {highest:.9g}, {HIGHEST_MEMORY_PRICE:,.0f} times the largest weighted cost"
         yield Violation("proof", f"{found}, {required} of a replica")
 
 

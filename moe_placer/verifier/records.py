@@ -81,7 +81,7 @@ def check_aggregate(
 def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sent: float) -> Iterator[Violation]:
     """Rule ``bound`` for a bound on the sum of z that counts memory."""
     if not _within(record.bound, derived + ROUNDING * total_z, sent):  # a difference of sums of about total_z
-        required = f"required are at most the {derived:.12g} tokens that weights and prices of room give"
+        required = f"required are at most the {derived:.12g} tokens that weights and prices of memory give"
         yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
     if not _within(record.bound, total_z, sent):
         required = f"required are at most the {total_z:.12g} tokens of the sum of worst links"
@@ -130,13 +130,13 @@ def check_figures(
 
 
 def check_given_replicas(record: LayerRecord, check: LayerCheck, sent: float) -> Iterator[Violation]:
-    """Rule ``bound`` where copies are a choice, but the proof holds for those as given: it bounds not the instance."""
+    """Rule ``bound`` where replicas are a choice, but the proof holds only for those as given."""
     stated, given, layer = record.bound_given_replicas, check.bound_given_replicas, check.layer
     if given is None:
         return
     if record.bound > 0:
         found = f"states a bound of {record.bound:.12g} tokens by a proof ({record.proof}) for the replicas as given"
-        required = "required is 0 or any_copies, since how many copies each expert has is a choice: what holds for"
+        required = "required is 0 or any_copies, since how many replicas each expert has is a choice: what holds for"
         yield Violation("bound", f"{found}, {required} these replicas is bound_given_replicas", layer)
     if stated is not None and not _within(stated, given, sent):
         required = f"required are at most the {given:.12g} tokens that its proof ({record.proof}) gives"

@@ -17,7 +17,7 @@ from moe_placer.verifier.capacity import GB, fits_memory, memory_of, sizes
 from moe_placer.verifier.verification import Violation
 
 __all__ = [
-    "Copy",
+    "Replica",
     "check_apart",
     "check_counts",
     "check_failed",
@@ -27,13 +27,13 @@ __all__ = [
     "check_places",
     "check_slots",
     "gpu_memory",
-    "read_copies",
+    "read_replicas",
     "shown",
 ]
 
 
 @dataclass(frozen=True)
-class Copy:
+class Replica:
     """One replica as the placement has it.
 
     Attributes
@@ -64,10 +64,10 @@ def shown(number: int) -> str:
     return str(number) if abs(number) < 10**18 else "a number of more than 18 digits"
 
 
-def read_copies(instance: Instance, placement: Placement) -> list[Copy]:
+def read_replicas(instance: Instance, placement: Placement) -> list[Replica]:
     """List every replica of the layers and experts that the model has; rule ``shape`` reports the others."""
     return [
-        Copy(row, layer, expert, replica, gpus)
+        Replica(row, layer, expert, replica, gpus)
         for row, layer in enumerate(instance.moe_layers[: len(placement.gpu)])
         for expert in range(min(len(placement.gpu[row]), instance.model.experts))
         for replica, gpus in enumerate(placement.shards(row, expert))
@@ -88,7 +88,7 @@ def check_keys(instance: Instance, placement: Placement, traffic: Traffic) -> It
 
 
 def check_counts(instance: Instance, placement: Placement) -> Iterator[Violation]:
-    """Rules ``shape`` and ``replicas``: as many layers, experts, records and copies as there should be."""
+    """Rules ``shape`` and ``replicas``: as many layers, experts, records and replicas as there should be."""
     layers, experts = instance.moe_layers, instance.model.experts
     for found, what in ((len(placement.gpu), "lists of GPUs"), (len(placement.layers), "layer records")):
         if found != len(layers):
@@ -97,71 +97,71 @@ def check_counts(instance: Instance, placement: Placement) -> Iterator[Violation
         if len(row) != experts:
             yield Violation("shape", f"{len(row)} experts, required are {experts}", layer)
         else:
-            yield from _check_replicas(instance, layer, [len(copies) for copies in row])
+            yield from _check_replicas(instance, layer, [len(replicas) for replicas in row])
     yield from _check_shared_budget(instance, placement)
 
 
-def _check_replicas(instance: Instance, layer: int, copies: Sequence[int]) -> Iterator[Violation]:
+def _check_replicas(instance: Instance, layer: int, replicas: Sequence[int]) -> Iterator[Violation]:
     budget, dp = instance.placement.replicas, instance.parallelism.dp
-    for expert, found in enumerate(copies):
+    for expert, found in enumerate(replicas):
         if budget == "dp" and found != dp:
             yield Violation("replicas", f"{found} replicas, required is one per DP group ({dp})", layer, expert)
         elif found < 1:
             yield Violation("replicas", "no replica, required is at least one", layer, expert)
     if isinstance(budget, RedundantSlots):
         required = instance.model.experts + budget.redundant_slots
-        if sum(copies) != required:
+        if sum(replicas) != required:
             reason = f"{instance.model.experts} experts and {budget.redundant_slots} redundant slots"
-            yield Violation("replicas", f"{sum(copies)} replicas, required are {required} ({reason})", layer)
+            yield Violation("replicas", f"{sum(replicas)} replicas, required are {required} ({reason})", layer)
 
 
 def _check_shared_budget(instance: Instance, placement: Placement) -> Iterator[Violation]:
-    """Check that all layers together have no more copies, beyond the first of each expert, than they share."""
+    """Check that all layers together have no more replicas, beyond the first of each expert, than they share."""
     budget = instance.placement.replicas
     if not isinstance(budget, SharedSlots):
         return
     rows = placement.gpu[: len(instance.moe_layers)]
-    found = sum(max(0, len(copies) - 1) for row in rows for copies in row)
+    found = sum(max(0, len(replicas) - 1) for row in rows for replicas in row)
     if found > budget.redundant_slots_in_all:
         required = f"required are at most redundant_slots_in_all ({budget.redundant_slots_in_all:,})"
         yield Violation("replicas", f"{found:,} redundant replicas over all layers, {required}")
 
 
-def check_places(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+def check_places(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
     """Rules ``gpu-id`` and ``shards``: GPUs exist, and the shards of a replica are on different ones of one node."""
     tp, per_node = instance.parallelism.expert_tp, instance.cluster.gpus_per_node
-    for copy in copies:
-        for gpu in copy.gpus:
+    for replica in replicas:
+        for gpu in replica.gpus:
             if gpu >= instance.gpus:
-                yield copy.violates("gpu-id", f"on GPU {shown(gpu)}, required is an id below {instance.gpus}")
-        if len(copy.gpus) != tp:
-            yield copy.violates("shards", f"{len(copy.gpus)} shards, required is expert_tp ({tp})")
-        elif len(set(copy.gpus)) < tp:
-            yield copy.violates("shards", f"two shards on one GPU, required are {tp} different GPUs")
-        elif len({gpu // per_node for gpu in copy.gpus}) > 1 and max(copy.gpus) < instance.gpus:
-            yield copy.violates("shards", "shards on several nodes, required are GPUs of one node")
+                yield replica.violates("gpu-id", f"on GPU {shown(gpu)}, required is an id below {instance.gpus}")
+        if len(replica.gpus) != tp:
+            yield replica.violates("shards", f"{len(replica.gpus)} shards, required is expert_tp ({tp})")
+        elif len(set(replica.gpus)) < tp:
+            yield replica.violates("shards", f"two shards on one GPU, required are {tp} different GPUs")
+        elif len({gpu // per_node for gpu in replica.gpus}) > 1 and max(replica.gpus) < instance.gpus:
+            yield replica.violates("shards", "shards on several nodes, required are GPUs of one node")
 
 
-def _existing(instance: Instance, copies: Sequence[Copy]) -> Iterator[tuple[Copy, int]]:
-    return ((copy, gpu) for copy in copies for gpu in copy.gpus if gpu < instance.gpus)
+def _existing(instance: Instance, replicas: Sequence[Replica]) -> Iterator[tuple[Replica, int]]:
+    return ((replica, gpu) for replica in replicas for gpu in replica.gpus if gpu < instance.gpus)
 
 
-def check_slots(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+def check_slots(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
     """Rule ``slots``: a GPU holds at most slots_per_gpu experts of one layer."""
     slots = instance.placement.slots_per_gpu
-    held = Counter((copy.layer, gpu) for copy, gpu in _existing(instance, copies))
+    held = Counter((replica.layer, gpu) for replica, gpu in _existing(instance, replicas))
     for (layer, gpu), found in held.items():
         if found > slots:
             message = f"holds {found} experts, required are at most slots_per_gpu ({slots})"
             yield Violation("slots", message, layer, gpu=gpu)
 
 
-def gpu_memory(instance: Instance, copies: Sequence[Copy]) -> npt.NDArray[np.float64]:
+def gpu_memory(instance: Instance, replicas: Sequence[Replica]) -> npt.NDArray[np.float64]:
     """Bytes used on each GPU; what is resident is on working GPUs only."""
     resident, expert = sizes(instance)
     used = np.full(instance.gpus, resident)
     used[list(instance.placement.failed_gpus)] = 0.0
-    for gpu, shards in Counter(gpu for _, gpu in _existing(instance, copies)).items():
+    for gpu, shards in Counter(gpu for _, gpu in _existing(instance, replicas)).items():
         used[gpu] += shards * expert
     return used
 
@@ -175,39 +175,41 @@ def check_memory(instance: Instance, used: npt.NDArray[np.float64]) -> Iterator[
             yield Violation("memory", message, gpu=gpu)
 
 
-def check_apart(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
-    """Rule ``apart``: copies of one expert are on different GPUs, or nodes, or anywhere, as the instance asks."""
+def check_apart(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
+    """Rule ``apart``: replicas of one expert are on different GPUs, or nodes, or anywhere, as the instance asks."""
     apart = instance.placement.replicas_apart
     if apart == "none":
         return
     per_place = 1 if apart == "gpu" else instance.cluster.gpus_per_node
     first: dict[tuple[int, int, int], int] = {}
-    for copy in copies:
-        places = sorted({gpu // per_place for gpu in copy.gpus if gpu < instance.gpus})
+    for replica in replicas:
+        places = sorted({gpu // per_place for gpu in replica.gpus if gpu < instance.gpus})
         met = [
-            place for place in places if first.setdefault((copy.row, copy.expert, place), copy.replica) != copy.replica
+            place
+            for place in places
+            if first.setdefault((replica.row, replica.expert, place), replica.replica) != replica.replica
         ]
         if met:
-            other, word = first[copy.row, copy.expert, met[0]], "GPU" if apart == "gpu" else "node"
+            other, word = first[replica.row, replica.expert, met[0]], "GPU" if apart == "gpu" else "node"
             message = f"on {word} {met[0]} like replica {other}, required are different {word}s"
-            yield copy.violates("apart", message, met[0] if apart == "gpu" else None)
+            yield replica.violates("apart", message, met[0] if apart == "gpu" else None)
 
 
-def check_failed(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+def check_failed(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
     """Rule ``failed``: failed GPUs hold nothing."""
     failed = set(instance.placement.failed_gpus)
-    for copy, gpu in _existing(instance, copies):
+    for replica, gpu in _existing(instance, replicas):
         if gpu in failed:
-            yield copy.violates("failed", f"on failed GPU {gpu}, required is a GPU that works", gpu)
+            yield replica.violates("failed", f"on failed GPU {gpu}, required is a GPU that works", gpu)
 
 
-def check_pinned(instance: Instance, copies: Sequence[Copy]) -> Iterator[Violation]:
+def check_pinned(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
     """Rule ``pinned``: a pinned replica is where it is pinned."""
     if not instance.placement.pinned:
         return
     pins = {(pin.layer, pin.expert, pin.replica): pin.gpu for pin in instance.placement.pinned}
-    for copy in copies:
-        gpu = pins.get((copy.layer, copy.expert, copy.replica))
-        if gpu is not None and gpu not in copy.gpus:
-            found = ", ".join(map(shown, copy.gpus)) or "none"
-            yield copy.violates("pinned", f"on GPU {found}, required is GPU {gpu}, where it is pinned", gpu)
+    for replica in replicas:
+        gpu = pins.get((replica.layer, replica.expert, replica.replica))
+        if gpu is not None and gpu not in replica.gpus:
+            found = ", ".join(map(shown, replica.gpus)) or "none"
+            yield replica.violates("pinned", f"on GPU {found}, required is GPU {gpu}, where it is pinned", gpu)

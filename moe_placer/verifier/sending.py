@@ -14,9 +14,9 @@ import numpy.typing as npt
 from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.loads import copy_demand
+from moe_placer.verifier.loads import replica_demand
 from moe_placer.verifier.nics import receives_by_gpu
-from moe_placer.verifier.rules import Copy
+from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Violation
 
 __all__ = ["check_proof_fits", "find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
@@ -59,7 +59,7 @@ def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, w
 
 
 def tokens_between(
-    instance: Instance, traffic: Traffic, row: int, choices: Floats, copies: Sequence[Copy]
+    instance: Instance, traffic: Traffic, row: int, choices: Floats, replicas: Sequence[Replica]
 ) -> tuple[Floats, Floats]:
     """Count the copies of tokens per step from every node to every place, and the tokens of every replica.
 
@@ -69,7 +69,7 @@ def tokens_between(
         The MoE layer, in their order.
     choices : float array [recordings, experts]
         How often a token chooses each expert, in this layer.
-    copies : sequence of Copy
+    replicas : sequence of Replica
         All replicas of this layer, expert by expert.
 
     Returns
@@ -80,15 +80,15 @@ def tokens_between(
     demand : float array [nodes, replicas]
         Tokens per step from every node that each replica works on; it does not depend on the unit of dispatch.
     """
-    count = Counter(copy.expert for copy in copies)
+    count = Counter(replica.expert for replica in replicas)
     counts = np.array([count[expert] for expert in range(instance.model.experts)])
-    demand = copy_demand(instance, traffic, choices, counts)
+    demand = replica_demand(instance, traffic, choices, counts)
     nodes, size = instance.cluster.nodes, instance.cluster.gpus_per_node
     part = 1 if receives_by_gpu(instance) else size  # GPUs of a place
     flow = np.zeros((nodes, instance.gpus // part))
     if sends_every_choice(instance):
-        for item, copy in enumerate(copies):
-            flow[:, copy.gpus[0] // part] += demand[:, item]
+        for item, replica in enumerate(replicas):
+            flow[:, replica.gpus[0] // part] += demand[:, item]
     else:
         per_gpu = instance.placement.dispatch == "per-gpu"
         places = instance.gpus if per_gpu else nodes
@@ -97,7 +97,7 @@ def tokens_between(
         started = instance.traffic.tokens_per_gpu * size
         for view in range(1 if even else instance.parallelism.dp):
             mine = np.full(nodes, True) if even else group == view
-            chance = _chance(copies, counts, None if even else view, places, 1 if per_gpu else size)
+            chance = _chance(replicas, counts, None if even else view, places, 1 if per_gpu else size)
             for file, recording in enumerate(traffic.recordings):
                 assert recording.topk is not None
                 reached = _reached(recording.topk[:, row], chance)
@@ -107,16 +107,16 @@ def tokens_between(
     return flow, demand
 
 
-def _chance(copies: Sequence[Copy], counts: Ints, replica: int | None, places: int, gpus: int) -> Floats:
+def _chance(replicas: Sequence[Replica], counts: Ints, view: int | None, places: int, gpus: int) -> Floats:
     """Chance that a token that chooses an expert goes to each place for it [experts, places].
 
-    ``replica`` is the only one that the token uses, None where it draws one; a place is ``gpus`` GPUs.
+    ``view`` is the only replica that the token uses, None where it draws one; a place is ``gpus`` GPUs.
     """
     chance = np.zeros((len(counts), places))
-    for copy in copies:
-        if replica is None or copy.replica == replica:
-            for place in {gpu // gpus for gpu in copy.gpus}:  # all shards of a replica work on its tokens
-                chance[copy.expert, place] += 1.0 if replica is not None else 1.0 / counts[copy.expert]
+    for replica in replicas:
+        if view is None or replica.replica == view:
+            for place in {gpu // gpus for gpu in replica.gpus}:  # all shards of a replica work on its tokens
+                chance[replica.expert, place] += 1.0 if view is not None else 1.0 / counts[replica.expert]
     return chance
 
 

@@ -19,12 +19,12 @@ RULES: tuple[str, ...] = (
     "instance",  # the placement was made for this instance
     "traffic",  # ... and for this traffic
     "shape",  # as many layers, experts and records as the model has, in its order
-    "replicas",  # every expert has the copies it should have
+    "replicas",  # every expert has the replicas it should have
     "shards",  # every replica is on expert_tp different GPUs of one node
     "gpu-id",  # every GPU exists
     "slots",  # no GPU holds more than slots_per_gpu experts of a layer
     "memory",  # experts of all layers and what is resident fit every GPU
-    "apart",  # copies of one expert do not meet
+    "apart",  # replicas of one expert do not meet
     "failed",  # failed GPUs hold nothing
     "pinned",  # pinned replicas are where they are pinned
     "z",  # the stated z is the cost of the worst link
@@ -98,7 +98,7 @@ class LayerCheck:
     worst_link_us : float
         Microseconds that it needs for them, one way, at its real bandwidth.
     bound_given_replicas : float or None
-        What the proof gives for placements with as many copies of each expert; there where how many is a choice, and
+        What the proof gives for placements with as many replicas of each expert; there where how many is a choice, and
         the proof does not hold for every choice.
     claimed_bound : float or None
         The highest bound that only the solver vouches for: not checked.

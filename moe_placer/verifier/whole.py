@@ -20,7 +20,7 @@ __all__ = ["BITS", "find_unit", "least_cost", "on_grid", "steps_up_to", "value_o
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-BITS = 58  # of the largest price on the grid: sums of a price, a price of room and a slot price stay below 2**63
+BITS = 58  # of the largest price on the grid: sums of a price, a price of memory and a slot price stay below 2**63
 _MODERATE = 600  # numbers beyond 2**600, or all below 2**-600, prove nothing: their products may not be in range
 _FAR = 2**60  # larger than any slot price that is needed
 

@@ -1,4 +1,4 @@
-"""Bounds for any number of copies: against every choice of copies and nodes there is, and against the verifier."""
+"""Bounds for any number of replicas: against every choice of replicas and nodes there is, and against the verifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import honest, level_traffic, recomputed, rules_of, tiny_instance, tiny_traffic
 
-from moe_placer.bounds.bounds import any_copies_bound
+from moe_placer.bounds.bounds import any_replicas_bound
 from moe_placer.bounds.relaxation import relax
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
@@ -27,11 +27,11 @@ def free_instance(extra: int = 1) -> Instance:
 
 
 def smallest_z(problem: Problem, experts: int, extra: int) -> float:
-    """Try every choice of copies, and every assignment of these to nodes."""
+    """Try every choice of replicas, and every assignment of these to nodes."""
     best = np.inf
     for more in combinations_with_replacement(range(experts), extra):
-        copies = 1 + np.bincount(more, minlength=experts)
-        layer = problem.layer(0, copies)
+        replicas = 1 + np.bincount(more, minlength=experts)
+        layer = problem.layer(0, replicas)
         for node in product(range(layer.nodes), repeat=layer.items):
             chosen = np.array(node)
             if layer.valid(chosen):
@@ -41,16 +41,16 @@ def smallest_z(problem: Problem, experts: int, extra: int) -> float:
 
 @pytest.mark.parametrize("extra", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_choice_of_copies_beats_the_bound(seed: int, extra: int) -> None:
+def test_no_choice_of_replicas_beats_the_bound(seed: int, extra: int) -> None:
     instance = free_instance(extra)
     problem = compile_problem(instance, tiny_traffic(instance, seed))
     layer = problem.layer(0)
-    relaxation = relax(layer, any_copies=True)
+    relaxation = relax(layer, any_replicas=True)
     assert relaxation is not None
     least = smallest_z(problem, 3, extra)
-    assert any_copies_bound(layer, relaxation.weights).value <= least * (1 + 1e-9)
+    assert any_replicas_bound(layer, relaxation.weights).value <= least * (1 + 1e-9)
     for weights in np.random.default_rng(seed).dirichlet(np.ones(layer.links), 20):
-        assert any_copies_bound(layer, weights).value <= least * (1 + 1e-9)
+        assert any_replicas_bound(layer, weights).value <= least * (1 + 1e-9)
 
 
 def test_its_value_is_worked_out_by_hand() -> None:
@@ -63,9 +63,9 @@ def test_its_value_is_worked_out_by_hand() -> None:
         placement={"replica_routing": "even", "replicas": {"redundant_slots": 1}},
     )
     layer = compile_problem(instance, level_traffic(instance, [[100.0, 100.0]], 100.0)).layer(0)
-    assert any_copies_bound(layer, np.array([1.0, 0.0])).value == pytest.approx(0.0, abs=1e-9)
+    assert any_replicas_bound(layer, np.array([1.0, 0.0])).value == pytest.approx(0.0, abs=1e-9)
     # Half and half, either node costs each expert 0.5 * 200: together 200 tokens, rounded down a hair.
-    assert any_copies_bound(layer, np.array([0.5, 0.5])).value == pytest.approx(200.0)
+    assert any_replicas_bound(layer, np.array([0.5, 0.5])).value == pytest.approx(200.0)
 
 
 @pytest.mark.parametrize(("failed", "bound"), [([], 0.0), ([0], 100.0), ([1], 0.0)])
@@ -92,15 +92,15 @@ def test_a_node_without_slots_is_no_place_for_an_expert(failed: list[int], bound
     assert layer.widest.tolist() == [3 * (node not in failed) for node in range(3)]
     halves = {"node0->node1": 0.5, "node0->node2": 0.5}
     weights = np.array([halves.get(link, 0.0) for link in problem.links])
-    assert any_copies_bound(layer, weights).value == pytest.approx(bound)
+    assert any_replicas_bound(layer, weights).value == pytest.approx(bound)
     gpu = [[[2], [1, 2]]] if failed == [0] else [[[0], [0, 2]]]
     found = recomputed(instance, gpu, traffic, proof="dual", weights=halves, any_copies=True)
     assert found.layers[0].bound == pytest.approx(bound)
-    relaxation = relax(layer, any_copies=True)
+    relaxation = relax(layer, any_replicas=True)
     assert relaxation is not None
     assert relaxation.share[:, failed] == pytest.approx(0.0)
     # Tokens of node 0 must go to node 1 or 2, and so must those of each other; without failures all can stay at home.
-    best = any_copies_bound(layer, relaxation.weights).value
+    best = any_replicas_bound(layer, relaxation.weights).value
     assert best == pytest.approx(100.0 if failed else 200.0 / 3, rel=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_the_verifier_derives_the_same_value(seed: int) -> None:
     assert solution.verification.layers[0].bound == pytest.approx(record.bound, rel=1e-8)
 
 
-def test_it_is_refused_where_copies_are_given() -> None:
+def test_it_is_refused_where_replicas_are_given() -> None:
     instance = tiny_instance()
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic)
@@ -124,7 +124,7 @@ def test_it_is_refused_where_copies_are_given() -> None:
     assert rules_of(instance, data, traffic) == ["proof"]
 
 
-def test_a_bound_that_holds_for_these_copies_only_may_be_refused_for_any() -> None:
+def test_a_bound_that_holds_for_these_replicas_only_may_be_refused_for_any() -> None:
     instance = free_instance(2)
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic)

@@ -30,7 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 # At most 8 items on 2 places, or 6 on 3: every assignment can be tried.
 CASES: dict[str, dict[str, Any]] = {
-    "one copy": {
+    "one replica": {
         "model": {"experts": 8, "top_k": 3},
         "cluster": {"nodes": 2, "gpus_per_node": 4},
         "parallelism": {"dp": 1},
@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
         "cluster": {"nodes": 2, "gpus_per_node": 4},
         "placement": {"dispatch": "per-node"},
     },
-    "copies drawn": {
+    "replicas drawn": {
         "model": {"experts": 4, "top_k": 3},
         "cluster": {"nodes": 2, "gpus_per_node": 4},
         "placement": {"dispatch": "per-node", "replica_routing": "even"},
@@ -125,7 +125,7 @@ def test_no_placement_is_below_the_bound_by_weights(name: str, seed: int) -> Non
     assert found.weights.sum() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ["one copy", "copies drawn", "GPUs"])
+@pytest.mark.parametrize("name", ["one replica", "replicas drawn", "GPUs"])
 def test_the_verifier_derives_the_bound_by_weights_as_stated(name: str) -> None:
     instance, traffic, layer = case(name, 3)
     problem = compile_problem(instance, traffic)
@@ -228,7 +228,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_a_proof_that_lacks_something_is_reported(what: str) -> None:
-    instance, traffic, data = stated("one copy", 2)
+    instance, traffic, data = stated("one replica", 2)
     changes, rule = MUTATIONS[what]
     changed = deepcopy(data)
     for path, value in changes.items():
@@ -241,12 +241,12 @@ def test_a_proof_that_lacks_something_is_reported(what: str) -> None:
 
 
 def test_a_bound_that_the_proof_does_not_give_is_reported() -> None:
-    instance, traffic, data = stated("one copy", 2)
+    instance, traffic, data = stated("one replica", 2)
     data["layers"][0]["bound"] *= 1.001
     assert "bound" in rules_of(instance, data, traffic)
 
 
-def test_it_proves_nothing_where_every_expert_gets_a_copy() -> None:
+def test_it_proves_nothing_where_every_expert_gets_a_replica() -> None:
     instance = tiny_instance(parallelism={"dp": 1}, cluster={"gpus_per_node": 1}, traffic={"kind": "trace"})
     traffic = tiny_tokens(instance)
     companions = {"depth": 0, "order": [0, 1, 2, 3], "guess": [[[]] * 4]}
@@ -256,7 +256,7 @@ def test_it_proves_nothing_where_every_expert_gets_a_copy() -> None:
     assert checked.layers[0].bound == 0
 
 
-def test_where_copies_are_a_choice_it_is_about_those_as_given() -> None:
+def test_where_replicas_are_a_choice_it_is_about_those_as_given() -> None:
     instance = tiny_instance(
         model={"experts": 4},
         cluster={"nodes": 2, "gpus_per_node": 3},

@@ -16,10 +16,14 @@ from moe_placer.bounds.relaxation import relax
 from moe_placer.problem.compile import LayerProblem, compile_problem
 
 SHAPES = {
-    "single copies": {"model": {"experts": 24}, "cluster": {"nodes": 12, "gpus_per_node": 2}, "parallelism": {"dp": 1}},
+    "single replicas": {
+        "model": {"experts": 24},
+        "cluster": {"nodes": 12, "gpus_per_node": 2},
+        "parallelism": {"dp": 1},
+    },
     "spare slots": {"model": {"experts": 14}, "cluster": {"nodes": 12, "gpus_per_node": 2}, "parallelism": {"dp": 1}},
     "groups": {"model": {"experts": 12}, "cluster": {"nodes": 12, "gpus_per_node": 2}, "parallelism": {"dp": 2}},
-    "equal copies": {
+    "equal replicas": {
         "model": {"experts": 12},
         "cluster": {"nodes": 12, "gpus_per_node": 2},
         "placement": {"replica_routing": "even"},
@@ -38,9 +42,9 @@ def case(name: str, seed: int) -> LayerProblem:
 @settings(max_examples=5, deadline=None)
 def test_sifting_finds_the_optimum_of_all_variables(name: str, without_slots: bool, seed: int) -> None:
     layer = case(name, seed)
-    whole = relax(layer, any_copies=without_slots)
+    whole = relax(layer, any_replicas=without_slots)
     with patch.multiple(relaxation, _SIMPLEX=0, _SPREAD=2, _ADDED=1):
-        sifted = relax(layer, any_copies=without_slots)
+        sifted = relax(layer, any_replicas=without_slots)
     assert whole is not None
     assert sifted is not None
     assert fractional_z(layer, sifted.share) == pytest.approx(fractional_z(layer, whole.share), rel=1e-4)
@@ -56,7 +60,7 @@ def test_sifting_finds_the_optimum_of_all_variables(name: str, without_slots: bo
 def test_what_is_forbidden_gets_no_share(name: str) -> None:
     layer, rng = case(name, 3), np.random.default_rng(3)
     forbidden = rng.random((layer.items, layer.nodes)) < 0.3
-    if name == "equal copies":  # items of one kind are told apart by nothing
+    if name == "equal replicas":  # items of one kind are told apart by nothing
         forbidden = forbidden[layer.expert]
     with patch.multiple(relaxation, _SIMPLEX=0, _SPREAD=2, _ADDED=1):
         sifted = relax(layer, forbidden=forbidden)
@@ -79,5 +83,5 @@ def test_nothing_is_returned_when_time_is_up() -> None:
 
 def fractional_z(layer: LayerProblem, share: np.ndarray) -> float:
     added = np.zeros(layer.links + 1)
-    np.add.at(added, layer.touched, np.einsum("in,inm->nm", share, layer.delta))
+    np.add.at(added, layer.affected, np.einsum("in,inm->nm", share, layer.delta))
     return float((layer.base + added[:-1]).max())

@@ -11,7 +11,7 @@ from moe_placer.limits import Limits
 from moe_placer.solve.solve import solve
 
 
-def test_a_link_of_a_full_mesh_carries_what_its_source_sends_to_the_copies_at_its_end() -> None:
+def test_a_link_of_a_full_mesh_carries_what_its_source_sends_to_the_replicas_at_its_end() -> None:
     instance = tiny_instance(cluster={"fabric": {"kind": "full-mesh"}}, parallelism={"dp": 1})
     solution = solve(instance, tiny_traffic(instance), solver="contiguous")
     check = solution.verification.layers[0]

@@ -48,7 +48,7 @@ def test_every_plan_is_measured_as_compare_measures_it() -> None:
         assert figures.wire_us == pytest.approx(compared["communication_us"], rel=1e-9)
         assert figures.busiest_gpu_tokens == pytest.approx(compared["busiest_gpu_tokens"], rel=1e-9)
         assert figures.objective == pytest.approx(compared["z_total"], rel=1e-9)
-    # Each layer's choices are 2 a token, spread over 8 GPUs that compute one copy each.
+    # Each layer's choices are 2 a token, spread over 8 GPUs that compute one replica each.
     mean = 2 * (800 * 2) / 8
     assert plans["auto"].above_mean == pytest.approx(plans["auto"].busiest_gpu_tokens / mean - 1)
 

@@ -68,10 +68,10 @@ def test_tokens_of_an_expert_are_its_demand() -> None:
     for expert in range(instance.model.experts):
         choices = [recording.load[row, expert] / recording.tokens[row] for recording in traffic.recordings]
         demand = per_node * float((traffic.mix @ np.array(choices)).sum())
-        copies = len(placement.gpu[row][expert])
-        for replica in range(copies):
+        replicas = len(placement.gpu[row][expert])
+        for replica in range(replicas):
             op = dag.operation(f"L{layer}.expert.e{expert}.r{replica}")
-            assert op.inputs[f"tokens.e{expert}.r{replica}"][0] == pytest.approx(demand / copies)
+            assert op.inputs[f"tokens.e{expert}.r{replica}"][0] == pytest.approx(demand / replicas)
 
 
 def test_link_costs_by_hand() -> None:

@@ -11,7 +11,7 @@ from dag_examples import VARIANTS, example
 
 import moe_placer
 from moe_placer.dag import build_dag, write_dags
-from moe_placer.dag.groups import find_crews, lost_nodes
+from moe_placer.dag.groups import find_tp_groups, lost_nodes
 from moe_placer.errors import InfeasibleError, InputError, NothingFoundError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.verifier.dags import verify_dags
@@ -32,20 +32,20 @@ def with_failures(nodes: int, gpus: int, tensor: int, failed: list[int], dp: int
     )
 
 
-def crews_of(*sizes: Any) -> list[tuple[int, tuple[int, ...], dict[int, float]]]:
-    return [(crew.index, crew.gpus, crew.tokens) for crew in find_crews(with_failures(*sizes))]
+def tp_groups_of(*sizes: Any) -> list[tuple[int, tuple[int, ...], dict[int, float]]]:
+    return [(tp_group.index, tp_group.gpus, tp_group.tokens) for tp_group in find_tp_groups(with_failures(*sizes))]
 
 
 def test_the_rest_of_a_group_does_its_part() -> None:
-    assert crews_of(1, 4, 2, [1]) == [(0, (0,), {0: 200.0}), (1, (2, 3), {0: 200.0})]
+    assert tp_groups_of(1, 4, 2, [1]) == [(0, (0,), {0: 200.0}), (1, (2, 3), {0: 200.0})]
 
 
 def test_a_group_that_is_gone_leaves_its_users_to_the_other_gpus_of_its_node() -> None:
-    assert crews_of(2, 4, 1, [1]) == [
+    assert tp_groups_of(2, 4, 1, [1]) == [
         *[(gpu, (gpu,), {0: pytest.approx(400 / 3)}) for gpu in (0, 2, 3)],
         *[(gpu, (gpu,), {1: 100.0}) for gpu in (4, 5, 6, 7)],
     ]
-    assert crews_of(1, 6, 2, [2, 3, 5]) == [
+    assert tp_groups_of(1, 6, 2, [2, 3, 5]) == [
         (0, (0, 1), {0: pytest.approx(200 + 200 * 2 / 3)}),
         (2, (4,), {0: pytest.approx(200 + 200 / 3)}),
     ]
@@ -53,14 +53,14 @@ def test_a_group_that_is_gone_leaves_its_users_to_the_other_gpus_of_its_node() -
 
 def test_a_group_over_nodes_attends_only_where_it_has_a_gpu() -> None:
     # The group of GPUs 2 to 4 has lost what it had on node 0: GPUs 0 and 1 get the 100 tokens of GPU 2.
-    assert crews_of(2, 3, 3, []) == [(0, (0, 1, 2), {0: 300.0}), (1, (3, 4, 5), {1: 300.0})]
-    assert crews_of(2, 3, 2, [2]) == [(0, (0, 1), {0: 300.0}), (1, (3,), {1: 100.0}), (2, (4, 5), {1: 200.0})]
+    assert tp_groups_of(2, 3, 3, []) == [(0, (0, 1, 2), {0: 300.0}), (1, (3, 4, 5), {1: 300.0})]
+    assert tp_groups_of(2, 3, 2, [2]) == [(0, (0, 1), {0: 300.0}), (1, (3,), {1: 100.0}), (2, (4, 5), {1: 200.0})]
 
 
 def test_a_lost_node_is_drawn_whole_since_its_links_carry_tokens() -> None:
     instance = with_failures(2, 2, 1, [2, 3])
     assert lost_nodes(instance) == [1]
-    assert [crew.gpus for crew in find_crews(instance)] == [(0,), (1,), (2,), (3,)]
+    assert [tp_group.gpus for tp_group in find_tp_groups(instance)] == [(0,), (1,), (2,), (3,)]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -69,18 +69,18 @@ def test_no_token_is_lost_whatever_fails(seed: int) -> None:
     nodes, gpus, tensor = rng.randint(1, 5), rng.randint(1, 5), rng.randint(1, 7)
     failed = sorted(rng.sample(range(nodes * gpus), rng.randint(1, nodes * gpus)))
     instance = with_failures(nodes, gpus, tensor, failed)
-    crews, lost = find_crews(instance), lost_nodes(instance)
+    tp_groups, lost = find_tp_groups(instance), lost_nodes(instance)
     for node in range(nodes):
-        assert sum(crew.tokens.get(node, 0.0) for crew in crews) == pytest.approx(100.0 * gpus)
-    for crew in crews:
-        assert {gpu // gpus for gpu in crew.gpus} == set(crew.tokens)
-        assert {gpu // tensor for gpu in crew.gpus} == {crew.index}
-        assert all(gpu not in failed or gpu // gpus in lost for gpu in crew.gpus)
+        assert sum(tp_group.tokens.get(node, 0.0) for tp_group in tp_groups) == pytest.approx(100.0 * gpus)
+    for tp_group in tp_groups:
+        assert {gpu // gpus for gpu in tp_group.gpus} == set(tp_group.tokens)
+        assert {gpu // tensor for gpu in tp_group.gpus} == {tp_group.index}
+        assert all(gpu not in failed or gpu // gpus in lost for gpu in tp_group.gpus)
     # The verifier finds the same without the code above.
     _, placement, traffic = example()
     found = Deployment(instance, placement, traffic)
-    assert found.tensor_groups == {crew.index: frozenset(crew.gpus) for crew in crews}
-    assert found.group_tokens == {crew.index: pytest.approx(crew.total) for crew in crews}
+    assert found.tensor_groups == {tp_group.index: frozenset(tp_group.gpus) for tp_group in tp_groups}
+    assert found.group_tokens == {tp_group.index: pytest.approx(tp_group.total) for tp_group in tp_groups}
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("failed")])

@@ -11,8 +11,8 @@ from builders import MESH, level_traffic, merged, rules_of, tiny_instance, tiny_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.decomposition.memory import share_room
-from moe_placer.decomposition.memory_rounding import fit_room
+from moe_placer.decomposition.memory import divide_memory
+from moe_placer.decomposition.memory_rounding import fit_memory
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
 from moe_placer.limits import Limits
@@ -23,22 +23,22 @@ from moe_placer.solve import solve as solving
 from moe_placer.solve.solve import Progress, Solution, solve
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import verify
-from moe_placer.verifier.capacity import node_room
+from moe_placer.verifier.capacity import node_memory_slots
 
 LAYERS = 4
 
 
 def tight(rooms: dict[int, int], most: int, **changes: Any) -> Instance:
-    """Build an instance of some MoE layers whose GPUs have room for ``most`` experts over all, or as ``rooms`` says."""
+    """Build an instance whose GPUs have memory for ``most`` experts over all MoE layers, or as ``rooms`` says."""
     model = {"layers": LAYERS, "dense_layers": []} | changes.pop("model", {})
     size = tiny_instance(**merged({"model": model, "parallelism": {"dp": 1}}, changes))
 
-    def gigabytes(copies: int) -> float:
-        return (memory_parts(size).total + (copies + 0.5) * expert_bytes(size)) / GB
+    def gigabytes(replicas: int) -> float:
+        return (memory_parts(size).total + (replicas + 0.5) * expert_bytes(size)) / GB
 
     cluster = {
         "gpu": {"memory_gb": gigabytes(most)},
-        "gpu_memory_gb": {gpu: gigabytes(copies) for gpu, copies in rooms.items()},
+        "gpu_memory_gb": {gpu: gigabytes(replicas) for gpu, replicas in rooms.items()},
     } | changes.pop("cluster", {})
     return tiny_instance(**merged({"model": model, "cluster": cluster, "parallelism": {"dp": 1}}, changes))
 
@@ -90,7 +90,7 @@ ALL = {f"small {name}": case for name, case in CASES.items()} | {f"wide {name}":
 
 def least_sum(problem: Problem) -> float:
     """Try every joint placement: per layer the least z of each count of items on nodes, then every sum of counts."""
-    room = problem.capacity.node_room
+    most = problem.capacity.node_memory_slots
     sums: dict[tuple[int, ...], float] = {(0,) * problem.nodes: 0.0}
     for index in range(len(problem)):
         layer = problem.layer(index)
@@ -105,7 +105,7 @@ def least_sum(problem: Problem) -> float:
         longer: dict[tuple[int, ...], float] = {}
         for (used, total), (count, z) in product(sums.items(), least.items()):
             both = tuple(a + b for a, b in zip(used, count, strict=True))
-            if (np.array(both) <= room).all():
+            if (np.array(both) <= most).all():
                 longer[both] = min(longer.get(both, np.inf), total + z)
         sums = longer
     return min(sums.values())
@@ -126,9 +126,9 @@ def test_the_bound_that_counts_memory_is_below_every_placement_that_fits(name: s
     solution = solved(instance, traffic)
     stated, apart = solution.placement.memory, sum(record.bound for record in solution.placement.layers)
     if stated is None:  # then the layers' bounds come to as much
-        room = share_room(problem, Limits(gap=0.0, work=4.0))
-        assert room is not None
-        assert room.total <= apart * (1 + 1e-9)
+        division = divide_memory(problem, Limits(gap=0.0, work=4.0))
+        assert division is not None
+        assert division.total <= apart * (1 + 1e-9)
     else:
         assert apart < stated.bound <= least * (1 + 1e-9)
     assert solution.bound == pytest.approx(apart if stated is None else stated.bound)
@@ -137,7 +137,7 @@ def test_the_bound_that_counts_memory_is_below_every_placement_that_fits(name: s
 
 
 def test_a_bound_that_is_known_by_hand() -> None:
-    # Of a node's 100 tokens 75 choose expert 0; node 0 has room for 1 expert over both layers. So one layer has both
+    # Of a node's 100 tokens 75 choose expert 0; node 0 has memory for 1 expert over both layers. So one layer has both
     # experts on node 1, z = 100, and one has an expert on each node, z = 75. With half of expert 0 on node 0 in each
     # layer, 62.5 tokens go to node 1: in fractions, 125 is the least, proved by that link's weight 1 and a price of 75.
     instance = tight(
@@ -151,9 +151,9 @@ def test_a_bound_that_is_known_by_hand() -> None:
     solution = solved(instance, traffic)
     assert solution.verification.total_z == pytest.approx(175)
     assert solution.bound == pytest.approx(150)  # somebody must hold expert 0, in either layer
-    room = share_room(compile_problem(instance, traffic), Limits(gap=0.0, work=4.0))
-    assert room is not None
-    assert room.total == pytest.approx(125, rel=1e-4)
+    division = divide_memory(compile_problem(instance, traffic), Limits(gap=0.0, work=4.0))
+    assert division is not None
+    assert division.total == pytest.approx(125, rel=1e-4)
     data = solution.placement.model_dump(mode="json", by_alias=True)
     into = next(link for link in solution.verification.links if link.endswith("node1"))
     data["layers"] = [{**record, "bound": 0.0, "proof": "dual", "weights": {into: 1.0}} for record in data["layers"]]
@@ -181,11 +181,11 @@ def test_memory_is_never_exceeded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "budget" not in name])
-def test_room_is_divided_at_least_as_well_as_without_prices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_divided_at_least_as_well_as_without_prices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     instance = ALL[name]
     traffic = tiny_traffic(instance, 2)
     priced = solved(instance, traffic).verification.total_z
-    monkeypatch.setattr(solving, "share_room", lambda *_: None)
+    monkeypatch.setattr(solving, "divide_memory", lambda *_: None)
     assert priced <= solved(instance, traffic).verification.total_z * (1 + 1e-9)
 
 
@@ -198,7 +198,7 @@ def test_any_fractions_are_rounded_to_slots_that_fit(name: str, seed: int) -> No
     rng, capacity = np.random.default_rng(seed), problem.capacity
     items = instance.replicas_per_layer
     counts = np.minimum(rng.dirichlet(np.ones(problem.nodes), len(problem)) * items, capacity.widest)
-    fitted = fit_room(problem, counts)
+    fitted = fit_memory(problem, counts)
     assert fitted is not None
     slots, gpus = fitted.capacity.node_slots, fitted.capacity.slots
     assert (slots.sum(axis=1) >= items).all()
@@ -213,7 +213,7 @@ def test_counts_that_fit_stay_as_they_are() -> None:
     instance = CASES["unequal"]
     problem = compile_problem(instance, tiny_traffic(instance))
     counts = np.array([[0, 2, 2], [0, 2, 2], [1, 1, 2], [0, 2, 2]])
-    fitted = fit_room(problem, counts)
+    fitted = fit_memory(problem, counts)
     assert fitted is not None
     assert (fitted.capacity.node_slots >= counts).all()
 
@@ -228,12 +228,12 @@ def test_a_placement_that_was_solved_so_can_be_improved_on() -> None:
             assert again.verification.total_z <= first.verification.total_z * (1 + 1e-9)
 
 
-def test_no_time_leaves_room_as_it_was() -> None:
+def test_no_time_leaves_memory_as_it_was() -> None:
     instance = WIDE["unequal nodes"]
     solution = solve(instance, tiny_traffic(instance), limits=Limits(time_s=0.0))
     assert solution.verification.ok
     assert solution.placement.memory is None
-    assert share_room(compile_problem(instance, tiny_traffic(instance)), Limits(time_s=0.0)) is not None
+    assert divide_memory(compile_problem(instance, tiny_traffic(instance)), Limits(time_s=0.0)) is not None
 
 
 def test_progress_counts_memory() -> None:
@@ -245,10 +245,10 @@ def test_progress_counts_memory() -> None:
     assert seen[-1].worst_gap == pytest.approx(gap(seen[-1].objective, seen[-1].objective_bound))
 
 
-def test_the_verifier_counts_the_same_room() -> None:
+def test_the_verifier_counts_the_same_memory() -> None:
     for instance in ALL.values():
         problem = compile_problem(instance, tiny_traffic(instance))
-        assert node_room(instance).tolist() == problem.capacity.node_room.tolist()
+        assert node_memory_slots(instance).tolist() == problem.capacity.node_memory_slots.tolist()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_bound_above_the_sum_is_reported_whatever_proves_it() -> None:
     assert [violation.rule for violation in violations] == ["bound", "bound"]
 
 
-def test_copies_that_are_free_have_no_such_bound() -> None:
+def test_replicas_that_are_free_have_no_such_bound() -> None:
     instance = WIDE["budget"]
     traffic = tiny_traffic(instance)
     solution = solved(instance, traffic, work=1.0)

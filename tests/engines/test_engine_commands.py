@@ -55,7 +55,7 @@ def test_what_the_engine_runs_can_be_read_back_verified_and_simulated(small: tup
     assert run("verify", instance, back, "--no-dag").returncode == 0
     assert run("schedule", instance, back, "--json").returncode == 0
     assert json.loads(back.read_text())["gpu"] == [
-        [sorted(copies) for copies in layer] for layer in json.loads(placement.read_text())["gpu"]
+        [sorted(replicas) for replicas in layer] for layer in json.loads(placement.read_text())["gpu"]
     ]
 
 

@@ -294,7 +294,7 @@ def refused(instance: Instance, form: str, plan: Plan | None = None) -> str:
 
 
 def spread(experts: int, extra: list[int], gpus: int, layers: int) -> Plan:
-    """Deal experts and further copies to GPUs in turn."""
+    """Deal experts and further replicas to GPUs in turn."""
     items = [*range(experts), *extra]
     return Plan(experts, (tuple(tuple(sorted(items[rank::gpus])) for rank in range(gpus)),) * layers)
 
@@ -388,7 +388,7 @@ def test_the_routing_rule_is_warned_of_where_it_differs() -> None:
 
 
 def test_plans_that_repeat_experts_are_told_and_kept(tmp_path: Path) -> None:
-    """What released planners make: a slot wasted on a second copy is loaded rightly by SGLang, wrongly by others."""
+    """What released planners make: a slot wasted on a second replica is loaded rightly by SGLang, wrongly by others."""
     instance = engine_instance(nodes=2, experts=8, redundant=8)
     ranks = ((0, 0, 1, 1), (2, 2, 3, 3), (4, 4, 5, 5), (6, 6, 7, 7))
     plan = Plan(8, (ranks,) * 3)
@@ -440,7 +440,7 @@ def test_a_plan_that_breaks_the_instance_is_not_a_placement() -> None:
 
 
 def test_plans_of_engines_own_planners_can_be_verified_and_simulated() -> None:
-    """They leave copies of an expert on one GPU; an instance that lets them gets figures with both copies counted."""
+    """They leave replicas of an expert on one GPU; an instance that lets them gets figures that count both."""
     lenient = engine_instance(nodes=2, experts=8, redundant=8, placement={"replicas_apart": "none"})
     deployment = read_deployment(lenient)
     plan = Plan(8, (((0, 0, 1, 1), (2, 2, 3, 3), (4, 4, 5, 5), (6, 6, 7, 7)),) * 3)
@@ -448,7 +448,7 @@ def test_plans_of_engines_own_planners_can_be_verified_and_simulated() -> None:
     back, verification = placement_from_plan(lenient, traffic, plan, deployment, "sglang", b"")
     assert verification.ok
     assert back.gpu[0][:3] == ((0, 0), (0, 0), (1, 1))
-    # Every copy is on one node: what comes in from the other is all that it sends to these four experts.
+    # Every replica is on one node: what comes in from the other is all that it sends to these four experts.
     choices = traffic.recordings
     other = sum(
         traffic.mix[1, index] * recording.load[0, :4].sum() / recording.tokens[0]

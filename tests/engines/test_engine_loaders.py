@@ -67,7 +67,7 @@ def slots_of(flat: list[int], expert: int) -> list[int]:
 
 
 def nearest(slots: list[int], rank: int, each: int, per_node: int) -> list[int]:
-    """Return the copies that SGLang leaves a rank: its own GPU's, else the first of its own node if others are not."""
+    """Return the replicas that SGLang leaves a rank: its GPU's, else the first of its own node if others are not."""
     if len(slots) == 1:
         return slots
     own = [slot for slot in slots if slot // each == rank]
@@ -177,12 +177,12 @@ def test_vllm_serves_the_plan_through_the_plug_in(
                 for e in set(new)
             )
             assert moved(engine, old, first, ranks) == arriving
-        to_physical, copies = engine.compute_logical_maps(first, plan.experts)
+        to_physical, replicas = engine.compute_logical_maps(first, plan.experts)
         for layer, row in enumerate(first.tolist()):
             for expert in range(plan.experts):
                 mine = slots_of(row, expert)
                 assert to_physical[layer, expert, : len(mine)].tolist() == mine
-                assert copies[layer, expert] == len(mine)
+                assert replicas[layer, expert] == len(mine)
 
 
 def load_through_vllm(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +249,8 @@ def test_vllm_ascend_derives_our_maps(case: tuple[Instance, Plan, Deployment], v
         for rank in (0, deployment.ranks - 1):
             theirs = engine.generate_log2phy_map(maps, rank).tolist()
             flat = plan.flat(layer)
-            copies = [slots_of(flat, expert) for expert in range(plan.experts)]
-            assert theirs == [slots[rank % len(slots)] for slots in copies]
+            replicas = [slots_of(flat, expert) for expert in range(plan.experts)]
+            assert theirs == [slots[rank % len(slots)] for slots in replicas]
     # One layer for multi-token prediction gets the engine's own map, a second one stops it: so export adds none.
     placement, slots = engine.expert_file_to_tensor(str(file), plan.layers)
     assert (placement, slots) == (None, plan.slots_by_layer[0])
@@ -259,7 +259,7 @@ def test_vllm_ascend_derives_our_maps(case: tuple[Instance, Plan, Deployment], v
 
 
 def test_what_vllm_plans_itself_can_be_read_and_costed(tmp_path: Path) -> None:
-    """Skewed loads make vLLM's own planner put copies of an expert on one GPU; each of them is still a slot."""
+    """Skewed loads make vLLM's own planner put replicas of an expert on one GPU; each of them is still a slot."""
     torch = pytest.importorskip("torch")
     sizes = SIZES["dsv3"]
     lenient = engine_instance(*sizes, placement={"replicas_apart": "none"})

@@ -36,7 +36,7 @@ def test_what_nobody_said_is_assumed_and_said_to_be(tmp_path: Path) -> None:
         "# as it wrote the recording (--engine)",
         "2 source ranks: each node has the traffic of its own",
         "all nodes on one switch that never blocks",
-        "SGLang prefers near copies",
+        "SGLang prefers near replicas",
         "shared experts are on every GPU",
     ):
         assert said in text.replace("\n#   ", " "), said
@@ -132,7 +132,7 @@ def test_the_command_writes_an_instance_that_solve_takes(tmp_path: Path) -> None
     arguments = ("init", "--model", config, "--recording", recording, "--gpus", 2, "--gpus-per-node", 1, "-o", out)
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("deepseek-v2-2xh100: 2 GPUs, 3 slots on each, 0 copies beyond one of each expert\n")
+    assert done.stdout.startswith("deepseek-v2-2xh100: 2 GPUs, 3 slots on each, 0 replicas beyond one of each expert\n")
     assert "cluster.fabric: all nodes on one switch" in done.stdout
     assert done.stderr == f"Written: {out}\n"
     assert yaml.safe_load(out.read_text())["traffic"]["files"] == ["../recording.npz"]

@@ -78,7 +78,7 @@ def test_moves_are_counted_against_the_contiguous_plan() -> None:
     plan = contiguous_plan(instance, traffic)
     gpu = in_order(instance)
     assert count_moves(placed(instance, gpu, traffic), plan) == 0
-    gpu[0][0], gpu[0][1] = gpu[0][1], gpu[0][0]  # both copies of two experts trade places
+    gpu[0][0], gpu[0][1] = gpu[0][1], gpu[0][0]  # both replicas of two experts trade places
     assert count_moves(placed(instance, gpu, traffic), plan) == 4
     gpu[1][2] = gpu[1][2][::-1]  # the same GPUs hold the same expert
     assert count_moves(placed(instance, gpu, traffic), plan) == 4

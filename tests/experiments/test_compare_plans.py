@@ -32,7 +32,7 @@ def test_moves_are_counted_from_the_plan_that_runs_today(tmp_path: Path) -> None
     without = build_matrix([TINY], SOLVERS, [0], Settings(time_limit_s=5))
     contiguous, greedy = (run(cell)["moves"] for cell in matrix.cells)
     from_contiguous = [run(cell)["moves"] for cell in without.cells]
-    # One copy of each expert, one on each GPU: as many moves one way as the other.
+    # One replica of each expert, one on each GPU: as many moves one way as the other.
     assert (contiguous, greedy) == (from_contiguous[1], 0)
     assert contiguous > 0
     assert (matrix.instances[0]["current"], without.instances[0]["current"]) == ("today.json", None)

@@ -79,7 +79,7 @@ def test_a_layer_opens_to_its_placement(made: Path, rows: Rows, tab: Any) -> Non
     shown = page.locator("#layer-table tbody tr").nth(1).locator("td").all_inner_texts()
     assert shown[-2:] == [found[2], found[3]]
     shown = [cell for row in page.locator("#placement tbody tr").all() for cell in row.locator("td").all_inner_texts()]
-    held = {gpu: f"{e}.{r}" for e, copies in enumerate(run["gpu"][1]) for r, gpu in enumerate(copies)}
+    held = {gpu: f"{e}.{r}" for e, replicas in enumerate(run["gpu"][1]) for r, gpu in enumerate(replicas)}
     assert shown == [held[gpu] for gpu in range(8)]
     page.keyboard.press("Escape")
     assert page.locator("#placement").is_hidden()

@@ -1,4 +1,4 @@
-"""What engines demand of slots, GPUs and copies."""
+"""What engines demand of slots, GPUs and replicas."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ EVEN = {"replica_routing": "even"}
         {"placement": EVEN},  # dp 2: 8 slots
         {"placement": {**EVEN, "replicas": {"redundant_slots": 4}}},
         {"placement": {**EVEN, "replicas": {"redundant_slots": 12}, "slots_per_gpu": 2}},
-        {"cluster": {"nodes": 2}, "parallelism": {"dp": 1}},  # one copy of each: group routing is any routing
+        {"cluster": {"nodes": 2}, "parallelism": {"dp": 1}},  # one replica of each: group routing is any routing
     ],
 )
 def test_instances_that_engines_can_load(engine: str, changes: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def test_instances_that_engines_can_load(engine: str, changes: dict[str, Any]) -
         ),
         ({"placement": {**EVEN, "replicas": {"redundant_slots_in_all": 8}}}, "placement.replicas", "in every layer"),
         ({"placement": {**EVEN, "slots_per_gpu": 2}}, "placement.slots_per_gpu", "found 2, expected 1"),
-        ({"placement": {}}, "placement.replica_routing", "a token may take any copy"),
+        ({"placement": {}}, "placement.replica_routing", "a token may take any replica"),
         ({"parallelism": {"dp": 3}, "placement": EVEN}, "parallelism.dp", "12 slots on 8 GPUs, 1.5 each"),
         ({"parallelism": {"dp": 1}}, "parallelism.dp", "4 slots on 8 GPUs"),
         ({"placement": {**EVEN, "failed_gpus": [3]}}, "placement.failed_gpus", "describe the cluster without them"),

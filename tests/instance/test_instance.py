@@ -104,7 +104,7 @@ def test_a_mistake_is_found_where_it_is(tmp_path: Path, old: str, new: str, fiel
     )
 
 
-def test_two_budgets_of_copies_are_one_too_many(tmp_path: Path) -> None:
+def test_two_budgets_of_replicas_are_one_too_many(tmp_path: Path) -> None:
     both = "replicas: {redundant_slots: 3, redundant_slots_in_all: 9} "
     ((_, field, found, expected),) = mistakes(tmp_path, ("replicas: dp ", both))
     assert (field, found) == ("placement.replicas.redundant_slots", "an unknown field")

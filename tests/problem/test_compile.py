@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.problem.compile import Problem, compile_problem, demand
-from moe_placer.problem.replica_counts import copies_by_load
+from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.traffic import Traffic
 
 
@@ -35,7 +35,7 @@ def naive_cost(instance: Instance, traffic: Traffic, problem: Problem, node: np.
             if instance.placement.replica_routing == "group":
                 d = tokens[s, e] if s * instance.parallelism.dp // nodes == r else 0.0
             else:
-                d = tokens[s, e] / problem.copies[0, e]
+                d = tokens[s, e] / problem.replicas[0, e]
             cost += scale * d * shares[:, s, node[i]]
     return dict(zip(routes.links, cost, strict=True))
 
@@ -55,7 +55,7 @@ def test_costs_follow_the_definition(variant: str, metric: str, seed: int) -> No
     assert layer.z(node) == pytest.approx(max(naive.values()), abs=1e-6)
     for name, value in zip(problem.links, cost, strict=True):
         assert value == pytest.approx(naive[name], abs=1e-6)
-    assert sum(problem.twins) == len(naive)
+    assert sum(problem.multiplicity) == len(naive)
 
 
 def test_demand_is_what_the_definition_says() -> None:
@@ -99,18 +99,18 @@ def test_more_room_never_hurts_and_more_tokens_scale(seed: int) -> None:
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=4), st.integers(0, 4))
 @settings(deadline=None)
-def test_copies_by_load_minimise_the_largest_load_per_copy(load: list[float], extra: int) -> None:
-    loads, replicas = np.array(load), len(load) + extra
-    copies = copies_by_load(loads, replicas, replicas)
-    assert copies.sum() == replicas
-    assert copies.min() >= 1
-    every = (np.array(c) for c in product(range(1, extra + 2), repeat=len(load)) if sum(c) == replicas)
-    assert (loads / copies).max() == pytest.approx(min((loads / c).max() for c in every))
+def test_replicas_by_load_minimise_the_largest_load_per_replica(load: list[float], extra: int) -> None:
+    loads, total = np.array(load), len(load) + extra
+    replicas = replicas_by_load(loads, total, total)
+    assert replicas.sum() == total
+    assert replicas.min() >= 1
+    every = (np.array(c) for c in product(range(1, extra + 2), repeat=len(load)) if sum(c) == total)
+    assert (loads / replicas).max() == pytest.approx(min((loads / c).max() for c in every))
 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_valid_counts_slots_pins_and_copies_node_by_node(seed: int) -> None:
+def test_valid_counts_slots_pins_and_replicas_node_by_node(seed: int) -> None:
     """Nodes differ in all of these, so that a count on the wrong node is found out."""
     rng = np.random.default_rng(seed)
     instance = tiny_instance(model={"experts": 3}, cluster={"nodes": 4, "gpus_per_node": 2}, parallelism={"dp": 2})
@@ -130,7 +130,7 @@ def test_valid_counts_slots_pins_and_copies_node_by_node(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("apart", "most"), [("gpu", 4), ("node", 2)])
-def test_an_expert_gets_no_more_copies_than_there_are_places(apart: str, most: int) -> None:
+def test_an_expert_gets_no_more_replicas_than_there_are_places(apart: str, most: int) -> None:
     """Expert 0 gets nearly all tokens, so that every redundant slot would go to it: 2 nodes of 2 GPUs hold so many."""
     instance = tiny_instance(
         model={"experts": 4, "layers": 2},
@@ -144,6 +144,6 @@ def test_an_expert_gets_no_more_copies_than_there_are_places(apart: str, most: i
         },
     )
     traffic = level_traffic(instance, [[1000.0, 3.0, 2.0, 1.0]], 500.0)
-    copies = compile_problem(instance, traffic).copies
-    assert copies[0, 0] == most
-    assert copies.sum() == 7
+    replicas = compile_problem(instance, traffic).replicas
+    assert replicas[0, 0] == most
+    assert replicas.sum() == 7

@@ -24,7 +24,7 @@ from moe_placer.problem.coverage import TokenSets
 from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.coverage_tables import sample
 from moe_placer.search.coverage_trades import CoverageTrades, Trades
-from moe_placer.search.grouping import co_activation, group_by_affinity, rooms
+from moe_placer.search.grouping import co_activation, group_by_affinity, view_places
 from moe_placer.search.moves import repair
 from moe_placer.solve.solve import solve
 from moe_placer.solvers.affinity import balance_groups
@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 CASES: dict[str, dict[str, Any]] = {
     "node": {"placement": {"dispatch": "per-node"}},
     "node, even": {"placement": {"dispatch": "per-node", "replica_routing": "even"}},
-    "node, one copy": {"parallelism": {"dp": 1}, "placement": {"dispatch": "per-node", "replica_routing": "even"}},
+    "node, one replica": {"parallelism": {"dp": 1}, "placement": {"dispatch": "per-node", "replica_routing": "even"}},
     "node, budget": {
         "placement": {"dispatch": "per-node", "replica_routing": "even", "replicas": {"redundant_slots": 3}}
     },
@@ -168,7 +168,7 @@ def test_loads_do_not_say_what_fires_together(dispatch: str) -> None:
 
 
 def test_combinations_that_cannot_be_solved_say_why() -> None:
-    with pytest.raises(InputError, match="copies apart by node cannot be solved"):
+    with pytest.raises(InputError, match="replicas apart by node cannot be solved"):
         tiny_instance(placement={"dispatch": "per-gpu", "slots_per_gpu": 2, "replicas_apart": "node"})
     with pytest.raises(InputError, match="needs its tokens on all of them"):
         tiny_instance(parallelism={"dp": 1, "expert_tp": 2}, placement={"dispatch": "per-gpu"})
@@ -176,7 +176,7 @@ def test_combinations_that_cannot_be_solved_say_why() -> None:
         tiny_instance(placement={"dispatch": "per-node"}, traffic={"kind": "load"})
 
 
-def test_a_proof_of_one_copy_per_expert_is_no_proof_here() -> None:
+def test_a_proof_of_one_replica_per_expert_is_no_proof_here() -> None:
     instance, traffic = by_hand()
     gpu = [[[0], [1], [2], [3]]]
     weights = dict.fromkeys(recomputed(instance, gpu, traffic).links, 0.5)
@@ -270,9 +270,9 @@ def test_affinity_groups_what_fires_together_and_keeps_loads_even() -> None:
     assert after <= before
 
 
-def test_rooms_keep_a_view_on_its_own_nodes_while_there_is_room() -> None:
+def test_view_places_keep_a_view_on_its_own_nodes_while_there_is_room() -> None:
     layer = case("node")[2].layer(0)
-    found = rooms(layer)
+    found = view_places(layer)
     assert [count.tolist() for _, count in found] == [[2, 2, 0, 0], [0, 0, 2, 2]]
 
 
@@ -288,7 +288,7 @@ def test_the_aggregate_is_refused_in_words() -> None:
         solve(instance, tiny_tokens(instance), limits=Limits(time_s=1.0))
 
 
-def test_the_command_solves_without_what_knows_copies_per_expert_only(
+def test_the_command_solves_without_what_knows_replicas_per_expert_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     instance = tiny_instance(placement={"dispatch": "per-node"}, traffic={"kind": "synthetic", "tokens_per_gpu": 10.0})

@@ -175,7 +175,7 @@ def test_problem_and_verifier_count_what_passes_every_nic(name: str, seed: int) 
     assert ours == pytest.approx({link: theirs[link] for link in ours}, rel=1e-9, abs=1e-9)
     assert layer.z(place) == pytest.approx(checked.layers[0].z, rel=1e-9)
     assert layer.z(place) >= max(expected.values()) * (1 - 1e-9)
-    assert sum(problem.twins) == len(checked.links)
+    assert sum(problem.multiplicity) == len(checked.links)
 
 
 def two_nodes(receive: str, slots: int = 1, **placement: Any) -> tuple[Instance, Traffic]:
@@ -227,7 +227,7 @@ def test_floors_by_hand() -> None:
     assert recomputed(instance, gpu, traffic, **any_).layers[0].bound == pytest.approx(2 * 140 / 3)
     layer = compile_problem(instance, traffic).layer(0)
     assert hot_replicas_bound(layer).value == pytest.approx(2 * 140 / 3)
-    assert hot_replicas_bound(layer).any_copies
+    assert hot_replicas_bound(layer).any_replicas
 
 
 @settings(max_examples=50)
@@ -266,7 +266,7 @@ def test_no_placement_beats_the_bounds_and_auto_finds_the_best(name: str, seed: 
             if layer.valid(chosen := np.array(place)):
                 least = min(least, layer.z(chosen))
     layer = problem.layer(0)
-    relaxation = relax(layer, any_copies=bool(extra))
+    relaxation = relax(layer, any_replicas=bool(extra))
     assert relaxation is not None
     assert relaxation.share.sum(axis=1) == pytest.approx(np.ones(layer.items))
     bounds = [best_bound(layer, relaxation.weights), hot_replicas_bound(layer)]
@@ -286,7 +286,7 @@ def test_the_relaxation_of_gpus_is_that_of_nodes(seed: int) -> None:
     instance = tiny_instance(**changed(GPU, TWO_SLOTS))
     problem = compile_problem(instance, tiny_traffic(instance, seed))
     layer = problem.layer(0)
-    averaged, direct = relax(layer), relax(layer, room_prices=np.zeros(layer.nodes))
+    averaged, direct = relax(layer), relax(layer, memory_prices=np.zeros(layer.nodes))
     assert averaged is not None
     assert direct is not None
     assert dual_bound(layer, averaged.weights).value == pytest.approx(dual_bound(layer, direct.weights).value, rel=1e-6)
@@ -393,7 +393,7 @@ def test_memory_that_binds_over_layers_and_the_aggregate_keep_to_their_proofs() 
         ({"cluster": {"gpus_per_node": 4, **nics("shared", 3)}}, "a divisor or a multiple of cluster.gpus_per"),
         (changed(GPU, {"placement": {"dispatch": "per-node"}}), "destination-gpu, with placement.dispatch: per-node"),
         (changed(GPU, {"parallelism": {"dp": 1, "expert_tp": 2}}), "with parallelism.expert_tp above 1"),
-        (changed(GPU, {"placement": {"replicas_apart": "node"}}), "copies apart by node cannot be solved"),
+        (changed(GPU, {"placement": {"replicas_apart": "node"}}), "replicas apart by node cannot be solved"),
     ],
 )  # fmt: skip
 def test_what_contradicts_is_refused(changes: dict[str, Any], says: str) -> None:

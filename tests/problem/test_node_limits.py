@@ -15,19 +15,21 @@ from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
 from moe_placer.problem.capacity import find_capacity, why_infeasible
 from moe_placer.problem.node_limits import most_of_experts, most_replicas, most_together
 from moe_placer.problem.openings import Asked, open_gpus
-from moe_placer.problem.pins import leave_room
+from moe_placer.problem.pins import fits_pins
 from moe_placer.verifier import capacity as verifier
 
 Slots = tuple[int, ...]
 
 
 @cache
-def fits(slots: Slots, shards: int, copies: tuple[int, ...]) -> bool:
-    """Whether so many copies of each expert fit: no GPU has two shards of one expert, nor more than its slots."""
-    if not copies:
+def fits(slots: Slots, shards: int, replicas: tuple[int, ...]) -> bool:
+    """Whether so many replicas of each expert fit: no GPU has two shards of one expert, nor more than its slots."""
+    if not replicas:
         return True
-    every = combinations([gpu for gpu, left in enumerate(slots) if left], shards * copies[0])
-    return any(fits(tuple(left - (gpu in own) for gpu, left in enumerate(slots)), shards, copies[1:]) for own in every)
+    every = combinations([gpu for gpu, left in enumerate(slots) if left], shards * replicas[0])
+    return any(
+        fits(tuple(left - (gpu in own) for gpu, left in enumerate(slots)), shards, replicas[1:]) for own in every
+    )
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.integers(1, 3))
@@ -42,7 +44,7 @@ def test_most_replicas_and_how_many_of_one_expert(slots: list[int], shards: int)
     def safe(limit: int) -> bool:
         """Whether whatever has at most so many of each expert, and ``most`` in all, fits."""
         every = product(range(limit, -1, -1), repeat=min(4, most))
-        return all(fits(own, shards, copies) for copies in every if sum(copies) <= most)
+        return all(fits(own, shards, replicas) for replicas in every if sum(replicas) <= most)
 
     if most <= 4:  # as many experts as there can be replicas
         assert safe(together)
@@ -70,27 +72,27 @@ def test_most_of_experts_by_hand() -> None:
     st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_pins_leave_room_or_do_not(slots: list[int], copies: list[int], data: st.DataObject) -> None:
+def test_pins_fit_or_do_not(slots: list[int], replicas: list[int], data: st.DataObject) -> None:
     gpus = len(slots)
     per_node = data.draw(st.sampled_from([1, 2])) if gpus % 2 == 0 else 1
     apart = data.draw(st.booleans())
-    pair = st.tuples(st.integers(0, len(copies) - 1), st.integers(0, gpus - 1))
+    pair = st.tuples(st.integers(0, len(replicas) - 1), st.integers(0, gpus - 1))
     pins = data.draw(st.lists(pair, max_size=2, unique=True))
 
     def placed(left: tuple[int, ...], expert: int) -> bool:
         """Whether experts from this one on find GPUs."""
-        if expert == len(copies):
+        if expert == len(replicas):
             return True
         own = {gpu for e, gpu in pins if e == expert}
-        for chosen in combinations(range(gpus), copies[expert]):
+        for chosen in combinations(range(gpus), replicas[expert]):
             nodes = {gpu // per_node for gpu in chosen}
             if own <= set(chosen) and (not apart or len(nodes) == len(chosen)) and all(left[gpu] for gpu in chosen):
-                after = tuple(room - (gpu in chosen) for gpu, room in enumerate(left))
+                after = tuple(held - (gpu in chosen) for gpu, held in enumerate(left))
                 if placed(after, expert + 1):
                     return True
         return False
 
-    found = leave_room(pins, np.array(copies), np.array(slots), per_node, apart)
+    found = fits_pins(pins, np.array(replicas), np.array(slots), per_node, apart)
     assert found == placed(tuple(slots), 0)
 
 
@@ -102,10 +104,10 @@ def test_gpus_are_opened_exactly_where_there_is_a_way(seed: int) -> None:
     nodes, per_node, experts = 2, int(rng.integers(1, 3)), int(rng.integers(1, 3))
     gpus, shards = nodes * per_node, int(rng.integers(1, per_node + 1))
     dp, apart = int(rng.integers(1, 3)), bool(rng.random() < 0.5)
-    slots, room = rng.integers(0, 3, (2, gpus)), rng.integers(0, 4, gpus)
+    slots, held = rng.integers(0, 3, (2, gpus)), rng.integers(0, 4, gpus)
     pins = [[(int(rng.integers(experts)), int(rng.integers(gpus)))] if rng.random() < 0.4 else [] for _ in (0, 1)]
     replicas = np.full(2, experts * dp)
-    asked = Asked(experts, shards, per_node, replicas, replicas, 2 * experts * dp, dp, pins, apart, slots, room)
+    asked = Asked(experts, shards, per_node, replicas, replicas, 2 * experts * dp, dp, pins, apart, slots, held)
 
     @cache
     def used(layer: int) -> set[tuple[int, ...]]:
@@ -128,12 +130,12 @@ def test_gpus_are_opened_exactly_where_there_is_a_way(seed: int) -> None:
                 ways.add(tuple(total.tolist()))
         return ways
 
-    feasible = any((np.add(one, other) <= room).all() for one in used(0) for other in used(1))
+    feasible = any((np.add(one, other) <= held).all() for one in used(0) for other in used(1))
     opened = open_gpus(asked)
     assert (opened is not None) == feasible
     if opened is not None:
         assert (opened <= slots).all()
-        assert (opened.sum(axis=0) <= room).all()
+        assert (opened.sum(axis=0) <= held).all()
 
 
 @given(
@@ -151,7 +153,7 @@ def test_the_verifier_counts_the_same(
         return
     changes = {"model": {"experts": 1, "top_k": 1}, "parallelism": {"dp": 1, "expert_tp": shards}}
     size = tiny_instance(**changes, cluster={"nodes": 2, "gpus_per_node": per_node})
-    gigabytes = [(memory_parts(size).total + room * expert_bytes(size)) / GB for room in rooms[: size.gpus]]
+    gigabytes = [(memory_parts(size).total + held * expert_bytes(size)) / GB for held in rooms[: size.gpus]]
     instance = tiny_instance(
         **changes,
         cluster={"nodes": 2, "gpus_per_node": per_node, "gpu_memory_gb": dict(enumerate(gigabytes))},
@@ -160,6 +162,6 @@ def test_the_verifier_counts_the_same(
     if why_infeasible(instance) is None:
         capacity = find_capacity(instance)
         assert capacity.widest.tolist() == verifier.node_slots(instance).tolist()
-        assert capacity.node_room.tolist() == verifier.node_room(instance).tolist()
-        by_gpu = [min(room, slots) * (gpu not in failed) for gpu, room in enumerate(rooms[: size.gpus])]
+        assert capacity.node_memory_slots.tolist() == verifier.node_memory_slots(instance).tolist()
+        by_gpu = [min(held, slots) * (gpu not in failed) for gpu, held in enumerate(rooms[: size.gpus])]
         assert verifier.gpu_slots(instance).tolist() == by_gpu

@@ -124,7 +124,7 @@ def test_a_step_is_by_default_a_prefill_of_the_instances_own_tokens() -> None:
     ("model", "largest"),
     [
         ({"vocab_size": 1000}, 100 * 1000),  # logits
-        # 100 tokens come to the expert and 100 results leave, 100 copies are on their way, and 100 rows inside.
+        # 100 tokens come to the expert and 100 results leave, 100 replicas are on their way, and 100 rows inside.
         ({"vocab_size": 1, "attention_heads": 2}, 100 * (2 * 64 + 64 + 32)),
         ({"vocab_size": 1, "attention_heads": 2, "expert_matrices": 3}, 100 * (2 * 64 + 64 + 2 * 32)),
         ({"vocab_size": 1, "attention_heads": 8}, 4 * 100 * 8 * 16),  # queries, keys, values, result

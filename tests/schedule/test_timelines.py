@@ -231,7 +231,7 @@ def test_what_an_operation_tells() -> None:
         "layer": 1,
         "micro_batch": 1,
         "gpus": 1,
-        "experts": ["3 (copy 1)"],
+        "experts": ["3 (replica 1)"],
         "tokens": pytest.approx(program.tokens[p] / 2, rel=1e-5),
         "flops": pytest.approx(durations.flops[p], rel=1e-5),
         "bytes_read": pytest.approx(durations.read[p], rel=1e-5),

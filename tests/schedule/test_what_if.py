@@ -1,4 +1,4 @@
-"""What if a GPU is slow or fails, or a link is slow: closed forms, who takes over, and which copy helps."""
+"""What if a GPU is slow or fails, or a link is slow: closed forms, who takes over, and which replica helps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from moe_placer.cli.commands import cli
 from moe_placer.errors import InputError, UsageError
 from moe_placer.instance import load_instance
-from moe_placer.schedule.copies import Copy, free_slots, with_copies
+from moe_placer.schedule.added_replicas import AddedReplica, free_slots, with_added_replicas
 from moe_placer.schedule.failure import after_failure
 from moe_placer.schedule.program import SENDS, compile_program
 from moe_placer.schedule.simulate import simulate
@@ -35,9 +35,9 @@ def two_nodes(slots: int = 2, gpus_per_node: int = 1, load: tuple[float, float] 
     model = {"layers": 1, "dense_layers": [], "experts": 2, "top_k": 1, "vocab_size": 1000}
     fabric = {"kind": "full-mesh", "node_gb_per_s": 100.0}
     cluster = {"nodes": 2, "gpus_per_node": gpus_per_node, "fabric": fabric}
-    copies = {"slots_per_gpu": slots, "replica_routing": "even", "replicas": {"redundant_slots": 0}}
+    replicas = {"slots_per_gpu": slots, "replica_routing": "even", "replicas": {"redundant_slots": 0}}
     instance = tiny_instance(
-        model=model, cluster=cluster, parallelism={"dp": 1}, placement=copies, **{**BIG, **changes}
+        model=model, cluster=cluster, parallelism={"dp": 1}, placement=replicas, **{**BIG, **changes}
     )
     traffic = level_traffic(instance, [list(load)], sum(load))
     return instance, placement_of(instance, [[[0], [gpus_per_node]]]), traffic
@@ -81,16 +81,16 @@ def test_half_a_link_takes_twice_as_long() -> None:
     assert answer.after_us - answer.before_us == pytest.approx(2 * sent, rel=1e-3)  # dispatch, and combine later
 
 
-def test_a_copy_beside_a_slow_link_saves_it() -> None:
-    # Each node's tokens choose the other node's expert. A copy of expert 1 on node 0 keeps half of node 0's at home.
+def test_a_replica_beside_a_slow_link_saves_it() -> None:
+    # Each node's tokens choose the other node's expert. A replica of expert 1 on node 0 keeps half of node 0's at home.
     instance, placement, _ = two_nodes()
     loads = [np.array([[0.0, 2.0]]), np.array([[2.0, 0.0]])]
     recordings = tuple(Recording(f"node-{index}", load, np.array([2.0])) for index, load in enumerate(loads))
     scene = (instance, placement, Traffic(recordings, np.eye(2)))
     answer = asked(scene, Question(Condition(slow_links={"node0->node1": 0.1})))
     best = answer.advice[0]
-    # Or, as good, a copy of expert 0 on node 1, whose results come back over the link.
-    assert [(copy.expert, copy.gpu) for copy in best.copies] in ([(1, 0)], [(0, 1)])
+    # Or, as good, a replica of expert 0 on node 1, whose results come back over the link.
+    assert [(replica.expert, replica.gpu) for replica in best.replicas] in ([(1, 0)], [(0, 1)])
     assert answer.spare == 0
     assert answer.after_us is not None
     sent = 1e6 * 64 * 2 / (100e3 * 0.8 * 0.1)
@@ -98,23 +98,23 @@ def test_a_copy_beside_a_slow_link_saves_it() -> None:
     assert asked(two_nodes(), Question(Condition(slow_links={"node0->node1": 0.1}))).advice == ()  # none would help
 
 
-def test_a_copy_relieves_a_straggler_on_its_own_node() -> None:
+def test_a_replica_relieves_a_straggler_on_its_own_node() -> None:
     # Three GPUs of a node are idle in the experts' time; the fastest help is there, where no link is used.
     scene = two_nodes(gpus_per_node=4, slots=1, load=(9.0, 1.0))
     answer = asked(scene, slow(0, 50.0))
-    (copy,) = answer.advice[0].copies
-    assert (copy.expert, copy.gpu) == (0, 1)
+    (replica,) = answer.advice[0].replicas
+    assert (replica.expert, replica.gpu) == (0, 1)
     assert answer.advice[0].latency_us < (answer.after_us or 0)
 
 
 def test_full_slots_are_said_and_one_more_is_assumed() -> None:
     answer = asked(two_nodes(slots=1), slow(0, 5.0))
     assert answer.spare == 1
-    assert answer.advice[0].copies[0].gpu == 1
+    assert answer.advice[0].replicas[0].gpu == 1
     assert asked(two_nodes(slots=2), slow(0, 5.0)).spare == 0
 
 
-def test_a_failed_gpu_without_other_copies_stops_the_step() -> None:
+def test_a_failed_gpu_without_other_replicas_stops_the_step() -> None:
     instance, placement, traffic = two_nodes(gpus_per_node=2)
     answer = asked((instance, placement, traffic), Question(failed=(0,)))
     assert answer.after_us is None
@@ -123,20 +123,20 @@ def test_a_failed_gpu_without_other_copies_stops_the_step() -> None:
 
 
 def in_groups() -> Any:
-    """Build the small example: two DP groups of two nodes, a copy of four experts in each, two GPUs to a crew."""
+    """Build the small example: two DP groups of two nodes, a replica of four experts in each, TP groups of two GPUs."""
     return example("small")
 
 
 @given(gpu=st.integers(0, 7))
 @settings(max_examples=8, deadline=None)
-def test_the_other_groups_copies_take_over_and_no_token_is_lost(gpu: int) -> None:
+def test_the_other_groups_replicas_take_over_and_no_token_is_lost(gpu: int) -> None:
     instance, placement, traffic = in_groups()
     left = after_failure(instance, placement, [gpu])
     assert left.runs
     program = compile_program(left.instance, left.placement, traffic, stand_ins=True)
     before = compile_program(instance, placement, traffic)
     assert all(gpu not in gpus for gpus in program.gpus)
-    # Every layer's experts receive as many tokens as before; what was the failed GPU's is now with a copy elsewhere.
+    # Every layer's experts receive as many tokens as before; what was the failed GPU's is now with a replica elsewhere.
     assert program.expert_tokens.sum(axis=1) == pytest.approx(before.expert_tokens.sum(axis=1))
     gained = program.expert_tokens - before.expert_tokens
     gained[:, gpu] = 0
@@ -166,30 +166,32 @@ def test_the_stand_in_serves_both_groups() -> None:
             assert new == (old if old[0] != (0,) else (old[1], old[1]))
 
 
-def test_even_routing_drops_the_failed_copy() -> None:
+def test_even_routing_drops_the_failed_replica() -> None:
     instance, placement, traffic = example("redundant")
-    copies = [placement.shards(0, expert) for expert in range(4)]
-    expert = next(e for e, shards in enumerate(copies) if len(shards) == 2)
-    gpu = copies[expert][0][0]
+    replicas = [placement.shards(0, expert) for expert in range(4)]
+    expert = next(e for e, shards in enumerate(replicas) if len(shards) == 2)
+    gpu = replicas[expert][0][0]
     left = after_failure(instance, placement, [gpu])
-    assert left.placement.shards(0, expert) == (copies[expert][1],)
+    assert left.placement.shards(0, expert) == (replicas[expert][1],)
     assert not left.lost or all(layer_expert[1] != expert for layer_expert in left.lost if layer_expert[0] == 1)
     assert traffic.mix.shape[0] == instance.cluster.nodes
 
 
 @pytest.mark.parametrize("name", ["small", "redundant"])
-def test_a_further_copy_shares_the_tokens_evenly(name: str) -> None:
+def test_a_further_replica_shares_the_tokens_evenly(name: str) -> None:
     instance, placement, traffic = example(name)
     before = compile_program(instance, placement, traffic)
     (home,) = placement.shards(0, 0)[0]
     gpu = next(g for g in range(8) if (g,) not in placement.shards(0, 0))
-    program = compile_program(instance, with_copies(instance, placement, [Copy(0, 0, 0, gpu)]), traffic, stand_ins=True)
+    program = compile_program(
+        instance, with_added_replicas(instance, placement, [AddedReplica(0, 0, 0, gpu)]), traffic, stand_ins=True
+    )
     assert program.expert_tokens.sum() == pytest.approx(before.expert_tokens.sum())
     change = program.expert_tokens[1] - before.expert_tokens[1]
     assert change[gpu] > 0
     assert change[home] < 0
     assert change.sum() == pytest.approx(0)
-    if name == "small":  # the group's own copy and the further one, half each
+    if name == "small":  # the group's own replica and the further one, half each
         assert change[home] == pytest.approx(-before.expert_tokens[1, home] / 2)
 
 
@@ -255,7 +257,7 @@ def test_the_command_answers_in_words_and_in_json(files: list[str]) -> None:
 def test_the_command_names_what_is_lost(files: list[str]) -> None:
     said = schedule(*files, "--fail-gpu", "0", "--fail-gpu", "1", "--fail-gpu", "4")
     assert "cannot run: of the tensor-parallel group of GPUs 0, 1 none is left" in said.stdout
-    assert "have no other copy: layer 1 expert 0, layer 2 expert 0." in said.stdout
+    assert "have no other replica: layer 1 expert 0, layer 2 expert 0." in said.stdout
     content = json.loads(schedule(*files, "--fail-gpu", "0", "--fail-gpu", "4", "--json").stdout)
     assert content["what_if"]["lost_experts"] == [{"layer": 1, "expert": 0}, {"layer": 2, "expert": 0}]
     assert content["what_if"]["latency_us"] is None
@@ -275,7 +277,7 @@ def test_the_command_names_what_is_lost(files: list[str]) -> None:
         (["--slow-link", "leaf0->spine1=0"], UsageError, "more than 0"),
         (["--slow-link", "leaf0->spine1=1", "--slow-link", "leaf0->spine1=1"], UsageError, "twice"),
         (["--fail-gpu", "99"], UsageError, "no GPU 99"),
-        (["--fail-gpu", "1", "--copies", "-1"], UsageError, "-1 copies"),
+        (["--fail-gpu", "1", "--copies", "-1"], UsageError, "-1 replicas"),
     ],
 )
 def test_hostile_options_are_refused(files: list[str], options: list[str], error: type, message: str) -> None:

@@ -49,7 +49,7 @@ def busiest(problem: Problem, gpu: np.ndarray) -> float:
 
 
 def allowed(problem: Problem, gpu: np.ndarray) -> bool:
-    """Whether GPUs and nodes hold what they may, copies keep apart, and pins are where they are."""
+    """Whether GPUs and nodes hold what they may, replicas keep apart, and pins are where they are."""
     layer = problem.layer(0)
     pins = {(e, r): g for (row, e, r), g in problem.pinned.items() if row == 0}
     of = dict(zip(zip(layer.expert.tolist(), layer.replica.tolist(), strict=True), gpu.tolist(), strict=True))
@@ -98,7 +98,7 @@ def test_no_trade_is_missed(case: str) -> None:
             within = allowed(problem, after) and layer.z(after // size) <= limit
             load = np.bincount(after, layer.load, len(free))
             cooler = max(load[hot], load[after[i]]) < cooled.busiest * (1 - 1e-6)
-            # What only swaps two copies of one expert is no trade.
+            # What only swaps two replicas of one expert is no trade.
             if within and cooler and not (j < layer.items and layer.expert[i] == layer.expert[j]):
                 pytest.fail(f"seed {seed}: item {i} to GPU {after[i]} was missed")
 

@@ -20,7 +20,7 @@ from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import Problem, compile_problem
-from moe_placer.problem.replicas import count_copies, layer_time, with_copies
+from moe_placer.problem.replicas import count_replicas, layer_time, with_replicas
 from moe_placer.result import LayerResult, Stop
 from moe_placer.search.replica_budget import share_out
 from moe_placer.solve.solve import solve
@@ -41,7 +41,7 @@ def shared_instance(budget: int = 4, **changes: Any) -> Instance:
 
 
 def least_by_share(problem: Problem, index: int, most: int) -> list[float]:
-    """Try every choice of copies and nodes: the least z of a layer with 0, 1, ... redundant copies."""
+    """Try every choice of replicas and nodes: the least z of a layer with 0, 1, ... redundant replicas."""
     least = []
     for extra in range(most + 1):
         best = np.inf
@@ -76,7 +76,7 @@ def test_the_best_allocation_is_found_and_the_bound_holds(budget: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_moving_copies_saves_time_and_never_raises_the_worst_links(seed: int) -> None:
+def test_moving_replicas_saves_time_and_never_raises_the_worst_links(seed: int) -> None:
     instance = shared_instance(
         9, model={"layers": 4, "experts": 6}, cluster={"gpus_per_node": 4, "gpu": {"peak_tflops": 1.0}}
     )
@@ -87,18 +87,18 @@ def test_moving_copies_saves_time_and_never_raises_the_worst_links(seed: int) ->
         results.append(LayerResult(node, layer.z(node), relaxed_bound(layer), Stop.TIME))
     shared = share_out(layers, results, 9, 0.0, 0.0, 1.0, Deadline())
     after = [
-        layer if new.copies is None else with_copies(layer, new.copies)
+        layer if new.replicas is None else with_replicas(layer, new.replicas)
         for layer, new in zip(layers, shared, strict=True)
     ]
     assert all(layer.valid(new.node) for layer, new in zip(after, shared, strict=True))
-    assert sum(int((count_copies(layer) - 1).sum()) for layer in after) <= 9
+    assert sum(int((count_replicas(layer) - 1).sum()) for layer in after) <= 9
     assert sum(new.z for new in shared) <= sum(old.z for old in results) * (1 + 1e-9)
     before = sum(layer_time(layer, old.z) for layer, old in zip(layers, results, strict=True))
     assert sum(layer_time(layer, new.z) for layer, new in zip(after, shared, strict=True)) < before
-    assert all(new.bound.any_copies for new in shared)
+    assert all(new.bound.any_replicas for new in shared)
 
 
-def test_a_hot_layer_gets_the_copies_that_an_even_one_does_not_need() -> None:
+def test_a_hot_layer_gets_the_replicas_that_an_even_one_does_not_need() -> None:
     instance = shared_instance(2, cluster={"gpus_per_node": 3, "gpu": {"peak_tflops": 1.0}})
     traffic = level_traffic(instance, [[100.0, 100.0, 100.0], [280.0, 10.0, 10.0]], 150.0)
     placement = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=5.0)).placement
@@ -113,7 +113,7 @@ def test_other_methods_give_layers_equal_shares(solver: str) -> None:
     assert solution.verification.ok
 
 
-def test_one_copy_more_than_the_budget_is_reported() -> None:
+def test_one_replica_more_than_the_budget_is_reported() -> None:
     instance = shared_instance(4, cluster={"gpus_per_node": 3})
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic)
@@ -166,9 +166,9 @@ def test_memory_counts_all_layers_together() -> None:
     size, resident = 2 * 64 * 32 * 2, (3 * 4 * 64 * 64 + 2 * 64 * 64 + 2 * 1000 * 64) * 2
     memory = {gpu: (resident + size * (1 + (gpu < 4)) + 10) / 1e9 for gpu in range(6)}
     assert why_infeasible(shared_instance(4, cluster={"gpu_memory_gb": memory})) is None
-    for budget in (4, 5):  # six experts are one copy each, four further copies use the memory up
+    for budget in (4, 5):  # six experts are one replica each, four further replicas use the memory up
         instance = shared_instance(budget, cluster={"gpu_memory_gb": memory})
-        assert (compile_problem(instance, tiny_traffic(instance)).copies - 1).sum() == 4
+        assert (compile_problem(instance, tiny_traffic(instance)).replicas - 1).sum() == 4
         assert solve(instance, tiny_traffic(instance), limits=Limits(time_s=240, work=0.2)).verification.ok
     small = {gpu: (resident + size * (gpu < 5) + 10) / 1e9 for gpu in range(6)}
     assert "6 expert replicas" in str(why_infeasible(shared_instance(4, cluster={"gpu_memory_gb": small})))

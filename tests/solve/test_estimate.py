@@ -44,10 +44,10 @@ def test_sizes_of_a_fabric_are_those_that_it_has(name: str) -> None:
     assert told.links == len(routes.links)
     assert told.shares >= routes.shares.nnz >= told.shares / 2
     assert told.distinct >= len(problem.links) >= told.distinct / 2
-    assert told.touched >= problem.touched.shape[1] >= told.touched / 2
+    assert told.affected >= problem.affected.shape[1] >= told.affected / 2
 
 
-def test_a_budget_of_copies_and_a_joint_objective_count() -> None:
+def test_a_budget_of_replicas_and_a_joint_objective_count() -> None:
     plain = tiny_instance()
     more = tiny_instance(placement={"replica_routing": "even", "replicas": {"redundant_slots": 1000}})
     joint = tiny_instance(objective={"minimise": "aggregate"})

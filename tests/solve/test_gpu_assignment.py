@@ -71,7 +71,7 @@ def test_any_valid_placement_is_packed(name: str, seed: int) -> None:
 
 
 def test_memory_stays_even_where_there_are_spare_slots() -> None:
-    # Two replicas a node on three GPUs, two layers: four copies, and no GPU holds two before every GPU holds one.
+    # Two replicas a node on three GPUs, two layers: four replicas, and no GPU holds two before every GPU holds one.
     instance = tiny_instance(cluster={"gpus_per_node": 3})
     problem = compile_problem(instance, tiny_traffic(instance))
     result = placed(problem, 0, [0, 1, 2, 3] * 2)

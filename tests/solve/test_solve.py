@@ -20,15 +20,15 @@ from moe_placer.solve.solve import solve
 INSTANCES = Path(__file__).parents[2] / "instances"
 
 
-def room_for(copies: int, layers: int = 6) -> float:
+def room_for(replicas: int, layers: int = 6) -> float:
     """GB that a GPU of the tiny instance, of so many layers, needs for what is resident and so many experts."""
     instance = tiny_instance(model={"layers": layers})
-    return (memory_parts(instance).total + (copies + 0.5) * expert_bytes(instance)) / GB
+    return (memory_parts(instance).total + (replicas + 0.5) * expert_bytes(instance)) / GB
 
 
 @pytest.mark.parametrize("solver", ["auto", "greedy", "cpsat", "eplb-global"])
 def test_memory_that_binds_over_layers_is_respected(solver: str) -> None:
-    # 12 GPUs, 5 MoE layers of 8 replicas: 40 copies; four GPUs have room for 2 layers only, one for none.
+    # 12 GPUs, 5 MoE layers of 8 replicas: 40 replicas; four GPUs have room for 2 layers only, one for none.
     instance = tiny_instance(
         model={"layers": 6},
         cluster={"gpus_per_node": 3, "gpu_memory_gb": {**dict.fromkeys((0, 4, 7, 9), room_for(2)), 11: room_for(0)}},

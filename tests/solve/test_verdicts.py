@@ -66,7 +66,7 @@ def test_pins_that_exclude_each_other_are_bad_input_and_named() -> None:
     assert isinstance(done.exception, InputError)
 
 
-TWO_COPIES = {"parallelism": {"dp": 2}, "cluster": {"nodes": 2, "gpus_per_node": 3}}
+TWO_REPLICAS = {"parallelism": {"dp": 2}, "cluster": {"nodes": 2, "gpus_per_node": 3}}
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ TWO_COPIES = {"parallelism": {"dp": 2}, "cluster": {"nodes": 2, "gpus_per_node":
         ("gpu", (3, 5), None),
     ],
 )
-def test_pinned_copies_of_one_expert_keep_apart(apart: str, gpus: tuple[int, int], found: str | None) -> None:
+def test_pinned_replicas_of_one_expert_keep_apart(apart: str, gpus: tuple[int, int], found: str | None) -> None:
     pins = [{"layer": 1, "expert": 2, "replica": r, "gpu": gpu} for r, gpu in enumerate(gpus)]
-    changes = {**TWO_COPIES, "placement": {"pinned": pins, "replicas_apart": apart, "slots_per_gpu": 3}}
+    changes = {**TWO_REPLICAS, "placement": {"pinned": pins, "replicas_apart": apart, "slots_per_gpu": 3}}
     if found is None:
         assert tiny_instance(**changes)
         return
@@ -95,7 +95,7 @@ def test_pins_beyond_the_memory_of_their_gpu_are_named() -> None:
         find_capacity(crowded)
 
 
-def test_where_copies_are_free_only_a_bound_for_any_copies_makes_a_layer_optimal() -> None:
+def test_where_replicas_are_free_only_a_bound_for_any_replicas_makes_a_layer_optimal() -> None:
     found = {solver: solved("10139", solver, time_s=120.0, work=6.0) for solver in ("auto", "cpsat", "greedy")}
     z = {solver: [record.z for record in solution.placement.layers] for solver, solution in found.items()}
     least = np.min(list(z.values()), axis=0)
@@ -111,18 +111,18 @@ def test_where_copies_are_free_only_a_bound_for_any_copies_makes_a_layer_optimal
 @pytest.mark.parametrize("replicas", [{"redundant_slots": 0}, {"redundant_slots_in_all": 0}])
 @pytest.mark.parametrize("solver", ["auto", "cpsat", "mip", "greedy"])
 def test_a_budget_of_nothing_leaves_nothing_free(solver: str, replicas: dict[str, int]) -> None:
-    """The gap is that of one copy of each expert: bounds count slots, and the search may prove what is best."""
+    """The gap is that of one replica of each expert: bounds count slots, and the search may prove what is best."""
     load = [[900.0, 30.0, 40.0, 50.0], [10.0, 20.0, 30.0, 40.0]]
     one = {"parallelism": {"dp": 1}, "cluster": {"gpus_per_node": 1, "fabric": {"kind": "full-mesh"}}}
     given, budget = (
-        tiny_instance(**one, placement={"replica_routing": "even", "replicas": copies}) for copies in ("dp", replicas)
+        tiny_instance(**one, placement={"replica_routing": "even", "replicas": either}) for either in ("dp", replicas)
     )
     found = []
     for instance in (given, budget):
         traffic = level_traffic(instance, load, 1000.0)
         found.append(solve(instance, traffic, solver=solver, limits=Limits(time_s=60.0, gap=0.0, work=1.0)))
     dp, none = found
-    assert not compile_problem(budget, level_traffic(budget, load, 1000.0)).copies_are_free
+    assert not compile_problem(budget, level_traffic(budget, load, 1000.0)).replicas_are_free
     assert none.placement.gpu == dp.placement.gpu
     assert none.placement.layers == dp.placement.layers
     assert none.status == dp.status
@@ -148,7 +148,7 @@ def test_auto_never_ends_worse_than_a_baseline_that_it_prints(case: str, time_s:
 
 
 def test_what_no_rule_forbids_alone_all_rules_may() -> None:
-    """One expert, a copy on either node in both layers; node 0 has room for one of them, node 1 for three."""
+    """One expert, a replica on either node in both layers; node 0 has room for one of them, node 1 for three."""
     changes = {
         "model": {"layers": 2, "dense_layers": [], "experts": 1, "top_k": 1},
         "parallelism": {"dp": 2},

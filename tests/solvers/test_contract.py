@@ -138,11 +138,12 @@ def test_placements_are_verified_and_no_better_than_brute_force(solver: str, nam
     assert solution.verification.ok
     problem = compile_problem(*small(name))
     for index, (record, check) in enumerate(zip(solution.placement.layers, solution.verification.layers, strict=True)):
-        # Where copies are free, a method may choose others than the problem's: only the bound for any copies compares.
+        # Where replicas are free, a method may choose others than the problem's: only the bound for any replicas
+        # compares.
         least = smallest_z(problem.layer(index))
         assert record.z == pytest.approx(check.z, rel=1e-9, abs=1e-6)
         assert record.bound <= min(least, record.z) * (1 + 1e-9) + 1e-6
-        if not problem.copies_are_free:
+        if not problem.replicas_are_free:
             assert record.z >= least * (1 - 1e-9) - 1e-6
         if find_solver(solver).exact:
             assert record.z <= least * (1 + 1e-6) + 1e-6

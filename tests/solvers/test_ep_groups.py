@@ -41,7 +41,7 @@ def test_a_dp_group_keeps_its_experts_on_its_own_nodes(method: str, variant: str
     instance = tiny_instance(**VARIANTS[variant])
     problem = compile_problem(instance, tiny_traffic(instance, seed))
     for index, result in enumerate(place(problem, method)):
-        _, replica = problem.items(index, result.copies)
+        _, replica = problem.items(index, result.replicas)
         assert result.node is not None
         assert problem.group_of_node[result.node].tolist() == replica.tolist()
         assert result.repaired == 0

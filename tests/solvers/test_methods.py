@@ -18,7 +18,7 @@ from moe_placer.solve.registry import find_solver
 from moe_placer.solvers.eplb import balanced_packing
 from moe_placer.solvers.flow import cheapest_flow
 from moe_placer.solvers.lpt import longest_first
-from moe_placer.solvers.trtllm import copies_later_first
+from moe_placer.solvers.trtllm import replicas_later_first
 
 
 def place(problem: Problem, method: str) -> list[LayerResult]:
@@ -28,7 +28,7 @@ def place(problem: Problem, method: str) -> list[LayerResult]:
 def crossings(problem: Problem, index: int, result: LayerResult) -> float:
     """Tokens times the links they cross, summed straight from the definition."""
     assert result.node is not None
-    expert, replica = problem.items(index, result.copies)
+    expert, replica = problem.items(index, result.replicas)
     demand = problem.item_demand(index, expert, replica)
     return sum(
         float(demand[s, i] * problem.hops[s, n])
@@ -38,7 +38,7 @@ def crossings(problem: Problem, index: int, result: LayerResult) -> float:
 
 
 def solo(load: list[float], **changes: Any) -> Problem:
-    """Compile one layer of so many experts, one copy each, every node sending the same."""
+    """Compile one layer of so many experts, one replica each, every node sending the same."""
     model = {"layers": 1, "dense_layers": [], "experts": len(load)}
     instance = tiny_instance(**{"model": model, "parallelism": {"dp": 1}, **changes})
     return compile_problem(instance, level_traffic(instance, [load], sum(load) / 2))
@@ -73,10 +73,10 @@ def test_lpt_is_within_grahams_bound(load: list[float]) -> None:
     assert np.bincount(gpu, layer.load, 3).max() <= (4 / 3 - 1 / 9) * min(every) * (1 + 1e-12)
 
 
-def test_copies_go_to_the_hottest_and_of_equals_to_the_last() -> None:
-    assert copies_later_first(np.array([4.0, 4.0, 1.0]), 5, 8).tolist() == [2, 2, 1]
-    assert copies_later_first(np.array([4.0, 4.0, 1.0]), 4, 8).tolist() == [1, 2, 1]
-    assert copies_later_first(np.array([9.0, 1.0]), 5, 3).tolist() == [3, 2]  # at most 3 of one expert
+def test_replicas_go_to_the_hottest_and_of_equals_to_the_last() -> None:
+    assert replicas_later_first(np.array([4.0, 4.0, 1.0]), 5, 8).tolist() == [2, 2, 1]
+    assert replicas_later_first(np.array([4.0, 4.0, 1.0]), 4, 8).tolist() == [1, 2, 1]
+    assert replicas_later_first(np.array([9.0, 1.0]), 5, 3).tolist() == [3, 2]  # at most 3 of one expert
 
 
 def test_trtllm_fills_single_slots_hottest_first() -> None:
@@ -94,8 +94,8 @@ def test_eplb_leaves_single_slots_in_order() -> None:
 def test_contiguous_fills_redundant_slots_from_the_first_expert_on() -> None:
     placement = {"replica_routing": "even", "replicas": {"redundant_slots": 3}}
     (result,) = place(solo([1.0, 2.0, 3.0, 4.0, 90.0], placement=placement), "contiguous")
-    assert result.copies is not None
-    assert result.copies.tolist() == [2, 2, 2, 1, 1]
+    assert result.replicas is not None
+    assert result.replicas.tolist() == [2, 2, 2, 1, 1]
     assert result.gpu is not None
     assert result.gpu.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
@@ -178,7 +178,7 @@ def test_swaps_never_cross_more_and_flow_crosses_least(variant: str, seed: int) 
     for index in range(len(problem)):
         before, after = crossings(problem, index, start[index]), crossings(problem, index, swapped[index])
         assert after <= before * (1 + 1e-9)
-        if start[index].copies is None:  # else these are other copies than flow's
+        if start[index].replicas is None:  # else these are other replicas than flow's
             assert crossings(problem, index, least[index]) <= after * (1 + 1e-9) + 1e-6
 
 
@@ -203,8 +203,8 @@ def test_swaps_never_overload_a_gpu(seed: int) -> None:
 @pytest.mark.parametrize("method", ["eplb", "eplb-global", "lpt", "trtllm", "topology-swaps"])
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
-def test_copies_of_one_expert_are_on_different_gpus(method: str, seed: int) -> None:
-    # One expert takes nearly all load, so all redundant slots go to it: half of the GPUs have a copy.
+def test_replicas_of_one_expert_are_on_different_gpus(method: str, seed: int) -> None:
+    # One expert takes nearly all load, so all redundant slots go to it: half of the GPUs have a replica.
     instance = tiny_instance(
         model={"layers": 1, "dense_layers": [], "experts": 8},
         parallelism={"dp": 1},
@@ -215,7 +215,7 @@ def test_copies_of_one_expert_are_on_different_gpus(method: str, seed: int) -> N
     (result,) = place(problem, method)
     assert result.gpu is not None
     assert result.node is not None
-    expert, _ = problem.items(0, result.copies)
+    expert, _ = problem.items(0, result.replicas)
     assert len(set(zip(expert.tolist(), result.gpu.tolist(), strict=True))) == len(expert) == 16
     assert (result.gpu // problem.gpus_per_node == result.node).all()
     assert np.bincount(result.gpu).max() == 2
@@ -226,7 +226,7 @@ def test_copies_of_one_expert_are_on_different_gpus(method: str, seed: int) -> N
 @pytest.mark.parametrize("apart", ["gpu", "node"])
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
-def test_swaps_bring_no_copies_together(apart: str, seed: int) -> None:
+def test_swaps_bring_no_replicas_together(apart: str, seed: int) -> None:
     instance = tiny_instance(
         model={"experts": 6, "layers": 2},
         placement={"replica_routing": "even", "replicas_apart": apart, "slots_per_gpu": 2},

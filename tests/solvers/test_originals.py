@@ -78,24 +78,24 @@ def test_eplb_is_the_original(setting: str, method: str) -> None:
     redundant, slots = SETTINGS[setting]
     load = drawn_load()
     problem = problem_of(load, redundant, slots)
-    gpus = len(problem.capacity.room)
+    gpus = len(problem.capacity.memory_slots)
     torch = pytest.importorskip("torch", reason="torch is not installed")
     args: dict[str, Any] = {"num_replicas": EXPERTS + redundant, "num_nodes": NODES, "num_gpus": gpus}
-    expert_of_slot, _, copies = original("deepseek").rebalance_experts(
+    expert_of_slot, _, replicas = original("deepseek").rebalance_experts(
         torch.tensor(load), num_groups=EXPERTS, enable_hierarchical=method == "eplb", **args
     )
     home = np.arange(EXPERTS + redundant) * gpus // (EXPERTS + redundant)  # GPU of each of their slots
     for index, result in enumerate(ours(problem, method)):
         assert result.node is not None
         assert result.gpu is not None
-        expert, _ = problem.items(index, result.copies)
-        theirs, count = expert_of_slot[index].numpy(), copies[index].numpy()
+        expert, _ = problem.items(index, result.replicas)
+        theirs, count = expert_of_slot[index].numpy(), replicas[index].numpy()
         assert np.bincount(expert, minlength=EXPERTS).tolist() == count.tolist()
         assert sorted(zip(expert, result.node, strict=True)) == sorted(zip(theirs, home * NODES // gpus, strict=True))
-        load_per_copy = load[index] / count
-        gpu_load = np.bincount(result.gpu, load_per_copy[expert], gpus)
-        their_load = np.bincount(home, load_per_copy[theirs], gpus)
-        # The original lets copies of one expert meet on a GPU; moving them apart changes two GPUs a little.
+        load_per_replica = load[index] / count
+        gpu_load = np.bincount(result.gpu, load_per_replica[expert], gpus)
+        their_load = np.bincount(home, load_per_replica[theirs], gpus)
+        # The original lets replicas of one expert meet on a GPU; moving them apart changes two GPUs a little.
         assert result.repaired == len(theirs) - len(set(zip(theirs.tolist(), home.tolist(), strict=True)))
         assert gpu_load.max() == pytest.approx(their_load.max(), rel=1e-2 if result.repaired else 1e-6)
         assert np.sort(gpu_load) == pytest.approx(np.sort(their_load), rel=1e-2 if result.repaired else 1e-6)

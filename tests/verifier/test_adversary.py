@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from moe_placer.errors import InputError
 from moe_placer.verifier import Verification
-from moe_placer.verifier.proofs import copies_are_free
+from moe_placer.verifier.proofs import replicas_are_free
 from moe_placer.verifier.verification import CONSTRAINTS
 
 STATED = 1e-8  # a stated bound that is so much above the best, relative, must be refused
@@ -40,8 +40,8 @@ def check(rng: np.random.Generator, brute: BruteForce) -> Counter[str]:
     assert aggregate is not None
     ways = [total.ways, aggregate.ways, brute.any_ways(rng)][int(rng.integers(3))]
     forger = Forger(rng, brute, ways)
-    free = copies_are_free(brute.instance)
-    usual = [*KINDS, *["any copies"] * (5 if free else 0)]
+    free = replicas_are_free(brute.instance)
+    usual = [*KINDS, *["any replicas"] * (5 if free else 0)]
     kinds = [str(rng.choice(usual if brute.every_choice else ONCE)) for _ in ways]
     with_memory = brute.every_choice and not free and rng.random() < 0.6
     if with_memory:
@@ -57,7 +57,7 @@ def check(rng: np.random.Generator, brute: BruteForce) -> Counter[str]:
     assert not (forger.in_range and rules), found.violations
     proofs: Counter[str] = Counter()
     for row, (layer, way) in enumerate(zip(found.layers, ways, strict=True)):
-        best, given = brute.best_of_layer(row), brute.best_of_layer(row, way.copies)
+        best, given = brute.best_of_layer(row), brute.best_of_layer(row, way.replicas)
         assert Fraction(layer.bound) <= best
         assert Fraction(layer.bound_given_replicas or 0.0) <= given
         assert layer.z == pytest.approx(forger.z[row], rel=1e-12)
@@ -89,7 +89,7 @@ def _refused_if_stated_too_high(rng: np.random.Generator, forger: Forger, placem
     if records[row].proof == "solver":
         lie = max(lie, forger.z[row] * (1 + STATED))
     if figure == "bound_given_replicas":
-        lie = max(lie, float(forger.brute.best_of_layer(row, forger.ways[row].copies)) * (1 + STATED))
+        lie = max(lie, float(forger.brute.best_of_layer(row, forger.ways[row].replicas)) * (1 + STATED))
     records[row] = records[row].model_copy(update={figure: lie})
     again = forger.verified(placement.model_copy(update={"layers": tuple(records)}))
     assert not again.ok
@@ -131,13 +131,13 @@ def test_the_adversary_proves_something_of_every_kind() -> None:
                     "pinned": bool(placement.pinned),
                     "sharded": parallelism.expert_tp > 1,
                     "apart": placement.replicas_apart == "node",
-                    "free": copies_are_free(found[1].instance),
+                    "free": replicas_are_free(found[1].instance),
                     "tight": found[1].tight,
                     "once": not found[1].every_choice,
                     "groups": placement.replica_routing == "group" and parallelism.dp > 1,
                 }
             )
-    expected = {"dual", "any copies", "hot-experts", "threshold", "memory", "aggregate", *ONCE[:2]}
+    expected = {"dual", "any replicas", "hot-experts", "threshold", "memory", "aggregate", *ONCE[:2]}
     assert {kind for kind in expected if proofs[kind] > 2} == expected, proofs
     assert {kind for kind in expected if proofs[f"{kind}, tight"]} >= {"dual", "threshold", "companions"}, proofs
     assert proofs["hot-experts, given"], proofs

@@ -35,13 +35,13 @@ def told(instance: Path, placement: Path) -> dict[str, Any]:
     return dict(json.loads(ran("verify", instance, placement, "--no-dag", "--json")[1]))
 
 
-# Forged prices of room
+# Forged prices of memory
 
 
 def test_prices_that_cancel_are_refused() -> None:
     code, text = ran("verify", INSTANCES / "h100-128.yaml", CASES / "h-forged.json", "--no-dag")
     assert code == 5
-    assert "[proof] a price of room of 3.33333333e+17" in text
+    assert "[proof] a price of memory of 3.33333333e+17" in text
     assert "no placement has less" not in text
 
 
@@ -110,8 +110,8 @@ def test_the_bound_that_counts_memory_is_held_against_costs_not_tokens() -> None
     above_tokens = found.total_z * 0.75  # more than the tokens of worst links, less than their costs
     for stated, texts in (
         (derived, []),
-        (above_tokens, ["that weights and prices of room give"]),
-        (found.total_z * 1.01, ["that weights and prices of room give", "of the sum of worst links"]),
+        (above_tokens, ["that weights and prices of memory give"]),
+        (found.total_z * 1.01, ["that weights and prices of memory give", "of the sum of worst links"]),
     ):
         data["memory"]["bound"] = stated
         violations = verify(instance, Placement.model_validate(data), traffic).violations
@@ -120,11 +120,11 @@ def test_the_bound_that_counts_memory_is_held_against_costs_not_tokens() -> None
         ]
 
 
-# One choice of copies passed as all
+# One choice of replicas passed as all
 
 
-def test_a_bound_for_the_copies_of_a_file_is_none_of_the_instance() -> None:
-    # 10070: certified at 4.0 for its copies, where others reach 2.074, and our own solver about that.
+def test_a_bound_for_the_replicas_of_a_file_is_none_of_the_instance() -> None:
+    # 10070: certified at 4.0 for its replicas, where others reach 2.074, and our own solver about that.
     code, text = ran("verify", CASES / "10070.yaml", CASES / "10070.json", "--no-dag")
     assert code == 5
     assert "required is 0 or any_copies" in text
@@ -135,7 +135,7 @@ def test_a_bound_for_the_copies_of_a_file_is_none_of_the_instance() -> None:
 
 @pytest.mark.parametrize("proof", ["hot-experts", "dual", "threshold"])
 def test_a_trap_of_ones_own_is_no_bound_of_the_instance(proof: str, tmp_path: Path) -> None:
-    # 10007: each layer's hot expert alone on a node, the redundant copies wasted on others.
+    # 10007: each layer's hot expert alone on a node, the redundant replicas wasted on others.
     path = CASES / "10007.yaml"
     instance = load_instance(path)
     traffic = load_traffic(instance)
@@ -179,16 +179,16 @@ def test_a_trap_of_ones_own_is_no_bound_of_the_instance(proof: str, tmp_path: Pa
 
 
 def _trap(instance: Instance, traffic: Traffic) -> dict[str, Any]:
-    """Place every layer so that its most chosen expert has one copy."""
+    """Place every layer so that its most chosen expert has one replica."""
     gpu: list[list[list[int]]] = []
     for row in range(len(instance.moe_layers)):
         heaviest = int(sum(r.load[row] / r.tokens[row] for r in traffic.recordings).argmax())
-        left, copies = instance.replicas_per_layer - instance.model.experts, []
+        left, replicas = instance.replicas_per_layer - instance.model.experts, []
         for expert in range(instance.model.experts):
             more = 0 if expert == heaviest else min(left, instance.cluster.nodes - 1)
             left -= more
-            copies.append([2 * ((expert + place) % 4) for place in range(1 + more)])
-        gpu.append(copies)
+            replicas.append([2 * ((expert + place) % 4) for place in range(1 + more)])
+        gpu.append(replicas)
     return honest(instance, traffic, gpu, proof="solver")
 
 
@@ -201,7 +201,7 @@ def test_no_redundant_slots_are_no_choice() -> None:
         assert rules_of(instance, data, traffic) == []
 
 
-def test_a_bound_given_replicas_needs_a_choice_of_copies() -> None:
+def test_a_bound_given_replicas_needs_a_choice_of_replicas() -> None:
     instance = tiny_instance()
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic)
@@ -209,7 +209,7 @@ def test_a_bound_given_replicas_needs_a_choice_of_copies() -> None:
     assert rules_of(instance, data, traffic) == ["proof"]
 
 
-def test_the_aggregate_needs_a_bound_for_any_copies_too() -> None:
+def test_the_aggregate_needs_a_bound_for_any_replicas_too() -> None:
     budget = {"replica_routing": "even", "replicas": {"redundant_slots": 2}}
     instance = tiny_instance(placement=budget)
     traffic = tiny_traffic(instance)
@@ -393,7 +393,7 @@ def test_facts_of_a_shared_budget_are_counted() -> None:
     instance = tiny_instance(placement=budget)
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic, proof="solver")
-    used = sum(len(copies) - 1 for row in data["gpu"] for copies in row)
+    used = sum(len(replicas) - 1 for row in data["gpu"] for replicas in row)
     data["replicas"] = {"redundant_in_all": used, "redundant_slots_in_all": 6, "bound_covers_choice_of_copies": False}
     assert rules_of(instance, data, traffic) == []
     for key, value in (("redundant_in_all", used + 1), ("bound_covers_choice_of_copies", True)):

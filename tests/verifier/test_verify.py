@@ -160,9 +160,9 @@ def test_any_of_several_worst_links_may_be_named(name: str) -> None:
     assert rules_of(instance, data, traffic) == []
 
 
-def test_group_routing_uses_the_copy_of_the_source_group() -> None:
-    # Two experts, two copies each on four nodes: nodes 0, 1 use copies 0 (on nodes 0 and 1), nodes 2, 3 use copies 1
-    # (on nodes 3 and 2). Of 100 tokens 80 choose expert 0 and 20 expert 1.
+def test_group_routing_uses_the_replica_of_the_source_group() -> None:
+    # Two experts, two replicas each on four nodes: nodes 0, 1 use replicas 0 (on nodes 0 and 1), nodes 2, 3 use
+    # replicas 1 (on nodes 3 and 2). Of 100 tokens 80 choose expert 0 and 20 expert 1.
     instance = tiny_instance(
         model={**ONE_LAYER, "experts": 2, "top_k": 1}, cluster={"gpus_per_node": 1, "fabric": MESH}
     )
@@ -173,8 +173,8 @@ def test_group_routing_uses_the_copy_of_the_source_group() -> None:
     assert load == pytest.approx(expected)
 
 
-def test_even_routing_spreads_over_all_copies() -> None:
-    # Expert 0 (90 of 100 tokens) has three copies, on nodes 0, 1 and 2: 30 tokens to each; expert 1 is on node 3.
+def test_even_routing_spreads_over_all_replicas() -> None:
+    # Expert 0 (90 of 100 tokens) has three replicas, on nodes 0, 1 and 2: 30 tokens to each; expert 1 is on node 3.
     instance = tiny_instance(
         model={**ONE_LAYER, "experts": 2, "top_k": 1},
         cluster={"gpus_per_node": 1, "fabric": MESH},

@@ -25,19 +25,19 @@ from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 
 
-def naive_costs(instance: Instance, traffic: Traffic, row: int, copies: list[int]) -> np.ndarray:
+def naive_costs(instance: Instance, traffic: Traffic, row: int, replicas: list[int]) -> np.ndarray:
     """c[i, n, k] of docs/bounds.md by nested loops over everything, with routes listed one by one."""
     graph = build_fabric(instance)
     links = list(graph.edges)
     nodes = instance.cluster.nodes
-    items = [(expert, replica) for expert, count in enumerate(copies) for replica in range(count)]
+    items = [(expert, replica) for expert, count in enumerate(replicas) for replica in range(count)]
     c = np.zeros((len(items), nodes, len(links)))
     starting = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     for s, n in itertools.permutations(range(nodes), 2):
         routes = list(nx.all_shortest_paths(graph, f"node{s}", f"node{n}", weight="length"))
         for i, (expert, replica) in enumerate(items):
             if instance.placement.replica_routing == "even":
-                part = 1 / copies[expert]
+                part = 1 / replicas[expert]
             else:
                 in_group = (
                     replica * nodes // instance.parallelism.dp <= s < (replica + 1) * nodes // instance.parallelism.dp
@@ -81,8 +81,8 @@ def test_loads_equal_the_naive_ones(variant: str, metric: str) -> None:
     graph = build_fabric(instance)
     assert found.links == tuple(f"{tail}->{head}" for tail, head in graph.edges)
     for row in range(2):
-        c = naive_costs(instance, traffic, row, [len(copies) for copies in gpu[row]])
-        first = [copy[0] if isinstance(copy, list) else copy for copies in gpu[row] for copy in copies]
+        c = naive_costs(instance, traffic, row, [len(replicas) for replicas in gpu[row]])
+        first = [one[0] if isinstance(one, list) else one for replicas in gpu[row] for one in replicas]
         nodes = [gpu_id // instance.cluster.gpus_per_node for gpu_id in first]
         expected = c[np.arange(len(nodes)), nodes].sum(axis=0)
         np.testing.assert_allclose(found.cost[row], expected, rtol=1e-12, atol=1e-9)
@@ -148,8 +148,8 @@ def test_bounds_equal_the_naive_ones_and_never_exceed_the_best(
     instance = tiny_instance(**BRUTE[variant])
     traffic = tiny_traffic(instance, seed)
     gpu = in_order(instance)
-    copies = [len(row) for row in gpu[0]]
-    c = naive_costs(instance, traffic, 0, copies)
+    replicas = [len(row) for row in gpu[0]]
+    c = naive_costs(instance, traffic, 0, replicas)
     capacity = node_capacity(instance)
     items, nodes, links = c.shape
     ways = all_assignments(items, capacity)
@@ -171,7 +171,7 @@ def test_bounds_equal_the_naive_ones_and_never_exceed_the_best(
 
     floors = np.array([[naive_floor(c, capacity, i, n) for n in range(nodes)] for i in range(items)])
     holders = [n for n in range(nodes) if capacity[n]]
-    owner = [(expert, replica) for expert, count in enumerate(copies) for replica in range(count)]
+    owner = [(expert, replica) for expert, count in enumerate(replicas) for replica in range(count)]
     for i, hot in enumerate(owner):
         derived = bound(proof="hot-experts", hot=hot)
         assert derived == pytest.approx(floors[i, holders].min(), rel=1e-9)
@@ -193,7 +193,7 @@ def test_gpus_of_a_node_are_interchangeable(seed: int) -> None:
     rng = np.random.default_rng(seed)
     other = [int(gpu) for node in range(4) for gpu in rng.permutation(3) + 3 * node]
     gpu = in_order(instance)
-    moved = [[[other[gpu_id] for gpu_id in copies] for copies in row] for row in gpu]
+    moved = [[[other[gpu_id] for gpu_id in replicas] for replicas in row] for row in gpu]
     before, after = recomputed(instance, gpu, traffic), recomputed(instance, moved, traffic)
     np.testing.assert_allclose(after.load, before.load, rtol=1e-12)
     assert before.layers == after.layers
@@ -219,7 +219,7 @@ def test_nodes_of_a_mesh_are_interchangeable(seed: int, order: list[int]) -> Non
     traffic, gpu = tiny_traffic(instance, seed), in_order(instance)
     mix = np.empty_like(traffic.mix)
     mix[order] = traffic.mix
-    moved = [[[2 * order[gpu_id // 2] + gpu_id % 2 for gpu_id in copies] for copies in row] for row in gpu]
+    moved = [[[2 * order[gpu_id // 2] + gpu_id % 2 for gpu_id in replicas] for replicas in row] for row in gpu]
     before, after = recomputed(instance, gpu, traffic), recomputed(instance, moved, Traffic(traffic.recordings, mix))
     assert [check.z for check in after.layers] == pytest.approx([check.z for check in before.layers])
     np.testing.assert_allclose(after.worst_pair, before.worst_pair, rtol=1e-12)

@@ -309,7 +309,7 @@ def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_dag_of_another_placement_is_told(tmp_path: Path) -> None:
     instance, placement, traffic = some = example()
     write(tmp_path, build_dag(*some))
-    gpu = [[list(copies) for copies in row] for row in placement.gpu]
+    gpu = [[list(replicas) for replicas in row] for row in placement.gpu]
     gpu[0][0], gpu[0][3] = gpu[0][3], gpu[0][0]
     moved = placement.model_copy(update={"gpu": tuple(tuple(tuple(c) for c in row) for row in gpu)})
     assert rules_broken((instance, moved, traffic), tmp_path) == {"dag-experts", "dag-traffic"}

@@ -21,7 +21,7 @@ from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import RULES, Verification, verify
 
 ids = st.one_of(st.integers(0, 12), st.sampled_from([10**9, 2**63, 10**30, 10**4400]))
-copies_of = st.one_of(st.lists(ids, max_size=4), st.lists(st.lists(ids, max_size=3), max_size=3))
+replicas_of = st.one_of(st.lists(ids, max_size=4), st.lists(st.lists(ids, max_size=3), max_size=3))
 figures = st.one_of(st.floats(0, 1e6), st.sampled_from([0.0, 1e-320, 1e308]))
 names = st.one_of(st.sampled_from(["node0->leaf0", "leaf0->spine1", "", "?" * 300]), st.text(max_size=5))
 garbage_records = st.fixed_dictionaries(
@@ -37,7 +37,7 @@ garbage_records = st.fixed_dictionaries(
         "solver_bound": st.none() | figures,
     }
 )
-one_row = st.lists(copies_of, max_size=6) | st.lists(st.lists(ids, min_size=2, max_size=2), min_size=4, max_size=4)
+one_row = st.lists(replicas_of, max_size=6) | st.lists(st.lists(ids, min_size=2, max_size=2), min_size=4, max_size=4)
 
 
 @settings(max_examples=300, deadline=None)
@@ -68,7 +68,7 @@ def test_garbage_in_a_good_placement_never_raises(data: Any, proof: str) -> None
             key = data.draw(st.sampled_from(sorted(record)))
             content["layers"][row][key] = record[key]
         else:
-            content["gpu"][row][data.draw(st.integers(0, 3))] = data.draw(copies_of)
+            content["gpu"][row][data.draw(st.integers(0, 3))] = data.draw(replicas_of)
     check_survives(instance, content, traffic)
 
 

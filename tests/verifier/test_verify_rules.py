@@ -44,7 +44,7 @@ def _drop(*path: Any) -> Any:
 
 
 def _swap_experts(data: dict[str, Any]) -> None:
-    """Swap experts 0 and 1 of the first MoE layer, whose first copies are on one node."""
+    """Swap experts 0 and 1 of the first MoE layer, whose first replicas are on one node."""
     first, second = data["gpu"][0][0], data["gpu"][0][1]
     first[0], second[0] = second[0], first[0]
 
@@ -54,8 +54,8 @@ def _swap_records(data: dict[str, Any]) -> None:
     first["layer"], second["layer"] = second["layer"], first["layer"]
 
 
-def _shift_copy(data: dict[str, Any]) -> None:
-    """Take the only copy of the last expert, and give it to the first: the total stays."""
+def _shift_replica(data: dict[str, Any]) -> None:
+    """Take the only replica of the last expert, and give it to the first: the total stays."""
     data["gpu"][0][0].append(data["gpu"][0][3].pop())
 
 
@@ -92,11 +92,11 @@ MUTATIONS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("shape", {}, "dual", _swap_records),
     ("replicas", {}, "dual", _drop("gpu", 0, 2, -1)),
     ("replicas", {}, "dual", _set("gpu", 0, 2, to=[])),
-    ("replicas", SPARE, "dual", _set("gpu", 0, 2, to=lambda copies: [*copies, 9])),
+    ("replicas", SPARE, "dual", _set("gpu", 0, 2, to=lambda replicas: [*replicas, 9])),
     ("replicas", BUDGET, "dual", _drop("gpu", 0, 0, -1)),
-    ("replicas", BUDGET, "dual", _set("gpu", 0, 0, to=lambda copies: [*copies, 7])),
-    ("replicas", BUDGET, "dual", _shift_copy),
-    ("replicas", SHARED, "dual", _set("gpu", 0, 0, to=lambda copies: [*copies, 7])),
+    ("replicas", BUDGET, "dual", _set("gpu", 0, 0, to=lambda replicas: [*replicas, 7])),
+    ("replicas", BUDGET, "dual", _shift_replica),
+    ("replicas", SHARED, "dual", _set("gpu", 0, 0, to=lambda replicas: [*replicas, 7])),
     ("shards", SHARDED, "dual", _set("gpu", 0, 0, 0, to=[0])),
     ("shards", SHARDED, "dual", _set("gpu", 0, 0, 0, to=[0, 1, 2])),
     ("shards", SHARDED, "dual", _set("gpu", 0, 0, 0, to=[0, 5])),
@@ -175,7 +175,7 @@ def test_the_kv_cache_counts() -> None:
         assert rules_of(instance, honest(instance, traffic), traffic) == rules
 
 
-def test_copies_of_one_expert_do_not_share_a_gpu() -> None:
+def test_replicas_of_one_expert_do_not_share_a_gpu() -> None:
     instance = tiny_instance(placement={"slots_per_gpu": 2})
     traffic = tiny_traffic(instance)
     gpu = in_order(instance)
@@ -188,7 +188,7 @@ def test_copies_of_one_expert_do_not_share_a_gpu() -> None:
     assert rules_of(lenient, honest(lenient, traffic, gpu), traffic) == []
 
 
-def test_copies_of_one_expert_do_not_share_a_node_where_the_instance_asks() -> None:
+def test_replicas_of_one_expert_do_not_share_a_node_where_the_instance_asks() -> None:
     for apart, rules in (("gpu", []), ("node", ["apart"])):
         instance = tiny_instance(placement={"replicas_apart": apart})
         traffic = tiny_traffic(instance)
@@ -198,7 +198,7 @@ def test_copies_of_one_expert_do_not_share_a_node_where_the_instance_asks() -> N
         assert rules_of(instance, honest(instance, traffic), traffic) == []
 
 
-def test_sharded_copies_do_not_share_a_gpu() -> None:
+def test_sharded_replicas_do_not_share_a_gpu() -> None:
     instance = tiny_instance(
         model={"experts": 2},
         cluster={"gpus_per_node": 3},

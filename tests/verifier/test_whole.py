@@ -36,8 +36,8 @@ def cheapest(price: np.ndarray, slots: np.ndarray) -> int | None:
     slots=st.lists(st.integers(0, 3), min_size=3, max_size=3),
 )
 def test_the_least_cost_is_that_of_the_best_assignment(prices: list[tuple[int, ...]], slots: list[int]) -> None:
-    price, room = np.array(prices, dtype=np.int64), np.array(slots, dtype=np.int64)
-    found, best = least_cost(price, room), cheapest(price, room)
+    price, memory = np.array(prices, dtype=np.int64), np.array(slots, dtype=np.int64)
+    found, best = least_cost(price, memory), cheapest(price, memory)
     if best is None or found is None:
         assert found == best
     else:  # the routine that looks for slot prices has 53 bits; what it misses is taken off, never added
@@ -93,28 +93,28 @@ def test_values_are_rounded_down(steps: int, unit: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.floats(-25, 25), layers=st.integers(1, 12))
-def test_equal_prices_of_room_that_is_all_needed_prove_nothing(seed: int, exponent: float, layers: int) -> None:
+def test_equal_prices_of_memory_that_is_all_needed_prove_nothing(seed: int, exponent: float, layers: int) -> None:
     # Where all slots are taken in every layer, an equal price on all nodes is paid as often as it is given back.
     rng = np.random.default_rng(seed)
     slots = np.full(4, 3)
     prices = [1000.0 * rng.gamma(0.5, 1.0, (12, 4)) for _ in range(layers)]
-    room, none = slots * layers, np.zeros(4)
-    without = memory_bound(prices, slots, none, room)
-    equal = memory_bound(prices, slots, np.full(4, 1000.0 * 10.0**exponent * float(rng.random())), room)
+    memory, none = slots * layers, np.zeros(4)
+    without = memory_bound(prices, slots, none, memory)
+    equal = memory_bound(prices, slots, np.full(4, 1000.0 * 10.0**exponent * float(rng.random())), memory)
     assert equal <= without * (1 + 1e-15)
     if exponent < 3:
         assert equal == pytest.approx(without, rel=1e-9)
     # Unequal ones are paid on every node as often as they are given back, too.
-    unequal = memory_bound(prices, slots, 1000.0 * 10.0**exponent * rng.random(4), room)
+    unequal = memory_bound(prices, slots, 1000.0 * 10.0**exponent * rng.random(4), memory)
     assert unequal <= without * (1 + 1e-15)
 
 
 @settings(max_examples=100, deadline=None)
-@given(room=st.lists(st.integers(0, 4), min_size=1, max_size=4), shards=st.integers(1, 3))
-def test_the_most_replicas_are_those_that_can_be_placed(room: list[int], shards: int) -> None:
+@given(memory=st.lists(st.integers(0, 4), min_size=1, max_size=4), shards=st.integers(1, 3))
+def test_the_most_replicas_are_those_that_can_be_placed(memory: list[int], shards: int) -> None:
     def can(many: int) -> bool:
-        """Place replicas on the GPUs with the most room left, which is best: none needs a GPU twice."""
-        left = sorted(room, reverse=True)
+        """Place replicas on the GPUs with the most slots left, which is best: none needs a GPU twice."""
+        left = sorted(memory, reverse=True)
         for _ in range(many):
             if len(left) < shards or left[shards - 1] < 1:
                 return False
@@ -122,6 +122,6 @@ def test_the_most_replicas_are_those_that_can_be_placed(room: list[int], shards:
             left.sort(reverse=True)
         return True
 
-    most: Any = _most_replicas(room, shards)
+    most: Any = _most_replicas(memory, shards)
     assert can(most)
     assert not can(most + 1)

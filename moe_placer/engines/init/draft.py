@@ -103,7 +103,7 @@ def draft_instance(
     if engine:
         draft.data["engine"] = engine
         said = "--engine" if wishes.engine else "as it wrote the recording (--engine)"
-        draft.comments["engine",] = f"{said}: its rules on slots and copies hold"
+        draft.comments["engine",] = f"{said}: its rules on slots and replicas hold"
     _put_model(draft, model)
     _put_cluster(draft, preset, topology, wishes, (nodes, per_node))
     _put_parallelism(draft, wishes)
@@ -226,14 +226,14 @@ def _put_placement(draft: Draft, model: ConfigModel, wishes: Wishes, gpus: int, 
     if extra < 0:
         found = f"{slots} on {gpus} GPUs: {slots * gpus} slots for {experts} experts"
         raise InputError(Mistake(found, f"at least {-(-experts // gpus)}", "--slots-per-gpu"))
-    comment = "copies beyond one of each expert, in every layer" + (
+    comment = "replicas beyond one of each expert, in every layer" + (
         "" if chosen else ", so many that all slots are full"
     )
     draft.put("placement", "replicas", {"redundant_slots": extra}, comment, assumed=not chosen)
-    routing = "a token takes any copy with equal chance"
+    routing = "a token takes any replica with equal chance"
     if engine and ENGINES[engine].replica_routing != "even":
         draft.put(
-            "placement", "replica_routing", "even", f"{routing}; {ENGINES[engine].title} prefers near copies", True
+            "placement", "replica_routing", "even", f"{routing}; {ENGINES[engine].title} prefers near replicas", True
         )
     else:
         draft.put("placement", "replica_routing", "even", routing)

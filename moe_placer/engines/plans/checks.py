@@ -143,7 +143,7 @@ def _find_repeat(row: Row, ranks: int) -> _Wrong | None:
         repeated = [expert for expert in held if held.count(expert) > 1]
         if repeated:
             found = f"expert {repeated[0]} twice on rank {rank}"
-            return _Wrong("twice", found, "at most one copy of an expert on a rank", row.path)
+            return _Wrong("twice", found, "at most one replica of an expert on a rank", row.path)
     return None
 
 

@@ -142,12 +142,12 @@ def _export_costs(instance: Instance, file: Path) -> Export:
 
 
 def _routing(form: PlanForm, plan: Plan, deployment: Deployment) -> Sequence[str]:
-    """Say where the engine picks copies by another rule than the plan was made for."""
+    """Say where the engine picks replicas by another rule than the plan was made for."""
     same = form.rules.replica_routing == deployment.replica_routing
     if same or plan.slots_by_layer == (plan.experts,) * plan.layers:
         return ()
     return (
-        f"The plan was made for replica_routing: {deployment.replica_routing}. {form.rules.label} picks a copy "
+        f"The plan was made for replica_routing: {deployment.replica_routing}. {form.rules.label} picks a replica "
         f"otherwise ({form.rules.replica_rule}), so that loads of links will differ from the plan's.",
     )
 

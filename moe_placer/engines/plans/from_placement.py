@@ -59,15 +59,15 @@ def plan_from_placement(instance: Instance, placement: Placement, form: PlanForm
 def _violations(instance: Instance, placement: Placement) -> Iterator[Violation]:
     if placement.instance.sha256 != instance.sha256:
         yield Violation("instance", f"it was made for {placement.instance.name[:200]!r}, or for other content of it")
-    copies = constraints.read_copies(instance, placement)
-    broken = [*constraints.check_counts(instance, placement), *constraints.check_places(instance, copies)]
+    replicas = constraints.read_replicas(instance, placement)
+    broken = [*constraints.check_counts(instance, placement), *constraints.check_places(instance, replicas)]
     yield from broken
     if not broken:
-        yield from constraints.check_slots(instance, copies)
-        yield from constraints.check_memory(instance, constraints.gpu_memory(instance, copies))
-        yield from constraints.check_apart(instance, copies)
-        yield from constraints.check_failed(instance, copies)
-        yield from constraints.check_pinned(instance, copies)
+        yield from constraints.check_slots(instance, replicas)
+        yield from constraints.check_memory(instance, constraints.gpu_memory(instance, replicas))
+        yield from constraints.check_apart(instance, replicas)
+        yield from constraints.check_failed(instance, replicas)
+        yield from constraints.check_pinned(instance, replicas)
 
 
 def _against(plan: Plan, deployment: Deployment, rules: EngineRules) -> Iterator[Mistake]:
@@ -89,7 +89,7 @@ def _against(plan: Plan, deployment: Deployment, rules: EngineRules) -> Iterator
     if not rules.twice_on_a_gpu:
         for layer, rank, expert in plan.duplicates():
             found = f"expert {expert} twice on GPU {deployment.gpu_of(rank)} in layer {deployment.moe_layers[layer]}"
-            yield Mistake(found, f"at most one copy on a GPU: {rules.label} would serve wrong experts", "gpu")
+            yield Mistake(found, f"at most one replica on a GPU: {rules.label} would serve wrong experts", "gpu")
             return
 
 

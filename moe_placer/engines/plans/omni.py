@@ -64,8 +64,8 @@ class OmniForm(PlanForm):
         return Plan(experts, slots)
 
     def _check_layers(self, pattern: npt.NDArray[np.int64], deployment: Deployment | None, file: Path) -> None:
-        copies = pattern.sum(axis=0)
-        missing = np.argwhere(copies == 0)
+        replicas = pattern.sum(axis=0)
+        missing = np.argwhere(replicas == 0)
         if len(missing):
             layer, expert = missing[0].tolist()
             more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
@@ -74,7 +74,7 @@ class OmniForm(PlanForm):
         if deployment is None or deployment.slots_by_layer is None:
             return
         for layer, (found, required) in enumerate(
-            zip(copies.sum(axis=1).tolist(), deployment.slots_by_layer, strict=True)
+            zip(replicas.sum(axis=1).tolist(), deployment.slots_by_layer, strict=True)
         ):
             if found != required:
                 redundant = required - deployment.experts

@@ -84,7 +84,7 @@ class Deployment:
     slots_by_layer : tuple of int or None
         Slots of each MoE layer over all ranks; None where only their sum over layers is limited.
     replica_routing : str
-        The instance's rule by which a token picks a copy.
+        The instance's rule by which a token picks a replica.
     """
 
     name: str

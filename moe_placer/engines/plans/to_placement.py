@@ -33,7 +33,7 @@ def placement_from_plan(
 ) -> tuple[Placement, Verification]:
     """Return a plan as a placement with recomputed figures, and what the verifier says of it.
 
-    Copies of an expert are in the order of their ranks, since engines' files do not number them.
+    Replicas of an expert are in the order of their ranks, since engines' files do not number them.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def placement_from_plan(
     if broken:
         shown = "\n".join(map(str, broken[:20])) + (f"\n... and {len(broken) - 20} more" if len(broken) > 20 else "")
         apart = all(one.rule == "apart" for one in broken) and instance.placement.replicas_apart == "gpu"
-        hint = "\nplacement.replicas_apart: none lets copies of one expert share a GPU" if apart else ""
+        hint = "\nplacement.replicas_apart: none lets replicas of one expert share a GPU" if apart else ""
         raise VerificationError(f"the plan breaks rules of the instance:\n{shown}{hint}", [one.rule for one in broken])
     problem = compile_problem(instance, traffic)
     results = [_result(problem, index, gpus) for index, gpus in enumerate(gpu)]
@@ -94,10 +94,10 @@ def _gpus_of(plan: Plan, deployment: Deployment, layer: int) -> tuple[tuple[int,
 
 def _result(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> LayerResult:
     """Return a layer with its quick bound: from even weights over each kind of link, without a linear program."""
-    copies = np.array([len(of_expert) for of_expert in gpus])
-    layer = problem.layer(index, copies)
+    replicas = np.array([len(of_expert) for of_expert in gpus])
+    layer = problem.layer(index, replicas)
     pairs = zip(layer.expert.tolist(), layer.replica.tolist(), strict=True)
     node = np.array([gpus[expert][replica] for expert, replica in pairs]) // problem.gpus_per_node
     bounds = [best_bound(layer, weights) for weights in even_weights(layer)]
     bound = max(bounds, key=lambda bound: bound.value, default=Bound(0.0, "solver"))
-    return LayerResult(node, layer.z(node), bound, Stop.FINISHED, copies=copies)
+    return LayerResult(node, layer.z(node), bound, Stop.FINISHED, replicas=replicas)

@@ -14,7 +14,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
 from moe_placer.verifier.loads import choices_per_token, read_network
-from moe_placer.verifier.rules import Copy, read_copies
+from moe_placer.verifier.rules import Replica, read_replicas
 from moe_placer.verifier.sending import tokens_between
 
 __all__ = ["Flows", "find_dispatch_us", "find_flows", "metrics", "rounded"]
@@ -47,17 +47,17 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Fl
     """Send every token of a verified placement's traffic where its experts are."""
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
     choices = choices_per_token(instance, traffic)
-    of_layer: list[list[Copy]] = [[] for _ in range(layers)]
-    for copy in read_copies(instance, placement):
-        of_layer[copy.row].append(copy)
+    of_layer: list[list[Replica]] = [[] for _ in range(layers)]
+    for replica in read_replicas(instance, placement):
+        of_layer[replica.row].append(replica)
     between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
     sent = []
-    for row, copies in enumerate(of_layer):
-        flow, demand = tokens_between(instance, traffic, row, choices[:, row], copies)
+    for row, replicas in enumerate(of_layer):
+        flow, demand = tokens_between(instance, traffic, row, choices[:, row], replicas)
         between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2)
         sent.append(flow)
-        for item, copy in enumerate(copies):
-            gpu[row, list(copy.gpus)] += demand[:, item].sum() / len(copy.gpus)
+        for item, replica in enumerate(replicas):
+            gpu[row, list(replica.gpus)] += demand[:, item].sum() / len(replica.gpus)
     return Flows(between, np.stack(sent), gpu)
 
 

@@ -32,7 +32,7 @@ def contiguous_plan(instance: Instance, traffic: Traffic) -> Plan | None:
         return None
     plan = []
     for index, result in enumerate(results):
-        expert, _ = problem.items(index, result.copies)
+        expert, _ = problem.items(index, result.replicas)
         pairs = zip(expert.tolist(), packed[index], strict=True)
         plan.append(Counter((e, gpu) for e, gpus in pairs for gpu in gpus))
     return plan
@@ -44,7 +44,7 @@ def plan_of(placement: Placement) -> Plan:
 
 
 def check_plan(instance: Instance, placement: Placement) -> None:
-    """Refuse a current plan of other layers, experts or GPUs; copies and slots may be others than the instance's.
+    """Refuse a current plan of other layers, experts or GPUs; replicas and slots may be others than the instance's.
 
     Raises
     ------
@@ -75,4 +75,4 @@ def count_moves(placement: Placement, plan: Plan | None) -> int | None:
 
 def _held(placement: Placement, layer: int) -> Counter[tuple[int, int]]:
     experts = range(len(placement.gpu[layer]))
-    return Counter((e, gpu) for e in experts for copy in placement.shards(layer, e) for gpu in copy)
+    return Counter((e, gpu) for e in experts for replica in placement.shards(layer, e) for gpu in replica)

@@ -92,7 +92,7 @@ def _notes(table: list[Standing]) -> list[str]:
     notes = []
     narrow = [standing.run.solver for standing in table if not standing.run.covers_copies]
     if narrow:
-        notes.append(f"The bound of {', '.join(narrow)} holds for its own choice of copies, not for every choice.")
+        notes.append(f"The bound of {', '.join(narrow)} holds for its own choice of replicas, not for every choice.")
     trusting = [standing.run.solver for standing in table if not all(standing.run.recheckable)]
     if trusting:
         notes.append(

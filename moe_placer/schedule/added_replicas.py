@@ -1,4 +1,4 @@
-"""Which further copy of an expert would help a step most: candidates are chosen by tokens, and then simulated."""
+"""Which further replica of an expert would help a step most: candidates are chosen by tokens, and then simulated."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.dag.flows import Copy as Copied
-from moe_placer.dag.flows import Flows, read_flows
+from moe_placer.dag.flows import Flows, Replica, read_flows
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["Copy", "Wish", "find_candidates", "free_slots", "with_copies"]
+__all__ = ["AddedReplica", "Wish", "find_candidates", "free_slots", "with_added_replicas"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A further copy: of an expert in a MoE layer (its row among them), beside replica ``beside``, on a GPU."""
+class AddedReplica:
+    """A further replica: of an expert in a MoE layer (its row among them), beside replica ``beside``, on a GPU."""
 
     row: int
     expert: int
@@ -32,7 +31,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Wish:
-    """What copies are to relieve: GPUs that are slow, the stand-ins for failed ones, or links."""
+    """What replicas are to relieve: GPUs that are slow, the stand-ins for failed ones, or links."""
 
     slow: tuple[int, ...] = ()
     failed: tuple[int, ...] = ()
@@ -50,26 +49,26 @@ def free_slots(instance: Instance, placement: Placement, spare: int = 0) -> npt.
     return np.asarray(np.maximum(slots, 0))
 
 
-def with_copies(instance: Instance, placement: Placement, copies: Sequence[Copy]) -> Placement:
-    """Return a placement with further copies; tokens of the replica beside which one stands are shared evenly.
+def with_added_replicas(instance: Instance, placement: Placement, replicas: Sequence[AddedReplica]) -> Placement:
+    """Return a placement with further replicas; tokens of the replica beside which one stands are shared evenly.
 
-    With ``even`` routing all copies of an expert are alike; with ``group`` a DP group uses the old and the new.
+    With ``even`` routing all replicas of an expert are alike; with ``group`` a DP group uses the old and the new.
     """
     gpu = [list(row) for row in placement.gpu]
     group = instance.placement.replica_routing == "group"
-    for copy in copies:
-        old = placement.shards(copy.row, copy.expert)
-        new = ((copy.gpu,),)
+    for replica in replicas:
+        old = placement.shards(replica.row, replica.expert)
+        new = ((replica.gpu,),)
         # All groups' replicas once more, but for the one that is to be shared (`Flows` adds up what meets on a GPU).
-        more = (*old[: copy.beside], *new, *old[copy.beside + 1 :]) if group else new
-        gpu[copy.row][copy.expert] = (*old, *more)
+        more = (*old[: replica.beside], *new, *old[replica.beside + 1 :]) if group else new
+        gpu[replica.row][replica.expert] = (*old, *more)
     return placement.model_copy(update={"gpu": tuple(tuple(row) for row in gpu)})
 
 
 def find_candidates(
     instance: Instance, placement: Placement, traffic: Traffic, wish: Wish, before: Placement, free: Ints
-) -> list[Copy]:
-    """List one copy per MoE layer, the most promising layer first.
+) -> list[AddedReplica]:
+    """List one replica per MoE layer, the most promising layer first.
 
     In every layer it is of the replica that brings most tokens to what is to be relieved. It goes to a GPU with a free
     slot: on a node from where fewest of these tokens cross the links, then on the replica's own node (which changes no
@@ -85,7 +84,7 @@ def find_candidates(
     flows = read_flows(instance, placement, traffic, stand_ins=True)
     search = _Search(flows, wish, before, _over(flows, wish.links))
     found = [search.in_layer(row, free[row]) for row in range(len(instance.moe_layers))]
-    return [copy for _, copy in sorted((one for one in found if one is not None), key=lambda one: -one[0])]
+    return [replica for _, replica in sorted((one for one in found if one is not None), key=lambda one: -one[0])]
 
 
 def _over(flows: Flows, links: Sequence[str]) -> Floats:
@@ -107,27 +106,27 @@ class _Search:
     before: Placement
     over: Floats
 
-    def in_layer(self, row: int, free: Ints) -> tuple[float, Copy] | None:
-        """Return the most promising copy of a layer, after the tokens that it is to relieve."""
+    def in_layer(self, row: int, free: Ints) -> tuple[float, AddedReplica] | None:
+        """Return the most promising replica of a layer, after the tokens that it is to relieve."""
         flow, per_node = self.flows.layer(row), self.flows.instance.cluster.gpus_per_node
         load = np.zeros(self.flows.instance.gpus)
-        for index, (_, _, gpus) in enumerate(flow.copies):
+        for index, (_, _, gpus) in enumerate(flow.replicas):
             load[list(gpus)] += flow.tokens[:, index].sum()
-        best: tuple[float, Copy] | None = None
-        for index, (expert, replica, gpus) in enumerate(flow.copies):
+        best: tuple[float, AddedReplica] | None = None
+        for index, (expert, replica, gpus) in enumerate(flow.replicas):
             tokens = flow.tokens[:, index]
             weight, beside, home = self._brings(row, expert, replica, gpus, tokens)
             if weight <= (0.0 if best is None else best[0]):
                 continue
-            gpu = self._place(flow.copies, expert, home, free, tokens, load)
+            gpu = self._place(flow.replicas, expert, home, free, tokens, load)
             if gpu is not None and (not self.wish.links or (tokens @ self.over)[gpu // per_node] < weight):
-                best = (weight, Copy(row, expert, beside, gpu))
+                best = (weight, AddedReplica(row, expert, beside, gpu))
         return best
 
     def _brings(
         self, row: int, expert: int, replica: int, gpus: tuple[int, ...], tokens: Floats
     ) -> tuple[float, int, int]:
-        """Tokens that a copy brings to what is to be relieved, the replica to share with, and the node to share on."""
+        """Tokens that a replica takes from what is to be relieved, the replica and the node that it shares with."""
         per_node = self.flows.instance.cluster.gpus_per_node
         if self.wish.links:
             return float((tokens @ self.over)[gpus[0] // per_node]), replica, gpus[0] // per_node
@@ -139,11 +138,11 @@ class _Search:
         return 0.0, 0, 0
 
     def _place(
-        self, copies: list[Copied], expert: int, home: int, free: Ints, tokens: Floats, load: Floats
+        self, replicas: list[Replica], expert: int, home: int, free: Ints, tokens: Floats, load: Floats
     ) -> int | None:
         """Return the best GPU with a free slot; None where there is none."""
         per_node = self.flows.instance.cluster.gpus_per_node
-        barred = {*self.wish.slow, *(gpu for one, _, gpus in copies if one == expert for gpu in gpus)}
+        barred = {*self.wish.slow, *(gpu for one, _, gpus in replicas if one == expert for gpu in gpus)}
         crossing = tokens @ self.over
         places = [gpu for gpu in np.flatnonzero(free).tolist() if gpu not in barred]
         return min(
