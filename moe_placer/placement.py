@@ -20,6 +20,7 @@ __all__ = [
     "CompanionsRecord",
     "InstanceKey",
     "LayerRecord",
+    "LayerTimeRecord",
     "MemoryRecord",
     "Placement",
     "Proof",
@@ -175,6 +176,21 @@ class MemoryRecord(_Record):
     weights: tuple[Mapping[str, NonNegativeFloat], ...] | None = None
 
 
+class LayerTimeRecord(_Record):
+    """What is claimed of the layers' times, where these are minimised; docs/bounds.md defines the bound.
+
+    Attributes
+    ----------
+    value_us : float
+        Sum over layers of dispatch, slowest GPU and combine (µs).
+    bound_us : float
+        No placement has less, by the bounds of the layers' records and by the loads of experts.
+    """
+
+    value_us: NonNegativeFloat
+    bound_us: NonNegativeFloat
+
+
 class Placement(_Record):
     """A placement of every expert of every MoE layer, as in the file.
 
@@ -189,6 +205,8 @@ class Placement(_Record):
         Of all layers together; absent in files of older versions.
     memory : MemoryRecord or None
         There where memory binds over layers, and was divided among them with a proof.
+    layer_time : LayerTimeRecord or None
+        There where the times of layers were minimised.
     versions, traffic, fabric, replicas : mapping
         Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the replicas.
     """
@@ -200,6 +218,7 @@ class Placement(_Record):
     layers: tuple[LayerRecord, ...]
     aggregate: AggregateRecord | None = None
     memory: MemoryRecord | None = None
+    layer_time: LayerTimeRecord | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
     traffic: Mapping[str, Any] = Field(default_factory=dict)
     fabric: Mapping[str, Any] = Field(default_factory=dict)

@@ -20,6 +20,7 @@ from moe_placer.search.neighbourhood import around_worst_link, cut_out
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import replicate
 from moe_placer.solve.base import Start
+from moe_placer.solve.layer_time import shorten
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
 from moe_placer.solvers.coverage import CoverageSolver
 from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
@@ -59,6 +60,9 @@ class Auto(LayerSolver):
             return CoverageSolver().solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":
             return self._jointly(problem, limits, seed, start, report)
+        if problem.minimise == "layer-time":
+            on_links = replace(problem, minimise="layers")
+            return shorten(problem, self.solve(on_links, limits, seed, start, report), start, limits, seed)
         if not problem.shares_replicas:
             return super().solve(problem, limits, seed, start, report)
         return _by_shares(self, problem, limits, seed, start, report)

@@ -68,7 +68,7 @@ def _measure(instance: Instance, solution: Solution, placement: Placement, objec
     network, flows = read_network(instance), find_flows(instance, placement, solution.traffic)
     load = np.stack([network.load(flow) for flow in flows.sent])
     us = link_us(instance, link_bandwidths(instance, network.links), load)
-    layers = us if solution.minimise == "layers" else us.sum(axis=0, keepdims=True)
+    layers = us if solution.minimise != "aggregate" else us.sum(axis=0, keepdims=True)
     works = np.full(instance.gpus, True)
     works[list(instance.placement.failed_gpus)] = False
     busiest, mean = flows.gpu.max(axis=1).sum(), flows.gpu[:, works].mean(axis=1).sum()

@@ -307,6 +307,8 @@ def _report(
         "total_bound": verification.total_bound,
         "max_z": verification.max_z,
         "minimise": solution.minimise,
+        "layer_time_us": verification.total_layer_us,
+        "layer_time_bound_us": verification.layer_us_bound,
         "aggregate": verification.aggregate,
         "aggregate_link": verification.aggregate_link,
         "aggregate_tokens": verification.aggregate_tokens,

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["name_deaths", "print_summary"]
 
+_WHAT = {  # heads of the column that is minimised
+    "layers": "worst links\n(cost)",
+    "layer-time": "layer times\n(ms)",
+    "aggregate": "hottest link over all layers\n(cost)",
+}
 _TABLE = 100  # characters that the table may take, whatever the terminal has
 
 
@@ -71,11 +76,11 @@ def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigur
     from moe_placer.cli.plans import bound_us
 
     steps = any(plan.step_us is not None for plan in plans.values())
-    what = "worst links" if solution.minimise == "layers" else "hottest link over all layers"
-    wire = "dispatch" if solution.minimise == "layers" else "that link"
+    what = _WHAT[solution.minimise]
+    wire = "that link" if solution.minimise == "aggregate" else "dispatch"
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("plan")
-    for column in (f"{what}\n(cost)", "vs\ncontiguous", f"{wire}\n(ms)", "busiest GPUs\n(tokens)", "above\nmean"):
+    for column in (what, "vs\ncontiguous", f"{wire}\n(ms)", "busiest GPUs\n(tokens)", "above\nmean"):
         table.add_column(column, justify="right", no_wrap=True)
     if steps:
         table.add_column("step\n(ms)", justify="right")
@@ -86,10 +91,14 @@ def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigur
             table.add_row(name, "-")
             continue
         ratio = f"{total / contiguous - 1:+.1%}" if isinstance(contiguous, float) and contiguous > 0 else ""
-        cells = [name, f"{total:,.0f}", ratio, *(_measured(plans[name], steps) if name in plans else ())]
+        cells = [name, _objective(solution, total), ratio, *(_measured(plans[name], steps) if name in plans else ())]
         table.add_row(*cells, style="bold" if name == mine else None)
-    table.add_row("lower bound", f"{solution.bound:,.0f}", "", _ms(bound_us(instance, solution)))
+    table.add_row("lower bound", _objective(solution, solution.bound), "", _ms(bound_us(instance, solution)))
     return table
+
+
+def _objective(solution: Solution, value: float) -> str:
+    return _ms(value) if solution.minimise == "layer-time" else f"{value:,.0f}"
 
 
 def _measured(plan: PlanFigures, steps: bool) -> list[str]:
@@ -108,6 +117,8 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
     if solution.minimise == "aggregate":
         both = f"{_share(solution.gap)} for the hottest link over all layers"
+    elif solution.minimise == "layer-time":
+        both = f"{_share(solution.gap)} for the sum of layer times; of worst links alone, {both}"
     elif solution.placement.memory is not None:
         both = f"{_share(solution.gap)} for the sum, memory over layers counted; not counted, {both}"
     lines = [f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."]
@@ -147,7 +158,7 @@ def _of_gpus(solution: Solution) -> list[str]:
         chosen = str(solution.placement.replicas["copies"])
         hottest = f"{growth['mean'] - 1:+.2%} tokens on average, {growth['most'] - 1:+.2%} at most"
         lines.append(f"Replicas: {chosen}. Against replicas by load, a layer's hottest replica gets {hottest}.")
-    if solution.cooling is not None:
+    if solution.cooling is not None and solution.cooling.busiest_after < solution.cooling.busiest_before:
         lines.append(_cooled(solution.cooling))
     return lines
 

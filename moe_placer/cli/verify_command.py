@@ -96,6 +96,8 @@ def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> Verif
         "max_z": found.max_z,
         "aggregate": found.aggregate,
         "dispatch_us": found.dispatch_us,
+        "layer_time_us": found.total_layer_us,
+        "layer_time_bound_us": found.layer_us_bound,
         "aggregate_link": found.aggregate_link,
         "aggregate_tokens": found.aggregate_tokens,
         "aggregate_us": found.aggregate_us,
@@ -151,6 +153,8 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
         f"  dispatch            {found.dispatch_us / 1e3:,.3f} ms per step, one way: each layer's slowest link in turn",
         f"  re-derived bound    {found.total_bound:,.1f}: no placement has less" if found.total_bound else "",
         f"  gap                 {_share(worst)} in the worst layer (re-checked here)",
+        f"  layer times         {found.total_layer_us / 1e3:,.3f} ms: dispatch, slowest GPU, combine of layers in turn",
+        f"  re-derived bound    {found.layer_us_bound / 1e3:,.3f} ms: no placement has less",
         *_provenance(found),
         *_hottest_links(found),
     ]

@@ -17,6 +17,7 @@ from moe_placer.result import gap
 from moe_placer.schedule.step import step_time
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
+from moe_placer.verifier.layer_time import expert_token_us
 from moe_placer.verifier.loads import read_network
 
 __all__ = ["UNITS", "Gate", "GateCheck", "GateLimits", "gate"]
@@ -233,7 +234,7 @@ class _Measured:
     def min_gain(self) -> float:
         assert self.current is not None
         before = _objective_of(self.instance, self.current, self.traffic)
-        now = self.found.aggregate if self._is_aggregate else self.found.total_z
+        now = self._objective
         return 1 - now / before if before > 0 else (0.0 if now == 0 else -math.inf)
 
     def max_moves(self) -> float:
@@ -246,7 +247,15 @@ class _Measured:
         return self.instance.objective.minimise == "aggregate"
 
     @property
+    def _objective(self) -> float:
+        if self.instance.objective.minimise == "layer-time":
+            return self.found.total_layer_us
+        return self.found.aggregate if self._is_aggregate else self.found.total_z
+
+    @property
     def _total_gap(self) -> float:
+        if self.instance.objective.minimise == "layer-time":
+            return gap(self.found.total_layer_us, self.found.layer_us_bound)
         return gap(self.found.total_z, self.found.total_bound)
 
     @property
@@ -282,7 +291,12 @@ def _objective_of(instance: Instance, current: Placement, traffic: Traffic) -> f
         if used := {gpu for _, gpu in gpus} & failed:
             raise InputError(Mistake(f"a current placement on the failed GPU {min(used)}", "working GPUs only"))
     network = read_network(instance)
-    cost = np.stack([network.load(flow) for flow in find_flows(instance, current, traffic).between]) * network.scale
+    flows = find_flows(instance, current, traffic)
+    load = np.stack([network.load(flow) for flow in flows.sent])
+    if instance.objective.minimise == "layer-time":
+        wire = (load * network.us_per_token).max(axis=1, initial=0.0)
+        return float((2 * wire + flows.gpu.max(axis=1) * expert_token_us(instance)).sum())
+    cost = load * network.scale
     if instance.objective.minimise == "aggregate":
         return float(cost.sum(axis=0).max(initial=0.0))
     return float(cost.max(axis=1, initial=0.0).sum())

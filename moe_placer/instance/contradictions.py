@@ -15,6 +15,7 @@ from moe_placer.instance.schema import (
     Dragonfly,
     LoadTraffic,
     Model,
+    Objective,
     Parallelism,
     Placement,
     Schedule,
@@ -144,6 +145,19 @@ def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffi
         yield ("placement", "replicas_apart"), "node", expected
 
 
+def _layer_time(parallelism: Parallelism, placement: Placement, objective: Objective) -> Iterator[Found]:
+    """Have links count as time, and every expert on one GPU, where times of layers are minimised."""
+    if objective.minimise != "layer-time":
+        return
+    at = ("objective", "minimise")
+    if objective.metric != "time":
+        yield at, "layer-time, with objective.metric: tokens", "metric: time (plain tokens are no time)"
+    if placement.counts_tokens_once:
+        yield at, f"layer-time, with placement.dispatch: {placement.dispatch}", "layers, or dispatch: per-expert"
+    if parallelism.expert_tp > 1:
+        yield at, "layer-time, with parallelism.expert_tp above 1", "layers, or expert_tp: 1 (shards do not trade GPUs)"
+
+
 def _expert_tp(cluster: Cluster, parallelism: Parallelism) -> Iterator[Found]:
     if parallelism.expert_tp > cluster.gpus_per_node:
         expected = f"at most cluster.gpus_per_node ({cluster.gpus_per_node}): shards stay in one node"
@@ -270,6 +284,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "parallelism", "placement"), _receiving_gpus),
     (("cluster", "parallelism", "placement"), _groups),
     (("cluster", "parallelism"), _expert_tp),
+    (("parallelism", "placement", "objective"), _layer_time),
     (("parallelism", "placement", "traffic"), _dispatch),
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),

@@ -277,9 +277,10 @@ class Objective(Section):
     metric: Literal["time", "tokens"] = Field(
         "time", description="time: tokens over bandwidth; tokens: every inter-node link counts alike."
     )
-    minimise: Literal["layers", "aggregate"] = Field(
+    minimise: Literal["layers", "layer-time", "aggregate"] = Field(
         "layers",
         description="layers: the sum over layers of each one's worst link, for layers that run one after the other; "
+        "layer-time: the sum over layers of dispatch, slowest GPU and combine; "
         "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
     )
 

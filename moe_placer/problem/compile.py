@@ -172,7 +172,8 @@ class Problem:
     redundant_in_all : int or None
         Replicas beyond one of each expert that all layers may have together; None where the number is each layer's own.
     minimise : str
-        ``layers``: the sum over layers of z; ``aggregate``: the largest cost of any link over all layers.
+        ``layers``: the sum over layers of z; ``layer-time``: of dispatch, slowest GPU and combine; ``aggregate``: the
+        largest cost of any link over all layers.
     capacity : Capacity
     slots_are_given : bool
         Whether layers' bounds may take it that no layer has more room than ``capacity.node_slots`` gives it.
@@ -184,6 +185,8 @@ class Problem:
         Links that a token from node s to node d crosses.
     gpu_price : float
         Cost that takes as long on the wire, there and back, as a GPU takes for one token.
+    round_trip_us : float
+        Microseconds of a cost of 1, there and back.
     coverage : tuple of Coverage
         One per MoE layer where a token goes once to each node; empty where every chosen expert gets its own copy.
     home : int array [GPUs] or None
@@ -203,7 +206,7 @@ class Problem:
     groups: int
     replicas_are_free: bool
     redundant_in_all: int | None
-    minimise: Literal["layers", "aggregate"]
+    minimise: Literal["layers", "layer-time", "aggregate"]
     capacity: Capacity
     slots_are_given: bool
     pinned: dict[tuple[int, int, int], int]
@@ -211,6 +214,7 @@ class Problem:
     shards: int
     hops: Ints
     gpu_price: float
+    round_trip_us: float
     coverage: tuple[Coverage, ...]
     affected: Ints
     _reference: Floats  # [K, N]: a source's share on link k when the item is elsewhere
@@ -344,6 +348,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     reference, affected, change = affected_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
+    round_trip_us = 2 * token_us(instance)
     problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,
@@ -362,7 +367,8 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
-        gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
+        gpu_price=expert_us(instance, 1.0) / round_trip_us,
+        round_trip_us=round_trip_us,
         coverage=compile_coverage(instance, traffic, scaled_rows(routes.shares[keep], scale[keep])),
         affected=affected,
         _reference=reference,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound
+from moe_placer.bounds.bounds import SAFETY, Bound
 from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import MemoryDivision
@@ -23,6 +23,7 @@ from moe_placer.placement import (
     CompanionsRecord,
     InstanceKey,
     LayerRecord,
+    LayerTimeRecord,
     MemoryRecord,
     Placement,
     SolverRecord,
@@ -31,6 +32,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult
 from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import pack
+from moe_placer.solve.layer_time import layer_times, least_busiest
 from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
@@ -75,6 +77,7 @@ def state_placement(
         gpu=gpu,
         layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
         memory=_memory_record(problem, division, results),
+        layer_time=_layer_time_record(problem, division, results),
         aggregate=state_aggregate(problem, results),
         versions={
             "python": platform.python_version(),
@@ -212,6 +215,20 @@ def _memory_record(
         room_prices=tuple(division.prices.tolist()),
         weights=tuple(_by_name(problem, weights) for weights in division.weights),
     )
+
+
+def _layer_time_record(
+    problem: Problem, division: MemoryDivision | None, results: Sequence[LayerResult]
+) -> LayerTimeRecord | None:
+    """Say what the layers' times come to, where these are minimised, and what they are not below."""
+    if problem.minimise != "layer-time":
+        return None
+    proved = [0.0 if result.bound.proof == "solver" else result.bound.value for result in results]
+    on_links = max(sum(proved), 0.0 if division is None else division.total)
+    on_gpus = sum(least_busiest(problem, index) for index in range(len(problem)))
+    value = float(layer_times(problem, results).sum())
+    bound = (on_links + problem.gpu_price * on_gpus) * problem.round_trip_us * (1 - SAFETY)
+    return LayerTimeRecord(value_us=value, bound_us=min(bound, value))
 
 
 def _named_weights(problem: Problem, bound: Bound) -> dict[str, float] | None:

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
-from moe_placer.search.cooling import Cooled, cool
+from moe_placer.search.cooling import cool
 from moe_placer.solve.gpu_assignment import pack
 
-__all__ = ["Cooling", "busiest_gpus", "can_cool", "cool_busiest", "cool_gpus"]
+__all__ = ["Cooling", "busiest_gpus", "can_cool", "cool_busiest", "cool_gpus", "cool_within"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -109,23 +109,35 @@ def cool_gpus(problem: Problem, results: Sequence[LayerResult], within: float, d
 
 
 def _cool_layer(problem: Problem, index: int, result: LayerResult, within: float, deadline: Deadline) -> LayerResult:
-    assert result.gpu is not None
-    layer, gpu = problem.layer(index, result.replicas), result.gpu
-    free = _free_slots(problem, index, gpu)
-    inside = _stays_inside(problem)
-    best = cool(layer, gpu, free, None if inside else result.z, deadline)
+    kept = cool_within(problem, index, result, None if _stays_inside(problem) else result.z, deadline)
     allowed = result.bound.value * (1 + within) if result.bound.proof != "solver" else 0.0
-    if not inside and allowed > result.z:
-        # Other bounds than z are spent only where that saves time: links cost, too.
-        further = cool(layer, best.gpu, _free_slots(problem, index, best.gpu), allowed, deadline)
-        best = min(best, further, key=lambda one: _time(layer, one))
-    z = result.z if inside else best.z
-    return replace(result, node=best.gpu // problem.gpus_per_node, gpu=best.gpu, z=z, stop=_stop(result, z))
+    if _stays_inside(problem) or allowed <= result.z:
+        return kept
+    # A higher z within the gap is taken only where that saves time: links cost, too.
+    layer = problem.layer(index, result.replicas)
+    further = cool_within(problem, index, kept, allowed, deadline)
+    best = min(kept, further, key=lambda one: _time(layer, one))
+    return replace(best, stop=_stop(result, best.z))
 
 
-def _time(layer: LayerProblem, cooled: Cooled) -> float:
+def cool_within(
+    problem: Problem, index: int, result: LayerResult, limit: float | None, deadline: Deadline
+) -> LayerResult:
+    """Cool the busiest GPU of one layer, whose items have GPUs; ``limit`` is what no link may cost, or that of before.
+
+    None: items stay on their nodes.
+    """
+    assert result.gpu is not None
+    layer = problem.layer(index, result.replicas)
+    found = cool(layer, result.gpu, _free_slots(problem, index, result.gpu), limit, deadline)
+    z = result.z if limit is None else found.z
+    return replace(result, node=found.gpu // problem.gpus_per_node, gpu=found.gpu, z=z, stop=_stop(result, z))
+
+
+def _time(layer: LayerProblem, result: LayerResult) -> float:
     """Time of the layer as a cost: its worst link, there and back, and its busiest GPU."""
-    return cooled.z + layer.gpu_price * cooled.busiest
+    assert result.gpu is not None
+    return result.z + layer.gpu_price * float(np.bincount(result.gpu, layer.load).max())
 
 
 def _free_slots(problem: Problem, index: int, gpu: Ints) -> Ints:

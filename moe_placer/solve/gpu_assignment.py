@@ -16,7 +16,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.nearest_gpus import nearest_gpus
 
-__all__ = ["fit_to_gpus", "pack"]
+__all__ = ["fit_to_gpus", "pack", "pack_layer"]
 
 Ints = npt.NDArray[np.int64]
 Gpus = tuple[int, ...]  # of one replica: one GPU, or one per shard
@@ -45,7 +45,7 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
         if result.gpu is not None:
             layer: list[Gpus] = [(int(gpu),) for gpu in result.gpu]
         else:
-            layer = _pack_layer(problem, index, result, held)
+            layer = pack_layer(problem, index, result, held)
         for gpus in layer:
             held[list(gpus)] += 1
         packed.append(layer)
@@ -79,13 +79,20 @@ def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerR
 
 def _packs(problem: Problem, index: int, result: LayerResult) -> bool:
     try:
-        _pack_layer(problem, index, result, np.zeros(len(problem.capacity.memory_slots), dtype=np.int64))
+        pack_layer(problem, index, result, np.zeros(len(problem.capacity.memory_slots), dtype=np.int64))
     except NothingFoundError:
         return False
     return True
 
 
-def _pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:
+def pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:
+    """Give the items of one layer GPUs of their nodes; ``held`` [GPUs] are experts of other layers there.
+
+    Raises
+    ------
+    NothingFoundError
+        The GPUs of a node cannot take what it was given.
+    """
     assert result.node is not None
     expert, replica = problem.items(index, result.replicas)
     slots = problem.capacity.slots[index]

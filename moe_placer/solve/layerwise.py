@@ -77,9 +77,11 @@ class LayerSolver(Solver):
     quick: bool = False
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse to minimise the aggregate, since layers are taken apart; one-pass methods minimise nothing anyway."""
+        """Refuse objectives that are more than each layer's worst link; one-pass methods minimise nothing anyway."""
         if problem.minimise == "layers" or self.quick:
             return None
+        if problem.minimise == "layer-time":
+            return "it minimises every layer's worst link, and objective.minimise: layer-time counts GPUs, too"
         return "it minimises every layer's worst link apart, and objective.minimise: aggregate needs all layers jointly"
 
     @abstractmethod

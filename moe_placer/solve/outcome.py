@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from moe_placer.decomposition.aggregate import link_totals
 from moe_placer.decomposition.memory import MemoryDivision
+from moe_placer.errors import NothingFoundError
 from moe_placer.problem.compile import Problem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+from moe_placer.solve.layer_time import layer_times
 
 __all__ = ["never_worse", "objective_of", "of_the_instance"]
 
@@ -37,12 +40,16 @@ def of_the_instance(
 
 
 def objective_of(problem: Problem, results: Sequence[LayerResult | None]) -> float | None:
-    """Return what is minimised; None where a layer has no placement."""
+    """Return what is minimised, a cost or (layer times) microseconds; None where a layer has no placement."""
     placed = [result for result in results if result is not None and result.node is not None]
     if len(placed) < len(problem):
         return None
     if problem.minimise == "layers":
         return float(sum(result.z for result in placed))
+    if problem.minimise == "layer-time":
+        with suppress(NothingFoundError):
+            return float(layer_times(problem, placed).sum())
+        return None
     return float(link_totals(problem, placed).max(initial=0.0))
 
 
@@ -55,13 +62,24 @@ def never_worse(
     """
     best = list(results)
     for plan in plans.values():
-        if problem.minimise == "layers" and not problem.shares_replicas:
-            worse = [theirs.z < mine.z * (1 - _ROUNDING) for mine, theirs in zip(best, plan, strict=True)]
+        if problem.minimise != "aggregate" and not problem.shares_replicas:
+            pairs = zip(_worth(problem, best), _worth(problem, plan), strict=True)
+            worse = [theirs < mine * (1 - _ROUNDING) for mine, theirs in pairs]
         else:
             now, then = objective_of(problem, best), objective_of(problem, plan)
             worse = [now is None or (then is not None and then < now * (1 - _ROUNDING))] * len(best)
         best = [_instead(own, other) if take else own for take, own, other in zip(worse, best, plan, strict=True)]
     return best
+
+
+def _worth(problem: Problem, results: Sequence[LayerResult]) -> list[float]:
+    """Return what is minimised, layer by layer; infinite where GPUs cannot take it."""
+    if problem.minimise == "layers":
+        return [result.z for result in results]
+    try:
+        return [float(us) for us in layer_times(problem, results)]
+    except NothingFoundError:
+        return [np.inf] * len(results)
 
 
 def _instead(result: LayerResult, other: LayerResult) -> LayerResult:

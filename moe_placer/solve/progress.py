@@ -32,9 +32,9 @@ class Progress:
     total_z, total_bound : float
         Sums over the placed layers of the best z so far and of its bound (tokens at node-link speed).
     minimise : str
-        ``layers`` or ``aggregate``.
+        ``layers``, ``layer-time`` or ``aggregate``.
     objective : float
-        What is minimised: the same sum of z, or the aggregate of the placed layers.
+        What the search minimises: the same sum of z (also on the way to short layer times), or the aggregate.
     objective_bound : float
         What bounds it: the sum of bounds; of the aggregate 0 until all layers' bounds have the same weights.
     worst_gap : float
@@ -58,7 +58,7 @@ class Progress:
     done: int
     total_z: float
     total_bound: float
-    minimise: Literal["layers", "aggregate"]
+    minimise: Literal["layers", "layer-time", "aggregate"]
     objective: float
     objective_bound: float
     worst_gap: float

@@ -69,7 +69,7 @@ class Solution:
         one, or a DP group's nodes had no slot left.
     traffic : Traffic
     minimise : str
-        Which objective: ``layers`` or ``aggregate``.
+        Which objective: ``layers``, ``layer-time`` or ``aggregate``.
     deaths : tuple of int
         Exit codes of worker processes that died; below 0 the signal that killed one. Their layers were tried again.
     cooling : Cooling or None
@@ -85,18 +85,22 @@ class Solution:
     seconds: float
     repaired: int
     traffic: Traffic
-    minimise: Literal["layers", "aggregate"]
+    minimise: Literal["layers", "layer-time", "aggregate"]
     deaths: tuple[int, ...] = ()
     cooling: Cooling | None = None
 
     @property
     def objective(self) -> float:
-        """What was minimised, as recomputed: the sum over layers of z, or the aggregate."""
+        """What was minimised, as recomputed: the sum over layers of z or of times (µs), or the aggregate."""
+        if self.minimise == "layer-time":
+            return self.verification.total_layer_us
         return self.verification.total_z if self.minimise == "layers" else self.verification.aggregate
 
     @property
     def bound(self) -> float:
         """What no placement's `objective` is below, as derived anew."""
+        if self.minimise == "layer-time":
+            return self.verification.layer_us_bound
         return self.verification.total_bound if self.minimise == "layers" else self.verification.aggregate_bound
 
     @property
@@ -210,7 +214,7 @@ def solve(
         verification,
         baselines.totals,
         place_baselines,
-        tuple(result.status for result in results),
+        statuses(problem, results, verification),
         tuple(result.stop for result in results),
         time.monotonic() - begun,
         sum(result.repaired for result in results),
@@ -219,6 +223,14 @@ def solve(
         tuple(deaths),
         cooling,
     )
+
+
+def statuses(problem: Problem, results: Sequence[LayerResult], verification: Verification) -> tuple[Status, ...]:
+    """Say of every layer whether what it has of the objective is optimal."""
+    if problem.minimise != "layer-time":
+        return tuple(result.status for result in results)
+    best = gap(verification.total_layer_us, verification.layer_us_bound) <= OPTIMAL_GAP
+    return (Status.OPTIMAL if best else Status.FEASIBLE,) * len(results)
 
 
 def _place_baselines(
@@ -247,7 +259,7 @@ def _improves(method: Solver) -> bool:
 
 def _can_divide_memory(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide memory among the layers first: where memory binds, and the method takes its time."""
-    apart = problem.minimise == "layers" and not problem.shares_replicas
+    apart = problem.minimise != "aggregate" and not problem.shares_replicas
     linear = not problem.coverage and problem.home is None  # memory is divided among nodes
     return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from moe_placer.errors import InputError
@@ -12,6 +14,7 @@ from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
 from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
+from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
 from moe_placer.verifier.placed import read_layers
 from moe_placer.verifier.sending import find_dispatch_mistakes
@@ -73,7 +76,8 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     aggregate_bound = checker.check_aggregate(placement.aggregate)
     memory_bound = checker.check_memory(placement, sum(check.z for check in checks))
     load = np.stack([layer.load for layer in layers])
-    return Verification(
+    of_layer = [[replica for replica in replicas if replica.row == row] for row in range(len(layers))]
+    found = Verification(
         violations=tuple(violations),
         layers=checks,
         cost=load * network.scale,
@@ -84,6 +88,12 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         memory=memory,
         aggregate_bound=aggregate_bound,
         memory_bound=memory_bound,
+        busiest_gpu=np.array([busiest_gpu(*pair) for pair in zip(layers, of_layer, strict=True)]),
+        least_busiest=np.array([least_busiest(instance, layer) for layer in layers]),
+        expert_token_us=expert_token_us(instance),
+        cost_us=float((network.us_per_token / network.scale).min(initial=np.inf)) if network.links else 0.0,
         facts_checked=facts.checked,
         facts_not_checked=facts.not_checked,
     )
+    times = tuple(check_layer_time(placement.layer_time, found)) if len(whole) == len(layers) else ()
+    return replace(found, violations=(*found.violations, *times))

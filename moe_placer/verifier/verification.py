@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ RULES: tuple[str, ...] = (
     "aggregate",  # the stated aggregate is the largest cost of a link summed over all layers
     "solver-bound",  # the solver's own bound lies between the bound and z
     "contradiction",  # what a proof gives is not above what the valid placement beside it has
+    "layer-time",  # the stated time of all layers is as recomputed, and its bound what is derived anew
     "facts",  # what is said of traffic, fabric and replicas is so
 )
 # A placement that breaks none of these is one that may be deployed, whatever is stated of it.
@@ -147,6 +148,14 @@ class Verification:
         What no placement's `aggregate` is below, as derived anew from the placement file; 0 where it proves nothing.
     memory_bound : float
         What no placement's `total_z` is below, memory over layers counted, as derived anew; 0 likewise.
+    busiest_gpu : float array [MoE layers]
+        Tokens per step of each layer's busiest GPU; of an expert sharded over GPUs, each works on all.
+    least_busiest : float array [MoE layers]
+        What no placement's busiest GPU is below, from the loads of experts.
+    expert_token_us : float
+        Microseconds that a GPU needs for one of these tokens.
+    cost_us : float
+        Microseconds of a cost of 1, one way, at least.
     facts_checked, facts_not_checked : tuple of str
         What the file says beside the placement, such as ``fabric.links``: compared with instance and traffic, or not.
     """
@@ -161,6 +170,10 @@ class Verification:
     memory: Floats
     aggregate_bound: float = 0.0
     memory_bound: float = 0.0
+    busiest_gpu: Floats = field(default_factory=lambda: np.zeros(0))
+    least_busiest: Floats = field(default_factory=lambda: np.zeros(0))
+    expert_token_us: float = 0.0
+    cost_us: float = 0.0
     facts_checked: tuple[str, ...] = ()
     facts_not_checked: tuple[str, ...] = ()
 
@@ -203,6 +216,21 @@ class Verification:
     def dispatch_us(self) -> float:
         """Microseconds of all layers' dispatch one after the other, each as long as its slowest link needs."""
         return float(self.us.max(axis=1, initial=0.0).sum())
+
+    @property
+    def layer_us(self) -> Floats:
+        """Microseconds of each layer's dispatch, slowest GPU and combine, one after the other [MoE layers]."""
+        return np.asarray(2 * self.us.max(axis=1, initial=0.0) + self.busiest_gpu * self.expert_token_us)
+
+    @property
+    def total_layer_us(self) -> float:
+        """Sum of `layer_us`."""
+        return float(self.layer_us.sum())
+
+    @property
+    def layer_us_bound(self) -> float:
+        """No placement's `total_layer_us` is below: bounds on the worst links and on the busiest GPUs together."""
+        return 2 * self.total_bound * self.cost_us + sum_below(self.least_busiest * self.expert_token_us)
 
     @property
     def busiest_link_us(self) -> float:

@@ -79,7 +79,7 @@ def test_an_interrupted_solve_is_not_held_up() -> None:
 
 def test_the_command_says_what_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "several.yaml"
-    path.write_text(TINY.read_text() + "placement: {slots_per_gpu: 2}\n")
+    path.write_text(TINY.read_text().replace("experts: 4", "experts: 16") + "placement: {slots_per_gpu: 4}\n")
     arguments = ["solve", path, "--no-dag", "-q", "--work", 1, "-o", tmp_path / "out"]
     assert "Busiest GPUs cooled after the search: " in run(*arguments).stdout
     assert json.loads(run(*arguments, "--json", "--keep-gpus").stdout)["cooling"] is None

@@ -108,8 +108,12 @@ class SolveResult(TypedDict):
     """No placement has a smaller `total_z`; 0 where nothing is proved."""
     max_z: float
     """The largest z of a layer (cost)."""
-    minimise: Literal["layers", "aggregate"]
-    """What was minimised: `total_z` or `aggregate`."""
+    minimise: Literal["layers", "layer-time", "aggregate"]
+    """What was minimised: `total_z`, `layer_time_us` or `aggregate`."""
+    layer_time_us: float
+    """Microseconds of all layers' dispatch, slowest GPU and combine in turn."""
+    layer_time_bound_us: float
+    """No placement has a smaller `layer_time_us`."""
     aggregate: float
     """The largest cost of any link over all layers together."""
     aggregate_link: str

@@ -133,6 +133,10 @@ class VerifyResult(TypedDict):
     """The largest cost of any link over all layers together."""
     dispatch_us: float
     """Microseconds of all layers' dispatch in turn, each as long as its slowest link needs, one way."""
+    layer_time_us: float
+    """Microseconds of all layers' dispatch, slowest GPU and combine in turn."""
+    layer_time_bound_us: float
+    """No placement has a smaller `layer_time_us`."""
     aggregate_link: str
     """The link of `aggregate`; empty where no link carries anything."""
     aggregate_tokens: float
