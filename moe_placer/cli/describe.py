@@ -14,11 +14,12 @@ from moe_placer.instance.schema import Gpu, SharedSlots
 from moe_placer.instance.sizes import (
     BYTES_PER_VALUE,
     GB,
+    combine_wire,
+    dispatch_wire,
     expert_bytes,
     expert_us,
     gpu_memory_bytes,
     memory_parts,
-    token_bytes,
     token_us,
 )
 from moe_placer.problem.capacity import why_infeasible
@@ -80,7 +81,7 @@ class Description:
         The budget of redundant replicas that layers share, where they do.
     expert_mb : float
         MB of one expert on a GPU.
-    token_bytes : float
+    token_bytes, result_bytes : float
         Bytes of a token on the wire.
     memory_gb : dict
         Per GPU: ``capacity``, ``experts`` (if spread evenly), ``attention``, ``dense``, ``embeddings``,
@@ -122,6 +123,7 @@ class Description:
     redundant_slots_in_all: int | None
     expert_mb: float
     token_bytes: float
+    result_bytes: float
     memory_gb: dict[str, float]
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
@@ -166,7 +168,8 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         replicas_per_layer=max(_replicas(instance)),
         redundant_slots_in_all=budget.redundant_slots_in_all if isinstance(budget, SharedSlots) else None,
         expert_mb=expert_bytes(instance) / 1e6,
-        token_bytes=token_bytes(instance),
+        token_bytes=dispatch_wire(instance).token_bytes,
+        result_bytes=combine_wire(instance).token_bytes,
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_in(instance),
@@ -269,6 +272,7 @@ def _size_lines(d: Description) -> list[str]:
             ("kv_cache_reserved", "reserved for the KV cache"),
         )
     )
+    back = f", its result {d.result_bytes:,.0f}" if d.result_bytes != d.token_bytes else ""
     has = f"each layer has {d.replicas_per_layer:,} expert replicas"
     if d.redundant_slots_in_all is not None:
         budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
@@ -279,7 +283,7 @@ def _size_lines(d: Description) -> list[str]:
         f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
-        f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire.",
+        f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire{back}.",
     ]
 
 

@@ -49,7 +49,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--gpus-per-node", type=_COUNT, metavar="N", help="GPUs of a node.  [the GPU's usual node]"),
     click.option(
         "--gpu",
-        type=click.Choice(["a100", "h100", "h200", "b200", "gb200", "mi300x"], case_sensitive=False),
+        type=click.Choice(["a100", "h100", "h20", "h200", "b200", "gb200", "mi300x"], case_sensitive=False),
         help="Kind of GPU: memory, peaks and bandwidths of its data sheet, which the file names.  [h100]",
     ),
     click.option("--slots-per-gpu", type=_COUNT, metavar="N", help="Experts of one layer that a GPU holds."),

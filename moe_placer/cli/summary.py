@@ -54,7 +54,7 @@ def print_summary(
         if isinstance(reason, str):
             console.print(f"{name} cannot serve: {reason}.", markup=False)
     console.print(f"Cost: {COST[instance.objective.metric]}.")
-    if said := verdict(plans):
+    if said := verdict(plans, solution.verification.back):
         console.print(said, style="bold", markup=False)
     for line in _findings(instance, solution):
         console.print(line, markup=False)

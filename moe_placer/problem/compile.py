@@ -18,7 +18,7 @@ import numpy.typing as npt
 from moe_placer.fabric import Receivers, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
-from moe_placer.instance.sizes import expert_us, token_us
+from moe_placer.instance.sizes import back_ratio, expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
@@ -362,7 +362,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         gpus_per_node=gpus_per_node,
         shards=instance.parallelism.expert_tp,
         hops=routes.hops,
-        gpu_price=expert_us(instance, 1.0) / (2 * token_us(instance)),
+        gpu_price=expert_us(instance, 1.0) / ((1 + back_ratio(instance)) * token_us(instance)),
         coverage=compile_coverage(instance, traffic, scaled_rows(routes.shares[keep], scale[keep])),
         affected=affected,
         _reference=reference,

@@ -10,6 +10,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
+from moe_placer.verifier.capacity import wire_bytes
 from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
@@ -72,7 +73,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
     aggregate_bound = checker.check_aggregate(placement.aggregate)
     memory_bound = checker.check_memory(placement, sum(check.z for check in checks))
-    load = np.stack([layer.load for layer in layers])
+    load, model = np.stack([layer.load for layer in layers]), instance.model
     return Verification(
         violations=tuple(violations),
         layers=checks,
@@ -84,6 +85,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         memory=memory,
         aggregate_bound=aggregate_bound,
         memory_bound=memory_bound,
+        back=wire_bytes(model, instance.placement.combine_dtype) / wire_bytes(model, instance.placement.dispatch_dtype),
         facts_checked=facts.checked,
         facts_not_checked=facts.not_checked,
     )

@@ -147,6 +147,8 @@ class Verification:
         What no placement's `aggregate` is below, as derived anew from the placement file; 0 where it proves nothing.
     memory_bound : float
         What no placement's `total_z` is below, memory over layers counted, as derived anew; 0 likewise.
+    back : float
+        Bytes of a result on its way back over those of a token on its way there.
     facts_checked, facts_not_checked : tuple of str
         What the file says beside the placement, such as ``fabric.links``: compared with instance and traffic, or not.
     """
@@ -161,6 +163,7 @@ class Verification:
     memory: Floats
     aggregate_bound: float = 0.0
     memory_bound: float = 0.0
+    back: float = 1.0
     facts_checked: tuple[str, ...] = ()
     facts_not_checked: tuple[str, ...] = ()
 
@@ -203,6 +206,11 @@ class Verification:
     def dispatch_us(self) -> float:
         """Microseconds of all layers' dispatch one after the other, each as long as its slowest link needs."""
         return float(self.us.max(axis=1, initial=0.0).sum())
+
+    @property
+    def combine_us(self) -> float:
+        """The same of combine, which is dispatch reversed: every link has one of the other direction that is alike."""
+        return self.dispatch_us * self.back
 
     @property
     def busiest_link_us(self) -> float:

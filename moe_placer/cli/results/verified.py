@@ -133,6 +133,8 @@ class VerifyResult(TypedDict):
     """The largest cost of any link over all layers together."""
     dispatch_us: float
     """Microseconds of all layers' dispatch in turn, each as long as its slowest link needs, one way."""
+    combine_us: float
+    """Microseconds of the way back, which is dispatch reversed with the bytes of results."""
     aggregate_link: str
     """The link of `aggregate`; empty where no link carries anything."""
     aggregate_tokens: float
