@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance, load_instance, make_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
+    from moe_placer.replan.budget import Budget
+    from moe_placer.replan.replan import Replanned, replan
     from moe_placer.result import Status, Stop
     from moe_placer.schedule.step import simulate
     from moe_placer.schedule.workload import Workload
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
 _HOME = {
+    "Budget": "replan.budget",
     "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
     "Draft": "engines.init",
@@ -72,6 +75,7 @@ _HOME = {
     "Progress": "solve.progress",
     "Recorded": "engines.recordings",
     "Recording": "traffic",
+    "Replanned": "replan.replan",
     "Settings": "experiments.compare",
     "Solution": "solve.solve",
     "Status": "result",
@@ -99,6 +103,7 @@ _HOME = {
     "make_plan": "experiments.sweep.sweep",
     "make_traffic": "traffic",
     "read_topologies": "engines.topology",
+    "replan": "replan.replan",
     "result_schema": "cli.results",
     "simulate": "schedule.step",
     "solve": "solve.solve",
@@ -111,6 +116,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Budget",
     "CheckedFile",
     "DefectError",
     "Draft",
@@ -134,6 +140,7 @@ __all__ = [
     "Progress",
     "Recorded",
     "Recording",
+    "Replanned",
     "Settings",
     "Solution",
     "Status",
@@ -162,6 +169,7 @@ __all__ = [
     "make_plan",
     "make_traffic",
     "read_topologies",
+    "replan",
     "result_schema",
     "simulate",
     "solve",
@@ -174,9 +182,10 @@ __all__ = [
 ]
 
 
-# The room `solve` has the name of the function: once loaded, the room can no longer take the name for itself.
-import_module(f"{__name__}.solve")
-del globals()["solve"]
+# Two rooms have the name of their function: once loaded, a room can no longer take the name for itself.
+for _room in ("solve", "replan"):
+    import_module(f"{__name__}.{_room}")
+    del globals()[_room]
 
 
 def __getattr__(name: str) -> Any:

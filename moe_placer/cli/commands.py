@@ -21,6 +21,7 @@ from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.interrupts import finish
+from moe_placer.cli.replan_command import replan
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
 from moe_placer.cli.schema_command import schema
@@ -60,6 +61,7 @@ for _command in (
     import_recording,
     init,
     solve,
+    replan,
     verify,
     gate,
     inspect,

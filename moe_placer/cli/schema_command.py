@@ -13,6 +13,7 @@ SCHEMAS = (
     "import",
     "init",
     "solve",
+    "replan",
     "verify",
     "gate",
     "inspect",
