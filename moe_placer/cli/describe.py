@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moe_placer.cli.nic_words import floors_of, nic_facts, nic_lines
 from moe_placer.fabric import COST, kinds_in
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
@@ -98,6 +99,10 @@ class Description:
         ``objective.metric``, ``objective.minimise``.
     us_per_1000_tokens : float
         Microseconds that 1,000 tokens take on a node's link, one way.
+    nics : dict or None
+        Which NICs nodes have and which of them receives; ``floors`` of a NIC per MoE layer, where GPUs receive.
+    nic_lines : list of str
+        The same in words.
     traces_missing : bool
         Whether recorded traffic is asked for, and no file named.
     skew : Skew or None
@@ -131,6 +136,8 @@ class Description:
     metric: str
     minimise: str
     us_per_1000_tokens: float
+    nics: dict[str, Any] | None
+    nic_lines: list[str]
     traces_missing: bool
     skew: Skew | None
     hottest_compute_us: float | None
@@ -154,7 +161,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
     failed = len(instance.placement.failed_gpus)
     per_token, budget = token_us(instance), instance.placement.replicas
     memory = _memory(instance)
-    tokens = None if traffic is None else _skew(instance, traffic)
+    tokens, floors = None if traffic is None else _skew(instance, traffic), floors_of(instance, traffic)
     return Description(
         name=instance.name,
         moe_layers=len(instance.moe_layers),
@@ -177,6 +184,8 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         metric=instance.objective.metric,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
+        nics=nic_facts(instance, floors),
+        nic_lines=nic_lines(instance, floors),
         traces_missing=getattr(instance.traffic, "files", None) == (),
         skew=tokens,
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
@@ -304,6 +313,7 @@ def _network_lines(d: Description) -> list[str]:
     kinds = ", ".join(f"{int(kind['links'])} {name} of {kind['gb_per_s']:g} GB/s" for name, kind in d.links.items())
     return [
         f"Inter-node links, one direction each: {kinds}.",
+        *d.nic_lines,
         f"Minimised: {OBJECTIVES[d.minimise]}.",
         f"Cost of a link: {COST[d.metric]}. 1,000 tokens on a node's link take {d.us_per_1000_tokens:,.1f} µs.",
     ]
