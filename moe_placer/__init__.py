@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moe_placer.cli.results import result_schema
     from moe_placer.dag import write_dags
     from moe_placer.decisions.gate import Gate, GateCheck, GateLimits, gate
+    from moe_placer.decisions.screen import Screening, ScreenSettings, Verdict, screen
     from moe_placer.engines.init import Draft, Wishes, init
     from moe_placer.engines.plans.export import CheckedFile, Export, check_file, export_plan
     from moe_placer.engines.recordings import Recorded, import_recording
@@ -76,12 +77,15 @@ _HOME = {
     "Recorded": "engines.recordings",
     "Recording": "traffic",
     "Replanned": "replan.replan",
+    "ScreenSettings": "decisions.screen",
+    "Screening": "decisions.screen",
     "Settings": "experiments.compare",
     "Solution": "solve.solve",
     "Status": "result",
     "Stop": "result",
     "Traffic": "traffic",
     "UsageError": "errors",
+    "Verdict": "decisions.screen",
     "Verification": "verifier",
     "VerificationError": "errors",
     "Violation": "verifier",
@@ -105,6 +109,7 @@ _HOME = {
     "read_topologies": "engines.topology",
     "replan": "replan.replan",
     "result_schema": "cli.results",
+    "screen": "decisions.screen",
     "simulate": "schedule.step",
     "solve": "solve.solve",
     "solver_names": "solve.registry",
@@ -141,12 +146,15 @@ __all__ = [
     "Recorded",
     "Recording",
     "Replanned",
+    "ScreenSettings",
+    "Screening",
     "Settings",
     "Solution",
     "Status",
     "Stop",
     "Traffic",
     "UsageError",
+    "Verdict",
     "Verification",
     "VerificationError",
     "Violation",
@@ -171,6 +179,7 @@ __all__ = [
     "read_topologies",
     "replan",
     "result_schema",
+    "screen",
     "simulate",
     "solve",
     "solver_names",

@@ -16,6 +16,7 @@ SCHEMAS = (
     "replan",
     "verify",
     "gate",
+    "screen",
     "inspect",
     "solvers",
     "dag",

@@ -282,7 +282,7 @@ def _objective_of(instance: Instance, current: Placement, traffic: Traffic) -> f
         if used := {gpu for _, gpu in gpus} & failed:
             raise InputError(Mistake(f"a current placement on the failed GPU {min(used)}", "working GPUs only"))
     network = read_network(instance)
-    cost = np.stack([network.load(flow) for flow in find_flows(instance, current, traffic).between]) * network.scale
+    cost = np.stack([network.load(flow) for flow in find_flows(instance, current, traffic).sent]) * network.scale
     if instance.objective.minimise == "aggregate":
         return float(cost.sum(axis=0).max(initial=0.0))
     return float(cost.max(axis=1, initial=0.0).sum())

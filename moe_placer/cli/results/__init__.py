@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from moe_placer.cli.describe import Description
-from moe_placer.cli.results.deciding import GateResult
+from moe_placer.cli.results.deciding import GateResult, ScreenResult
 from moe_placer.cli.results.files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
 from moe_placer.cli.results.logs import LogLine
 from moe_placer.cli.results.placing import SolveResult, SolversResult
@@ -28,6 +28,7 @@ RESULTS: dict[str, Any] = {
     "replan": ReplanResult,
     "verify": VerifyResult,
     "gate": GateResult,
+    "screen": ScreenResult,
     "inspect": Description,
     "solvers": SolversResult,
     "dag": FilesResult,
