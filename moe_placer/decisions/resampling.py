@@ -11,7 +11,7 @@ import numpy.typing as npt
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.fabric import link_bandwidths, link_us
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import expert_us
+from moe_placer.instance.sizes import back_ratio, expert_us
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.loads import read_network
@@ -48,15 +48,18 @@ class LayerTimes:
         Microseconds that the slowest link needs for dispatch, one way.
     gpu_us : float array [1 + draws, MoE layers]
         Microseconds that the busiest GPU computes.
+    back : float
+        How many times as long as dispatch combine takes, which is dispatch reversed with its own bytes per token.
     """
 
     link_us: Floats
     gpu_us: Floats
+    back: float = 1.0
 
     @property
     def total_us(self) -> Floats:
-        """Dispatch, the busiest GPU, and combine, which is dispatch reversed, one after the other."""
-        return 2 * self.link_us + self.gpu_us
+        """Dispatch, the busiest GPU, and combine, one after the other."""
+        return (1 + self.back) * self.link_us + self.gpu_us
 
 
 def draw_weights(units: Sequence[Sequence[Recording]], draws: int, seed: int) -> list[Floats]:
@@ -114,7 +117,7 @@ def time_layers(
         link[:, layer] = link_us(instance, bandwidths, load).max(axis=1, initial=0.0)
         gpu[:, layer] = work.max(axis=1)
     shards = instance.parallelism.expert_tp  # `find_flows` divides tokens over them, and `expert_us` does it again
-    return LayerTimes(link, gpu * shards * expert_us(instance, 1.0))
+    return LayerTimes(link, gpu * shards * expert_us(instance, 1.0), back_ratio(instance))
 
 
 def _send(

@@ -20,7 +20,7 @@ from moe_placer.errors import InputError, UsageError
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.fabric import link_bandwidths, link_us
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import expert_us
+from moe_placer.instance.sizes import back_ratio, expert_us
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.loads import read_network
@@ -71,7 +71,7 @@ def timed(instance: Instance, placement: Placement, traffic: Traffic) -> tuple[l
 
 
 VARIANTS: list[dict[str, Any]] = [
-    {"placement": {"replica_routing": "even"}},
+    {"placement": {"replica_routing": "even", "dispatch_dtype": "fp8", "combine_dtype": "bf16"}},
     {},
     {"parallelism": {"dp": 1, "expert_tp": 2}},
     {"placement": {"dispatch": "per-node"}},
@@ -94,9 +94,7 @@ def test_units_weighed_and_added_are_what_all_their_tokens_give(changes: dict[st
         link, gpu = timed(instance, placement, Traffic(tuple(drawn), traffic.mix))
         assert found.link_us[draw] == pytest.approx(link)
         assert found.gpu_us[draw] == pytest.approx(gpu)
-    assert found.total_us[0] == pytest.approx(
-        [2 * a + b for a, b in zip(found.link_us[0], found.gpu_us[0], strict=True)]
-    )
+    assert np.array_equal(found.total_us, (1 + back_ratio(instance)) * found.link_us + found.gpu_us)
 
 
 def cut(recording: Recording, parts: int) -> Iterator[Recording]:
