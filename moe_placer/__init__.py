@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moe_placer.cli.results import result_schema
     from moe_placer.dag import write_dags
     from moe_placer.decisions.gate import Gate, GateCheck, GateLimits, gate
+    from moe_placer.decisions.screen import Screening, ScreenSettings, Verdict, screen
     from moe_placer.engines.init import Draft, Wishes, init
     from moe_placer.engines.plans.export import CheckedFile, Export, check_file, export_plan
     from moe_placer.engines.recordings import Recorded, import_recording
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance, load_instance, make_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
+    from moe_placer.replan.budget import Budget
+    from moe_placer.replan.replan import Replanned, replan
     from moe_placer.result import Status, Stop
     from moe_placer.schedule.step import simulate
     from moe_placer.schedule.workload import Workload
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
 
 _HOME = {
+    "Budget": "replan.budget",
     "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
     "Draft": "engines.init",
@@ -72,12 +76,16 @@ _HOME = {
     "Progress": "solve.progress",
     "Recorded": "engines.recordings",
     "Recording": "traffic",
+    "Replanned": "replan.replan",
+    "ScreenSettings": "decisions.screen",
+    "Screening": "decisions.screen",
     "Settings": "experiments.compare",
     "Solution": "solve.solve",
     "Status": "result",
     "Stop": "result",
     "Traffic": "traffic",
     "UsageError": "errors",
+    "Verdict": "decisions.screen",
     "Verification": "verifier",
     "VerificationError": "errors",
     "Violation": "verifier",
@@ -99,7 +107,9 @@ _HOME = {
     "make_plan": "experiments.sweep.sweep",
     "make_traffic": "traffic",
     "read_topologies": "engines.topology",
+    "replan": "replan.replan",
     "result_schema": "cli.results",
+    "screen": "decisions.screen",
     "simulate": "schedule.step",
     "solve": "solve.solve",
     "solver_names": "solve.registry",
@@ -111,6 +121,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Budget",
     "CheckedFile",
     "DefectError",
     "Draft",
@@ -134,12 +145,16 @@ __all__ = [
     "Progress",
     "Recorded",
     "Recording",
+    "Replanned",
+    "ScreenSettings",
+    "Screening",
     "Settings",
     "Solution",
     "Status",
     "Stop",
     "Traffic",
     "UsageError",
+    "Verdict",
     "Verification",
     "VerificationError",
     "Violation",
@@ -162,7 +177,9 @@ __all__ = [
     "make_plan",
     "make_traffic",
     "read_topologies",
+    "replan",
     "result_schema",
+    "screen",
     "simulate",
     "solve",
     "solver_names",
@@ -174,9 +191,10 @@ __all__ = [
 ]
 
 
-# The room `solve` has the name of the function: once loaded, the room can no longer take the name for itself.
-import_module(f"{__name__}.solve")
-del globals()["solve"]
+# Two rooms have the name of their function: once loaded, a room can no longer take the name for itself.
+for _room in ("solve", "replan"):
+    import_module(f"{__name__}.{_room}")
+    del globals()[_room]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "Mistake",
     "MoePlacerError",
     "NothingFoundError",
+    "ScreenError",
     "UsageError",
     "VerificationError",
     "visible",
@@ -114,6 +115,14 @@ class GateError(MoePlacerError):
     """A placement is good, but does not hold a limit that was asked for (exit code 6)."""
 
     exit_code = 6
+
+
+class ScreenError(MoePlacerError):
+    """A plan was screened, and a trial is not recommended (exit code 7), or too little is known (8)."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class GapError(GateError):

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("decomposition",),
     ("solve",),
-    ("engines", "plugin"),
+    ("engines", "plugin", "replan"),
     ("experiments",),
     ("decisions",),
     ("cli",),

@@ -17,7 +17,7 @@ from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance, load_instance
 from moe_placer.instance.schema import Section
-from moe_placer.instance.sizes import token_bytes
+from moe_placer.instance.sizes import dispatch_wire
 from moe_placer.limits import Limits
 from moe_placer.schedule.network import Network
 from moe_placer.solve.solve import solve
@@ -125,7 +125,7 @@ def _dispatches(instance: Instance, settings: Settings) -> Iterator[tuple[Row, F
                         "z": _short(solution.verification.layers[row].z),
                         "tokens_per_gpu": tokens,
                     }
-                    scale = tokens / instance.traffic.tokens_per_gpu * token_bytes(instance)
+                    scale = tokens / instance.traffic.tokens_per_gpu * dispatch_wire(instance).token_bytes
                     yield facts, between[row] * scale
 
 

@@ -5,7 +5,12 @@ What is here is all that runs before signals are heeded; commands load what they
 
 from __future__ import annotations
 
+import os
+
 __all__ = ["main"]
+
+# Processes share the work; what they start inherits this. A user's own settings stay.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,6 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     from moe_placer.cli import interrupts
 
+    for variable in ONE_THREAD:  # of matrices: these are small, and a second thread mostly waits for the first
+        os.environ.setdefault(variable, "1")
     if arguments is None:
         interrupts.install()
     from moe_placer.cli.commands import run

@@ -21,9 +21,11 @@ from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.interrupts import finish
+from moe_placer.cli.replan_command import replan
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
 from moe_placer.cli.schema_command import schema
+from moe_placer.cli.screen_command import screen
 from moe_placer.cli.solve_command import solve
 from moe_placer.cli.solvers_command import solvers
 from moe_placer.cli.split_command import split
@@ -43,6 +45,7 @@ Exit codes:
   4  nothing found within the limits
   5  verification failed
   6  a limit does not hold: of gate, or --fail-above-gap of solve, whose placement is written
+  7  screen: a trial is not recommended now; 8: there is too little evidence
  70  a defect of this program or of a solver: please report it
 130  ended by Ctrl-C, 143 by SIGTERM: files that are there are whole
 """
@@ -60,8 +63,10 @@ for _command in (
     import_recording,
     init,
     solve,
+    replan,
     verify,
     gate,
+    screen,
     inspect,
     schema,
     solvers,

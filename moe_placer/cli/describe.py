@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moe_placer.cli.nic_words import floors_of, nic_facts, nic_lines
 from moe_placer.fabric import COST, kinds_in
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
@@ -14,11 +15,12 @@ from moe_placer.instance.schema import Gpu, SharedSlots
 from moe_placer.instance.sizes import (
     BYTES_PER_VALUE,
     GB,
+    combine_wire,
+    dispatch_wire,
     expert_bytes,
     expert_us,
     gpu_memory_bytes,
     memory_parts,
-    token_bytes,
     token_us,
 )
 from moe_placer.problem.capacity import why_infeasible
@@ -81,7 +83,7 @@ class Description:
         The budget of redundant replicas that layers share, where they do.
     expert_mb : float
         MB of one expert on a GPU.
-    token_bytes : float
+    token_bytes, result_bytes : float
         Bytes of a token on the wire.
     memory_gb : dict
         Per GPU: ``capacity``, ``experts`` (if spread evenly), ``attention``, ``dense``, ``embeddings``,
@@ -98,6 +100,10 @@ class Description:
         ``objective.metric``, ``objective.minimise``.
     us_per_1000_tokens : float
         Microseconds that 1,000 tokens take on a node's link, one way.
+    nics : dict or None
+        Which NICs nodes have and which of them receives; ``floors`` of a NIC per MoE layer, where GPUs receive.
+    nic_lines : list of str
+        The same in words.
     traces_missing : bool
         Whether recorded traffic is asked for, and no file named.
     skew : Skew or None
@@ -123,6 +129,7 @@ class Description:
     redundant_slots_in_all: int | None
     expert_mb: float
     token_bytes: float
+    result_bytes: float
     memory_gb: dict[str, float]
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
@@ -130,6 +137,8 @@ class Description:
     metric: str
     minimise: str
     us_per_1000_tokens: float
+    nics: dict[str, Any] | None
+    nic_lines: list[str]
     traces_missing: bool
     skew: Skew | None
     hottest_compute_us: float | None
@@ -153,7 +162,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
     failed = len(instance.placement.failed_gpus)
     per_token, budget = token_us(instance), instance.placement.replicas
     memory = _memory(instance)
-    tokens = None if traffic is None else _skew(instance, traffic)
+    tokens, floors = None if traffic is None else _skew(instance, traffic), floors_of(instance, traffic)
     return Description(
         name=instance.name,
         moe_layers=len(instance.moe_layers),
@@ -167,7 +176,8 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         replicas_per_layer=max(_replicas(instance)),
         redundant_slots_in_all=budget.redundant_slots_in_all if isinstance(budget, SharedSlots) else None,
         expert_mb=expert_bytes(instance) / 1e6,
-        token_bytes=token_bytes(instance),
+        token_bytes=dispatch_wire(instance).token_bytes,
+        result_bytes=combine_wire(instance).token_bytes,
         memory_gb=memory,
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_in(instance),
@@ -175,6 +185,8 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         metric=instance.objective.metric,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
+        nics=nic_facts(instance, floors),
+        nic_lines=nic_lines(instance, floors),
         traces_missing=getattr(instance.traffic, "files", None) == (),
         skew=tokens,
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
@@ -270,6 +282,7 @@ def _size_lines(d: Description) -> list[str]:
             ("kv_cache_reserved", "reserved for the KV cache"),
         )
     )
+    back = f", its result {d.result_bytes:,.0f}" if d.result_bytes != d.token_bytes else ""
     has = f"each layer has {d.replicas_per_layer:,} expert replicas"
     if d.redundant_slots_in_all is not None:
         budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
@@ -280,7 +293,7 @@ def _size_lines(d: Description) -> list[str]:
         f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
-        f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire.",
+        f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire{back}.",
     ]
 
 
@@ -301,6 +314,7 @@ def _network_lines(d: Description) -> list[str]:
     kinds = ", ".join(f"{int(kind['links'])} {name} of {kind['gb_per_s']:g} GB/s" for name, kind in d.links.items())
     return [
         f"Inter-node links, one direction each: {kinds}.",
+        *d.nic_lines,
         f"Minimised: {OBJECTIVES[d.minimise]}.",
         f"Cost of a link: {COST[d.metric]}. 1,000 tokens on a node's link take {d.us_per_1000_tokens:,.1f} µs.",
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moe_placer.cli.results.files import InitResult
     from moe_placer.engines.topology import Topology
 
-__all__ = ["init"]
+__all__ = ["CLUSTER_OPTIONS", "init"]
 
 EXAMPLES = """
 \b
@@ -30,7 +30,7 @@ _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+_FILES: tuple[Callable[[Any], Any], ...] = (
     click.option("--model", "config", required=True, metavar="FILE", type=_PATH, help="Hugging Face config.json."),
     click.option(
         "--recording",
@@ -44,12 +44,14 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("-o", "--output", required=True, metavar="FILE", type=_PATH, help="The instance to write (.yaml)."),
     click.option("--force", is_flag=True, help="Replace a file that is there."),
     click.option("--name", metavar="TEXT", help="Name of the instance.  [model, GPUs]"),
+)
+CLUSTER_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     engine_option,
     click.option("--gpus", type=_COUNT, metavar="N", help="GPUs in all."),
     click.option("--gpus-per-node", type=_COUNT, metavar="N", help="GPUs of a node.  [the GPU's usual node]"),
     click.option(
         "--gpu",
-        type=click.Choice(["a100", "h100", "h200", "b200", "gb200", "mi300x"], case_sensitive=False),
+        type=click.Choice(["a100", "h100", "h20", "h200", "b200", "gb200", "mi300x"], case_sensitive=False),
         help="Kind of GPU: memory, peaks and bandwidths of its data sheet, which the file names.  [h100]",
     ),
     click.option("--slots-per-gpu", type=_COUNT, metavar="N", help="Experts of one layer that a GPU holds."),
@@ -63,6 +65,17 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--tokens-per-gpu", type=_POSITIVE, metavar="N", help="Tokens that start on a GPU in a step.  [1024]"),
     click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16", "fp8", "fp4"]), help="Instead of the config's."),
     click.option(
+        "--dispatch",
+        type=click.Choice(["per-expert", "per-gpu", "per-node"]),
+        help="What a token is sent once for, between nodes; all but per-expert need whole tokens.  [per-expert]",
+    ),
+    click.option("--node-gb-per-s", type=_POSITIVE, metavar="X", help="A node's NICs together, one direction, GB/s."),
+    click.option("--nodes-per-leaf", type=_COUNT, metavar="N", help="Nodes on each leaf switch."),
+    click.option("--spines", type=_COUNT, metavar="N", help="Spine switches."),
+    click.option("--oversubscription", type=_POSITIVE, metavar="X", help="Leaf down capacity / leaf up capacity."),
+)
+_TOPOLOGY: tuple[Callable[[Any], Any], ...] = (
+    click.option(
         "--topology",
         "topologies",
         multiple=True,
@@ -74,15 +87,6 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--hosts", metavar="LIST", help="Nodes of the topology to use, such as node[01-16].  [all]"),
     click.option("--levels", metavar="KEYS", help="Kubernetes labels that name a node's switches, the closest first."),
     click.option("--leaf-level", type=_COUNT, metavar="N", help="Switches to take as leaves, from the nodes up."),
-    click.option(
-        "--dispatch",
-        type=click.Choice(["per-expert", "per-gpu", "per-node"]),
-        help="What a token is sent once for, between nodes; all but per-expert need whole tokens.  [per-expert]",
-    ),
-    click.option("--node-gb-per-s", type=_POSITIVE, metavar="X", help="A node's NICs together, one direction, GB/s."),
-    click.option("--nodes-per-leaf", type=_COUNT, metavar="N", help="Nodes on each leaf switch."),
-    click.option("--spines", type=_COUNT, metavar="N", help="Spine switches."),
-    click.option("--oversubscription", type=_POSITIVE, metavar="X", help="Leaf down capacity / leaf up capacity."),
 )
 
 
@@ -107,7 +111,7 @@ def _topology(
 
 
 def _init_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
+    for option in reversed(_FILES + CLUSTER_OPTIONS + _TOPOLOGY):
         command = option(command)
     return command
 

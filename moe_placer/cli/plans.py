@@ -136,10 +136,11 @@ def bound_us(instance: Instance, solution: Solution) -> float:
     return max(summed, proved(found.memory_bound, None))
 
 
-def verdict(plans: Mapping[str, PlanFigures]) -> str | None:
+def verdict(plans: Mapping[str, PlanFigures], back: float = 1.0) -> str | None:
     """Say in one sentence whether placing pays, against the best of what engines do; None where that cannot serve.
 
-    Differences below `EQUAL_STEPS` count as equal. The last plan is the one that is judged.
+    Differences below `EQUAL_STEPS` count as equal. The last plan is the one that is judged. ``back`` is how many times
+    as long as dispatch combine takes.
     """
     *_, mine = plans
     others = {name: plans[name] for name in _ENGINES if name in plans and name != mine}
@@ -156,7 +157,7 @@ def verdict(plans: Mapping[str, PlanFigures]) -> str | None:
         return f"Verdict: placing does not pay on these links: {what}; {_EQUAL}."
     if saved > 0:
         return f"Verdict: {name} is better here: {what}."
-    most = 2 * (best.wire_us - ours.wire_us) / 1e3
+    most = (1 + back) * (best.wire_us - ours.wire_us) / 1e3
     return (
         f"Verdict: {what}. That is at most {most:,.1f} ms of a step, there and back, if computation hides none of it; "
         "--step simulates the step."

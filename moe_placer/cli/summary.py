@@ -59,7 +59,7 @@ def print_summary(
         if isinstance(reason, str):
             console.print(f"{name} cannot serve: {reason}.", markup=False)
     console.print(f"Cost: {COST[instance.objective.metric]}.")
-    if said := verdict(plans):
+    if said := verdict(plans, solution.verification.back):
         console.print(said, style="bold", markup=False)
     for line in _findings(instance, solution):
         console.print(line, markup=False)
@@ -112,6 +112,7 @@ def _ms(us: float) -> str:
 
 def _findings(instance: Instance, solution: Solution) -> list[str]:
     from moe_placer.cli.explain import why_above_bound
+    from moe_placer.cli.nic_words import busiest_nics, floors_of, nic_lines
 
     gaps, own = solution.gaps, solution.solver_gaps
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
@@ -129,6 +130,7 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
         lines.append(why)
     if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of replicas of each expert; other choices may beat it.")
+    lines += [*nic_lines(instance, floors_of(instance, solution.traffic)), busiest_nics(solution.verification) or ""]
     lines += _of_gpus(solution)
     if solution.deaths:
         lines.append(_said_of(solution))
@@ -148,7 +150,7 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
             f"Hottest link over all layers: {found.aggregate_link}, {in_all} (sum of worst links: cost "
             f"{found.total_z:,.0f})."
         )
-    return lines
+    return [line for line in lines if line]
 
 
 def _of_gpus(solution: Solution) -> list[str]:

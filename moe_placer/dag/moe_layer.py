@@ -12,6 +12,7 @@ from moe_placer.dag.flows import LayerFlow
 from moe_placer.dag.groups import TpGroup, node_gpus, ring
 from moe_placer.dag.operation import Operation
 from moe_placer.dag.weave import Weaver
+from moe_placer.instance.sizes import combine_wire, dispatch_wire
 
 __all__ = ["add_moe_layer"]
 
@@ -162,7 +163,7 @@ def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
 
 
 def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, Operation]:
-    instance, receivers = weaver.instance, {}
+    instance, receivers, wire = weaver.instance, {}, dispatch_wire(weaver.instance)
     for node in sorted(set(moe.home)):
         gpus = {gpu for (_, _, ids), at in zip(moe.flow.replicas, moe.home, strict=True) if at == node for gpu in ids}
         gpus.update(node_gpus(instance, node))
@@ -170,14 +171,14 @@ def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
         receivers[node] = receiver
         for source in np.flatnonzero(~np.isnan(moe.to[:, node])).tolist():
             shape = (float(moe.to[source, node]), instance.model.hidden_size)
-            name, hot = f"sent.n{source}.n{node}", float(moe.hot[source, node])
-            weaver.connect(senders[source], receiver, name, shape, moves=True, pairs=[(source, node)], hot=hot)
+            name, hot, pairs = f"sent.n{source}.n{node}", float(moe.hot[source, node]), [(source, node)]
+            weaver.connect(senders[source], receiver, name, shape, wire=wire, moves=True, pairs=pairs, hot=hot)
     return receivers
 
 
 def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -> dict[int, Operation]:
     """Send every result back to the node its token came from: dispatch reversed."""
-    instance, width = weaver.instance, weaver.instance.model.hidden_size
+    instance, width, wire = weaver.instance, weaver.instance.model.hidden_size, combine_wire(weaver.instance)
     senders = {}
     for node, made in results.items():
         gpus = {gpu for op in made for gpu in op.gpus} | set(node_gpus(instance, node))
@@ -196,7 +197,7 @@ def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -
             if not np.isnan(moe.to[target, node]):
                 shape, hot = (float(moe.to[target, node]), width), float(moe.hot[target, node])
                 pair, name = [(node, target)], f"back.n{node}.n{target}"
-                weaver.connect(senders[node], back[target], name, shape, moves=True, pairs=pair, hot=hot)
+                weaver.connect(senders[node], back[target], name, shape, wire=wire, moves=True, pairs=pair, hot=hot)
     return back
 
 

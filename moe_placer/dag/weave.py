@@ -8,7 +8,7 @@ from moe_placer.dag.flows import Flows
 from moe_placer.dag.groups import TpGroup, ring
 from moe_placer.dag.operation import Dag, Edge, Kind, Operation, Shape, Travel, value_bytes
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import BYTES_PER_VALUE
+from moe_placer.instance.sizes import BYTES_PER_VALUE, Wire
 
 __all__ = ["Weaver"]
 
@@ -43,13 +43,15 @@ class Weaver:
         shape: Shape,
         *,
         dtype: str = "",
+        wire: Wire | None = None,
         moves: bool = False,
         pairs: Iterable[tuple[int, int]] = (),
         hot: float = 0.0,
     ) -> None:
         """Send a tensor from one operation to another.
 
-        ``moves`` says that it leaves its GPU, ``pairs`` between which nodes; pairs within a node take NVLink.
+        ``wire`` is the form in which tokens travel, if it may differ from the model's. ``moves`` says that it leaves
+        its GPU, ``pairs`` between which nodes; pairs within a node take NVLink.
         """
         routes = tuple(sorted({(s, d) for s, d in pairs if s != d}))
         travel: Travel = "same-gpu"
@@ -58,10 +60,12 @@ class Weaver:
             self.dag.routes.update((pair, self.links(pair)) for pair in routes if pair not in self.dag.routes)
         elif moves and len({*source.gpus, *target.gpus}) > 1:
             travel = "nvlink"
-        dtype = dtype or self.instance.model.dtype
+        dtype = wire.dtype if wire is not None else dtype or self.instance.model.dtype
         size = value_bytes(dtype, self.precision)
         for length in shape:
             size *= length
+        if wire is not None:
+            size = shape[0] * wire.token_bytes
         dashed = source.kind in DASHED or target.kind in DASHED
         edge = Edge(source.id, target.id, tensor, shape, dtype, size, travel, routes, dashed, hot)
         self.dag.connect(edge)

@@ -12,6 +12,7 @@ from moe_placer.errors import InputError, Mistake, UsageError
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.experiments.compare.migration import check_plan, count_moves, plan_of
 from moe_placer.instance import Instance
+from moe_placer.instance.sizes import back_ratio
 from moe_placer.placement import Placement
 from moe_placer.result import gap
 from moe_placer.schedule.step import step_time
@@ -295,7 +296,7 @@ def _objective_of(instance: Instance, current: Placement, traffic: Traffic) -> f
     load = np.stack([network.load(flow) for flow in flows.sent])
     if instance.objective.minimise == "layer-time":
         wire = (load * network.us_per_token).max(axis=1, initial=0.0)
-        return float((2 * wire + flows.gpu.max(axis=1) * expert_token_us(instance)).sum())
+        return float(((1 + back_ratio(instance)) * wire + flows.gpu.max(axis=1) * expert_token_us(instance)).sum())
     cost = load * network.scale
     if instance.objective.minimise == "aggregate":
         return float(cost.sum(axis=0).max(initial=0.0))

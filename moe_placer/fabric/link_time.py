@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moe_placer.fabric.graph import build_fabric, link_name
 from moe_placer.fabric.nics import nic_bandwidths
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import GB, token_bytes
+from moe_placer.instance.sizes import GB, dispatch_wire
 
 __all__ = ["COST", "dispatch_us", "link_bandwidths", "link_us", "link_words", "token_cost", "wire_us"]
 
@@ -54,7 +54,9 @@ def wire_us(size: float, gb_per_s: Floats, utilization: float) -> Floats:
 
 
 def link_us(instance: Instance, gb_per_s: Floats, load: Floats) -> Floats:
-    """Microseconds, one way, that each link needs for its tokens, at its real bandwidth whatever the metric counts.
+    """Microseconds of dispatch that each link needs for its tokens, at its real bandwidth whatever the metric counts.
+
+    The way back takes `moe_placer.instance.sizes.back_ratio` times as long on the link of the other direction.
 
     Parameters
     ----------
@@ -69,7 +71,7 @@ def link_us(instance: Instance, gb_per_s: Floats, load: Floats) -> Floats:
         ``tokens * bytes per token / (bandwidth * link_utilization)``.
     """
     fabric = instance.cluster.fabric
-    return np.asarray(load * wire_us(token_bytes(instance), gb_per_s, fabric.link_utilization))
+    return np.asarray(load * wire_us(dispatch_wire(instance).token_bytes, gb_per_s, fabric.link_utilization))
 
 
 def dispatch_us(instance: Instance, gb_per_s: Floats, load: Floats) -> float:

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from moe_placer.errors import InputError
 from moe_placer.instance import schema
 from moe_placer.instance.contradictions import find_contradictions
+from moe_placer.instance.gpu_presets import with_preset
 
 __all__ = ["Instance"]
 
@@ -96,6 +97,9 @@ class Instance(schema.Section):
         del content["engine"]  # it only forbids; what is allowed costs the same with and without it
         if self.cluster.nics is None:
             del content["cluster"]["nics"]  # the field is younger than the first placement files
+        for field in ("dispatch_dtype", "combine_dtype"):
+            if content["placement"][field] is None:
+                del content["placement"][field]
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # and so is this one
         if content["traffic"].get("sources") == "mix":
@@ -127,6 +131,11 @@ class Instance(schema.Section):
         copy._directory = self._directory
         copy._refuse_contradictions()
         return copy
+
+    @model_validator(mode="before")
+    @classmethod
+    def _look_up_gpu(cls, sections: Any) -> Any:
+        return with_preset(sections)
 
     @model_validator(mode="after")
     def _check_as_a_whole(self) -> Self:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance.contradictions import find_contradictions
+from moe_placer.instance.gpu_presets import with_preset
 from moe_placer.instance.instance import Instance
 from moe_placer.instance.wording import Loc, expected, found, real_path, shown
 from moe_placer.instance.yaml_reader import Document, dotted, read_yaml
@@ -103,9 +104,10 @@ def _wrong_fields(error: ValidationError, document: Document) -> list[Mistake]:
         mistake = Mistake(found(detail), should, dotted(path), document.file, document.line(path))
         wrong.setdefault((mistake.line, mistake.path), mistake)
     sections: dict[str, Any] = {}
+    data = with_preset(document.data)
     for name, info in Instance.model_fields.items():
         with contextlib.suppress(ValidationError):
-            value = document.data.get(name, info.get_default(call_default_factory=True))
+            value = data.get(name, info.get_default(call_default_factory=True))
             sections[name] = _adapters()[name].validate_python(value)
     contradictions = [_placed(m, document) for m in find_contradictions(sections)]
     return [*wrong.values(), *contradictions]

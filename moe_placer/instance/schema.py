@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Strict, Tag
 
+from moe_placer.instance.gpu_presets import NAMES
+
 __all__ = [
     "AnyTraffic",
     "Cluster",
@@ -63,7 +65,9 @@ class Model(Section):
     top_k: int = Field(ge=1, le=256, description="Experts that one token chooses in one layer.")
     expert_hidden_size: int = Field(ge=1, le=1_000_000)
     expert_matrices: Literal[2, 3] = Field(2, description="2: plain MLP (up, down); 3: gated MLP.")
-    dtype: Dtype = Field("bf16", description="Precision of weights, KV cache and of tokens on the wire.")
+    dtype: Dtype = Field(
+        "bf16", description="Precision of weights, KV cache and, unless placement says otherwise, tokens on the wire."
+    )
     dense_hidden_size: int | None = Field(
         None, ge=1, le=10_000_000, description="MLP width of the dense layers; absent: top_k * expert_hidden_size."
     )
@@ -130,12 +134,21 @@ class Nics(Section):
     )
 
 
+def _or_preset(schema: dict[str, Any]) -> None:
+    """Let editors offer the names of GPUs, which are replaced before a file is checked."""
+    section = {key: schema.pop(key) for key in ("$ref", "allOf") if key in schema}
+    schema["anyOf"] = [section, {"enum": list(NAMES)}]
+    schema["description"] = (
+        "One GPU, or the name of one whose data sheet gives memory, peaks and NVLink (docs/nics.md)."
+    )
+
+
 class Cluster(Section):
     """The machines; global GPU id = node * gpus_per_node + index in the node."""
 
     nodes: int = Field(ge=1, le=MAX_NODES)
     gpus_per_node: int = Field(ge=1, le=256)
-    gpu: Gpu
+    gpu: Gpu = Field(json_schema_extra=_or_preset)
     gpu_memory_gb: dict[Annotated[int, Field(ge=0)], Annotated[PositiveFloat, Field(le=100_000)]] = Field(
         default_factory=dict,
         max_length=MAX_GPUS,
@@ -221,6 +234,12 @@ class Placement(Section):
         description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "
         "holds any of them (inside a node the copy is forwarded).",
     )
+    dispatch_dtype: Dtype | None = Field(
+        None,
+        description="Of tokens on the way to experts; fp8 has a float32 scale for every 128 values beside them, fp4 a "
+        "byte for every 16. Absent: model.dtype, without scales.",
+    )
+    combine_dtype: Dtype | None = Field(None, description="Of results on the way back, likewise.")
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")

@@ -9,7 +9,12 @@ from moe_placer.instance.instance import Instance
 __all__ = [
     "BYTES_PER_VALUE",
     "GB",
+    "SCALES",
     "MemoryParts",
+    "Wire",
+    "back_ratio",
+    "combine_wire",
+    "dispatch_wire",
     "expert_bytes",
     "expert_us",
     "gpu_memory_bytes",
@@ -20,6 +25,27 @@ __all__ = [
 
 GB = 1e9
 BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
+
+
+# Values that share a scale on the wire, and its bytes: a float32 for 128 values of fp8 (DeepEP, DeepGEMM), a byte of
+# fp8 for 16 of fp4 (NVFP4).
+SCALES = {"fp8": (128, 4.0), "fp4": (16, 1.0)}
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How tokens travel.
+
+    Attributes
+    ----------
+    dtype : str
+        ``bf16``, or with scales ``fp8+scales``.
+    token_bytes : float
+        Of one token, its scales included.
+    """
+
+    dtype: str
+    token_bytes: float
 
 
 @dataclass(frozen=True)
@@ -46,8 +72,28 @@ class MemoryParts:
 
 
 def token_bytes(instance: Instance) -> float:
-    """Bytes of one token on the wire: hidden_size values."""
+    """Bytes of one token in the model's precision: hidden_size values."""
     return instance.model.hidden_size * BYTES_PER_VALUE[instance.model.dtype]
+
+
+def dispatch_wire(instance: Instance) -> Wire:
+    """Return the form in which a token goes to its experts."""
+    return _wire(instance, instance.placement.dispatch_dtype)
+
+
+def combine_wire(instance: Instance) -> Wire:
+    """Return the form in which a result comes back."""
+    return _wire(instance, instance.placement.combine_dtype)
+
+
+def _wire(instance: Instance, dtype: str | None) -> Wire:
+    if dtype is None:
+        return Wire(instance.model.dtype, token_bytes(instance))
+    values, width = instance.model.hidden_size, BYTES_PER_VALUE[dtype]
+    if dtype not in SCALES:
+        return Wire(dtype, values * width)
+    each, size = SCALES[dtype]
+    return Wire(f"{dtype}+scales", values * width + -(-values // each) * size)
 
 
 def expert_bytes(instance: Instance) -> float:
@@ -65,9 +111,14 @@ def expert_us(instance: Instance, tokens: float) -> float:
 
 
 def token_us(instance: Instance) -> float:
-    """Microseconds of one token on a node's link, one way."""
+    """Microseconds of one token on a node's link, on its way to an expert."""
     fabric = instance.cluster.fabric
-    return 1e6 * token_bytes(instance) / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+    return 1e6 * dispatch_wire(instance).token_bytes / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+
+
+def back_ratio(instance: Instance) -> float:
+    """How many times the bytes of a token its result has on the way back: combine over dispatch."""
+    return combine_wire(instance).token_bytes / dispatch_wire(instance).token_bytes
 
 
 def gpu_memory_bytes(instance: Instance, gpu: int) -> float:

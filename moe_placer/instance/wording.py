@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from moe_placer.instance.gpu_presets import NAMES
+
 __all__ = ["Loc", "expected", "found", "real_path"]
 
 Loc = tuple[str | int, ...]
@@ -98,7 +100,7 @@ def expected(detail: ErrorDetails, path: Loc, data: Any, root: type[BaseModel]) 
             value = context[limit]
             return words.format(int(value) if value == int(value) else value)
     if kind in _EXPECTED:
-        return _EXPECTED[kind] + _number_hint(kind, detail["input"])
+        return _EXPECTED[kind] + _hint(path, kind, detail["input"])
     message = detail["msg"].removeprefix("Input should be ")
     return message[:1].lower() + message[1:]
 
@@ -113,7 +115,10 @@ def shown(value: Any) -> str:
     return f"the text {text}" if isinstance(value, str) else text
 
 
-def _number_hint(kind: str, value: Any) -> str:
+def _hint(path: Loc, kind: str, value: Any) -> str:
+    """Say what else may stand there, or how a number is written."""
+    if path == ("cluster", "gpu") and isinstance(value, str):
+        return f", or one of {', '.join(NAMES)}"
     if isinstance(value, float) and kind in {"int_type", "int_from_float"} and value.is_integer():
         return " without a decimal point"
     if not isinstance(value, str) or kind not in {"int_type", "float_type"} or not _LOOKS_LIKE_A_NUMBER.match(value):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from moe_placer.fabric import Receivers, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
-from moe_placer.instance.sizes import expert_us, token_us
+from moe_placer.instance.sizes import back_ratio, expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
@@ -348,7 +348,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     reference, affected, change = affected_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
-    round_trip_us = 2 * token_us(instance)
+    round_trip_us = (1 + back_ratio(instance)) * token_us(instance)
     problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,

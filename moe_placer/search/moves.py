@@ -79,7 +79,7 @@ class Moves:
         block = max(1, _BLOCK // max(1, len(partners) * self.layer.affected.shape[1]))
         for first in range(0, len(items), block):
             some = items[first : first + block]
-            change = self._change(some, partners, nodes, target)
+            change = self.changes(some, partners, nodes, target)
             at = int(change.argmin())
             i, j = divmod(at, len(partners))
             if change[i, j] < best[0]:
@@ -91,7 +91,7 @@ class Moves:
         partners, nodes = self._partners()
         items = np.array([item])
         self.evaluated += CALL + len(partners)
-        blocked = self._not_allowed(items, partners, nodes, self.node[items])[0] | (nodes == self.node[item])
+        blocked = self.not_allowed(items, partners, nodes)[0] | (nodes == self.node[item])
         allowed = np.flatnonzero(~blocked)
         if not len(allowed):
             return False
@@ -111,8 +111,19 @@ class Moves:
         partners = np.concatenate([np.arange(layer.items), np.full(len(free), -1)])
         return partners, np.concatenate([self.node, free])
 
-    def _change(self, items: Ints, partners: Ints, nodes: Ints, target: float) -> Floats:
-        """Change of the excess [items, partners] if they trade places; infinite where that is not allowed."""
+    def changes(self, items: Ints, partners: Ints, nodes: Ints, target: float) -> Floats:
+        """Change of the excess [items, partners] if they trade places; infinite where that is not allowed.
+
+        Parameters
+        ----------
+        items : int array
+        partners : int array
+            Items, or -1 for a free slot.
+        nodes : int array [partners]
+            Where the partners are.
+        target : float
+            The excess is over this cost.
+        """
         affected = self.layer.affected
         here = self.node[items]
         cost = np.append(self.cost, -np.inf)  # untouched padding never counts
@@ -128,11 +139,12 @@ class Moves:
         new_there = _over(old_there[None] + at_there - target) ** 2 - (_over(old_there - target) ** 2)[None]
         change += np.where(also, 0.0, new_there).sum(axis=2)
         change[here[:, None] == nodes[None, :]] = np.inf
-        change[self._not_allowed(items, partners, nodes, here)] = np.inf
+        change[self.not_allowed(items, partners, nodes)] = np.inf
         return change
 
-    def _not_allowed(self, items: Ints, partners: Ints, nodes: Ints, here: Ints) -> npt.NDArray[np.bool_]:
-        layer = self.layer
+    def not_allowed(self, items: Ints, partners: Ints, nodes: Ints) -> npt.NDArray[np.bool_]:
+        """Mask [items, partners] of trades that pins or distances between replicas forbid."""
+        layer, here = self.layer, self.node[items]
         real = partners >= 0
         stuck = np.where(real, layer.pinned[partners] >= 0, False)
         blocked = (layer.pinned[items] >= 0)[:, None] | stuck[None, :]

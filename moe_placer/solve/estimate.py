@@ -92,8 +92,10 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
     dags : bool
         Whether DAGs are drawn afterwards, as the command does.
     """
-    layers, experts, nodes = len(instance.moe_layers), instance.model.experts, instance.cluster.nodes
-    replicas, fabric = instance.replicas_per_layer, _fabric(instance)
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    # Where GPUs receive by NICs of their own, they are the nodes of the problem.
+    nodes = instance.gpus if instance.cluster.receives_by_gpu else instance.cluster.nodes
+    replicas, fabric = instance.replicas_per_layer, _with_nics(instance, _fabric(instance))
     started = min(workers, layers, usable_cores()) if searches and workers > 1 else 0
     demand = _FLOAT * layers * nodes * experts  # T of docs/solving.md
     tables = _FLOAT * nodes * (fabric.distinct + fabric.affected * nodes)
@@ -113,6 +115,7 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
         + _S_PER_PRODUCT * 3 * nodes**2 * replicas * layers,
     }  # fmt: skip
     if dags:
+        nodes = instance.cluster.nodes
         flows = nodes * min(nodes, replicas)
         memory["DAGs"] = _PROCESS + demand + _PER_FLOW * flows + _PER_ROUTE * nodes * nodes
         seconds["DAGs"] = _S_PER_FLOW * flows + _S_PER_ROUTE * nodes * nodes
@@ -181,6 +184,19 @@ def _fabric(instance: Instance) -> _Fabric:
         affected = min(links, 2 + (size - 1) + (groups - 1) * parallel * (1 + size - parallel))
         return _Fabric(links, links, affected, 6 * pairs)
     return _Fabric(pairs, pairs, max(1, nodes - 1), pairs)
+
+
+def _with_nics(instance: Instance, fabric: _Fabric) -> _Fabric:
+    """Add NICs that are links: those that send, and those that receive, by node or for single GPUs."""
+    cluster, nics = instance.cluster, instance.cluster.nics
+    if nics is None or nics.receive == "shared":
+        return fabric
+    nodes, each = cluster.nodes, nics.per_node
+    links, pairs = fabric.links + 2 * nodes * each, nodes * (nodes - 1)
+    if not cluster.receives_by_gpu:
+        return _Fabric(links, fabric.distinct + 2 * nodes, fabric.affected + 2, fabric.shares + 2 * pairs * each)
+    shares = (fabric.shares + pairs * (each + 1)) * cluster.gpus_per_node  # as `verify` has them, for every GPU
+    return _Fabric(links, fabric.distinct + nodes * (1 + cluster.ports), fabric.affected + 2, shares)
 
 
 def _gigabytes(value: float) -> str:

@@ -8,8 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import Dtype, Model
 
-__all__ = ["BYTES_PER_VALUE", "GB", "fits_memory", "gpu_slots", "memory_of", "node_memory_slots", "node_slots", "sizes"]
+__all__ = [
+    "BYTES_PER_VALUE",
+    "GB",
+    "fits_memory",
+    "gpu_slots",
+    "memory_of",
+    "node_memory_slots",
+    "node_slots",
+    "sizes",
+    "wire_bytes",
+]
 
 Ints = npt.NDArray[np.int64]
 
@@ -29,6 +40,17 @@ def sizes(instance: Instance) -> tuple[float, float]:
     resident = (attention + dense + embeddings) * size / tp + instance.placement.kv_cache_gb * GB
     expert = model.expert_matrices * model.hidden_size * model.expert_hidden_size * size
     return resident, expert / instance.parallelism.expert_tp
+
+
+def wire_bytes(model: Model, dtype: Dtype | None) -> float:
+    """Bytes of one token between nodes: its values, and beside fp8 4 for every 128 of them, beside fp4 1 for every 16.
+
+    Without a ``dtype`` of its own it has the model's, and no scales.
+    """
+    values = model.hidden_size * BYTES_PER_VALUE[dtype or model.dtype]
+    if dtype == "fp8":
+        return values + 4.0 * math.ceil(model.hidden_size / 128)
+    return values + (math.ceil(model.hidden_size / 16) if dtype == "fp4" else 0.0)
 
 
 def memory_of(instance: Instance, gpu: int) -> float:

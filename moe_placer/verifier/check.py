@@ -12,6 +12,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
+from moe_placer.verifier.capacity import wire_bytes
 from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
@@ -75,8 +76,10 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
     aggregate_bound = checker.check_aggregate(placement.aggregate)
     memory_bound = checker.check_memory(placement, sum(check.z for check in checks))
-    load = np.stack([layer.load for layer in layers])
-    of_layer = [[replica for replica in replicas if replica.row == row] for row in range(len(layers))]
+    load, model = np.stack([layer.load for layer in layers]), instance.model
+    of_layer: list[list[rules.Replica]] = [[] for _ in layers]
+    for replica in replicas:
+        of_layer[replica.row].append(replica)
     found = Verification(
         violations=tuple(violations),
         layers=checks,
@@ -88,6 +91,7 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         memory=memory,
         aggregate_bound=aggregate_bound,
         memory_bound=memory_bound,
+        back=wire_bytes(model, instance.placement.combine_dtype) / wire_bytes(model, instance.placement.dispatch_dtype),
         busiest_gpu=np.array([busiest_gpu(*pair) for pair in zip(layers, of_layer, strict=True)]),
         least_busiest=np.array([least_busiest(instance, layer) for layer in layers]),
         expert_token_us=expert_token_us(instance),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.verifier.capacity import BYTES_PER_VALUE, GB
+from moe_placer.verifier.capacity import GB, wire_bytes
 
 __all__ = ["Network", "link_speeds"]
 
@@ -90,7 +90,7 @@ def link_speeds(instance: Instance, bandwidths: Iterable[float]) -> tuple[Floats
     """Bandwidths of links (GB/s), and what one token costs there, and takes one way in microseconds."""
     gb_per_s = np.array(list(bandwidths), dtype=np.float64)
     model, fabric = instance.model, instance.cluster.fabric
-    token_gb = model.hidden_size * BYTES_PER_VALUE[model.dtype] / GB
+    token_gb = wire_bytes(model, instance.placement.dispatch_dtype) / GB
     seconds = token_gb / (gb_per_s * fabric.link_utilization)
     cost = np.ones_like(gb_per_s) if instance.objective.metric == "tokens" else fabric.node_gb_per_s / gb_per_s
     return gb_per_s, cost, 1e6 * seconds

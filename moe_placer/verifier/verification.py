@@ -148,6 +148,8 @@ class Verification:
         What no placement's `aggregate` is below, as derived anew from the placement file; 0 where it proves nothing.
     memory_bound : float
         What no placement's `total_z` is below, memory over layers counted, as derived anew; 0 likewise.
+    back : float
+        Bytes of a result on its way back over those of a token on its way there.
     busiest_gpu : float array [MoE layers]
         Tokens per step of each layer's busiest GPU; of an expert sharded over GPUs, each works on all.
     least_busiest : float array [MoE layers]
@@ -170,6 +172,7 @@ class Verification:
     memory: Floats
     aggregate_bound: float = 0.0
     memory_bound: float = 0.0
+    back: float = 1.0
     busiest_gpu: Floats = field(default_factory=lambda: np.zeros(0))
     least_busiest: Floats = field(default_factory=lambda: np.zeros(0))
     expert_token_us: float = 0.0
@@ -218,9 +221,14 @@ class Verification:
         return float(self.us.max(axis=1, initial=0.0).sum())
 
     @property
+    def combine_us(self) -> float:
+        """The same of combine, which is dispatch reversed: every link has one of the other direction that is alike."""
+        return self.dispatch_us * self.back
+
+    @property
     def layer_us(self) -> Floats:
         """Microseconds of each layer's dispatch, slowest GPU and combine, one after the other [MoE layers]."""
-        return np.asarray(2 * self.us.max(axis=1, initial=0.0) + self.busiest_gpu * self.expert_token_us)
+        return np.asarray((1 + self.back) * self.us.max(axis=1, initial=0.0) + self.busiest_gpu * self.expert_token_us)
 
     @property
     def total_layer_us(self) -> float:
@@ -230,7 +238,8 @@ class Verification:
     @property
     def layer_us_bound(self) -> float:
         """No placement's `total_layer_us` is below: bounds on the worst links and on the busiest GPUs together."""
-        return 2 * self.total_bound * self.cost_us + sum_below(self.least_busiest * self.expert_token_us)
+        on_links = (1 + self.back) * self.total_bound * self.cost_us
+        return on_links + sum_below(self.least_busiest * self.expert_token_us)
 
     @property
     def busiest_link_us(self) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from moe_placer.cli.describe import Description
-from moe_placer.cli.results.deciding import GateResult
+from moe_placer.cli.results.deciding import GateResult, ScreenResult
 from moe_placer.cli.results.files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
 from moe_placer.cli.results.logs import LogLine
 from moe_placer.cli.results.placing import SolveResult, SolversResult
+from moe_placer.cli.results.replanning import ReplanResult
 from moe_placer.cli.results.simulated import CompareResult, ScheduleResult, SweepResult
 from moe_placer.cli.results.verified import VerifyResult
 from moe_placer.errors import UsageError
@@ -24,8 +25,10 @@ RESULTS: dict[str, Any] = {
     "import": ImportResult,
     "init": InitResult,
     "solve": SolveResult,
+    "replan": ReplanResult,
     "verify": VerifyResult,
     "gate": GateResult,
+    "screen": ScreenResult,
     "inspect": Description,
     "solvers": SolversResult,
     "dag": FilesResult,

@@ -140,6 +140,8 @@ class SolveResult(TypedDict):
     """Whether placing pays, in a sentence; null where no engine's own rule can serve."""
     dispatch_us: float
     """Microseconds of all layers' dispatch in turn, each as long as its slowest link needs, one way."""
+    combine_us: float
+    """Microseconds of the way back, which is dispatch reversed with the bytes of results."""
     bound_us: float
     """No placement needs fewer microseconds for that."""
     better_than_contiguous: float | None

@@ -133,6 +133,8 @@ class VerifyResult(TypedDict):
     """The largest cost of any link over all layers together."""
     dispatch_us: float
     """Microseconds of all layers' dispatch in turn, each as long as its slowest link needs, one way."""
+    combine_us: float
+    """Microseconds of the way back, which is dispatch reversed with the bytes of results."""
     layer_time_us: float
     """Microseconds of all layers' dispatch, slowest GPU and combine in turn."""
     layer_time_bound_us: float

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moe_placer.engines.init.gpu_presets import PRESETS, GpuPreset
 from moe_placer.engines.init.model_config import ConfigModel
 from moe_placer.engines.init.recorded_traffic import RecordedTraffic
 from moe_placer.engines.topology.topology import Topology
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
+from moe_placer.instance.gpu_presets import PRESETS, GpuPreset
 
 __all__ = ["Draft", "Wishes", "draft_instance"]
 

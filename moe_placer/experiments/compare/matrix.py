@@ -13,7 +13,7 @@ from moe_placer.experiments.compare.migration import check_plan
 from moe_placer.fabric import build_fabric, nic_bandwidths
 from moe_placer.fabric.graph import link_name
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import token_bytes
+from moe_placer.instance.sizes import combine_wire, dispatch_wire
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement
 from moe_placer.solve.registry import find_solver, solver_version
@@ -209,7 +209,8 @@ def instance_row(
         "dispatch": placement.dispatch,
         "replica_routing": placement.replica_routing,
         "metric": instance.objective.metric,
-        "bytes_per_token": token_bytes(instance),
+        "bytes_per_token": dispatch_wire(instance).token_bytes,
+        "bytes_per_result": combine_wire(instance).token_bytes,
         "node_bandwidth": cluster.fabric.node_gb_per_s,
         "recordings": [recording.name for recording in traffic.recordings],
         "held_out": [recording.name for recording in held_out.recordings] if held_out else [],

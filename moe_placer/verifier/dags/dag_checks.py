@@ -86,7 +86,7 @@ def _rules(dag: DagFile, deployment: Deployment) -> list[DagViolation]:
     return [
         *check_acyclic(dag),
         *check_connected(dag),
-        *check_shapes(dag, instance.model.dtype),
+        *check_shapes(dag, instance),
         *check_arithmetic(dag, instance),
         *check_keys(dag, deployment),
         *check_layers(dag, deployment),

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 
 import networkx as nx
 
-from moe_placer.verifier.capacity import BYTES_PER_VALUE
+from moe_placer.instance import Instance
+from moe_placer.verifier.capacity import BYTES_PER_VALUE, wire_bytes
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
 
-__all__ = ["check_acyclic", "check_connected", "check_shapes"]
+__all__ = ["ALL_TO_ALL", "check_acyclic", "check_connected", "check_shapes"]
 
+# What goes between nodes, and the field that says in which data type.
+ALL_TO_ALL = {
+    ("dispatch_send", "dispatch_receive"): "dispatch_dtype",
+    ("combine_send", "combine_receive"): "combine_dtype",
+}
 INDEX_BYTES = 4.0  # token and expert ids are 32-bit integers
 
 
@@ -60,10 +66,11 @@ def _reached(begin: list[str], following: dict[str, list[str]]) -> set[str]:
     return seen
 
 
-def check_shapes(dag: DagFile, precision: str) -> Iterator[DagViolation]:
+def check_shapes(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
     """Rule ``dag-shapes``: both ends of an edge know its tensor by one shape, and its bytes are those of the shape.
 
-    ``precision`` is the model's data type; ids have 4 bytes, choices an id and a weight.
+    Values have the model's data type, but for tokens on their way to experts and back; ids have 4 bytes, choices an id
+    and a weight.
     """
     carried: dict[str, dict[str, set[str]]] = {"inputs": defaultdict(set), "outputs": defaultdict(set)}
     for row in dag.edges:
@@ -76,16 +83,22 @@ def check_shapes(dag: DagFile, precision: str) -> Iterator[DagViolation]:
                 where = f"{row['source']} -> {row['target']}"
                 message = f"{row['tensor']} has shape {row['shape']}, but {shape} among the {table} of its {end}"
                 yield dag.breach("dag-shapes", where, message)
-        yield from _check_bytes(dag, row, precision)
+        yield from _check_bytes(dag, row, instance)
     for name, op in dag.operations.items():
         for table, what in (("inputs", "needs"), ("outputs", "makes")):
             for tensor in op[table].keys() - carried[table][name]:
                 yield dag.breach("dag-shapes", name, f"it {what} {tensor}, which no edge carries")
 
 
-def _check_bytes(dag: DagFile, row: Row, precision: str) -> Iterator[DagViolation]:
-    where, of_model = f"{row['source']} -> {row['target']}", BYTES_PER_VALUE[precision]
+def _check_bytes(dag: DagFile, row: Row, instance: Instance) -> Iterator[DagViolation]:
+    where, precision = f"{row['source']} -> {row['target']}", instance.model.dtype
+    of_model = BYTES_PER_VALUE[precision]
     sizes = {precision: of_model, "tokens": INDEX_BYTES, "choices": INDEX_BYTES + of_model}
+    ends = dag.operations[row["source"]]["kind"], dag.operations[row["target"]]["kind"]
+    if ends in ALL_TO_ALL:
+        own = getattr(instance.placement, ALL_TO_ALL[ends])
+        name = precision if own is None else f"{own}+scales" if own in {"fp8", "fp4"} else own
+        sizes = {name: wire_bytes(instance.model, own) / instance.model.hidden_size}
     if row["dtype"] not in sizes:
         yield dag.breach("dag-shapes", where, f"dtype is {row['dtype']!r}, required is one of {', '.join(sizes)}")
     elif differs(row["bytes"], size := math.prod(row["shape"]) * sizes[row["dtype"]]):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from moe_placer.verifier.capacity import BYTES_PER_VALUE
+from moe_placer.verifier.capacity import wire_bytes
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
+from moe_placer.verifier.dags.structure import ALL_TO_ALL
 from moe_placer.verifier.deployment import Deployment
 
 __all__ = ["check_hot", "check_travel"]
 
 # What GPUs of a tensor-parallel group exchange among themselves.
 _WITHIN_GROUP = {"embedding_reduce", "attention_reduce", "mlp_reduce", "sample_reduce", "gate_scatter"}
-_ALL_TO_ALL = {("dispatch_send", "dispatch_receive"), ("combine_send", "combine_receive")}
 _HOT_DIGITS = 1e-6  # as written
 
 
@@ -46,7 +46,7 @@ def _ways(source: Row, target: Row, deployment: Deployment) -> set[tuple[int, in
         return {(home, node) for node in _nodes(target["gpus"], deployment)}
     if target["kind"] == "gather":
         return {(node, home) for node in _nodes(source["gpus"], deployment)}
-    if (source["kind"], target["kind"]) in _ALL_TO_ALL:
+    if (source["kind"], target["kind"]) in ALL_TO_ALL:
         return {(first, deployment.node(target["gpus"][0]))}
     ways: set[tuple[int, int]] = set()
     for group in _groups(target["gpus"], deployment):
@@ -91,7 +91,7 @@ def _travel(source: Row, target: Row, deployment: Deployment) -> str:
         return "nvlink" if any(len(group) > 1 for group in groups) else "same-gpu"
     if kind == "expert_reduce":
         return between
-    if ends in _ALL_TO_ALL:
+    if ends in ALL_TO_ALL:
         s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
         return "network" if s != d else between
     if kind == "aggregate" and source["kind"] in {"combine", "combine_receive"}:
@@ -122,7 +122,7 @@ def check_hot(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
 def _hot(source: Row, target: Row, deployment: Deployment) -> float:
     placed = deployment.moe.get(source.get("layer", -1))
     ends = source["kind"], target["kind"]
-    if placed is None or ends not in _ALL_TO_ALL:
+    if placed is None or ends not in ALL_TO_ALL:
         return 0.0
     s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
     worst = max(placed.cost.values(), default=0.0)
@@ -147,7 +147,8 @@ def _check_moved(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
             continue
         far = inside = 0.0
         if op["kind"] in {"dispatch", "combine"} and placed is not None:
-            share = BYTES_PER_VALUE[model.dtype] * model.hidden_size / batches[op["layer"], op["kind"]]
+            own = getattr(deployment.instance.placement, f"{op['kind']}_dtype")
+            share = wire_bytes(model, own) / batches[op["layer"], op["kind"]]
             inside = float(placed.flow.trace()) * share
             far = float(placed.flow.sum()) * share - inside
         near = sum(size for how, size in moved.items() if how != "network")

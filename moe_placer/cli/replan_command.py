@@ -1,0 +1,180 @@
+"""``moe-placer replan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import click
+
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
+from moe_placer.errors import UsageError
+from moe_placer.files import write_atomically
+from moe_placer.workers import usable_cores
+
+if TYPE_CHECKING:
+    from moe_placer.cli.results.replanning import ReplanResult
+    from moe_placer.instance import Instance
+    from moe_placer.placement import Placement
+    from moe_placer.replan.replan import Figures, Minimise, Replanned
+
+__all__ = ["replan"]
+
+PLACEMENT = "placement.json"
+CURVE = "curve.json"
+
+EXAMPLES = """
+\b
+Examples:
+  moe-placer replan instances/h100-128.yaml out/h100-128/placement.json --trace today.npz --max-moves 200
+  moe-placer replan instances/eplb-288.yaml now.json --max-bytes 50e9 --curve -o out/next
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@instance_argument
+@click.argument("current", type=click.Path(path_type=Path))
+@trace_option
+@click.option("--max-moves", type=click.IntRange(min=0), metavar="N", help="Replicas that GPUs may load.")
+@click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred: 50e9 is 50 GB.")
+@click.option(
+    "--minimise",
+    type=click.Choice(["links", "gpus", "time"]),
+    help="Busiest links, busiest GPUs, or both as time.  [time where placement changes what GPUs compute, else links]",
+)
+@click.option("--inside-nodes", is_flag=True, help="Only moves within a node, over NVLink: busiest GPUs gain.")
+@click.option("--time-limit", default=5.0, show_default=True, metavar="S", help="Seconds of search.")
+@click.option(
+    "--fresh-time", default=10.0, show_default=True, metavar="S", help="Seconds for a plan from scratch; 0: none."
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same placement.")
+@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
+@click.option("--curve", is_flag=True, help="Also what other budgets reach, as a table and as curve.json.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder.  [out/NAME-replan]")
+@json_option
+def replan(
+    instance: Path,
+    current: Path,
+    traces: tuple[Path, ...],
+    max_moves: int | None,
+    max_bytes: float | None,
+    minimise: Minimise | None,
+    inside_nodes: bool,
+    time_limit: float,
+    fresh_time: float,
+    seed: int,
+    work: float | None,
+    curve: bool,
+    output: Path | None,
+    json_: bool,
+) -> None:
+    """Improve CURRENT, the placement that runs now, on new traffic within a budget of moves.
+
+    A move is a replica that a GPU must load. What need not move stays on its GPU, and where nothing is gained, nothing
+    moves. One budget counts for all layers: each move goes to the layer where it gains most (docs/replanning.md).
+    """
+    from moe_placer.limits import Limits
+    from moe_placer.placement import load_placement
+    from moe_placer.replan.budget import Budget
+    from moe_placer.replan.fresh import fresh_plan
+    from moe_placer.replan.replan import replan as plan
+    from moe_placer.solve.folder import only_writer, replaced_folder
+
+    if fresh_time < 0:
+        raise UsageError(f"--fresh-time is {fresh_time:g} s, expected 0 or more")
+    budget, limits = Budget(max_moves, max_bytes), Limits(time_s=time_limit, work=work)
+    opened, now = open_instance(instance, traces), load_placement(current)
+    folder = output or Path("out") / f"{opened.name}-replan"
+    with only_writer(folder):
+        found = plan(opened, now, budget=budget, minimise=minimise, inside_nodes=inside_nodes, limits=limits, seed=seed)
+        fresh = None
+        if fresh_time:
+            scratch = Limits(time_s=fresh_time, workers=usable_cores())
+            fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed)
+        with replaced_folder(folder, PLACEMENT, lambda name: name in {PLACEMENT, CURVE}) as new:
+            found.placement.write(new / PLACEMENT)
+            if curve:
+                write_atomically(new / CURVE, as_json(_curve_content(opened, found)) + "\n")
+            names = sorted(path.name for path in new.iterdir() if path.name in {PLACEMENT, CURVE})
+    files = [folder / name for name in sorted(names, key=lambda name: name != PLACEMENT)]
+    if json_:
+        click.echo(as_json(_content(opened, found, fresh, files)))
+    else:
+        _print(opened, found, fresh, curve, files)
+
+
+def _content(
+    instance: Instance, found: Replanned, fresh: tuple[str, Placement, Figures] | None, files: list[Path]
+) -> ReplanResult:
+    """Return what ``--json`` prints."""
+    content = {
+        "schema": "moe-placer/replan/1",
+        "instance": {"name": instance.name, "sha256": instance.sha256},
+        "minimise": found.minimise,
+        "budget_moves": found.budget_moves,
+        "gains": found.gains,
+        "current": vars(found.before),
+        "within_budget": vars(found.after),
+        "fresh": None if fresh is None else {"method": fresh[0], "figures": vars(fresh[2])},
+        "share_of_fresh_gain": _share(found, fresh),
+        "curve": [vars(figures) for figures in found.curve],
+        "verified": found.verification is not None and found.verification.ok,
+        "seconds": found.seconds,
+        "files": [str(path) for path in files],
+    }
+    return cast("ReplanResult", content)
+
+
+def _curve_content(instance: Instance, found: Replanned) -> dict[str, Any]:
+    return {
+        "schema": "moe-placer/replan-curve/1",
+        "instance": {"name": instance.name, "sha256": instance.sha256},
+        "minimise": found.minimise,
+        "points": [vars(figures) for figures in found.curve],
+    }
+
+
+def _share(found: Replanned, fresh: tuple[str, Placement, Figures] | None) -> float | None:
+    """Return which share of a fresh plan's gain is reached; None where there is none to reach."""
+    if fresh is None or not fresh[2].value < found.before.value:
+        return None
+    return (found.before.value - found.after.value) / (found.before.value - fresh[2].value)
+
+
+_WORDS: dict[Literal["links", "gpus", "time"], str] = {
+    "links": "busiest links",
+    "gpus": "busiest GPUs",
+    "time": "busiest links and GPUs, as time",
+}
+
+
+def _print(
+    instance: Instance,
+    found: Replanned,
+    fresh: tuple[str, Placement, Figures] | None,
+    curve: bool,
+    files: list[Path],
+) -> None:
+    rows = [("current", found.before), ("within the budget", found.after)]
+    rows += [(f"fresh plan ({fresh[0]})", fresh[2])] if fresh else []
+    allowed = "any number of moves" if found.budget_moves is None else f"at most {found.budget_moves:,} moves"
+    click.echo(f"{instance.name}: {allowed}, minimising {_WORDS[found.minimise]}; verified, {found.seconds:.1f} s")
+    _table(rows)
+    share = _share(found, fresh)
+    if not found.gains:
+        click.echo("Nothing to gain within the budget: nothing moves.")
+    elif share is not None and fresh is not None:
+        moved = f"{found.after.moves / fresh[2].moves:.1%}" if fresh[2].moves else "more"
+        click.echo(f"{share:.1%} of the fresh plan's gain with {moved} of its moves.")
+    if curve:
+        click.echo("")
+        _table([(f"{figures.moves:,} moves", figures) for figures in found.curve])
+    click.echo("Written: " + ", ".join(map(str, files)))
+
+
+def _table(rows: list[tuple[str, Figures]]) -> None:
+    """Print figures: links as cost (tokens at node-link speed), GPUs in tokens, both summed over layers, per step."""
+    click.echo(f"  {'':24}{'moves':>9}{'GB':>10}{'busiest links':>16}{'busiest GPUs':>15}")
+    for name, one in rows:
+        click.echo(f"  {name:24}{one.moves:>9,}{one.bytes / 1e9:>10,.2f}{one.total_z:>16,.1f}{one.busiest_gpu:>15,.1f}")

@@ -1,0 +1,69 @@
+"""What ``replan --json`` prints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from moe_placer.cli.results.documented import InstanceName, documented
+
+__all__ = ["ReplanResult"]
+
+
+@documented
+class ReplanFigures(TypedDict):
+    """What a placement costs on the new traffic, and what it takes to get there."""
+
+    moves: int
+    """Replicas that a GPU must load."""
+    bytes: float
+    """Their weights."""
+    total_z: float
+    """Sum over layers of the busiest link's cost: tokens per step at node-link speed."""
+    busiest_gpu: float
+    """Sum over layers of the tokens per step of the busiest GPU."""
+    value: float
+    """What was minimised."""
+
+
+@documented
+class FreshPlan(TypedDict):
+    """A plan from scratch: the best of the default solver and the heuristics."""
+
+    method: str
+    """What made it."""
+    figures: ReplanFigures
+    """What it comes to."""
+
+
+@documented
+class ReplanResult(TypedDict):
+    """What `moe-placer replan --json` prints."""
+
+    schema: Literal["moe-placer/replan/1"]
+    """Name and version of this schema."""
+    instance: InstanceName
+    """What was replanned."""
+    minimise: Literal["links", "gpus", "time"]
+    """What was minimised: busiest links, busiest GPUs, or both as time."""
+    budget_moves: int | None
+    """Moves that the budget allows; null for any number."""
+    gains: bool
+    """Whether anything is gained; else nothing moves."""
+    current: ReplanFigures
+    """The placement that runs."""
+    within_budget: ReplanFigures
+    """The placement that was written."""
+    fresh: FreshPlan | None
+    """A plan from scratch; null where none was asked for."""
+    share_of_fresh_gain: float | None
+    """Share of the fresh plan's gain that is reached; null where it gains nothing or was not asked for."""
+    curve: list[ReplanFigures]
+    """The best found for several budgets, by moves."""
+    verified: bool
+    """Whether the independent verifier found the placement good."""
+    seconds: float
+    """Of search and verification."""
+    files: list[str]
+    """What was written."""

@@ -1,0 +1,215 @@
+"""One layer while it is changed: what every trade does to links, GPUs and the number of moves.
+
+A trade exchanges the places of two items (or of an item and a free slot). A place is a GPU, or, where a GPU takes one
+item and only links count, a node: then GPUs are matched at the end, and no move is lost by that. A replica that the
+current placement has at the same place costs no move; so many moves more or fewer are part of what a trade does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.problem.compile import LayerProblem
+from moe_placer.search.moves import Moves
+
+__all__ = ["Goal", "LayerState", "Trade"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_FREE_MOVE = 0.25  # what a trade without moves counts as, so that it comes before all others
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a layer is judged by: ``links * z + gpus * (tokens of the busiest GPU)``.
+
+    Attributes
+    ----------
+    links, gpus : float
+        Weights; the second is a cost per token. 0: it does not count.
+    """
+
+    links: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What to `apply`, and what it does: ``item`` goes to place ``to``, and ``partner`` (-1: none) takes its place."""
+
+    change: float
+    moves: int
+    item: int
+    partner: int
+    to: int
+
+    @property
+    def score(self) -> float:
+        """Change of the excess per move."""
+        return self.change / (self.moves if self.moves > 0 else _FREE_MOVE)
+
+
+class LayerState:
+    """A layer with its placement.
+
+    Attributes
+    ----------
+    place : int array [items]
+    held : int array [experts, places]
+        Replicas of each expert at each place in the current placement.
+    on : int array [experts, places]
+        The same now.
+    gpu_load : float array [places]
+        Tokens per step of each GPU; zeros where places are nodes.
+    """
+
+    def __init__(self, layer: LayerProblem, place: Ints, held: Ints, slots: Ints, goal: Goal) -> None:
+        self.layer, self.held, self.slots, self.goal = layer, held, slots, goal
+        self.per_node = held.shape[1] // layer.nodes
+        self.place = place.copy()
+        self.links = Moves(layer, self.node)
+        self._count()
+
+    @property
+    def node(self) -> Ints:
+        """Node of each item [items]."""
+        return np.asarray(self.place // self.per_node)
+
+    @property
+    def moves(self) -> int:
+        """Replicas that are not where the current placement has one."""
+        return int(np.maximum(0, self.on - self.held).sum())
+
+    @property
+    def busiest_gpu(self) -> float:
+        """Tokens per step of the busiest GPU."""
+        return float(self.gpu_load.max(initial=0.0))
+
+    @property
+    def value(self) -> float:
+        """What the goal says of the placement."""
+        return self.goal.links * self.links.z + self.goal.gpus * self.busiest_gpu
+
+    def excess(self, target_z: float, target_gpu: float) -> float:
+        """Sum of squares of what links and GPUs have above their targets."""
+        goal = self.goal
+        links = goal.links**2 * self.links.excess(target_z) if goal.links else 0.0
+        return links + goal.gpus**2 * float((np.maximum(0.0, self.gpu_load - target_gpu) ** 2).sum())
+
+    def at_worst(self) -> Ints:
+        """Items at the worst link, or on the busiest GPU, as far as these count."""
+        found = np.zeros(self.layer.items, dtype=bool)
+        if self.goal.links:
+            found[self.links.items_at_worst()] = True
+        if self.goal.gpus:
+            found |= self.place == int(self.gpu_load.argmax())
+        return np.flatnonzero(found)
+
+    def best_trade(self, items: Ints, target_z: float, target_gpu: float, inside: bool) -> Trade | None:
+        """Find the trade of one of ``items`` that lowers the excess most per move.
+
+        Parameters
+        ----------
+        inside : bool
+            Whether trades between nodes are out.
+        """
+        partners, places = self._partners()
+        change = self._changes(items, partners, places, target_z, target_gpu)
+        moves = self._moves(items, partners, places)
+        change[self._forbidden(items, partners, places, inside)] = np.inf
+        score = np.where(change < 0, change / np.where(moves > 0, moves, _FREE_MOVE), np.inf)
+        if not score.size:
+            return None
+        i, j = divmod(int(score.argmin()), len(partners))
+        if not np.isfinite(score[i, j]):
+            return None
+        return Trade(float(change[i, j]), int(moves[i, j]), int(items[i]), int(partners[j]), int(places[j]))
+
+    def random_trade(self, item: int, rng: np.random.Generator, inside: bool) -> Trade | None:
+        """Choose any allowed trade of an item."""
+        partners, places = self._partners()
+        items = np.array([item])
+        allowed = np.flatnonzero(~self._forbidden(items, partners, places, inside)[0])
+        if not len(allowed):
+            return None
+        j = int(rng.choice(allowed))
+        return Trade(0.0, 0, item, int(partners[j]), int(places[j]))
+
+    def apply(self, trade: Trade) -> None:
+        """Make a trade."""
+        here = int(self.place[trade.item])
+        if trade.partner >= 0:
+            self.place[trade.partner] = here
+        self.place[trade.item] = trade.to
+        self.links.reset(self.node)
+        self._count()
+
+    def _count(self) -> None:
+        self.on = np.zeros_like(self.held)
+        np.add.at(self.on, (self.layer.expert, self.place), 1)
+        self.taken = np.bincount(self.place, minlength=self.held.shape[1])
+        self.gpu_load: Floats = np.zeros(self.held.shape[1])
+        if self.goal.gpus:
+            np.add.at(self.gpu_load, self.place, self.layer.load)
+
+    def _partners(self) -> tuple[Ints, Ints]:
+        """Every item, and one free slot of every place that has any (item -1), with their places."""
+        free = np.flatnonzero(self.taken < self.slots)
+        partners = np.concatenate([np.arange(self.layer.items), np.full(len(free), -1)])
+        return partners, np.concatenate([self.place, free])
+
+    def _changes(self, items: Ints, partners: Ints, places: Ints, target_z: float, target_gpu: float) -> Floats:
+        """Change of the excess [items, partners]."""
+        change = np.zeros((len(items), len(partners)))
+        goal = self.goal
+        if goal.links:
+            nodes = places // self.per_node
+            moved = self.links.changes(items, partners, nodes, target_z)
+            change += goal.links**2 * np.where(self.node[items][:, None] == nodes[None, :], 0.0, moved)
+        if goal.gpus:
+            load = np.append(self.layer.load, 0.0)
+            more = load[partners][None, :] - load[items][:, None]  # of the item's GPU
+            here, there = self.gpu_load[self.place[items]][:, None], self.gpu_load[places][None, :]
+            gpus = _square(here + more - target_gpu) - _square(here - target_gpu)
+            gpus += _square(there - more - target_gpu) - _square(there - target_gpu)
+            change += goal.gpus**2 * gpus
+        return change
+
+    def _moves(self, items: Ints, partners: Ints, places: Ints) -> Ints:
+        """Count moves more [items, partners]; negative where replicas come home."""
+        come, go = (self.on >= self.held).astype(np.int64), (self.on > self.held).astype(np.int64)
+        mine, here = self.layer.expert[items], self.place[items]
+        real = partners >= 0
+        theirs = np.where(real, self.layer.expert[partners], 0)
+        back = np.where(real[None, :], come[theirs][:, here].T - go[theirs, places][None, :], 0)
+        more = come[mine][:, places] - go[mine, here][:, None] + back
+        return np.where(real[None, :] & (mine[:, None] == theirs[None, :]), 0, more)
+
+    def _forbidden(self, items: Ints, partners: Ints, places: Ints, inside: bool) -> Bools:
+        """Mask [items, partners] of trades that are none, or break pins or distances."""
+        layer, here = self.layer, self.place[items]
+        nodes = places // self.per_node
+        real = partners >= 0
+        same_node = self.node[items][:, None] == nodes[None, :]
+        near = same_node  # or on GPUs of one node, where GPUs stand for nodes
+        if layer.home is not None:
+            near = layer.home[here][:, None] == layer.home[places][None, :]
+        forbidden = here[:, None] == places[None, :]
+        forbidden |= (layer.pinned[items] >= 0)[:, None] | (real & (layer.pinned[partners] >= 0))[None, :]
+        if inside:
+            forbidden |= ~near
+        forbidden |= ~same_node & self.links.not_allowed(items, partners, nodes)
+        if self.per_node > 1:
+            mine, theirs = layer.expert[items], np.where(real, layer.expert[partners], -1)
+            meets = (self.on[mine][:, places] > 0) | ((self.on[theirs][:, here].T > 0) & real[None, :])
+            forbidden |= meets & (mine[:, None] != theirs[None, :])
+        return np.asarray(forbidden)
+
+
+def _square(value: Floats) -> Floats:
+    return np.asarray(np.maximum(0.0, value) ** 2)
