@@ -247,9 +247,10 @@ class Problem:
         nodes, touching = self.affected.shape
         delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
         pinned = np.full(len(expert), -1, dtype=np.int64)
-        for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True)):
-            gpu = self.pinned.get((index, e, r)) if self.pinned else None
-            pinned[i] = -1 if gpu is None else gpu // self.gpus_per_node
+        for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True) if self.pinned else ()):
+            gpu = self.pinned.get((index, e, r))
+            if gpu is not None:
+                pinned[i] = gpu // self.gpus_per_node
         return LayerProblem(
             layer=self.moe_layers[index],
             expert=expert,
