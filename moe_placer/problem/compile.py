@@ -23,7 +23,7 @@ from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
-from moe_placer.problem.receiving import with_arrivals
+from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
 from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
@@ -248,12 +248,11 @@ class Problem:
         """Compile the index-th MoE layer, with ``replicas`` [experts] if given instead of the problem's own."""
         expert, replica = self.items(index, replicas)
         tokens = self.item_demand(index, expert, replica)
-        nodes, touching = self.affected.shape
-        delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
         pinned = np.full(len(expert), -1, dtype=np.int64)
-        for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True)):
-            gpu = self.pinned.get((index, e, r)) if self.pinned else None
-            pinned[i] = -1 if gpu is None else gpu // self.gpus_per_node
+        for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True) if self.pinned else ()):
+            gpu = self.pinned.get((index, e, r))
+            if gpu is not None:
+                pinned[i] = gpu // self.gpus_per_node
         return LayerProblem(
             layer=self.moe_layers[index],
             expert=expert,
@@ -266,7 +265,7 @@ class Problem:
             coverage=self.coverage[index] if self.coverage else None,
             base=self._reference @ tokens.sum(axis=1),
             affected=self.affected,
-            delta=np.ascontiguousarray(delta.transpose(2, 0, 1)),
+            delta=self._delta(index, expert, replica),
             load=tokens.sum(axis=0),
             replicas_are_free=self.replicas_are_free,
             shares_replicas=self.shares_replicas,
@@ -274,6 +273,15 @@ class Problem:
             home=self.home,
             most_items=self._most_items(len(expert)),
         )
+
+    def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:
+        """Return ``delta`` of a layer; GPUs of one node differ in their NIC only."""
+        tokens, (nodes, touching) = self.item_demand(index, expert, replica), self.affected.shape
+        if self.by_node is not None:
+            of_nodes = self.by_node._delta(index, expert, replica)
+            return delta_by_gpu(of_nodes, self.by_node.item_demand(index, expert, replica), self._change[:, -1])
+        delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
+        return np.ascontiguousarray(delta.transpose(2, 0, 1))
 
     def _most_items(self, items: int) -> int:
         """Return how many items a layer that has some may have, whatever replicas are chosen."""
@@ -308,16 +316,11 @@ class Problem:
 
     def received_by(self, nics: Receivers, token: float) -> Problem:
         """Return the problem with GPUs as nodes that receive by NICs, on which a token costs ``token``."""
-        own, more = self.on_gpus(), len(nics.links)
+        own = self.on_gpus()
         node, tables = np.arange(own.nodes) // self.gpus_per_node, (own.affected, own._reference, own._change)
-        return replace(
-            own,
-            links=(*self.links, *nics.links),
-            multiplicity=(*self.multiplicity, *(nics.alike,) * more),
-            token_cost=np.append(self.token_cost, np.full(more, token)),
-            by_node=None if self.coverage else self,
-            **with_arrivals(nics, token, node, tables, own.coverage),
-        )
+        named = self.links, self.multiplicity, self.token_cost
+        added = with_arrivals(nics, token, node, named, tables, own.coverage)
+        return replace(own, by_node=None if self.coverage else self, **added)
 
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
@@ -339,9 +342,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     InfeasibleError
         No placement can exist.
     """
-    capacity = find_capacity(instance)
-    tokens = demand(instance, traffic)
-    placement = instance.placement
+    capacity, tokens, placement = find_capacity(instance), demand(instance, traffic), instance.placement
     routes = node_routes(instance)
     scale = token_cost(instance, routes.bandwidth)
     keep, multiplicity = distinct_links(routes.shares, scale)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.flows import Flows, Replica, read_flows
+from moe_placer.fabric import is_nic
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -82,9 +83,23 @@ def find_candidates(
         As `free_slots` counts.
     """
     flows = read_flows(instance, placement, traffic, stand_ins=True)
+    behind = _gpus_behind(flows, wish.links)
+    if behind:  # a NIC of single GPUs is relieved by what takes tokens from these
+        wish = replace(wish, slow=(*wish.slow, *behind), links=())
     search = _Search(flows, wish, before, _over(flows, wish.links))
     found = [search.in_layer(row, free[row]) for row in range(len(instance.moe_layers))]
     return [replica for _, replica in sorted((one for one in found if one is not None), key=lambda one: -one[0])]
+
+
+def _gpus_behind(flows: Flows, links: Sequence[str]) -> tuple[int, ...]:
+    """List the GPUs whose experts' tokens arrive, or results leave, by any of these links alone."""
+    nics, found = flows.receivers, set()
+    for link in filter(is_nic, links):
+        if nics is not None:
+            tail, _, head = link.partition("->")
+            arrives = link if is_nic(tail) else f"{head}->{tail}"
+            found |= set(np.flatnonzero(nics.group == nics.every.index(arrives) // nics.alike).tolist())
+    return tuple(sorted(found))
 
 
 def _over(flows: Flows, links: Sequence[str]) -> Floats:

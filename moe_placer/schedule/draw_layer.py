@@ -182,7 +182,7 @@ class _Picture:
         canvas, y = self.page.canvas, self.bottom + 6
         canvas.group(id="link")
         self.page.draw_link(self.axis, link, y, _BAND, mean=True)
-        name = self.timeline.network.routes.links[link]
+        name = self.timeline.network.links[link]
         size = min(12.0, (_NAMES - 36) / text_width(name, 1.0))
         canvas.text("hottest link", MARGIN, y + 14, 12, font_weight="bold")
         canvas.text(name, MARGIN, y + 30, round(size - 0.05, 1))

@@ -161,7 +161,7 @@ class _Picture:
     def _draw_link(self, axis: Axis, link: int, y: float) -> None:
         canvas = self.page.canvas
         self.page.draw_link(axis, link, y, _LINK)
-        name = self.timeline.network.routes.links[link]
+        name = self.timeline.network.links[link]
         size = min(10.0, (_NAMES - 40) / text_width(name, 1.0))
         canvas.text("hottest link", MARGIN, y + 10, 10, font_weight="bold")
         canvas.text(name, MARGIN, y + 23, round(size - 0.05, 1))

@@ -19,8 +19,15 @@ def layer_link_times(timeline: Timeline) -> Floats:
     sent = np.zeros((program.instance.model.layers, nodes, nodes))
     for p, row in program.sent.items():
         sent[program.layer[p], program.home[p]] += row * timeline.durations.scale * timeline.durations.batches
-    carried = network.routes.shares @ sent.reshape(len(sent), -1).T
-    return np.asarray((carried / network.capacity[:, None]).T)
+    carried = np.asarray(network.routes.shares @ sent.reshape(len(sent), -1).T).T
+    if network.nics is not None:
+        passed = np.zeros((len(sent), network.nics.groups))
+        for p, (groups, shares) in program.ends.items():
+            row = program.sent[p] * (np.arange(nodes) != program.home[p])
+            moved = row[:, None] * shares * timeline.durations.scale * timeline.durations.batches
+            np.add.at(passed[program.layer[p]], groups, moved)
+        carried = np.hstack([carried, network.nics.by_nic(passed)])
+    return np.asarray(carried / network.capacity)
 
 
 def hottest_link(timeline: Timeline, layer: int | None = None) -> int | None:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.fabric import Routes, node_routes
+from moe_placer.fabric import Routes, build_fabric, compile_routes, link_bandwidths, node_routes
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.history import History
+from moe_placer.schedule.nic_ends import Ends, NicEnds
 from moe_placer.schedule.sharing import Crossings, max_min_rates
 
 __all__ = ["Network"]
@@ -73,8 +74,13 @@ class Network:
     Attributes
     ----------
     routes : Routes
+        Between nodes.
+    nics : NicEnds or None
+        NICs at the ends of transfers, where they receive for single GPUs.
+    links : tuple of str
+        Those of ``routes``, then those of ``nics``.
     capacity : float array [K]
-        Bytes/µs of each link of ``routes.links``.
+        Bytes/µs of each link.
     history : History or None
     """
 
@@ -90,14 +96,21 @@ class Network:
         if not 0 <= tolerance <= 0.5:
             raise ValueError(f"tolerance: {tolerance} is not from 0 to 0.5")
         nodes = instance.cluster.nodes
-        self.routes = node_routes(instance) if routes is None else routes
-        usable = instance.cluster.fabric.link_utilization * _factors(self.routes.links, link_factor or {})
-        self.capacity: Floats = self.routes.bandwidth * usable * GB / _US
+        self.nics = NicEnds.of(instance)
+        if routes is None:  # with NICs, but where these have their own place at the ends
+            routes = node_routes(instance) if self.nics is None else compile_routes(build_fabric(instance), nodes)
+        self.routes = routes
+        self.links = routes.links + (() if self.nics is None else self.nics.names)
+        speeds = link_bandwidths(instance, self.links[len(routes.links) :])
+        usable = instance.cluster.fabric.link_utilization * _factors(self.links, link_factor or {})
+        self.capacity: Floats = np.append(routes.bandwidth, speeds) * usable * GB / _US
         self._shape = (nodes, nodes)
         self._tolerance = tolerance
         self._paths = np.flatnonzero(~np.eye(nodes, dtype=bool))
         self._shares = sparse.csr_array(self.routes.shares[:, self._paths])
-        self._crossings = Crossings.compile(self._shares, self.capacity)
+        of_routes, more = self.capacity[: len(routes.links)], 0 if self.nics is None else self.nics.groups
+        self._crossings = Crossings.compile(self._shares, of_routes, more)
+        self._of_groups = np.zeros(0) if self.nics is None else self.nics.by_group(self.capacity[len(routes.links) :])
         self._now, self._started = 0.0, 0
         self._ids: list[int] = []  # of the transfers in flight
         self._begun: list[float] = []  # when each transfer started
@@ -105,6 +118,8 @@ class Network:
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
         self._carried = np.zeros(len(self._paths))  # by every path
+        self._end, self._part = np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0))  # NIC groups of flows, and shares
+        self._passed = np.zeros(more)  # by every group of NICs
         self.history = History(len(self.capacity)) if record else None
         self._ahead: list[_Span] = []  # from now to the next end
         self._ended: list[int] = []  # not yet reported
@@ -115,7 +130,7 @@ class Network:
         self._settle()
         return self._carried_by_link()
 
-    def start(self, now: float, sent: Floats) -> int:
+    def start(self, now: float, sent: Floats, ends: Ends | None = None) -> int:
         """Start a transfer; what has ended by then, the next `advance` reports.
 
         Parameters
@@ -124,6 +139,8 @@ class Network:
             µs; time runs forwards.
         sent : float array [N, N]
             Bytes from node s to node d; the diagonal is ignored.
+        ends : tuple, optional
+            NICs between the one node that sends and each node (`NicEnds`), for all transfers or for none.
 
         Returns
         -------
@@ -149,6 +166,10 @@ class Network:
         self._owner = np.append(self._owner, np.full(len(some), self._started))
         self._path = np.append(self._path, some)
         self._sent, self._left = np.append(self._sent, flows[some]), np.append(self._left, flows[some])
+        if ends is not None:
+            target = self._paths[some] % self._shape[1]
+            self._end = np.vstack([self._end.reshape(-1, ends[0].shape[1]), ends[0][target]])
+            self._part = np.vstack([self._part.reshape(-1, ends[1].shape[1]), ends[1][target]])
         self._ahead.clear()
         self._ids.append(self._started)
         self._begun.append(now)
@@ -198,11 +219,15 @@ class Network:
 
     def _deliver(self, sent: Floats, until: float) -> None:
         self._carried += np.bincount(self._path, sent, len(self._paths))
+        if self._end.size:
+            passed = (self._part * sent[:, None]).ravel()
+            self._passed += np.bincount(self._end.ravel(), passed, len(self._passed))
         if self.history is not None:
             self.history.note(until, self._carried_by_link())
 
     def _carried_by_link(self) -> Floats:
-        return np.asarray(self._shares @ self._carried)
+        carried = np.asarray(self._shares @ self._carried)
+        return carried if self.nics is None else np.append(carried, self.nics.by_nic(self._passed))
 
     def _over(self, left: Floats) -> list[int]:
         """Return the transfers of which nothing is left."""
@@ -217,6 +242,8 @@ class Network:
             going = ~np.isin(self._owner, over)
             self._owner, self._path = self._owner[going], self._path[going]
             self._sent, self._left = self._sent[going], self._left[going]
+            if self._end.size:
+                self._end, self._part = self._end[going], self._part[going]
 
     def _look_ahead(self, until: float) -> list[_Span]:
         """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
@@ -235,20 +262,28 @@ class Network:
         """
         going = np.flatnonzero(left)
         paths, bytes_left, owner = self._path[going], left[going], self._owner[going]
+        own = self._own(going)
         if length:
-            rates = max_min_rates(self._crossings, paths, bytes_left / length)
+            rates = max_min_rates(self._crossings, paths, bytes_left / length, own)
             length, next_end, time = self._ends(now, bytes_left / rates, owner)
         if not length or next_end <= length * (1 + _ROUNDING):  # a transfer ends, and not slowed down
-            rates = max_min_rates(self._crossings, paths)
+            rates = max_min_rates(self._crossings, paths, None, own)
             first, next_end, time = self._ends(now, bytes_left / rates, owner)
             length = min(max(first, self._tolerance * time), next_end)
             if length > first:
-                rates = max_min_rates(self._crossings, paths, bytes_left / length)
+                rates = max_min_rates(self._crossings, paths, bytes_left / length, own)
         rest = bytes_left - rates * length
         rest[rest <= _ROUNDING * self._sent[going]] = 0.0
         after = np.zeros_like(left)
         after[going] = rest
         return _Span(now, now + length, left, after, self._over(after), max(0.0, time - length))
+
+    def _own(self, going: Ints) -> tuple[Ints, Floats] | None:
+        """Return the NIC groups that flows cross, numbered behind the links of routes, and their use of these."""
+        if not self._end.size:
+            return None
+        end = self._end[going]
+        return self._crossings.count - len(self._of_groups) + end, self._part[going] / self._of_groups[end]
 
     def _ends(self, now: float, lasts: Floats, owner: Ints) -> tuple[float, float, float]:
         """Return when the first flow and the first transfer end, and the time that may be off by a share.

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.build import build_dag
+from moe_placer.dag.flows import Flows, read_flows
 from moe_placer.dag.operation import Dag, Kind, Operation
-from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.schedule.nic_ends import Ends, NicEnds, shares_of_ports
 from moe_placer.traffic.recording import Traffic
 
 __all__ = ["COLLECTIVES", "COMPUTATION", "ONCE", "SENDS", "STREAMS", "Program", "compile_program"]
@@ -65,6 +66,8 @@ class Program:
         What each works on; a token that a send sends to several experts counts for each.
     experts : tuple of tuple of (expert, replica)
         Those that each computes.
+    ends : dict
+        Index of a send to the NICs at both of its ends; empty where no NIC receives for single GPUs.
     """
 
     instance: Instance
@@ -84,6 +87,7 @@ class Program:
     expert_tokens: Floats
     tokens: Floats
     experts: tuple[tuple[tuple[int, int], ...], ...]
+    ends: dict[int, Ends]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -120,9 +124,6 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
     InputError
         Placement or traffic do not fit the instance.
     """
-    if instance.cluster.receives_by_gpu:
-        expected = "shared or source-rail (the simulated step knows no NICs that receive for single GPUs)"
-        raise InputError(Mistake("destination-gpu", expected, "cluster.nics.receive"))
     dag = build_dag(instance, placement, traffic, stand_ins=stand_ins)
     operations = list(dag.operations())
     index = {op.id: p for p, op in enumerate(operations)}
@@ -150,7 +151,26 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
         expert_tokens=_expert_tokens(instance, operations),
         tokens=np.array([_tokens(op) for op in operations]),
         experts=tuple(op.experts for op in operations),
+        ends=_ends(instance, operations, read_flows(instance, placement, traffic, stand_ins=stand_ins)),
     )
+
+
+def _ends(instance: Instance, operations: list[Operation], flows: Flows) -> dict[int, Ends]:
+    """Find the NICs at both ends of every send, where these receive for single GPUs."""
+    nics, known = flows.receivers, NicEnds.of(instance)
+    if nics is None or known is None:
+        return {}
+    row = {layer: index for index, layer in enumerate(instance.moe_layers)}
+    shares: dict[int, Floats] = {}
+    found = {}
+    for p, op in enumerate(operations):
+        if op.kind in SENDS and op.layer is not None:
+            if op.layer not in shares:
+                shares = {op.layer: shares_of_ports(flows, nics, row[op.layer])}  # operations come layer by layer
+            home, there = op.gpus[0] // instance.cluster.gpus_per_node, shares[op.layer]
+            dispatch = op.kind == "dispatch_send"
+            found[p] = known.dispatch(home, there[home]) if dispatch else known.combine(home, there[:, home])
+    return found
 
 
 @dataclass(frozen=True, eq=False)

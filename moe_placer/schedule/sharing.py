@@ -35,8 +35,11 @@ class Crossings:
     count: int
 
     @classmethod
-    def compile(cls, shares: sparse.csr_array, capacity: Floats) -> Crossings:
-        """Compile shares ``A[k, p]`` of path p that cross link k, and capacities [K] in bytes/µs."""
+    def compile(cls, shares: sparse.csr_array, capacity: Floats, more: int = 0) -> Crossings:
+        """Compile shares ``A[k, p]`` of path p that cross link k, and capacities [K] in bytes/µs.
+
+        ``more`` links, the last of ``count``, are crossed by single flows only (`max_min_rates`).
+        """
         use = sparse.csr_array(sparse.diags_array(1.0 / capacity) @ shares)
         use.sort_indices()
         distinct: dict[bytes, int] = {}
@@ -48,12 +51,14 @@ class Crossings:
         crossed = np.diff(by_path.indptr)
         width, paths = int(crossed.max(initial=0)), len(crossed)
         at = np.arange(width)[None, :] < crossed[:, None]
-        links, padded = np.full((paths, width), len(distinct), dtype=np.int64), np.zeros((paths, width))
+        links, padded = np.full((paths, width), len(distinct) + more, dtype=np.int64), np.zeros((paths, width))
         links[at], padded[at] = by_path.indices, by_path.data
-        return cls(links, padded, len(distinct))
+        return cls(links, padded, len(distinct) + more)
 
 
-def max_min_rates(crossings: Crossings, paths: Ints, ceilings: Floats | None = None) -> Floats:
+def max_min_rates(
+    crossings: Crossings, paths: Ints, ceilings: Floats | None = None, own: tuple[Ints, Floats] | None = None
+) -> Floats:
     """Share all links max-min fairly: no flow could be faster but at the cost of one that is no faster.
 
     Progressive filling (Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): all rates rise together, and
@@ -66,6 +71,8 @@ def max_min_rates(crossings: Crossings, paths: Ints, ceilings: Floats | None = N
         The path of each flow.
     ceilings : float array [F], optional
         Bytes/µs that a flow does not want more than.
+    own : tuple of array [F, E], optional
+        Further links that each flow crosses beside those of its path, and its ``use`` of them.
 
     Returns
     -------
@@ -76,6 +83,8 @@ def max_min_rates(crossings: Crossings, paths: Ints, ceilings: Floats | None = N
     flows = np.arange(len(paths))
     most = np.full(len(paths), np.inf) if ceilings is None else ceilings
     links, use = crossings.links[paths], crossings.use[paths]
+    if own is not None:
+        links, use = np.hstack([links, own[0]]), np.hstack([use, own[1]])
     width, size = links.shape[1], crossings.count + 1
     free = np.ones(size)
     while len(flows):

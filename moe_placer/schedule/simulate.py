@@ -231,7 +231,7 @@ class _Run:
         nodes = self.program.instance.cluster.nodes
         sent = np.zeros((nodes, nodes))
         sent[self.program.home[operation]] = self.program.sent[operation] * self.durations.scale
-        self.transfers[self.network.start(now, sent)] = task
+        self.transfers[self.network.start(now, sent, self.program.ends.get(operation))] = task
 
     def _finish(self, task: int, now: float, ready: list[int]) -> None:
         """End a task: what needs it, and what waits for its streams, may start."""

@@ -121,7 +121,7 @@ def find_figures(timeline: Timeline) -> Figures:
         tokens_per_s_per_gpu=tokens / latency * _US / gpus,
         mfu=flops / (gpus * gpu.peak_tflops * 1e12 * latency / _US),
         link_utilization=timeline.network.carried / (capacity * latency),
-        links=timeline.network.routes.links,
+        links=timeline.network.links,
         communication_us=_communication_us(timeline),
         shares=_shares(timeline),
         path_us=_path_us(timeline),

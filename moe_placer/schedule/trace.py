@@ -161,7 +161,7 @@ def _counters(timeline: Timeline) -> Iterator[Event]:
     percent = np.rint(100 * network.history.utilization(network.capacity, edges)).astype(int)
     changes = np.diff(percent, axis=1, prepend=-1) != 0  # what comes first is always stated
     begins = np.rint(1e3 * edges).astype(int).tolist()
-    for k, name in enumerate(map(_json, network.routes.links)):
+    for k, name in enumerate(map(_json, network.links)):
         for column in np.flatnonzero(changes[k]).tolist():
             ts, args = begins[column], f'{{"%":{percent[k, column]}}}'
             yield ts, f'{{"ph":"C","pid":{_LINKS},"tid":0,"ts":{ts / 1e3:.3f},"name":{name},"args":{args}}}'

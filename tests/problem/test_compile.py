@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from itertools import product
 from typing import Any
 
@@ -147,3 +147,12 @@ def test_an_expert_gets_no_more_replicas_than_there_are_places(apart: str, most:
     replicas = compile_problem(instance, traffic).replicas
     assert replicas[0, 0] == most
     assert replicas.sum() == 7
+
+
+def test_problems_cannot_be_changed_and_are_compared_by_identity() -> None:
+    instance = tiny_instance()
+    first, second = (compile_problem(instance, tiny_traffic(instance)) for _ in range(2))
+    with pytest.raises(FrozenInstanceError):
+        first.name = "other"  # type: ignore[misc]
+    assert first != second  # comparing the arrays in them would raise
+    assert first.layer(0) != second.layer(0)

@@ -113,3 +113,15 @@ def test_rounding_keeps_whole_shares() -> None:
     rounded = round_shares(layer, share, rng)
     assert rounded is not None
     assert (rounded == node).all()
+
+
+def test_repair_leaves_a_small_fault_to_few_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linear program, which may move anything, is the last resort."""
+    monkeypatch.setattr("moe_placer.search.moves.nearest_valid", lambda *_: pytest.fail("not needed"))
+    layer, node, rng = random_layer("plain", 2)
+    crowded = node.copy()
+    crowded[node == 0] = 1
+    mended = repair(layer, crowded, rng)
+    assert mended is not None
+    assert layer.valid(mended)
+    assert (mended != crowded).sum() <= 2 * (node == 0).sum()
