@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moe_placer.cli.describe import describe
     from moe_placer.cli.results import result_schema
     from moe_placer.dag import write_dags
+    from moe_placer.decisions.evaluate import Evaluation, PlanCosts, evaluate
     from moe_placer.decisions.gate import Gate, GateCheck, GateLimits, gate
     from moe_placer.decisions.screen import Screening, ScreenSettings, Verdict, screen
     from moe_placer.engines.init import Draft, Wishes, init
@@ -56,6 +57,7 @@ _HOME = {
     "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
     "Draft": "engines.init",
+    "Evaluation": "decisions.evaluate",
     "Export": "engines.plans.export",
     "Gate": "decisions.gate",
     "GateCheck": "decisions.gate",
@@ -73,6 +75,7 @@ _HOME = {
     "MoePlacerError": "errors",
     "NothingFoundError": "errors",
     "Placement": "placement",
+    "PlanCosts": "decisions.evaluate",
     "Progress": "solve.progress",
     "Recorded": "engines.recordings",
     "Recording": "traffic",
@@ -95,6 +98,7 @@ _HOME = {
     "check_file": "engines.plans.export",
     "compare": "experiments.compare",
     "describe": "cli.describe",
+    "evaluate": "decisions.evaluate",
     "export_plan": "engines.plans.export",
     "find_solver": "solve.registry",
     "gate": "decisions.gate",
@@ -125,6 +129,7 @@ __all__ = [
     "CheckedFile",
     "DefectError",
     "Draft",
+    "Evaluation",
     "Export",
     "Gate",
     "GateCheck",
@@ -142,6 +147,7 @@ __all__ = [
     "MoePlacerError",
     "NothingFoundError",
     "Placement",
+    "PlanCosts",
     "Progress",
     "Recorded",
     "Recording",
@@ -165,6 +171,7 @@ __all__ = [
     "check_file",
     "compare",
     "describe",
+    "evaluate",
     "export_plan",
     "find_solver",
     "gate",

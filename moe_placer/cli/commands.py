@@ -15,6 +15,7 @@ from moe_placer.cli import log
 from moe_placer.cli.check_file_command import check_file
 from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
+from moe_placer.cli.evaluate_command import evaluate
 from moe_placer.cli.export_command import export
 from moe_placer.cli.gate_command import gate
 from moe_placer.cli.import_command import import_recording
@@ -65,6 +66,7 @@ for _command in (
     solve,
     replan,
     verify,
+    evaluate,
     gate,
     screen,
     inspect,

@@ -15,6 +15,7 @@ SCHEMAS = (
     "solve",
     "replan",
     "verify",
+    "evaluate",
     "gate",
     "screen",
     "inspect",

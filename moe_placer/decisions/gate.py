@@ -8,18 +8,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.errors import InputError, Mistake, UsageError
+from moe_placer.decisions.evaluate import check_servable, costs_of
+from moe_placer.errors import UsageError
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.experiments.compare.migration import check_plan, count_moves, plan_of
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import back_ratio
 from moe_placer.placement import Placement
 from moe_placer.result import gap
 from moe_placer.schedule.step import step_time
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
-from moe_placer.verifier.layer_time import expert_token_us
-from moe_placer.verifier.loads import read_network
 
 __all__ = ["UNITS", "Gate", "GateCheck", "GateLimits", "gate"]
 
@@ -280,27 +278,11 @@ def _objective_of(instance: Instance, current: Placement, traffic: Traffic) -> f
     InputError
         It cannot serve the instance.
     """
-    check_plan(instance, current)
-    failed, groups = set(instance.placement.failed_gpus), instance.parallelism.dp
-    exact = instance.placement.replica_routing == "group"
-    for layer, experts in zip(instance.moe_layers, current.gpu, strict=True):
-        for expert, replicas in enumerate(experts):
-            found = f"a current placement with {len(replicas)} replicas of layer {layer} expert {expert}"
-            if not replicas or (exact and len(replicas) != groups):
-                raise InputError(Mistake(found, f"{groups}, one for each DP group" if exact else "at least one"))
-    for gpus in plan_of(current):
-        if used := {gpu for _, gpu in gpus} & failed:
-            raise InputError(Mistake(f"a current placement on the failed GPU {min(used)}", "working GPUs only"))
-    network = read_network(instance)
-    flows = find_flows(instance, current, traffic)
-    load = np.stack([network.load(flow) for flow in flows.sent])
+    check_servable(instance, current)
+    costs = costs_of(instance, current, traffic)
     if instance.objective.minimise == "layer-time":
-        wire = (load * network.us_per_token).max(axis=1, initial=0.0)
-        return float(((1 + back_ratio(instance)) * wire + flows.gpu.max(axis=1) * expert_token_us(instance)).sum())
-    cost = load * network.scale
-    if instance.objective.minimise == "aggregate":
-        return float(cost.sum(axis=0).max(initial=0.0))
-    return float(cost.max(axis=1, initial=0.0).sum())
+        return costs.layer_time_us
+    return costs.aggregate if instance.objective.minimise == "aggregate" else costs.total_z
 
 
 def _check(name: str, allowed: float, measured: _Measured) -> GateCheck:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from moe_placer.errors import InputError
+from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import schema
 from moe_placer.instance.contradictions import find_contradictions
 from moe_placer.instance.gpu_presets import with_preset
@@ -117,6 +117,30 @@ class Instance(schema.Section):
         )
         copy = self.model_copy(update={"traffic": traffic})
         copy._directory = self._directory
+        return copy
+
+    def with_serving(self, routing: str | None = None, dispatch: str | None = None) -> Self:
+        """Return this instance with another ``replica_routing`` or ``dispatch``; None keeps its own.
+
+        Raises
+        ------
+        InputError
+            There is no such rule or unit, or the instance cannot be served by it.
+        """
+        given = {"replica_routing": routing, "dispatch": dispatch}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if not changes:
+            return self
+        try:
+            placement = schema.Placement.model_validate({**self.placement.model_dump(), **changes})
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            field = str(wrong["loc"][0])
+            expected = wrong["msg"].removeprefix("Input should be ")
+            raise InputError(Mistake(str(changes.get(field)), expected, f"placement.{field}")) from None
+        copy = self.model_copy(update={"placement": placement})
+        copy._directory = self._directory
+        copy._refuse_contradictions()
         return copy
 
     def with_engine(self, engine: schema.Engine) -> Self:

@@ -99,6 +99,7 @@ def test_what_looks_at_a_placement(solved: Path, tmp_path: Path, monkeypatch: py
     check("gate", told("gate", TINY, wrong, "--max-gap", "50%", "--json", code=5).json)
     failed = told("gate", *placed, "--max-gap", "50%", "--max-z", 1, "--current", placed[1], "--json", code=6).json
     check("gate", failed)
+    check("evaluate", told("evaluate", *placed, "--json").json)
     assert [one["ok"] for one in failed["checks"]] == [True, False]
     check("inspect", told("inspect", TINY, "--json").json)
     check("solvers", told("solvers", "--json").json)

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from moe_placer.cli.describe import Description
 from moe_placer.cli.results.deciding import GateResult, ScreenResult
+from moe_placer.cli.results.evaluated import EvaluateResult
 from moe_placer.cli.results.files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
 from moe_placer.cli.results.logs import LogLine
 from moe_placer.cli.results.placing import SolveResult, SolversResult
@@ -27,6 +28,7 @@ RESULTS: dict[str, Any] = {
     "solve": SolveResult,
     "replan": ReplanResult,
     "verify": VerifyResult,
+    "evaluate": EvaluateResult,
     "gate": GateResult,
     "screen": ScreenResult,
     "inspect": Description,
