@@ -70,7 +70,7 @@ __all__ = ["schedule"]
     type=click.Path(path_type=Path),
     help="Also draw the step and one layer: schedule_step.svg, schedule_layer.svg.",
 )
-@click.option("--layer", type=int, metavar="N", help="Layer to draw.  [the one that needs the hottest link longest]")
+@click.option("--layer", type=int, metavar="N", help="Layer to draw.  [the one that needs the busiest link longest]")
 @json_option
 def schedule(
     instance: Path,
