@@ -86,7 +86,7 @@ class LayerRecord(_Record):
     layer : int
         Index in the model, dense layers counted.
     z : float
-        Cost of the worst link (tokens per step at node-link speed).
+        Cost of the busiest link (tokens per step at node-link speed).
     bound : float
         No placement has a smaller z; proved as ``proof`` says.
     proof : str

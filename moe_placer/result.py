@@ -69,7 +69,7 @@ class LayerResult:
     node : int array [items] or None
         Node of each item.
     z : float
-        Cost of its worst link; infinite without a placement.
+        Cost of its busiest link; infinite without a placement.
     bound : Bound
         Re-checkable unless its proof is ``solver``.
     stop : Stop

@@ -1,4 +1,4 @@
-"""The default: round the linear relaxation, search where the worst link is, and let CP-SAT settle what is left."""
+"""The default: round the linear relaxation, search where the busiest link is, and let CP-SAT settle what is left."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _with_choice(task: LayerTask) -> LayerResult:
 
 
 def _by_neighbourhoods(task: LayerTask) -> LayerResult:
-    """Let CP-SAT place a few nodes anew at a time, around the worst link (large neighbourhood search, Shaw 1998)."""
+    """Let CP-SAT place a few nodes anew at a time, around the busiest link (large neighbourhood search, Shaw 1998)."""
     assert task.start is not None
     layer, result, spent = task.layer, task.start, 0.0
     while spent < task.work and _open(result, task):

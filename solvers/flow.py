@@ -34,7 +34,7 @@ _STEPS = 1e9  # whole-numbered steps in the largest price
 
 
 class Flow(OnePass):
-    """Exact for the sum of tokens times links crossed, which is not the worst link."""
+    """Exact for the sum of tokens times links crossed, which is not the busiest link."""
 
     name = "flow"
     summary = "the published topology ILP, least tokens x hops, solved exactly as a min-cost flow"

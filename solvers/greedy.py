@@ -1,4 +1,4 @@
-"""Places the most loaded items first, each where it makes the worst link least bad."""
+"""Places the most loaded items first, each where it makes the busiest link least bad."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Greedy"]
 
 
 class Greedy(Heuristic):
-    """List scheduling on links: the hottest expert first, each on the node whose worst link stays coolest."""
+    """List scheduling on links: the hottest expert first, each on the node whose busiest link stays coolest."""
 
     name = "greedy"
     summary = "hottest expert first, each to the node whose links stay coolest"
@@ -48,7 +48,7 @@ def _spread(layer: LayerProblem, share: npt.NDArray[np.float64]) -> npt.NDArray[
 
 
 def _coolest(cost: npt.NDArray[np.float64], layer: LayerProblem, item: int, allowed: npt.NDArray[np.bool_]) -> int:
-    """Return the node whose worst link stays coolest; of equals, the one whose links rise least in squares."""
+    """Return the node whose busiest link stays coolest; of equals, the one whose links rise least in squares."""
     before = cost[layer.affected]  # [N, M]
     after = before + layer.delta[item]
     worst = np.maximum(after.max(axis=1), cost[:-1].max(initial=0.0))

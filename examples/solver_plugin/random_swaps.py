@@ -15,7 +15,7 @@ class RandomSwaps(LayerSolver):
     """Hill climbing by random swaps, from the best heuristic placement."""
 
     name = "random-swaps"
-    summary = "random swaps of two replicas, kept where the worst link is not hotter"
+    summary = "random swaps of two replicas, kept where the busiest link is not hotter"
     source = "examples/solver_plugin of moe_placer"
 
     def solve_layer(self, task: LayerTask) -> LayerResult:

@@ -1,4 +1,4 @@
-"""Lower bounds on a layer's worst link that anyone can re-check; docs/bounds.md states and proves each."""
+"""Lower bounds on a layer's busiest link that anyone can re-check; docs/bounds.md states and proves each."""
 
 from __future__ import annotations
 

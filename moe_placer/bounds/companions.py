@@ -105,7 +105,7 @@ class CompanionWork:
         return np.asarray(np.bincount(self.choice[mine].ravel(), weight, self.experts) * self.chance)
 
     def alone(self) -> Floats:
-        """Cost of the worst link if an item is where that is least, and nothing else is there [items]."""
+        """Cost of the busiest link if an item is where that is least, and nothing else is there [items]."""
         cost = np.einsum("dkvf,fe->vedk", self.prices[self.places], self.load).max(axis=3).min(axis=2)
         return np.asarray(cost[self.view, self.layer.expert])
 

@@ -1,7 +1,7 @@
 """A bound where how many replicas an expert has is a choice, and every replica loads the NIC of its own GPU.
 
 docs/bounds.md states and proves it (``hot-replicas``). If all tokens of expert e went to one replica on place n, they
-would cost ``C[e, n]`` on the worst link that only what n holds loads. With c replicas each costs at least the least
+would cost ``C[e, n]`` on the busiest link that only what n holds loads. With c replicas each costs at least the least
 ``C[e, n]`` over c, so z is at least the least t with which ``sum over e of ceil(min_n C[e, n] / t)`` is no more than
 the replicas that there are.
 """
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def least_cost_of_experts(layer: LayerProblem) -> Floats:
-    """``min_n C[e, n]``: cost of all of an expert's tokens on the worst link to its place, where that is best [E]."""
+    """``min_n C[e, n]``: cost of all of an expert's tokens on the busiest link to its place, where that is best [E]."""
     one_of = np.flatnonzero(layer.replica == 0)
     whole = layer.delta[one_of] * np.bincount(layer.expert)[:, None, None]
     cost = np.where(layer.incoming[None], whole, 0.0).max(axis=2)

@@ -141,9 +141,9 @@ def _lines(checked: CheckedFile, file: Path, instance: Instance | None, verifica
         lines.append("  not checked: whether it fits the model and the number of ranks (--instance INSTANCE)")
     lines += [f"  warning: {warning}" for warning in checked.warnings]
     if verification is not None:
-        lines.append(f"  sum of worst links  {verification.total_z:,.1f} (cost)")
+        lines.append(f"  busiest links       {verification.total_z:,.1f} (cost, sum over layers)")
         lines.append(f"  dispatch            {verification.dispatch_us / 1e3:,.3f} ms per step, one way")
         lines.append(f"  lower bound         {verification.total_bound:,.1f}, a quick one: no placement has less")
         total = link_words(verification.aggregate_tokens, verification.aggregate_us, verification.aggregate)
-        lines.append(f"  hottest link total  {verification.aggregate_link or 'no link'}: {total}")
+        lines.append(f"  busiest link total  {verification.aggregate_link or 'no link'}: {total}")
     return lines

@@ -57,7 +57,7 @@ _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}  # files, mem
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="moe-placer", prog_name="moe-placer")
 def cli() -> None:
-    """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the hottest link."""
+    """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the busiest link."""
 
 
 for _command in (

@@ -290,7 +290,7 @@ def _text(row: dict[str, Any]) -> str:
         return f"{run}: {row['status'].upper()}, {row['reason']}"
     gap = "open" if row["gap_largest"] is None else f"{row['gap_largest']:.2%}"
     found = row["traffic"]["solved_for"]["z_total"]
-    return f"{run}: worst links (cost) {found:,.0f}, largest gap {gap}, {row['seconds']['total']:.1f} s"
+    return f"{run}: busiest links (cost) {found:,.0f}, largest gap {gap}, {row['seconds']['total']:.1f} s"
 
 
 @contextmanager

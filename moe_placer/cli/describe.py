@@ -34,7 +34,7 @@ from moe_placer.workers import usable_cores
 __all__ = ["Description", "Skew", "describe"]
 
 OBJECTIVES = {
-    "layers": "the sum over layers of each one's worst link, as layers run one after the other",
+    "layers": "the sum over layers of each one's busiest link, as layers run one after the other",
     "layer-time": "the sum over layers of dispatch, slowest GPU and combine",
     "aggregate": "the largest total of any link over all layers, whichever layer is worst",
 }

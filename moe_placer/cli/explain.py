@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def why_above_bound(instance: Instance, solution: Solution) -> str | None:
-    """Say how many layers stay above the gap, and how many replicas load the worst link of the furthest of them.
+    """Say how many layers stay above the gap, and how many replicas load the busiest link of the furthest of them.
 
     The bound lets replicas be divided over nodes. Where a link carries few of them, a placement cannot come as close,
     however long one searches; None where every layer is within the gap, or has no bound to speak of.
@@ -36,7 +36,7 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
         lines.append(f" (for {settled}, by the solver's word, nothing better exists)")
     lines.append(f"; furthest is layer {check.layer}, {solution.gaps[index]:.2%} above its bound. ")
     carries = link_words(check.worst_link_tokens, check.worst_link_us, check.z)
-    lines.append(f"Its worst link, {check.worst_link}, carries {carries} to ")
+    lines.append(f"Its busiest link, {check.worst_link}, carries {carries} to ")
     if len(shares) == 1:
         lines.append("1 expert replica, which the bound may divide over nodes and a placement cannot.")
     else:
@@ -50,9 +50,9 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
 
 
 def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> Floats:
-    """Return each expert replica's share of the tokens on the worst link of a MoE layer; only shares above 0.
+    """Return each expert replica's share of the tokens on the busiest link of a MoE layer; only shares above 0.
 
-    ``c[i, n, k] / cost[k]`` of docs/bounds.md, for the n of the placement and the k of the worst link.
+    ``c[i, n, k] / cost[k]`` of docs/bounds.md, for the n of the placement and the k of the busiest link.
     """
     rows = solution.placement.gpu[index]
     replicas = np.array([len(row) for row in rows])

@@ -54,6 +54,12 @@ CLUSTER_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(["a100", "h100", "h20", "h200", "b200", "gb200", "mi300x"], case_sensitive=False),
         help="Kind of GPU: memory, peaks and bandwidths of its data sheet, which the file names.  [h100]",
     ),
+    click.option(
+        "--system",
+        metavar="FILE",
+        type=_PATH,
+        help="Instead of --gpu: aiconfigurator's file of a GPU and its node, such as systems/h100_sxm.yaml.",
+    ),
     click.option("--slots-per-gpu", type=_COUNT, metavar="N", help="Experts of one layer that a GPU holds."),
     click.option(
         "--redundant-slots",
@@ -130,6 +136,7 @@ def init(
     levels: str | None,
     leaf_level: int | None,
     dispatch: str | None,
+    system: Path | None,
     json_: bool,
     **wishes: Any,
 ) -> None:
@@ -138,11 +145,11 @@ def init(
     Every field says where it is from; what nobody said is assumed, and listed. What contradicts itself or the engine's
     rules is refused with the option that can change it: 128 experts and 32 redundant slots on 64 GPUs, for instance.
     """
-    from moe_placer.engines.init import Wishes
+    from moe_placer.engines.init import Wishes, read_system
     from moe_placer.engines.init import init as write
 
     topology = _topology(topologies, hosts, levels, leaf_level)
-    asked = Wishes(**wishes, dispatch=dispatch)
+    asked = Wishes(**{**wishes, "dispatch": dispatch, "system": read_system(system) if system else None})
     draft = write(config, recordings, output, asked, topology=topology, dtype=dtype, force=force)
     if json_:
         content: InitResult = {

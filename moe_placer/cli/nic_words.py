@@ -87,5 +87,5 @@ def busiest_nics(found: Verification) -> str | None:
     worse = int((nics > others * (1 + 1e-9)).sum())
     return (
         f"Busiest NICs: a cost of {nics.sum():,.0f} over all layers, the busiest other links {others.sum():,.0f}; "
-        f"a NIC is the worst link of {worse} of {len(nics)} layers."
+        f"a NIC is the busiest link of {worse} of {len(nics)} layers."
     )

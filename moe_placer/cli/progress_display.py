@@ -32,7 +32,7 @@ def show_progress(name: str, time_limit: float, quiet: bool) -> Iterator[Callabl
 
 def _text(progress: Progress) -> str:
     gap = f"{progress.worst_gap:.2%}" if progress.worst_gap < 1 else "not known yet"
-    what = "worst links" if progress.minimise != "aggregate" else "hottest link over all layers"
+    what = "busiest links" if progress.minimise != "aggregate" else "busiest link over all layers"
     return (
         f"{progress.done}/{progress.layers} layers, {what} (cost) {progress.objective:,.0f}, "
         f"bound {progress.objective_bound:,.0f}, largest re-checkable gap {gap}, {progress.seconds_left:.0f} s left"

@@ -70,7 +70,19 @@ __all__ = ["schedule"]
     type=click.Path(path_type=Path),
     help="Also draw the step and one layer: schedule_step.svg, schedule_layer.svg.",
 )
-@click.option("--layer", type=int, metavar="N", help="Layer to draw.  [the one that needs the hottest link longest]")
+@click.option(
+    "--chakra",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Also write the all-to-alls as Chakra execution traces for other simulators: step.GPU.json, send and receive "
+    "nodes with each transfer's own bytes.",
+)
+@click.option(
+    "--layer",
+    type=int,
+    metavar="N",
+    help="Layer to draw, and the only one of --chakra.  [the one that needs the busiest link longest; all]",
+)
 @json_option
 def schedule(
     instance: Path,
@@ -86,6 +98,7 @@ def schedule(
     replicas: int,
     chrome_trace: Path | None,
     pictures: Path | None,
+    chakra: Path | None,
     layer: int | None,
     json_: bool,
 ) -> None:
@@ -104,8 +117,8 @@ def schedule(
     from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.workload import Workload
 
-    if layer is not None and pictures is None:
-        raise UsageError("--layer says what to draw, and needs --pictures DIR")
+    if layer is not None and pictures is None and chakra is None:
+        raise UsageError("--layer says what to draw or trace, and needs --pictures DIR or --chakra DIR")
     workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
     question = build_question(slow_gpus, slow_links, failed)
     opened, placed, traffic = open_verified(instance, placement, traces)
@@ -114,6 +127,11 @@ def schedule(
     figures = find_figures(timeline)
     # Files first: where one cannot be written, nothing else is said.
     written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
+    if chakra is not None:
+        from moe_placer.engines.simulators.chakra import write_execution_traces
+
+        write_execution_traces(opened, placed, traffic, chakra, layer)
+        written.append(chakra)
     answer = None
     if question:
         answer = ask(

@@ -117,11 +117,12 @@ def _instance(
         if said:
             raise UsageError(f"{said[0]} goes with --model; --instance says all of the cluster")
         return open_instance(instance, ())
-    from moe_placer.engines.init import Wishes, draft_instance, inspect_recordings, read_model_config
+    from moe_placer.engines.init import Wishes, draft_instance, inspect_recordings, read_model_config, read_system
     from moe_placer.instance import Instance
 
     assert config is not None
     model = read_model_config(config, wishes.pop("dtype"))
+    wishes["system"] = read_system(wishes["system"]) if wishes["system"] else None
     tokens = wishes["dispatch"] not in {None, "per-expert"}
     draft = draft_instance(model, inspect_recordings(recordings, model, tokens), None, Wishes(**wishes), Path())
     return Instance.model_validate(draft.data)

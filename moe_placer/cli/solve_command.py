@@ -67,7 +67,7 @@ Examples:
     "--cool-gpus/--keep-gpus",
     "cool_gpus",
     default=None,
-    help="After the search, trade replicas between GPUs so that the busiest ones cool, with worst links within the "
+    help="After the search, trade replicas between GPUs so that the busiest ones cool, with busiest links within the "
     "gap.  [default: where the solver is auto]",
 )
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["name_deaths", "print_summary"]
 
 _WHAT = {  # heads of the column that is minimised
-    "layers": "worst links\n(cost)",
+    "layers": "busiest links\n(cost)",
     "layer-time": "layer times\n(ms)",
-    "aggregate": "hottest link over all layers\n(cost)",
+    "aggregate": "busiest link over all layers\n(cost)",
 }
 _TABLE = 100  # characters that the table may take, whatever the terminal has
 
@@ -117,9 +117,9 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     gaps, own = solution.gaps, solution.solver_gaps
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
     if solution.minimise == "aggregate":
-        both = f"{_share(solution.gap)} for the hottest link over all layers"
+        both = f"{_share(solution.gap)} for the busiest link over all layers"
     elif solution.minimise == "layer-time":
-        both = f"{_share(solution.gap)} for the sum of layer times; of worst links alone, {both}"
+        both = f"{_share(solution.gap)} for the sum of layer times; of busiest links alone, {both}"
     elif solution.placement.memory is not None:
         both = f"{_share(solution.gap)} for the sum, memory over layers counted; not counted, {both}"
     lines = [f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."]
@@ -145,9 +145,9 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     if worst.z > 0:
         of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.z)
         in_all = link_words(found.aggregate_tokens, found.aggregate_us, found.aggregate)
-        lines.append(f"Hottest link of a layer: {worst.worst_link} in layer {worst.layer}, {of_layer}.")
+        lines.append(f"Busiest link of a layer: {worst.worst_link} in layer {worst.layer}, {of_layer}.")
         lines.append(
-            f"Hottest link over all layers: {found.aggregate_link}, {in_all} (sum of worst links: cost "
+            f"Busiest link over all layers: {found.aggregate_link}, {in_all} (sum of busiest links: cost "
             f"{found.total_z:,.0f})."
         )
     return [line for line in lines if line]
@@ -170,7 +170,9 @@ def _cooled(cooling: Cooling) -> str:
     tokens = f"{cooling.busiest_before:,.0f} to {cooling.busiest_after:,.0f} tokens"
     change = cooling.busiest_after / cooling.busiest_before - 1 if cooling.busiest_before > 0 else 0.0
     links = cooling.z_after / cooling.z_before - 1 if cooling.z_before > 0 else 0.0
-    return f"Busiest GPUs cooled after the search: {tokens} ({change:+.1%}); worst links {links:+.3%}, within the gap."
+    return (
+        f"Busiest GPUs cooled after the search: {tokens} ({change:+.1%}); busiest links {links:+.3%}, within the gap."
+    )
 
 
 def _said_of(solution: Solution) -> str:

@@ -46,7 +46,7 @@ def verify(
 ) -> int:
     """Check PLACEMENT against INSTANCE, trusting nothing in it, and the DAGs that lie beside it.
 
-    Recomputes every constraint, every link's load, each layer's worst link and each bound from the definitions, and
+    Recomputes every constraint, every link's load, each layer's busiest link and each bound from the definitions, and
     lists every violation with layer, expert and GPU. What only the solver vouches for, and what cannot be checked, is
     named as such. Of a good placement, DAGs (*_dag.json with *_dag.dot) are read
     back: no cycles, no loose ends, shapes, FLOPs and bytes, GPUs, communication, every replica once, tokens per edge.
@@ -149,7 +149,7 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
     worst = max(_gaps(found), default=0.0)
     lines = [
         f"{name}: good. {len(RULES)} rules hold in all {len(found.layers)} layers.",
-        f"  sum of worst links  {found.total_z:,.1f} (cost)",
+        f"  busiest links       {found.total_z:,.1f} (cost, sum over layers)",
         f"  cost                {cost}",
         f"  dispatch            {found.dispatch_us / 1e3:,.3f} ms per step, one way: each layer's slowest link in turn",
         f"  combine             {found.combine_us / 1e3:,.3f} ms: dispatch reversed, {found.back:.4g} times its bytes",
@@ -158,7 +158,7 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
         f"  layer times         {found.total_layer_us / 1e3:,.3f} ms: dispatch, slowest GPU, combine of layers in turn",
         f"  re-derived bound    {found.layer_us_bound / 1e3:,.3f} ms: no placement has less",
         *_provenance(found),
-        *_hottest_links(found),
+        *_busiest_links(found),
     ]
     if found.aggregate_bound:
         above = gap(found.aggregate, found.aggregate_bound)
@@ -169,18 +169,18 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def _hottest_links(found: Verification) -> list[str]:
-    """Name the worst link of the costliest layer, and the hottest link over all layers."""
+def _busiest_links(found: Verification) -> list[str]:
+    """Name the busiest link of the costliest layer, and the busiest link over all layers."""
     from moe_placer.fabric import link_words
 
     worst = max(found.layers, key=lambda check: check.z, default=None)
     if worst is None or not worst.z:
-        return ["  hottest link        none: nothing crosses between nodes"]
+        return ["  busiest link        none: nothing crosses between nodes"]
     of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.z)
     in_all = link_words(found.aggregate_tokens, found.aggregate_us, found.aggregate)
     return [
-        f"  hottest link        {worst.worst_link} in layer {worst.layer}: {of_layer}",
-        f"  hottest link total  {found.aggregate_link} over all layers: {in_all}",
+        f"  busiest link        {worst.worst_link} in layer {worst.layer}: {of_layer}",
+        f"  busiest link total  {found.aggregate_link} over all layers: {in_all}",
     ]
 
 

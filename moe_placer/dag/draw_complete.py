@@ -149,7 +149,7 @@ class _Timeline:
         return canvas.svg()
 
     def _worst(self) -> dict[int, float]:
-        """Cost of each MoE layer's worst link."""
+        """Cost of each MoE layer's busiest link."""
         return {layer: max(cost.values(), default=0.0) for layer, cost in self.dag.facts["links"].items()}
 
     def _draw_bands(self, canvas: Canvas) -> None:

@@ -195,7 +195,7 @@ class _Sheet:
         words = f"{replicas} expert replicas; {number(tokens)} token copies dispatched"
         share = f", {far / tokens:.1%} to another node" if tokens else ""
         if worst := worst_link(self.dag, self.layer):
-            share += f"; worst link {worst}"
+            share += f"; busiest link {worst}"
         return words + share
 
     def _draw_rows(self, canvas: Canvas) -> None:

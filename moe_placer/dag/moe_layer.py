@@ -30,7 +30,7 @@ class _Layer:
     to : float array [nodes, nodes]
         Tokens from node s to the replicas on node d; nan where none may go there.
     hot : float array [nodes, nodes]
-        Cost of the costliest link from s to d over the worst link's.
+        Cost of the costliest link from s to d over the busiest link's.
     """
 
     index: int

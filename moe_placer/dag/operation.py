@@ -149,7 +149,7 @@ class Edge:
     dashed : bool
         Communication of MHA or gating.
     hot : float
-        Cost of the costliest link on its way over that of the layer's worst link: 1 on the worst, 0 off the network.
+        Cost of the costliest link on its way over that of the layer's busiest link: 1 on the worst, 0 off the network.
     """
 
     source: str

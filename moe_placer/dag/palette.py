@@ -10,7 +10,7 @@ HATCHES = ("plain", "rising", "upright", "level", "falling")
 MIXED = "#FFFFFF"  # operations on GPUs of several nodes
 INK, LINE = "#1A1A1A", "#6B7280"
 WARNING = "#D55E00"  # vermilion of the Okabe-Ito scheme; always thicker too
-HOT = 0.9  # links that cost this share of the worst link, or more, are near it
+HOT = 0.9  # links that cost this share of the busiest link, or more, are near it
 
 
 def node_colour(node: int) -> str:

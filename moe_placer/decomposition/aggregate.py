@@ -37,7 +37,7 @@ _HELPS = 1e-9  # smaller relative changes of the excess are rounding
 def solve_aggregate(
     problem: Problem, limits: Limits, seed: int, start: Sequence[LayerResult], report: Report
 ) -> list[LayerResult]:
-    """Place all layers so that the hottest link over all of them is as cool as the limits allow.
+    """Place all layers so that the busiest link over all of them is as cool as the limits allow.
 
     Every layer's bound comes from the same link weights, so that the bounds add up. ``start`` is
     best a solution of the layers apart: its aggregate is near the best, and the sum of z stays near the least.
@@ -267,7 +267,7 @@ class _Search:
         self._keep(plan)
 
     def _kick(self, plan: _Plan) -> None:
-        """Make a few random trades, each in some layer, of an item at the hottest link or of any."""
+        """Make a few random trades, each in some layer, of an item at the busiest link or of any."""
         for index in self.rng.integers(len(self.layers), size=self.rng.integers(1, _KICKS + 1)).tolist():
             moves = self._moves(plan, index)
             items = moves.items_at_worst() if self.rng.random() < 0.5 else np.arange(len(moves.node))

@@ -100,7 +100,7 @@ class Decomposition:
         return True
 
     def _solve_master(self, deadline: Deadline) -> bool:
-        """Mix the columns so that the hottest link is coolest; False if out of time."""
+        """Mix the columns so that the busiest link is coolest; False if out of time."""
         counts = [len(cost) for cost in self.cost]
         cost = np.array([column for own in self.cost for column in own]).T
         scale = 1 / (cost.max(initial=0.0) or 1.0)

@@ -209,7 +209,7 @@ class _Master:
 
 
 def _fractional_z(layer: LayerProblem, share: Floats) -> float:
-    """Cost of the worst link when items are on nodes in fractions [I, N]."""
+    """Cost of the busiest link when items are on nodes in fractions [I, N]."""
     added = np.einsum("in,inm->nm", share, layer.delta)
     total = np.bincount(layer.affected.ravel(), added.ravel(), minlength=layer.links + 1)
     return float((layer.base + total[: layer.links]).max(initial=0.0))

@@ -15,7 +15,7 @@ from moe_placer.files import write_atomically
 __all__ = ["proved_total", "read_best_known", "update_best_known"]
 
 _HEAD = """\
-# The best objective (sum over layers of the worst link, tokens per step at node-link speed) and the best re-checkable
+# The best objective (sum over layers of the busiest link, tokens per step at node-link speed) and the best re-checkable
 # bound ever seen of each instance. `moe-placer compare --update-best-known` keeps it; tests compare it with reports.
 """
 _SLACK = 1e-9  # relative; smaller differences are rounding

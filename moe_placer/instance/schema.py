@@ -298,7 +298,7 @@ class Objective(Section):
     )
     minimise: Literal["layers", "layer-time", "aggregate"] = Field(
         "layers",
-        description="layers: the sum over layers of each one's worst link, for layers that run one after the other; "
+        description="layers: the sum over layers of each one's busiest link, for layers that run one after the other; "
         "layer-time: the sum over layers of dispatch, slowest GPU and combine; "
         "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
     )

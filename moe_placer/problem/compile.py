@@ -126,7 +126,7 @@ class LayerProblem:
         return cost
 
     def z(self, node: Ints) -> float:
-        """Cost of the worst link."""
+        """Cost of the busiest link."""
         return float(self.cost(node).max(initial=0.0))
 
     @cached_property

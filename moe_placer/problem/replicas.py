@@ -67,7 +67,7 @@ def placed(layer: LayerProblem, of_expert: list[list[int]]) -> tuple[LayerProble
 
 
 def layer_time(layer: LayerProblem, z: float) -> float:
-    """Time of a layer as a cost: its worst link, there and back, and the replica with the most tokens on its GPU.
+    """Time of a layer as a cost: its busiest link, there and back, and the replica with the most tokens on its GPU.
 
     Where GPUs take one replica each, that replica's is the busiest GPU.
     """

@@ -102,7 +102,7 @@ class LayerState:
         return links + goal.gpus**2 * float((np.maximum(0.0, self.gpu_load - target_gpu) ** 2).sum())
 
     def at_worst(self) -> Ints:
-        """Items at the worst link, or on the busiest GPU, as far as these count."""
+        """Items at the busiest link, or on the busiest GPU, as far as these count."""
         found = np.zeros(self.layer.items, dtype=bool)
         if self.goal.links:
             found[self.links.items_at_worst()] = True

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moe_placer.dag.canvas import text_width
 from moe_placer.errors import UsageError
-from moe_placer.schedule.hottest import hottest_link, layer_link_times
+from moe_placer.schedule.busiest_link import busiest_link, layer_link_times
 from moe_placer.schedule.program import STREAMS
 from moe_placer.schedule.simulate import Timeline
 from moe_placer.schedule.time_canvas import MARGIN, PHASES, Axis, TimeCanvas, batch_letter, milliseconds, phase_of
@@ -34,7 +34,7 @@ def draw_layer(timeline: Timeline, placed_by: str, layer: int | None = None) -> 
     placed_by : str
         The solver of the placement, for the title.
     layer : int, optional
-        Index in the model; by default the MoE layer that needs the hottest link longest, or that takes longest where
+        Index in the model; by default the MoE layer that needs the busiest link longest, or that takes longest where
         no inter-node link carries anything.
 
     Raises
@@ -77,7 +77,7 @@ class _Picture:
         self.tasks = [t for t in self.tasks if self.axis.shows(timeline.start[t], timeline.end[t])]
         self.path = set(timeline.critical_path())
         self.nodes = self._busiest(own)
-        self.link = hottest_link(timeline, layer)
+        self.link = busiest_link(timeline, layer)
         step = self._node_height() + _GAP
         self.rows = {node: _TOP + _PATH + 2 * _GAP + step * row for row, node in enumerate(self.nodes)}
         self.bottom = _TOP + _PATH + 2 * _GAP + step * len(self.nodes)
@@ -114,7 +114,7 @@ class _Picture:
         return f"{shown}{rows}Pale: operations of other layers.{links} Point at a bar for details."
 
     def draw(self) -> str:
-        """Draw the critical path, the nodes' lanes, and the hottest link under them."""
+        """Draw the critical path, the nodes' lanes, and the busiest link under them."""
         page, canvas = self.page, self.page.canvas
         shown = {phase_of(self.program.kinds[self.timeline.operation(t)]) for t in self.tasks}
         page.legend(MARGIN + 74, shown, linked=self.link is not None, outlined=True)
@@ -184,7 +184,7 @@ class _Picture:
         self.page.draw_link(self.axis, link, y, _BAND, mean=True)
         name = self.timeline.network.links[link]
         size = min(12.0, (_NAMES - 36) / text_width(name, 1.0))
-        canvas.text("hottest link", MARGIN, y + 14, 12, font_weight="bold")
+        canvas.text("busiest link", MARGIN, y + 14, 12, font_weight="bold")
         canvas.text(name, MARGIN, y + 30, round(size - 0.05, 1))
         canvas.text("share in use", MARGIN, y + 46, 10)
         canvas.text("line: mean of all", MARGIN, y + 62, 10)

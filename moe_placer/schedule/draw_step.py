@@ -1,4 +1,4 @@
-"""Draws a whole step: every layer along time, in bands under each other, and the hottest link with them."""
+"""Draws a whole step: every layer along time, in bands under each other, and the busiest link with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from moe_placer.dag.canvas import text_width
 from moe_placer.dag.palette import COLOURS, INK
-from moe_placer.schedule.hottest import hottest_link
+from moe_placer.schedule.busiest_link import busiest_link
 from moe_placer.schedule.simulate import Timeline
 from moe_placer.schedule.time_canvas import MARGIN, PHASES, Axis, TimeCanvas, milliseconds, phase_of
 
@@ -55,7 +55,7 @@ class _Picture:
         self.starts: dict[int, float] = {}
         for (layer, _, _), bar in self.bars.items():
             self.starts[layer] = min(self.starts.get(layer, bar.start), bar.start)
-        self.link = hottest_link(timeline)
+        self.link = busiest_link(timeline)
         batches = timeline.durations.batches
         self.rows = {(b, name): i for i, (b, name) in enumerate((b, n) for b in range(batches) for n in self.phases)}
         count = min(_BANDS, -(-instance.model.layers // _PER_BAND))
@@ -163,7 +163,7 @@ class _Picture:
         self.page.draw_link(axis, link, y, _LINK)
         name = self.timeline.network.links[link]
         size = min(10.0, (_NAMES - 40) / text_width(name, 1.0))
-        canvas.text("hottest link", MARGIN, y + 10, 10, font_weight="bold")
+        canvas.text("busiest link", MARGIN, y + 10, 10, font_weight="bold")
         canvas.text(name, MARGIN, y + 23, round(size - 0.05, 1))
         for words, base in (("100%", 8.0), ("0%", _LINK)):
             canvas.text(words, axis.left - 26, y + base, 8)

@@ -22,7 +22,7 @@ def write_pictures(timeline: Timeline, placed_by: str, directory: Path, layer: i
     directory : Path
         Made where it does not exist; files of these names are replaced, each whole.
     layer : int, optional
-        Index in the model; by default the one that needs the hottest link longest.
+        Index in the model; by default the one that needs the busiest link longest.
 
     Raises
     ------

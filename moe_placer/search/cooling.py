@@ -37,7 +37,7 @@ class Cooled:
     busiest : float
         Tokens per step of the busiest GPU.
     z : float
-        Cost of the worst link.
+        Cost of the busiest link.
     """
 
     gpu: Ints

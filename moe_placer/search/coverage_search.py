@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 NUMBERS_PER_WORK = 3e8  # numbers that a slow core looks at in a second
 SAMPLE = 8192  # tokens of each file that search looks at; what is stated counts all
-_BLUNT, _SHARP = 30.0, 100.0  # of the smoothed worst link: first all hot links count, then mostly the hottest
+_BLUNT, _SHARP = 30.0, 100.0  # of the smoothed busiest link: first all hot links count, then mostly the hottest
 _EVALUATED = 256  # trades evaluated exactly in each step: 64 end 0.5% higher after the same effort, 24 end 3%
 _MOST_STEPS = 2_000  # of one descent
 _HELPS = 1e-9
@@ -45,7 +45,7 @@ class CoverageSearch:
         self._sampled_z = np.inf  # of the best
 
     def descend(self, sharpness: float, scale: float) -> None:
-        """Make the best trade until none lowers the smoothed worst link."""
+        """Make the best trade until none lowers the smoothed busiest link."""
         trades = self.trades
         for _ in range(_MOST_STEPS):
             now = float(trades.smooth(trades.cost, scale, sharpness))

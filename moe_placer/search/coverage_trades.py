@@ -1,8 +1,8 @@
 """Trades of two items under a cost that counts covered tokens: ranked by a gradient, then evaluated exactly.
 
-The worst link is smoothed to ``log(sum_k exp(sharpness * (cost[k] / scale - 1))) / sharpness``. Its gradient prices the
-coverage of every place, so one pass over the tables says what every trade is worth to first order; the best of these
-are evaluated on all links, exactly.
+The busiest link is smoothed to ``log(sum_k exp(sharpness * (cost[k] / scale - 1))) / sharpness``. Its gradient prices
+the coverage of every place, so one pass over the tables says what every trade is worth to first order; the best of
+these are evaluated on all links, exactly.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class CoverageTrades:
 
     @property
     def z(self) -> float:
-        """Cost of the worst link on the sampled tokens."""
+        """Cost of the busiest link on the sampled tokens."""
         return float(self.cost.max(initial=0.0))
 
     @property
@@ -96,7 +96,7 @@ class CoverageTrades:
         self.cost = np.einsum("dkx,xd->k", self._prices, cov.reshape(-1, self.layer.nodes))
 
     def smooth(self, cost: Floats, scale: float, sharpness: float) -> Floats:
-        """Smoothed worst link of costs [..., links], relative to ``scale``."""
+        """Smoothed busiest link of costs [..., links], relative to ``scale``."""
         power = np.minimum(sharpness * (cost / scale - 1.0), _STEEPEST)
         return np.asarray(np.log(np.exp(power).sum(axis=-1)) / sharpness)
 
@@ -131,7 +131,7 @@ class CoverageTrades:
     def random_trade(self, rng: np.random.Generator) -> bool:
         """Trade two random items that one view sees; False if the item drawn has no allowed partner.
 
-        Half of the draws are from nodes that the worst link serves, where a trade matters most.
+        Half of the draws are from nodes that the busiest link serves, where a trade matters most.
         """
         item = self._draw(rng)
         allowed = self._same[item] & ~self._stuck[item] & (self.node != self.node[item])

@@ -41,7 +41,7 @@ def round_shares(layer: LayerProblem, share: Floats, rng: np.random.Generator) -
 
 
 def descend(moves: Moves, target: float, deadline: Deadline) -> None:
-    """Make the best trade at the worst link until z is at ``target`` or no trade lowers the excess over it."""
+    """Make the best trade at the busiest link until z is at ``target`` or no trade lowers the excess over it."""
     for _ in range(_MOST_TRADES):
         excess = moves.excess(target)
         if excess <= 0 or deadline.over:
@@ -57,7 +57,7 @@ def search(
 ) -> Search:
     """Improve a placement by descents from kicked copies of the best so far (iterated local search).
 
-    Lourenco, Martin, Stuetzle: Iterated Local Search (2003). Kicks are random trades at the worst link.
+    Lourenco, Martin, Stuetzle: Iterated Local Search (2003). Kicks are random trades at the busiest link.
     """
     moves = Moves(layer, node)
     descend(moves, target, deadline)
@@ -76,7 +76,7 @@ def search(
 
 
 def _kick(moves: Moves, rng: np.random.Generator) -> bool:
-    """Make random allowed trades at the worst link; False if there are none."""
+    """Make random allowed trades at the busiest link; False if there are none."""
     made = 0
     for _ in range(_KICKS):
         items = moves.items_at_worst()

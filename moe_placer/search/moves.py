@@ -49,7 +49,7 @@ class Moves:
 
     @property
     def z(self) -> float:
-        """Cost of the worst link."""
+        """Cost of the busiest link."""
         return float(self.cost.max(initial=0.0))
 
     def excess(self, target: float) -> float:
@@ -100,7 +100,7 @@ class Moves:
         return True
 
     def items_at_worst(self) -> Ints:
-        """Items on nodes that touch the worst link: one of them must move for z to fall."""
+        """Items on nodes that touch the busiest link: one of them must move for z to fall."""
         touches = (self.layer.affected == int(self.cost.argmax())).any(axis=1)
         return np.flatnonzero(touches[self.node])
 

@@ -97,7 +97,7 @@ class State:
 
     @property
     def z(self) -> float:
-        """Cost of the worst link."""
+        """Cost of the busiest link."""
         return float(self.cost.max(initial=0.0))
 
     def candidates(self, fewest: Ints, target: float) -> ReplicaChanges:

@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 _FOLLOWED = 4  # changes that are followed by trades
 _MOST = 30  # changes made
 _SMALL = 4_000  # items x experts up to which every expert may get a replica; beyond, those of the busiest GPU
-_SLACK = (1.0, 1.02, 1.1)  # how far trades may raise the worst link
+_SLACK = (1.0, 1.02, 1.1)  # how far trades may raise the busiest link
 _HELPS = 1e-9
 
 
@@ -40,7 +40,7 @@ class Timed:
 
 
 def time_of(layer: LayerProblem, gpu: Ints, per_node: int) -> float:
-    """Time of a layer as a cost: its worst link, there and back, and its busiest GPU."""
+    """Time of a layer as a cost: its busiest link, there and back, and its busiest GPU."""
     return float(layer.z(gpu // per_node) + layer.gpu_price * np.bincount(gpu, layer.load).max(initial=0.0))
 
 

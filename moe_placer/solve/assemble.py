@@ -146,7 +146,7 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
 
 
 def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
-    """Say what is claimed of a layer that is placed: its worst link, and what its bound's proof needs."""
+    """Say what is claimed of a layer that is placed: its busiest link, and what its bound's proof needs."""
     assert result.node is not None
     layer, bound = problem.layer(index, result.replicas), result.bound
     cost = layer.cost(result.node)

@@ -1,4 +1,4 @@
-"""Among placements whose worst links are within the gap, one with a cooler busiest GPU: a step after the search."""
+"""Among placements whose busiest links are within the gap, one with a cooler busiest GPU: a step after the search."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Cooling:
     busiest_before, busiest_after : float
         Tokens per step of the busiest GPU of each layer.
     z_before, z_after : float
-        Costs of the worst links (tokens at node-link speed).
+        Costs of the busiest links (tokens at node-link speed).
     """
 
     busiest_before: float
@@ -135,7 +135,7 @@ def cool_within(
 
 
 def _time(layer: LayerProblem, result: LayerResult) -> float:
-    """Time of the layer as a cost: its worst link, there and back, and its busiest GPU."""
+    """Time of the layer as a cost: its busiest link, there and back, and its busiest GPU."""
     assert result.gpu is not None
     return result.z + layer.gpu_price * float(np.bincount(result.gpu, layer.load).max())
 

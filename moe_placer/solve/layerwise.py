@@ -77,12 +77,14 @@ class LayerSolver(Solver):
     quick: bool = False
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse objectives that are more than each layer's worst link; one-pass methods minimise nothing anyway."""
+        """Refuse objectives that are more than each layer's busiest link; one-pass methods minimise nothing anyway."""
         if problem.minimise == "layers" or self.quick:
             return None
         if problem.minimise == "layer-time":
-            return "it minimises every layer's worst link, and objective.minimise: layer-time counts GPUs, too"
-        return "it minimises every layer's worst link apart, and objective.minimise: aggregate needs all layers jointly"
+            return "it minimises every layer's busiest link, and objective.minimise: layer-time counts GPUs, too"
+        return (
+            "it minimises every layer's busiest link apart, and objective.minimise: aggregate needs all layers jointly"
+        )
 
     @abstractmethod
     def solve_layer(self, task: LayerTask) -> LayerResult:

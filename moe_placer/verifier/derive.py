@@ -137,7 +137,7 @@ class Checker:
         if record.proof is not None and not lacking:
             terms = [self._weighted(layer, record.weights or {}, record.any_copies) for layer in self.layers]
             largest = float(totals.max(initial=0.0))
-            derived = self._believed(sum_below(terms), largest, self.layers, "its hottest link over all layers")
+            derived = self._believed(sum_below(terms), largest, self.layers, "its busiest link over all layers")
         sent = self._sent(*self.layers)
         self.violations.extend(records.check_aggregate(record, self.network.links, totals, load, derived, sent))
         return derived or 0.0
@@ -163,7 +163,7 @@ class Checker:
             return 0.0
         memory_prices = np.array(record.room_prices)
         derived = memory_bound(prices, self._slots, memory_prices, node_memory_slots(self.instance))
-        derived = self._believed(derived, total_z, self.layers, "its sum of worst links")
+        derived = self._believed(derived, total_z, self.layers, "its sum of busiest links")
         self.violations.extend(records.check_memory_bound(record, derived, total_z, self._sent(*self.layers)))
         return derived
 

@@ -74,7 +74,7 @@ def check_aggregate(
         required = f"required are at most the {derived:.12g} tokens that its weights give"
         yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
     if not _within(bound, value, sent):
-        required = f"required are at most the {value:.12g} tokens of its hottest link"
+        required = f"required are at most the {value:.12g} tokens of its busiest link"
         yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
 
 
@@ -84,7 +84,7 @@ def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sen
         required = f"required are at most the {derived:.12g} tokens that weights and prices of memory give"
         yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
     if not _within(record.bound, total_z, sent):
-        required = f"required are at most the {total_z:.12g} tokens of the sum of worst links"
+        required = f"required are at most the {total_z:.12g} tokens of the sum of busiest links"
         yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
 
 
@@ -116,13 +116,13 @@ def check_figures(
         required = f"required are at most the {check.bound:.12g} tokens that its proof ({record.proof}) gives"
         yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
     if not _within(record.bound, z, sent):
-        required = f"required are at most the {z:.12g} tokens of its worst link"
+        required = f"required are at most the {z:.12g} tokens of its busiest link"
         yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
     solver_bound = record.solver_bound
     if solver_bound is None:
         return
     if not _within(solver_bound, z, sent):
-        required = f"required are at most the {z:.12g} tokens of its worst link"
+        required = f"required are at most the {z:.12g} tokens of its busiest link"
         yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
     if not _within(record.bound, solver_bound, sent):
         required = f"required is at least the bound, {record.bound:.12g} tokens"
@@ -155,7 +155,7 @@ def _check_worst_link(
     name, tokens = record.worst_link, 0.0
     if not name:
         if z > ROUNDING:
-            yield Violation("worst-link", f"names no worst link, required is one that costs {z:.9g} tokens", layer)
+            yield Violation("worst-link", f"names no busiest link, required is one that costs {z:.9g} tokens", layer)
             return
     elif name not in links:
         yield Violation("worst-link", f"names {name[:60]!r}, required is a link of the fabric", layer)
@@ -169,5 +169,5 @@ def _check_worst_link(
             return
     stated = record.worst_link_tokens
     if stated is not None and not math.isclose(stated, tokens, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
-        found = f"states {stated:.9g} plain tokens on its worst link ({name or 'none'})"
+        found = f"states {stated:.9g} plain tokens on its busiest link ({name or 'none'})"
         yield Violation("worst-link", f"{found}, required are {tokens:.9g}, as recomputed", layer)

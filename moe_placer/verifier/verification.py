@@ -27,8 +27,8 @@ RULES: tuple[str, ...] = (
     "apart",  # replicas of one expert do not meet
     "failed",  # failed GPUs hold nothing
     "pinned",  # pinned replicas are where they are pinned
-    "z",  # the stated z is the cost of the worst link
-    "worst-link",  # the stated worst link has that cost, and the tokens stated beside it
+    "z",  # the stated z is the cost of the busiest link
+    "worst-link",  # the stated busiest link has that cost, and the tokens stated beside it
     "weights",  # link weights are there where the proof needs them, and are weights
     "proof",  # the threshold or the hot replica that the proof needs is there and exists
     "bound",  # the proof gives at least the stated bound, which is at most z
@@ -86,7 +86,7 @@ class LayerCheck:
     layer : int
         Index in the model, dense layers counted.
     z : float
-        Cost of the worst link (tokens per step at node-link speed).
+        Cost of the busiest link (tokens per step at node-link speed).
     worst_link : str
         The first link of that cost; empty where no link carries anything.
     bound : float
@@ -95,7 +95,7 @@ class LayerCheck:
     proof : str
         The record's kind of proof; empty without a record.
     worst_link_tokens : float
-        Plain tokens per step on the worst link.
+        Plain tokens per step on the busiest link.
     worst_link_us : float
         Microseconds that it needs for them, one way, at its real bandwidth.
     bound_given_replicas : float or None
@@ -237,7 +237,7 @@ class Verification:
 
     @property
     def layer_us_bound(self) -> float:
-        """No placement's `total_layer_us` is below: bounds on the worst links and on the busiest GPUs together."""
+        """No placement's `total_layer_us` is below: bounds on the busiest links and on the busiest GPUs together."""
         on_links = (1 + self.back) * self.total_bound * self.cost_us
         return on_links + sum_below(self.least_busiest * self.expert_token_us)
 

@@ -76,7 +76,7 @@ def test_the_busiest_nics_of_a_placement() -> None:
     said = busiest_nics(found)
     assert said is not None
     assert "a cost of 280 over all layers" in said
-    assert "the worst link of 1 of 1 layers" in said
+    assert "the busiest link of 1 of 1 layers" in said
     plain = tiny_instance()
     load = np.ones((2, 4)).tolist()
     assert busiest_nics(solve(plain, level_traffic(plain, load, 2.0), solver="greedy").verification) is None

@@ -262,7 +262,7 @@ def test_a_phone_shows_details_under_the_drawing_and_pinches(file: Path, new_tab
     tab = new_tab(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
     page = opened(tab, file)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert "Worst link of each layer" in page.inner_text("#panel")
+    assert "Busiest link of each layer" in page.inner_text("#panel")
     page.click("#about")
     assert not page.is_visible("#panel")
     k = view_of(page)[0]

@@ -287,7 +287,7 @@ def test_a_bound_above_the_aggregate_is_reported_whatever_its_proof() -> None:
     data["aggregate"]["bound"] = data["aggregate"]["value"] * 1.01
     violations = verify(instance, Placement.model_validate(data), traffic).violations
     assert [violation.rule for violation in violations] == ["bound", "bound"]
-    assert "of its hottest link" in str(violations[1])
+    assert "of its busiest link" in str(violations[1])
 
 
 def test_people_read_what_was_minimised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,7 +295,7 @@ def test_people_read_what_was_minimised(tmp_path: Path, capsys: pytest.CaptureFi
     solution = solve(instance, tiny_traffic(instance), limits=Limits(gap=0.5))
     print_summary(instance, solution, measure_plans(instance, solution), None, [tmp_path / "placement.json"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "hottest link over all" in shown
-    assert f"{_share(solution.gap)} for the hottest link over all layers" in shown
-    assert f"(sum of worst links: cost {solution.verification.total_z:,.0f})" in shown
+    assert "busiest link over all" in shown
+    assert f"{_share(solution.gap)} for the busiest link over all layers" in shown
+    assert f"(sum of busiest links: cost {solution.verification.total_z:,.0f})" in shown
     assert "Minimised: the largest total of any link over all layers" in describe(instance, None).to_text()

@@ -273,7 +273,7 @@ def test_the_summary_by_hand(rows: Rows, tmp_path: Path) -> None:
     second["seconds"]["total"] = 10.0
     text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
     assert text == (
-        "eplb has the least sum of worst links on tiny, 20.0% below the next best, contiguous. "
+        "eplb has the least sum of busiest links on tiny, 20.0% below the next best, contiguous. "
         "When not: contiguous ends in less than half its 10.0 s, 25.0% above it."
     )
 
@@ -287,10 +287,10 @@ def test_the_summary_says_where_others_are_better(rows: Rows, tmp_path: Path) ->
     set_metrics(second, "held_out", z_total=110.0)
     text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
     assert text == (
-        "eplb has the least sum of worst links on tiny, 20.0% below the next best, contiguous "
+        "eplb has the least sum of busiest links on tiny, 20.0% below the next best, contiguous "
         "(10.0% above contiguous on held-out traffic). "
         "When not: on held-out traffic of tiny contiguous is better (it is 10.0% above); "
-        "in 1 of 2 layers another's worst link is cooler; "
+        "in 1 of 2 layers another's busiest link is cooler; "
         "others are better at token-hops (contiguous, 10.0% less)."
     )
 
@@ -303,7 +303,7 @@ def test_a_sum_that_is_not_0_is_not_level_with_0(rows: Rows, tmp_path: Path) -> 
     set_metrics(first, z_total=0.0, z=[0.0, 0.0])
     text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
     assert text == (
-        "contiguous has the least sum of worst links on tiny, 100.0% below the next best, eplb. "
+        "contiguous has the least sum of busiest links on tiny, 100.0% below the next best, eplb. "
         "No other solver of this comparison does as well at anything that is measured here, or is faster."
     )
 
@@ -313,7 +313,7 @@ def test_equal_results_are_called_level(rows: Rows, tmp_path: Path) -> None:
     second["traffic"] = first["traffic"]
     text = summary(read_comparison(write_folder(tmp_path, [rows[0], first, second])))
     assert text == (
-        "contiguous has the least sum of worst links on tiny, level with eplb. "
+        "contiguous has the least sum of busiest links on tiny, level with eplb. "
         "When not: on tiny eplb does as well, within 0.1%; on held-out traffic of tiny eplb does as well, within 0.1%."
     )
 
@@ -334,7 +334,7 @@ def test_columns_without_any_entry_are_left_out(made: Path, rows: Rows) -> None:
     assert "step, ms" not in shown
     assert "seeds" not in shown
     (proofs,) = {
-        row[1][titles["Worst links and bounds"].index("proof, layers")].text for row in tree["tables"][0]["rows"]
+        row[1][titles["Busiest links and bounds"].index("proof, layers")].text for row in tree["tables"][0]["rows"]
     }
     assert proofs == f"dual {len(rows[1]['proof'])}"
 

@@ -70,7 +70,7 @@ def test_a_layer_opens_to_its_placement(made: Path, rows: Rows, tab: Any) -> Non
     tokens = cost * bandwidth / 400
     us = tokens * 7168 / (bandwidth * 1e9) * 1e6  # rows of these tests have no link_utilization
     note = page.inner_text("#placement-note")
-    found = re.match(r"Worst link (\S+): ([\d,.]+) tokens, ([\d,.]+) µs \(cost ([\d,.]+)\)\. ", note)
+    found = re.match(r"Busiest link (\S+): ([\d,.]+) tokens, ([\d,.]+) µs \(cost ([\d,.]+)\)\. ", note)
     assert found is not None, note
     assert found[1] == worst
     assert [float(number.replace(",", "")) for number in found.groups()[1:]] == pytest.approx(

@@ -67,7 +67,7 @@ def test_solve_verify_compare_and_sweep_say_the_same(metric: str) -> None:
 
 
 def stated(tokens: float | None) -> list[str]:
-    """Name the rules that a placement breaks which states so many tokens of its worst link."""
+    """Name the rules that a placement breaks which states so many tokens of its busiest link."""
     instance = tiny_instance()
     traffic = tiny_traffic(instance)
     data = honest(instance, traffic)

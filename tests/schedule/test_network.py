@@ -55,7 +55,7 @@ def ends_of(net: Network) -> dict[int, float]:
 
 
 def bottleneck(net: Network, matrix: np.ndarray) -> float:
-    """Return the µs that the worst link needs for these bytes."""
+    """Return the µs that the busiest link needs for these bytes."""
     matrix = matrix * (1 - np.eye(len(matrix)))
     return float((net.routes.shares @ matrix.ravel() / net.capacity).max())
 

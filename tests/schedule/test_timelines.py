@@ -23,9 +23,9 @@ from moe_placer.cli.commands import cli
 from moe_placer.dag.palette import COLOURS
 from moe_placer.errors import UsageError
 from moe_placer.instance import load_instance
+from moe_placer.schedule.busiest_link import busiest_link, layer_link_times
 from moe_placer.schedule.draw_layer import draw_layer
 from moe_placer.schedule.history import History
-from moe_placer.schedule.hottest import hottest_link, layer_link_times
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.pictures import write_pictures
 from moe_placer.schedule.program import STREAMS, compile_program
@@ -334,16 +334,16 @@ def test_a_layer_shows_every_operation_of_its_nodes(workload: Workload, tmp_path
     assert fills & set(COLOURS)
 
 
-def test_the_layer_that_needs_the_hottest_link_longest_is_drawn() -> None:
+def test_the_layer_that_needs_the_busiest_link_longest_is_drawn() -> None:
     timeline = timeline_of()
     times = layer_link_times(timeline)
     assert (times.sum(axis=0) * timeline.network.capacity) == pytest.approx(timeline.network.carried)
     layer, link = np.unravel_index(times.argmax(), times.shape)
     assert f": layer {layer}, " in draw_layer(timeline, "by-hand")
-    assert hottest_link(timeline, int(layer)) == link
-    assert hottest_link(timeline, 0) is None  # dense
+    assert busiest_link(timeline, int(layer)) == link
+    assert busiest_link(timeline, 0) is None  # dense
     alone = timeline_of("one-node")
-    assert hottest_link(alone) is None
+    assert busiest_link(alone) is None
     spans = {}
     for layer in range(1, 4):
         own = [t for t in alone.tasks().tolist() if alone.program.layer[alone.operation(t)] == layer]

@@ -107,11 +107,11 @@ def test_the_bound_that_counts_memory_is_held_against_costs_not_tokens() -> None
     data["memory"] = {"bound": 0.0, "room_prices": [0.0] * 4}
     derived = verify(instance, Placement.model_validate(data), traffic).memory_bound
     assert derived == pytest.approx(found.total_bound)
-    above_tokens = found.total_z * 0.75  # more than the tokens of worst links, less than their costs
+    above_tokens = found.total_z * 0.75  # more than the tokens of busiest links, less than their costs
     for stated, texts in (
         (derived, []),
         (above_tokens, ["that weights and prices of memory give"]),
-        (found.total_z * 1.01, ["that weights and prices of memory give", "of the sum of worst links"]),
+        (found.total_z * 1.01, ["that weights and prices of memory give", "of the sum of busiest links"]),
     ):
         data["memory"]["bound"] = stated
         violations = verify(instance, Placement.model_validate(data), traffic).violations

@@ -190,7 +190,7 @@ class Panel {
     if (!most) return [h("h3", {}, `Layer ${layer}: nothing crosses between nodes`)];
     const rows = order.slice(0, limit).map(([link, cost]) => this.row(null, Number(link), cost, most, cost >= hot * most));
     return [
-      h("h3", {}, `Worst links of layer ${layer}`),
+      h("h3", {}, `Busiest links of layer ${layer}`),
       h("p", { className: "note" }, `${limit < order.length ? `${limit} of ` : ""}${plural(order.length, "link")}, the costliest first. ${this.graph.costNote}`),
       h("ol", { className: "bars" }, ...rows),
     ];
@@ -217,7 +217,7 @@ class Panel {
       };
       return this.row(h("a", { href: `#q=layer+${layer}`, onclick: go }, `layer ${layer}`), Number(link), cost, most, false);
     });
-    return [...parts, h("h3", {}, "Worst link of each layer"),
+    return [...parts, h("h3", {}, "Busiest link of each layer"),
       h("p", { className: "note" }, `The costliest layer first. ${this.graph.costNote}`),
       h("ol", { className: "bars three" }, ...rows)];
   }

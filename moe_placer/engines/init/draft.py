@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from moe_placer.engines.init.aiconfigurator import System
 from moe_placer.engines.init.model_config import ConfigModel
 from moe_placer.engines.init.recorded_traffic import RecordedTraffic
 from moe_placer.engines.topology.topology import Topology
@@ -39,6 +40,8 @@ class Wishes:
     spines: int | None = None
     oversubscription: float | None = None
     dispatch: str | None = None
+    system: System | None = None
+    """What aiconfigurator's system file says; instead of ``gpu``."""
 
 
 @dataclass
@@ -96,7 +99,9 @@ def draft_instance(
         What is given does not make an instance; every contradiction is listed, with the option that can change it.
     """
     draft = Draft()
-    preset = PRESETS[(wishes.gpu or "h100").lower()]
+    if wishes.system and wishes.gpu:
+        raise InputError(Mistake(f"{wishes.gpu}", "one of --gpu and --system", "--gpu"))
+    preset = wishes.system.preset if wishes.system else PRESETS[(wishes.gpu or "h100").lower()]
     nodes, per_node = _cluster_size(preset, topology, wishes)
     engine = wishes.engine or traffic.engine
     draft.data["name"] = wishes.name or f"{model.name.replace('_', '-')}-{nodes * per_node}x{preset.name.lower()}"
@@ -147,7 +152,7 @@ def _put_cluster(
     gpu = {"name": preset.name, "memory_gb": preset.memory_gb, "peak_tflops": peak, "mfu": 0.5}
     gpu |= {"memory_bandwidth_tb_per_s": preset.memory_bandwidth_tb_per_s, "memory_utilization": 0.8}
     draft.put("cluster", "gpu", gpu, f"{preset.source}; peak of {of}; mfu and memory_utilization are assumed")
-    kind = "" if wishes.gpu else f"{preset.name} (--gpu); "
+    kind = "" if wishes.gpu or wishes.system else f"{preset.name} (--gpu); "
     draft.assumed.append(f"cluster.gpu: {kind}mfu 0.5 and memory_utilization 0.8 of the peaks")
     if preset.note:
         draft.assumed.append(preset.note)
@@ -169,9 +174,10 @@ def _fabric(
     """Return the section, what stands beside it, and whether some of it is assumed."""
     measured = topology.node_gb_per_s if topology else None
     known = topology if topology and topology.nodes_per_leaf else None
-    leaf = wishes.nodes_per_leaf or (known.nodes_per_leaf if known else None)
+    racks = wishes.system if wishes.system and wishes.system.nodes_per_rack and not topology else None
+    leaf = wishes.nodes_per_leaf or (known.nodes_per_leaf if known else racks.nodes_per_rack if racks else None)
     spines = wishes.spines or (known.spines if known else None)
-    over = wishes.oversubscription or (known.oversubscription if known else None)
+    over = wishes.oversubscription or (known.oversubscription if known else racks.oversubscription if racks else None)
     said, assumed = [], []
     for option, value in (("--oversubscription", wishes.oversubscription), ("--spines", wishes.spines)):
         if leaf is None and value is not None:
@@ -179,6 +185,8 @@ def _fabric(
     if leaf is None:
         assumed.append("all nodes on one switch that never blocks, so that the nodes' NICs alone count")
         leaf, spines, over = nodes, 1, 1.0
+    elif racks and not wishes.nodes_per_leaf:
+        said.append(f"leaves are racks, joined by inter_rack_bw of {preset.source}")
     elif known:
         said.append(f"switches as in {known.format}")
     if over is None:

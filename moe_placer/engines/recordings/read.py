@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moe_placer.engines.recordings.bundle_trace import is_bundle_trace, read_bundle_trace
 from moe_placer.engines.recordings.import_options import Options
+from moe_placer.engines.recordings.llmservingsim_log import LOG_SUFFIXES, read_gate_log
 from moe_placer.engines.recordings.load_matrix import LOAD_SUFFIXES, read_load_matrices
 from moe_placer.engines.recordings.recorded import Recorded
 from moe_placer.engines.recordings.routed_experts import is_routed_experts, read_routed_experts
@@ -22,7 +23,8 @@ __all__ = ["KINDS", "read_recording"]
 KINDS = (
     "SGLang: expert_distribution_recorder_*.pt (modes stat, per_pass, per_token; a file, or the folder of all ranks), "
     "*.pt of format sglang.moe_bundle_trace.v1; TensorRT-LLM: the folder EXPERT_STATISTIC_PATH; vLLM: routed_experts "
-    "(.npy, .npz, or responses as .json, .jsonl), eplb_load_stats (.jsonl); counts [layers, experts] or "
+    "(.npy, .npz, or responses as .json, .jsonl), eplb_load_stats (.jsonl); "
+    "LLMServingSim: its log (.log, .txt); counts [layers, experts] or "
     "[steps, layers, experts]: .npy, .npz, .csv, .json, .parquet"
 )
 _MOST_FILES = 4096
@@ -52,6 +54,8 @@ def read_recording(paths: Sequence[Path], options: Options) -> Recorded:
         return read_routed_experts(files, options)
     if suffixes == {".jsonl"}:
         return read_load_stats(files, options)
+    if suffixes <= LOG_SUFFIXES:
+        return read_gate_log(files, options)
     if suffixes <= LOAD_SUFFIXES:
         return read_load_matrices(files, options)
     unknown = next((file for file in files if file.suffix.lower() not in LOAD_SUFFIXES), files[0])

@@ -57,7 +57,7 @@ def _hottest(names: Sequence[str], matrix: Sequence[Sequence[float]], layers: Se
 
 
 def link_table(row: InstanceRow, run: RunRow) -> Table:
-    """Return the cost of the hottest links in every layer, and of each link the cost and the time (µs) of one token."""
+    """Return the cost of the busiest links in every layer, and of each link the cost and the time (µs) of one token."""
     names, figures = [link.name for link in row.links], per_token(row)
     table = _hottest(names, run.solved_for.link_cost, row.layer_index, _ROWS["links"])
     return {**table, "perToken": [list(figures[name]) for name in table["rows"]]}
@@ -143,7 +143,7 @@ def layers(row: InstanceRow, run: RunRow) -> Records:
     if not any(run.z):
         return records
     for layer, z, bound in zip(row.layer_index, run.z, run.bound, strict=True):
-        records.append({"layer": layer, "what": "worst link z", "cost": z})
+        records.append({"layer": layer, "what": "busiest link z", "cost": z})
         if bound is not None:
             records.append({"layer": layer, "what": "lower bound", "cost": bound})
     return records

@@ -177,7 +177,7 @@ def _fabric() -> Spec:
 
 
 def _layers() -> Spec:
-    order = ["worst link z", "lower bound"]
+    order = ["busiest link z", "lower bound"]
     said = [_said("layer", "layer", kind="O"), _said("what", "what", kind="N"), _said("cost", "cost", ",.5~r")]
     legend = alt.Legend(orient="top", title=None)
     shape = alt.Shape("what:N", legend=legend).title(None).scale(domain=order, range=["circle", "stroke"])
@@ -218,7 +218,7 @@ def _time() -> Spec:
 
 
 def _profile() -> Spec:
-    factor = "worst link over the best solver's of that layer"
+    factor = "busiest link over the best solver's of that layer"
     x = alt.X("factor:Q").title(factor).scale(zero=False, nice=False)
     y = alt.Y("share:Q").title("share of layers within it").axis(format="%").scale(domain=[0, 1])
     return _lines(x, y, [_said("factor", factor, ".3f"), _said("share", "share", ".0%")], order="factor:Q")

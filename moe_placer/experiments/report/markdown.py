@@ -61,7 +61,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[str, str]]:
         row, standing = best
         run, name = standing.run, f"{standing.run.solver} on {named[row.sha256]}"
         add("time", f"Placement and bound against time, {named[row.sha256]}", records.times(comparison, row))
-        add("layers", f"Worst link and bound of every layer, {name}", records.layers(row, run))
+        add("layers", f"Busiest link and bound of every layer, {name}", records.layers(row, run))
         add("fabric", f"Load of the fabric's links, the worst in red, {name}", records.fabric(row, run))
         for chart, what, table in (
             ("links", "link", records.link_table(row, run)),

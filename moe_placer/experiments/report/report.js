@@ -122,7 +122,7 @@ function open(place, button) {
   for (const other of $("layer-table").querySelectorAll("[aria-expanded]")) other.setAttribute("aria-expanded", String(other === button));
   $("placement").hidden = false;
   $("placement-title").textContent = `Layer ${layer}: ${chosen.run.solver} on ${chosen.instance.name}`;
-  $("placement-note").textContent = `Worst link ${link}: ${carried(plain, us, z)}. Numbers are experts; 17.1 is replica 1 of expert 17, counted from 0.`;
+  $("placement-note").textContent = `Busiest link ${link}: ${carried(plain, us, z)}. Numbers are experts; 17.1 is replica 1 of expert 17, counted from 0.`;
   $("placement-title").focus();
   $("placement").scrollIntoView({ block: "nearest" });
 }

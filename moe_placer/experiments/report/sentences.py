@@ -62,7 +62,7 @@ def _wins(winner: str, field: _Field) -> str:
     over = f", {' and '.join(shares)}" if shares else ""
     unseen = [1 - own.held_out_to_base for _, table in field if (own := _of(winner, table)) and own.held_out_to_base]
     later = f" ({_spread(unseen)} {BASE} on held-out traffic)" if unseen and winner != BASE else ""
-    return f"{winner} has the least sum of worst links {_where(least, field)}{_totals(winner, field)}{over}{later}."
+    return f"{winner} has the least sum of busiest links {_where(least, field)}{_totals(winner, field)}{over}{later}."
 
 
 def _totals(winner: str, field: _Field) -> str:
@@ -111,7 +111,7 @@ def _beaten(on: str, winner: str, field: _Field, above: Callable[[Standing], flo
 
 
 def _cooler_layers(winner: str, field: _Field) -> list[str]:
-    """Say in how many layers another solver's worst link is cooler, though its sum is not."""
+    """Say in how many layers another solver's busiest link is cooler, though its sum is not."""
     cooler = layers = 0
     for _, table in field:
         own = _of(winner, table)
@@ -120,11 +120,11 @@ def _cooler_layers(winner: str, field: _Field) -> list[str]:
             least = [min(values) for values in zip(*rivals, strict=True)]
             cooler += sum(z > other * (1 + _TIE) for z, other in zip(own.run.solved_for.z, least, strict=False))
             layers += len(own.run.solved_for.z)
-    return [f"in {cooler} of {layers} layers another's worst link is cooler"] if cooler else []
+    return [f"in {cooler} of {layers} layers another's busiest link is cooler"] if cooler else []
 
 
 def _better_at_other_things(winner: str, field: _Field) -> list[str]:
-    """Name who is best at what the worst link does not see, where that is not the winner."""
+    """Name who is best at what the busiest link does not see, where that is not the winner."""
     parts = []
     for what, amount in _OTHER_AIMS:
         names, gains = [], []

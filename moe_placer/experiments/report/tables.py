@@ -125,15 +125,15 @@ def _flow_columns(traffic: str) -> tuple[Column, ...]:
 
 _QUALITY: tuple[AnyColumn, ...] = (
     Column(
-        "worst links, cost",
-        "Sum over layers of the cost of the worst link, per step; less is better. Cost: tokens at node-link speed (a "
+        "busiest links, cost",
+        "Sum over layers of the cost of the busiest link, per step; less is better. Cost: tokens at node-link speed (a "
         "token on a link of half a node's bandwidth costs 2), or plain tokens where an instance has metric: tokens.",
         _on("solved_for", "z_total"),
         ",.0f",
     ),
     Column(f"to {BASE}", f"The same over {BASE}'s.", lambda s: s.to_base, ".3f"),
     Column("to best", "The same over the best solver's.", lambda s: s.to_best, ".3f"),
-    Column("largest z, cost", "The worst link of the worst layer.", _on("solved_for", "z_largest"), ",.0f"),
+    Column("largest z, cost", "The busiest link of the worst layer.", _on("solved_for", "z_largest"), ",.0f"),
     Column("bound, cost", "Sum of the lower bounds: no placement is below it.", _bound, ",.0f"),
     Column("gap, median", "How far z is above its bound, in the median layer.", lambda s: s.run.gap_median, ".2%"),
     Column("gap, largest", "The same in the worst layer.", lambda s: s.run.gap_largest, ".2%"),
@@ -146,14 +146,14 @@ _QUALITY: tuple[AnyColumn, ...] = (
 )
 _HELD_OUT: tuple[AnyColumn, ...] = (
     Column(
-        "worst links, cost",
-        "Sum of worst links on traffic that was not solved for.",
+        "busiest links, cost",
+        "Sum of busiest links on traffic that was not solved for.",
         _on("held_out", "z_total"),
         ",.0f",
     ),
     Column(f"to {BASE}", f"The same over {BASE}'s.", lambda s: s.held_out_to_base, ".3f"),
     Column("to best", "The same over the best solver's.", lambda s: s.held_out_to_best, ".3f"),
-    Column("largest z, cost", "The worst link of the worst layer.", _on("held_out", "z_largest"), ",.0f"),
+    Column("largest z, cost", "The busiest link of the worst layer.", _on("held_out", "z_largest"), ",.0f"),
     Column("dispatch, ms", "As below, on this traffic.", _on("held_out", "communication_us"), ",.2f", 1e-3),
 )
 _COSTS: tuple[AnyColumn, ...] = (
@@ -186,7 +186,7 @@ _TIME: tuple[AnyColumn, ...] = (
     Column("first, s", "Until every layer had a placement.", lambda s: s.run.seconds.first, ",.2f"),
     Column(
         "better, s",
-        "Until the first placement with a smaller sum of worst links than contiguous and eplb had passed the verifier.",
+        "Until the first placement with cooler busiest links than contiguous and eplb had passed the verifier.",
         lambda s: s.run.seconds.better,
         ",.2f",
     ),
@@ -227,11 +227,11 @@ _TIME: tuple[AnyColumn, ...] = (
         ".1f",
     ),
     Column("seeds", "Runs that gave a placement; the one of median z is shown.", _of_seeds(lambda s: s.seeds), ".0f"),
-    Column("lowest, cost", "Least sum of worst links over the seeds.", _of_seeds(lambda s: s.lowest), ",.0f"),
+    Column("lowest, cost", "Least sum of busiest links over the seeds.", _of_seeds(lambda s: s.lowest), ",.0f"),
     Column("highest, cost", "Largest.", _of_seeds(lambda s: s.highest), ",.0f"),
 )
 TABLES: dict[str, tuple[AnyColumn, ...]] = {
-    "Worst links and bounds": _QUALITY,
+    "Busiest links and bounds": _QUALITY,
     "On held-out traffic": _HELD_OUT,
     "Traffic and balance": _flow_columns("solved_for"),
     "Traffic and balance, held out": _flow_columns("held_out"),

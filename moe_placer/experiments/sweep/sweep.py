@@ -56,7 +56,7 @@ class Plan:
     placed_by : str
         Name of its solver.
     total_z : float
-        Sum over layers of the worst link's cost, for the instance's own tokens and fabric.
+        Sum over layers of the busiest link's cost, for the instance's own tokens and fabric.
     dispatch_us : float
         Microseconds of all layers' dispatch, each as long as the link that needs longest, for the same.
     """

@@ -58,7 +58,7 @@ def _plans(rows: Sequence[Row]) -> str:
              _dispatch(row)]
         )  # fmt: skip
     head = ("plan", "instance", "solver", "GPUs", "EP degree", "slots per GPU", "weights, GB of a GPU's memory",
-            "sum of worst links, cost", "dispatch, ms")  # fmt: skip
+            "sum of busiest links, cost", "dispatch, ms")  # fmt: skip
     return f"## Plans\n\n{markdown_table(head, cells, 3)}"
 
 

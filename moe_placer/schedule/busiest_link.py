@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from moe_placer.schedule.simulate import Timeline
 
-__all__ = ["hottest_link", "layer_link_times"]
+__all__ = ["busiest_link", "layer_link_times"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,7 +30,7 @@ def layer_link_times(timeline: Timeline) -> Floats:
     return np.asarray(carried / network.capacity)
 
 
-def hottest_link(timeline: Timeline, layer: int | None = None) -> int | None:
+def busiest_link(timeline: Timeline, layer: int | None = None) -> int | None:
     """Index of the link that needs longest, in a layer or in the step; None where no link carries anything."""
     times = layer_link_times(timeline)
     needed = times.sum(axis=0) if layer is None else times[layer]

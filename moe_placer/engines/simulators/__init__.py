@@ -1,0 +1,1 @@
+"""Files of other simulators: one file here for each."""
