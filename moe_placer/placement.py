@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "MemoryRecord",
     "Placement",
     "Proof",
+    "ReplanRecord",
     "SolverRecord",
     "load_placement",
 ]
@@ -191,6 +193,36 @@ class LayerTimeRecord(_Record):
     bound_us: NonNegativeFloat
 
 
+class ReplanRecord(_Record):
+    """How far a placement may be from the one that ran before; docs/replanning.md defines the bound's proof.
+
+    Attributes
+    ----------
+    current_sha256 : str
+        `Placement.gpu_sha256` of the placement that ran before.
+    moves : int
+        (layer, expert, GPU) of this placement that the one before does not have.
+    max_moves : int or None
+        Moves that the budget allows; None for any number.
+    inside_nodes : bool
+        Whether only moves within a node were allowed.
+    bound : float or None
+        No placement with at most ``max_moves`` moves has a smaller sum of z; None where nothing is proved.
+    price : float or None
+        What a move to another place costs in the proof (tokens at node-link speed).
+    weights : tuple of mapping or None
+        Per MoE layer, link name to weight; each sums to 1.
+    """
+
+    current_sha256: str
+    moves: int = Field(ge=0)
+    max_moves: int | None = Field(None, ge=0)
+    inside_nodes: bool = False
+    bound: NonNegativeFloat | None = None
+    price: NonNegativeFloat | None = None
+    weights: tuple[Mapping[str, NonNegativeFloat], ...] | None = None
+
+
 class Placement(_Record):
     """A placement of every expert of every MoE layer, as in the file.
 
@@ -207,6 +239,8 @@ class Placement(_Record):
         There where memory binds over layers, and was divided among them with a proof.
     layer_time : LayerTimeRecord or None
         There where the times of layers were minimised.
+    replan : ReplanRecord or None
+        There where the placement was made from another one.
     versions, traffic, fabric, replicas : mapping
         Facts for a reader: program versions, what the traffic was, links and bandwidths, who chose the replicas.
     """
@@ -219,6 +253,7 @@ class Placement(_Record):
     aggregate: AggregateRecord | None = None
     memory: MemoryRecord | None = None
     layer_time: LayerTimeRecord | None = None
+    replan: ReplanRecord | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
     traffic: Mapping[str, Any] = Field(default_factory=dict)
     fabric: Mapping[str, Any] = Field(default_factory=dict)
@@ -227,6 +262,12 @@ class Placement(_Record):
     def shards(self, layer: int, expert: int) -> tuple[tuple[int, ...], ...]:
         """GPUs of each replica of an expert, one tuple of shards per replica (of length 1 without sharding)."""
         return tuple((replica,) if isinstance(replica, int) else replica for replica in self.gpu[layer][expert])
+
+    @property
+    def gpu_sha256(self) -> str:
+        """SHA-256 of ``gpu`` as JSON without spaces: which placement this is, whatever is stated of it."""
+        text = json.dumps(self.model_dump(mode="json", include={"gpu"})["gpu"], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the file's text: the same placement always gives the same bytes."""

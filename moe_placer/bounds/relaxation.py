@@ -61,8 +61,8 @@ def relax(
 
     ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
     x is 0 where ``forbidden`` [I, N]. With ``any_replicas``, slots do not count, which leaves room for other replicas.
-    With ``memory_prices`` [N], an item on node n adds that much to what is minimised; ``slots`` [N], in fractions too,
-    replace ``widest``.
+    With ``memory_prices`` [N] or [I, N], an item on node n adds that much to what is minimised; ``slots`` [N], in
+    fractions too, replace ``widest``.
 
     Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
     Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
@@ -127,7 +127,8 @@ class _Model:
         # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
         self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
         self.cost = sparse.csc_array(self.scale * _link_matrix(problem, item))
-        self.memory_prices = np.zeros(nodes) if memory_prices is None else memory_prices
+        extra = 0.0 if memory_prices is None else memory_prices
+        self.memory_prices = np.broadcast_to(extra, (problem.items, nodes))
 
     def first_offer(self) -> Mask:
         """Mask [J, N] of what the first linear program has: everything, or for each class nodes that are far apart."""
@@ -154,7 +155,7 @@ class _Model:
         link_rows = sparse.hstack([self.cost[:, class_ * nodes + node], -np.ones((links, 1))])
         slot_rows = sparse.csr_array((ones, (node, at)), shape=(nodes, count + 1))
         objective = np.zeros(count + 1)
-        objective[:-1] = self.scale * self.memory_prices[node]
+        objective[:-1] = self.scale * self.memory_prices[self.classes.item[class_], node]
         objective[-1] = 1.0
         return linprog(
             objective,
@@ -172,7 +173,8 @@ class _Model:
         links = self.problem.links
         link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
         reduced = self.scale * price(self.problem, link_dual)[self.classes.item]
-        reduced += (self.scale * self.memory_prices + slot_dual)[None, :] - solved.eqlin.marginals[:, None]
+        reduced += self.scale * self.memory_prices[self.classes.item]
+        reduced += slot_dual[None, :] - solved.eqlin.marginals[:, None]
         reduced[offered | ~self.allowed | (reduced >= -_ROUNDING)] = 0.0
         return reduced
 

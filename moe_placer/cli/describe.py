@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe_placer.cli.nic_words import floors_of, nic_facts, nic_lines
 from moe_placer.fabric import COST, kinds_in
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
@@ -27,6 +26,7 @@ from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import demand
 from moe_placer.problem.shortage import slots_of_layer
 from moe_placer.solve.estimate import Estimate, estimate
+from moe_placer.solve.nic_words import floors_of, nic_facts, nic_lines
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
 from moe_placer.workers import usable_cores

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from moe_placer.cli.results.replanning import ReplanResult
     from moe_placer.instance import Instance
     from moe_placer.placement import Placement
-    from moe_placer.replan.replan import Figures, Minimise, Replanned
+    from moe_placer.replan.replan import Replanned
+    from moe_placer.replan.task import Figures, Minimise
 
 __all__ = ["replan"]
 
@@ -113,6 +114,7 @@ def _content(
         "instance": {"name": instance.name, "sha256": instance.sha256},
         "minimise": found.minimise,
         "budget_moves": found.budget_moves,
+        "bound": found.bound.value if found.bound else None,
         "gains": found.gains,
         "current": vars(found.before),
         "within_budget": vars(found.after),
@@ -161,6 +163,8 @@ def _print(
     allowed = "any number of moves" if found.budget_moves is None else f"at most {found.budget_moves:,} moves"
     click.echo(f"{instance.name}: {allowed}, minimising {_WORDS[found.minimise]}; verified, {found.seconds:.1f} s")
     _table(rows)
+    if found.bound is not None:
+        click.echo(f"No placement within the budget has less than {found.bound.value:,.1f} (re-checked) on its links.")
     share = _share(found, fresh)
     if not found.gains:
         click.echo("Nothing to gain within the budget: nothing moves.")

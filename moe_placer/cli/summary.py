@@ -112,7 +112,7 @@ def _ms(us: float) -> str:
 
 def _findings(instance: Instance, solution: Solution) -> list[str]:
     from moe_placer.cli.explain import why_above_bound
-    from moe_placer.cli.nic_words import busiest_nics, floors_of, nic_lines
+    from moe_placer.solve.nic_words import busiest_nics, floors_of, nic_lines
 
     gaps, own = solution.gaps, solution.solver_gaps
     both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"

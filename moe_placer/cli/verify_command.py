@@ -40,9 +40,21 @@ _SHOWN = 50
     help="Folder of the DAGs to check too.  [where PLACEMENT is]",
 )
 @click.option("--no-dag", is_flag=True, help="Check no DAGs.")
+@click.option(
+    "--current",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The placement that ran before: check moves from it, their budget, and the bound within that.",
+)
 @json_option
 def verify(
-    instance: Path, placement: Path, traces: tuple[Path, ...], folder: Path | None, no_dag: bool, json_: bool
+    instance: Path,
+    placement: Path,
+    traces: tuple[Path, ...],
+    folder: Path | None,
+    no_dag: bool,
+    current: Path | None,
+    json_: bool,
 ) -> int:
     """Check PLACEMENT against INSTANCE, trusting nothing in it, and the DAGs that lie beside it.
 
@@ -59,7 +71,7 @@ def verify(
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
     traffic = load_traffic(opened)
-    found = check(opened, placed, traffic)
+    found = check(opened, placed, traffic, load_placement(current) if current else None)
     dags = () if no_dag or not found.ok else verify_dags(opened, placed, folder or placement.parent, traffic)
     if folder is not None and found.ok and not no_dag and not dags:
         raise InputError(Mistake("no *_dag.json", "DAGs that `moe-placer dag` has written", file=folder))
@@ -104,6 +116,7 @@ def _content(found: Verification, dags: Sequence[DagCheck], good: bool) -> Verif
         "aggregate_us": found.aggregate_us,
         "aggregate_bound": found.aggregate_bound or None,
         "memory_bound": found.memory_bound or None,
+        "budget_bound": found.budget_bound or None,
         "max_gap": max(gaps, default=0.0),
         "bounds": {
             "rederived_layers": sum(layer.rederived for layer in found.layers),
@@ -164,6 +177,9 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
         above = gap(found.aggregate, found.aggregate_bound)
         lines.append(f"  re-derived bound    {found.aggregate_bound:,.1f}: no placement has less over all layers")
         lines.append(f"  gap                 {above:.3%} (re-checked here)")
+    if found.budget_bound:
+        bound = f"{found.budget_bound:,.1f}: no placement within its budget of moves has less over all layers"
+        lines.append(f"  re-derived bound    {bound}")
     lines.append(f"  facts               checked: {_listed(found.facts_checked)}")
     lines.append(f"                      not checked: {_listed(found.facts_not_checked)}")
     return [line for line in lines if line]

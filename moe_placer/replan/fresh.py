@@ -13,7 +13,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.current import Current, read_current
-from moe_placer.replan.replan import Figures, Minimise, goal_of
+from moe_placer.replan.task import Figures, Minimise, goal_of
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import Traffic
 

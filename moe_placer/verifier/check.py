@@ -24,7 +24,9 @@ from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violatio
 __all__ = ["verify"]
 
 
-def verify(instance: Instance, placement: Placement, traffic: Traffic | None = None) -> Verification:
+def verify(
+    instance: Instance, placement: Placement, traffic: Traffic | None = None, current: Placement | None = None
+) -> Verification:
     """Recompute everything about a placement and list every violation; a bad placement never raises.
 
     Parameters
@@ -35,6 +37,8 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         As solved, or as read from a file that nobody vouches for.
     traffic : Traffic, optional
         Absent: what the instance names.
+    current : Placement, optional
+        What ran before: moves from it, their budget and the bound within that are checked.
 
     Returns
     -------
@@ -75,7 +79,10 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
     stated = [*placement.layers[: len(layers)], *[None] * (len(layers) - len(placement.layers))]
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
     aggregate_bound = checker.check_aggregate(placement.aggregate)
-    memory_bound = checker.check_memory(placement, sum(check.z for check in checks))
+    total_z = sum(check.z for check in checks)
+    memory_bound = checker.check_memory(placement, total_z)
+    budget_bound = checker.check_replan(placement, current, total_z) if current is not None else 0.0
+    unchecked = ("replan",) if placement.replan is not None and current is None else ()
     load, model = np.stack([layer.load for layer in layers]), instance.model
     of_layer: list[list[rules.Replica]] = [[] for _ in layers]
     for replica in replicas:
@@ -91,13 +98,14 @@ def verify(instance: Instance, placement: Placement, traffic: Traffic | None = N
         memory=memory,
         aggregate_bound=aggregate_bound,
         memory_bound=memory_bound,
+        budget_bound=budget_bound,
         back=wire_bytes(model, instance.placement.combine_dtype) / wire_bytes(model, instance.placement.dispatch_dtype),
         busiest_gpu=np.array([busiest_gpu(*pair) for pair in zip(layers, of_layer, strict=True)]),
         least_busiest=np.array([least_busiest(instance, layer) for layer in layers]),
         expert_token_us=expert_token_us(instance),
         cost_us=float((network.us_per_token / network.scale).min(initial=np.inf)) if network.links else 0.0,
         facts_checked=facts.checked,
-        facts_not_checked=facts.not_checked,
+        facts_not_checked=(*facts.not_checked, *unchecked),
     )
     times = tuple(check_layer_time(placement.layer_time, found)) if len(whole) == len(layers) else ()
     return replace(found, violations=(*found.violations, *times))

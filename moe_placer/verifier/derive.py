@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import AggregateRecord, LayerRecord, Placement
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier import proofs, records
+from moe_placer.verifier import proofs, records, replanned
 from moe_placer.verifier.bounds_anew import (
     any_replicas_bound,
     dual_bound,
@@ -99,6 +99,27 @@ class Checker:
             )
             self.violations.extend(records.check_given_replicas(record, check, sent))
         return check
+
+    def check_replan(self, placement: Placement, current: Placement, total_z: float) -> float:
+        """Compare a placement with the one that ran before; return what none within the budget is below."""
+        record = placement.replan
+        wrong = [*replanned.check_current(self.instance, record, current)]
+        self.violations.extend(wrong)
+        whole = len(current.gpu) == len(placement.gpu)
+        if record is None or wrong or not whole:
+            return 0.0
+        self.violations.extend(replanned.check_moves(self.instance, record, current, placement))
+        lacking = [*replanned.check_budget_proof(self.instance, record, self.network.links)]
+        self.violations.extend(lacking)
+        if record.bound is None or lacking or any(layer.demand is None for layer in self.layers):
+            return 0.0
+        derived = replanned.budget_bound(self.instance, self.network, self.layers, self._slots, record, current)
+        within = record.max_moves is not None and replanned.count_moves(current, placement) <= record.max_moves
+        if within:  # else the bound is not about this placement
+            derived = self._believed(derived, total_z, self.layers, "its sum of worst links")
+        sent = self._sent(*self.layers)
+        self.violations.extend(records.check_budget_bound(record.bound, derived, total_z, sent))
+        return derived
 
     def _derive(self, layer: PlacedLayer, record: LayerRecord) -> float:
         if layer.demand is None or layer.replicas is None:

@@ -18,6 +18,7 @@ __all__ = [
     "check_memory_prices",
     "check_memory_proof",
     "check_proof",
+    "check_range",
     "most_replicas",
     "replicas_are_free",
 ]
@@ -146,7 +147,7 @@ def check_memory_proof(
             found = f"link weights of {len(record.weights)} layers for the bound that counts memory"
             yield Violation("weights", f"{found}, required is one per MoE layer ({len(instance.moe_layers)})")
         for layer, weights in zip(instance.moe_layers, record.weights, strict=False):
-            yield from _check_range(weights, layer, links)
+            yield from check_range(weights, layer, links)
     if replicas_are_free(instance):
         yield Violation("proof", "a bound that counts memory, required is a fixed number of replicas of each expert")
 
@@ -172,10 +173,11 @@ def _check_weights(
     if not needed:
         yield Violation("weights", f"link weights, required are none for proof: {record.proof}", layer)
         return
-    yield from _check_range(record.weights, layer, links)
+    yield from check_range(record.weights, layer, links)
 
 
-def _check_range(weights: Mapping[str, float], layer: int | None, links: tuple[str, ...]) -> Iterator[Violation]:
+def check_range(weights: Mapping[str, float], layer: int | None, links: tuple[str, ...]) -> Iterator[Violation]:
+    """Rule ``weights``: they are of links that exist, from 0 to 1, and sum to 1."""
     unknown = sorted(set(weights) - set(links))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

@@ -14,6 +14,7 @@ from moe_placer.verifier.verification import LayerCheck, Violation
 
 __all__ = [
     "check_aggregate",
+    "check_budget_bound",
     "check_contradiction",
     "check_figures",
     "check_given_replicas",
@@ -86,6 +87,16 @@ def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sen
     if not _within(record.bound, total_z, sent):
         required = f"required are at most the {total_z:.12g} tokens of the sum of busiest links"
         yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
+
+
+def check_budget_bound(bound: float, derived: float, total_z: float, sent: float) -> Iterator[Violation]:
+    """Rule ``bound`` for a bound on the sum of z within a budget of moves."""
+    if not _within(bound, derived + ROUNDING * total_z, sent):  # a difference of sums of about total_z
+        required = f"required are at most the {derived:.12g} tokens that weights and the price of a move give"
+        yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
+    if not _within(bound, total_z, sent):
+        required = f"required are at most the {total_z:.12g} tokens of the sum of worst links"
+        yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
 
 
 def check_figures(

@@ -36,6 +36,8 @@ RULES: tuple[str, ...] = (
     "solver-bound",  # the solver's own bound lies between the bound and z
     "contradiction",  # what a proof gives is not above what the valid placement beside it has
     "layer-time",  # the stated time of all layers is as recomputed, and its bound what is derived anew
+    "current",  # the placement that ran before is of this model and cluster, and the one that is named
+    "moves",  # as many as stated, and within the budget
     "facts",  # what is said of traffic, fabric and replicas is so
 )
 # A placement that breaks none of these is one that may be deployed, whatever is stated of it.
@@ -158,6 +160,9 @@ class Verification:
         Microseconds that a GPU needs for one of these tokens.
     cost_us : float
         Microseconds of a cost of 1, one way, at least.
+    budget_bound : float
+        What no placement's `total_z` within the stated budget of moves is below, as derived anew; 0 where nothing is
+        proved, or the placement that ran before is not known.
     facts_checked, facts_not_checked : tuple of str
         What the file says beside the placement, such as ``fabric.links``: compared with instance and traffic, or not.
     """
@@ -172,6 +177,7 @@ class Verification:
     memory: Floats
     aggregate_bound: float = 0.0
     memory_bound: float = 0.0
+    budget_bound: float = 0.0
     back: float = 1.0
     busiest_gpu: Floats = field(default_factory=lambda: np.zeros(0))
     least_busiest: Floats = field(default_factory=lambda: np.zeros(0))

@@ -12,10 +12,10 @@ from builders import MESH, ONE_LAYER, level_traffic, merged, tiny_instance
 from command_line import TINY, run
 
 from moe_placer.bounds.nic_floors import nic_floors
-from moe_placer.cli.nic_words import busiest_nics, floors_of, nic_facts, nic_lines
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import compile_problem
+from moe_placer.solve.nic_words import busiest_nics, floors_of, nic_facts, nic_lines
 from moe_placer.solve.solve import solve
 from moe_placer.traffic.recording import Traffic
 

@@ -12,6 +12,7 @@ from builders import VARIANTS, in_order, level_traffic, placement_data, recomput
 
 from moe_placer.errors import InputError, UsageError
 from moe_placer.experiments.compare import Folder
+from moe_placer.experiments.compare.matrix import instance_row
 from moe_placer.experiments.compare.metrics import find_flows, metrics, rounded
 from moe_placer.experiments.compare.migration import contiguous_plan, count_moves
 from moe_placer.experiments.compare.trajectory import find_seconds, trajectory
@@ -155,3 +156,21 @@ def test_a_damaged_row_is_named_and_an_instance_that_changed_refused(tmp_path: P
     file.write_bytes(file.read_bytes() + b"rubbish\n")
     with pytest.raises(InputError, match=r"results\.jsonl:2: found what is no row"), folder(tmp_path):
         pass
+
+
+def test_nics_are_told_apart_from_other_links() -> None:
+    # Two nodes of two GPUs, a NIC each; all of a node's 200 tokens want expert 0, on GPU 0: the other node sends 200.
+    nics = {"per_node": 2, "gb_per_s": 200.0, "receive": "destination-gpu"}
+    instance = tiny_instance(
+        model={"layers": 1, "dense_layers": [], "top_k": 1},
+        cluster={"nodes": 2, "fabric": {"kind": "full-mesh"}, "nics": nics},
+        parallelism={"dp": 1},
+    )
+    traffic = level_traffic(instance, [[1.0, 0.0, 0.0, 0.0]], 1.0)
+    found = metrics(instance, placed(instance, [[[0], [1], [2], [3]]], traffic), traffic)
+    assert (found["nic_total"], found["other_links_total"]) == (400, 200)
+    row = instance_row(instance, traffic, None, None)
+    assert [link["name"] for link in row["links"]][-1] == "node1/nic1->node1"
+    assert "hottest replica costs its NIC at least 400" in row["nics"][1]
+    plain, loads = tiny_instance(), tiny_traffic(tiny_instance())
+    assert metrics(plain, placed(plain, in_order(plain), loads), loads)["nic_total"] is None

@@ -26,8 +26,9 @@ from moe_placer.replan.allocation import allocate
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.current import read_current
 from moe_placer.replan.fresh import measure
-from moe_placer.replan.replan import goal_of, replan
+from moe_placer.replan.replan import replan
 from moe_placer.replan.replica_changes import best_change, changed
+from moe_placer.replan.task import goal_of
 from moe_placer.replan.trades import Goal, LayerState
 from moe_placer.solve.solve import solve
 
@@ -291,10 +292,16 @@ def test_the_command_writes_a_verified_placement_and_says_what_it_gains(runs: tu
     done = run(*arguments, "-o", folder / "next")
     assert done.returncode == 0, done.stderr
     assert "at most 4 moves, minimising busiest links" in done.stdout
+    assert "No placement within the budget has less than" in done.stdout
     assert "of the fresh plan's gain with" in done.stdout
     placement = load_placement(folder / "next" / "placement.json")
     assert moved(load_placement(current), placement) <= 4
-    assert run("verify", TINY, folder / "next" / "placement.json").returncode == 0
+    again = run("verify", TINY, folder / "next" / "placement.json", "--current", current)
+    assert again.returncode == 0
+    assert "no placement within its budget of moves has less" in again.stdout
+    other = run("verify", TINY, folder / "next" / "placement.json", "--current", folder / "next" / "placement.json")
+    assert other.returncode == 5
+    assert "[current] made from a placement with SHA-256" in other.stdout
     told = json.loads(run(*arguments, "--fresh-time", 0, "--json", "-o", folder / "next").stdout)
     jsonschema.validate(told, moe_placer.result_schema("replan"))
     assert told["gains"]

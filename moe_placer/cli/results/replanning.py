@@ -49,6 +49,8 @@ class ReplanResult(TypedDict):
     """What was minimised: busiest links, busiest GPUs, or both as time."""
     budget_moves: int | None
     """Moves that the budget allows; null for any number."""
+    bound: float | None
+    """No placement within the budget has a smaller `total_z`; null where nothing is proved."""
     gains: bool
     """Whether anything is gained; else nothing moves."""
     current: ReplanFigures

@@ -149,6 +149,8 @@ class VerifyResult(TypedDict):
     """No placement has a smaller `aggregate`; null where nothing is proved."""
     memory_bound: float | None
     """A bound on `total_z` that counts memory over layers; null where there is none."""
+    budget_bound: float | None
+    """A bound on `total_z` within the stated budget of moves from `--current`; null where there is none."""
     max_gap: float | None
     """The largest gap of a layer; null where one has no bound."""
     bounds: BoundsCounted

@@ -16,6 +16,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.sizes import combine_wire, dispatch_wire
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement
+from moe_placer.solve.nic_words import floors_of, nic_lines
 from moe_placer.solve.registry import find_solver, solver_version
 from moe_placer.traffic import Traffic
 
@@ -218,4 +219,5 @@ def instance_row(
         "layer_index": list(instance.moe_layers),
         "gpu_node": [gpu // cluster.gpus_per_node for gpu in range(instance.gpus)],
         "links": links,
+        "nics": nic_lines(instance, floors_of(instance, traffic)),
     }

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import dispatch_us, link_bandwidths
+from moe_placer.fabric import dispatch_us, is_nic, link_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
-from moe_placer.verifier.loads import choices_per_token, read_network
+from moe_placer.verifier.loads import Network, choices_per_token, read_network
 from moe_placer.verifier.rules import Replica, read_replicas
 from moe_placer.verifier.sending import tokens_between
 
@@ -99,9 +99,21 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
         "busiest_gpu_tokens": float(_largest(gpu).sum()),
         "busiest_node_tokens": float(_largest(node).sum()),
         "communication_us": dispatch_us(instance, link_bandwidths(instance, network.links), load),
+        **_nic_totals(network, cost),
         "step_us": None,
         "link_cost": rounded(cost),
         "gpu_load": rounded(flows.gpu),
+    }
+
+
+def _nic_totals(network: Network, cost: Floats) -> dict[str, float | None]:
+    """Sum over layers the cost of the busiest NIC, and of the busiest other link; None where no NIC is a link."""
+    nic = np.array([is_nic(link) for link in network.links], dtype=bool)
+    if not nic.any():
+        return {"nic_total": None, "other_links_total": None}
+    return {
+        "nic_total": float(_largest(cost[:, nic]).sum()),
+        "other_links_total": float(_largest(cost[:, ~nic]).sum()),
     }
 
 

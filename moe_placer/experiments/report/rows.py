@@ -80,6 +80,7 @@ class InstanceRow(_Record):
     layer_index: list[int]
     gpu_node: list[int]
     links: list[Link]
+    nics: list[str] = []
 
 
 class Metrics(_Record):
@@ -97,6 +98,8 @@ class Metrics(_Record):
     busiest_gpu_tokens: float
     busiest_node_tokens: float
     communication_us: float
+    nic_total: float | None = None
+    other_links_total: float | None = None
     step_us: float | None = None
     link_cost: list[list[float]]
     gpu_load: list[list[float]]

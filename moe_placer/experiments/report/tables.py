@@ -139,8 +139,8 @@ _QUALITY: tuple[AnyColumn, ...] = (
     Column("gap, largest", "The same in the worst layer.", lambda s: s.run.gap_largest, ".2%"),
     WordColumn(
         "proof, layers",
-        "How many layers' bounds are proved how: dual, hot-experts and threshold were derived anew; the rest is the "
-        "solver's word.",
+        "How many layers' bounds are proved how: dual, hot-experts, hot-replicas and threshold were derived anew; the "
+        "rest is the solver's word.",
         _proofs,
     ),
 )
@@ -157,6 +157,18 @@ _HELD_OUT: tuple[AnyColumn, ...] = (
     Column("dispatch, ms", "As below, on this traffic.", _on("held_out", "communication_us"), ",.2f", 1e-3),
 )
 _COSTS: tuple[AnyColumn, ...] = (
+    Column(
+        "busiest NICs, cost",
+        "Sum over layers of the cost of the busiest NIC, where NICs are links.",
+        _on("solved_for", "nic_total"),
+        ",.0f",
+    ),
+    Column(
+        "other links, cost",
+        "The same of the busiest link that is no NIC.",
+        _on("solved_for", "other_links_total"),
+        ",.0f",
+    ),
     Column(
         "dispatch, ms",
         "Predicted time of all layers' dispatch, per step: each as long as its slowest link takes. Combine is this "

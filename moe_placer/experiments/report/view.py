@@ -80,6 +80,7 @@ def _facts(row: InstanceRow) -> str:
         f"fabric {row.fabric.get('kind', 'unknown')} with {len(row.links)} links",
         f"dispatch {row.dispatch}, replicas chosen by {row.replica_routing}",
     ]
+    parts += [line.rstrip(".") for line in row.nics]
     if row.held_out:
         parts.append(f"held out: {', '.join(row.held_out)}")
     if row.current:

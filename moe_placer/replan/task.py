@@ -1,0 +1,157 @@
+"""The layers of a placement that runs, as they are searched, and how what is found becomes a placement again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import Bound, best_bound, even_weights
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import expert_bytes
+from moe_placer.placement import Placement
+from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.replicas import count_replicas
+from moe_placer.replan.current import Current
+from moe_placer.replan.curve import LayerStart, Point
+from moe_placer.replan.gpu_matching import match_gpus
+from moe_placer.replan.trades import Goal
+from moe_placer.result import LayerResult, Stop
+from moe_placer.solve.assemble import bare_placement, state_aggregate, state_layer
+from moe_placer.traffic import Traffic
+
+__all__ = ["Figures", "Minimise", "Task", "default_goal", "goal_of"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Minimise = Literal["links", "gpus", "time"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a placement costs on the new traffic, and what it takes to get there.
+
+    Attributes
+    ----------
+    moves : int
+        Replicas that a GPU must load.
+    bytes : float
+        Their weights.
+    total_z : float
+        Sum over layers of the busiest link's cost (tokens per step at node-link speed).
+    busiest_gpu : float
+        Sum over layers of the tokens per step of the busiest GPU.
+    value : float
+        What was minimised.
+    """
+
+    moves: int
+    bytes: float
+    total_z: float
+    busiest_gpu: float
+    value: float
+
+
+def default_goal(problem: Problem, inside_nodes: bool) -> Minimise:
+    """Return what counts where nobody says: both links and GPUs, where placement changes what GPUs compute."""
+    if inside_nodes:
+        return "gpus"
+    return "time" if problem.capacity.per_gpu > 1 or problem.replicas_are_free else "links"
+
+
+def goal_of(problem: Problem, minimise: Minimise) -> Goal:
+    """Return the weights of links and GPUs in what is minimised."""
+    price = problem.gpu_price or 1.0
+    return {"links": Goal(1.0, 0.0), "gpus": Goal(0.0, price), "time": Goal(1.0, price)}[minimise]
+
+
+class Task:
+    """The layers as they are now, and how points become a placement."""
+
+    def __init__(self, instance: Instance, now: Current, goal: Goal, known: Sequence[Floats | None]) -> None:
+        self.instance, self.now, self.goal = instance, now, goal
+        self.problem = now.problem
+        # A GPU of one slot computes what its item brings, wherever that is: then nodes suffice as places.
+        self.per_place = self.problem.gpus_per_node if goal.gpus == 0 and self.problem.capacity.per_gpu == 1 else 1
+        self.starts: list[LayerStart] = []
+        self.bounds: list[Bound] = []
+        for index, own in enumerate(known):
+            layer = self.problem.layer(index)
+            tried = [own] if own is not None else [*even_weights(layer)] if layer.links else [None]
+            tried_bounds = [best_bound(layer, weights) for weights in tried]
+            bound = max(tried_bounds, key=lambda one: one.value)
+            self.bounds.append(bound)
+            slots = self.problem.capacity.slots[index].reshape(-1, self.per_place).sum(axis=1)
+            gpus = int(np.count_nonzero(self.problem.capacity.slots[index]))
+            alone = 0.0 if self.problem.replicas_are_free else float(layer.load.max(initial=0.0))
+            self.starts.append(
+                LayerStart(
+                    layer,
+                    now.gpu[index] // self.per_place,
+                    now.held(index, self.per_place),
+                    slots,
+                    bound.value,
+                    max(alone, float(layer.load.sum()) / max(1, gpus)),
+                )
+            )
+
+    def layers_and_held(self) -> tuple[list[LayerProblem], list[Ints]]:
+        """Return the layers as they run, and the replicas of each expert on each place [experts, places] of each."""
+        each = range(len(self.problem))
+        held = [self.now.held(index, self.problem.gpus_per_node) for index in each]
+        return [start.layer for start in self.starts], held
+
+    def figures(self, points: Sequence[Point]) -> Figures:
+        """Sum up one point of every layer."""
+        moves = sum(point.moves for point in points)
+        return Figures(
+            moves,
+            moves * expert_bytes(self.instance),
+            sum(point.z for point in points),
+            sum(_busiest(point, self.per_place) for point in points),
+            sum(point.value for point in points),
+        )
+
+    def placement(self, traffic: Traffic, points: Sequence[Point], minimise: Minimise, seed: int) -> Placement:
+        """Give every item its GPU, and state what the layers come to."""
+        results = [self._result(index, point) for index, point in enumerate(points)]
+        placement = bare_placement(self.instance, traffic, self.problem, "replan", seed, results)
+        return placement.model_copy(
+            update={
+                "solver": placement.solver.model_copy(update={"parameters": {"minimise": minimise}}),
+                "layers": tuple(state_layer(self.problem, index, result) for index, result in enumerate(results)),
+                "aggregate": state_aggregate(self.problem, results),
+            }
+        )
+
+    def _result(self, index: int, point: Point) -> LayerResult:
+        problem, gpu = self.problem, point.place
+        if self.per_place > 1:
+            start = self.starts[index]
+            slots = problem.capacity.slots[index]
+            gpu = match_gpus(point.layer, point.place, start.layer, self.now.gpu[index], slots)
+        node = gpu // problem.gpus_per_node
+        bound = self._bound(index, point.layer)
+        z = point.layer.z(node)
+        replicas = count_replicas(point.layer) if problem.replicas_are_free else None
+        return LayerResult(node, z, bound, Stop.FINISHED, gpu=gpu, replicas=replicas)
+
+    def _bound(self, index: int, layer: LayerProblem) -> Bound:
+        known = self.bounds[index]
+        if not self.problem.replicas_are_free:
+            return known
+        return best_bound(layer, known.weights) if known.weights is not None else known
+
+
+def _busiest(point: Point, per_place: int) -> float:
+    """Tokens of the busiest GPU; where places are nodes, GPUs take one item each."""
+    return point.busiest_gpu if per_place == 1 and point.busiest_gpu else float(_gpu_loads(point, per_place).max())
+
+
+def _gpu_loads(point: Point, per_place: int) -> Floats:
+    if per_place > 1:
+        return point.layer.load
+    return np.asarray(np.bincount(point.place, point.layer.load), dtype=np.float64)
