@@ -90,6 +90,7 @@ def test_what_is_said_is_so(part: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(20))
 def test_what_is_said_of_many_is_so(part: int) -> None:
     assert sum(check_seed(seed) for seed in range(QUICK + part, QUICK + MANY, 20)) > MANY // 40
