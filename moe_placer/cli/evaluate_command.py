@@ -22,12 +22,16 @@ __all__ = ["evaluate"]
 
 _TABLE = 110  # characters that the table may take, whatever the terminal has
 _SHOWN = 5
+_ROUTING = (
+    "How a token picks a replica, instead of the instance's: group, even, nearest, optimal, sglang-static, "
+    "sglang-dynamic, vllm-hash, vllm-ascend or trtllm-round-robin."
+)
 
 EXAMPLES = """
 \b
 Examples:
   moe-placer evaluate instance.yaml out/placement.json --trace monday.npz --trace tuesday.npz
-  moe-placer evaluate instance.yaml deployed.json --routing even --dispatch per-node
+  moe-placer evaluate instance.yaml deployed.json --routing sglang-static --dispatch per-node
 """
 
 
@@ -35,7 +39,7 @@ Examples:
 @instance_argument
 @placement_argument
 @trace_option
-@click.option("--routing", metavar="RULE", help="How a token picks a replica, instead of the instance's.")
+@click.option("--routing", metavar="RULE", help=_ROUTING)
 @click.option("--dispatch", metavar="UNIT", help="What a token is sent once for, instead of the instance's.")
 @click.option("--step", is_flag=True, help="Simulate a step of every plan, with two micro-batches and with one.")
 @json_option
@@ -83,7 +87,7 @@ def _print(found: Evaluation, name: str) -> None:
     for rival, why in found.rivals.items():
         if isinstance(why, str):
             console.print(f"{rival} cannot serve: {why}.", markup=False)
-    if found.bound > 0:
+    if found.bound:
         above = found.placement.total_z / found.bound - 1
         console.print(f"Links are {above:.2%} above what no placement of the instance is below.", markup=False)
     if found.placement.busiest_link:
@@ -94,7 +98,7 @@ def _print(found: Evaluation, name: str) -> None:
 def _facts(found: Evaluation, name: str) -> list[str]:
     """Say for what the placement was made, for what it is evaluated, and which constraints it breaks."""
     serving = found.instance.placement
-    how = f"routing {serving.replica_routing}, dispatch {serving.dispatch}"
+    how = f"routing {found.routing}, dispatch {serving.dispatch}"
     lines = [f"{name} on {found.instance.name}: {how}"]
     if not found.same_instance:
         lines.append("Made for another instance, or for another routing or dispatch.")
@@ -121,8 +125,11 @@ def _table(found: Evaluation) -> Table:
     for name, plan in {**found.rivals, "the placement": found.placement}.items():
         if not isinstance(plan, str):
             table.add_row(name, *_cells(plan), style="bold" if plan is found.placement else None)
-    bounds = [f"{found.bound:,.0f}", "", *([""] if nics else []), "", "", _ms(found.layer_time_bound_us)]
-    table.add_row("lower bound", *bounds)
+    if found.best_split is not None:
+        table.add_row("the same, best split", *_cells(found.best_split))
+    if found.bound is not None and found.layer_time_bound_us is not None:
+        bounds = [f"{found.bound:,.0f}", "", *([""] if nics else []), "", "", _ms(found.layer_time_bound_us)]
+        table.add_row("lower bound", *bounds)
     return table
 
 
@@ -145,7 +152,7 @@ def _content(found: Evaluation, placement: Path) -> EvaluateResult:
         "schema": "moe-placer/evaluation/1",
         "instance": {"name": instance.name, "sha256": instance.sha256},
         "placement": str(placement),
-        "routing": instance.placement.replica_routing,
+        "routing": found.routing,
         "dispatch": instance.placement.dispatch,
         "same_instance": found.same_instance,
         "same_traffic": found.same_traffic,
@@ -153,6 +160,7 @@ def _content(found: Evaluation, placement: Path) -> EvaluateResult:
         "costs": _cost(found.placement),
         "rivals": {name: _cost(plan) for name, plan in rivals.items() if not isinstance(plan, str)},
         "cannot_serve": {name: why for name, why in rivals.items() if isinstance(why, str)},
+        "best_split": None if found.best_split is None else _cost(found.best_split),
         "bound": found.bound,
         "layer_time_bound_us": found.layer_time_bound_us,
     }

@@ -28,11 +28,14 @@ from moe_placer.verifier import verify
 from moe_placer.verifier.layer_time import expert_token_us
 from moe_placer.verifier.loads import read_network
 from moe_placer.verifier.network import Network
+from moe_placer.verifier.replica_choice import check_rule
 from moe_placer.verifier.verification import CONSTRAINTS
 
 __all__ = ["Evaluation", "PlanCosts", "check_servable", "costs_of", "evaluate"]
 
 Floats = npt.NDArray[np.float64]
+
+_IN_INSTANCES = ("group", "even")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Evaluation:
     Attributes
     ----------
     instance : Instance
-        With the routing and dispatch that were asked for.
+        With the dispatch that was asked for, and the routing where an instance can have it.
+    routing : str
+        The rule by which tokens pick replicas.
     same_instance, same_traffic : bool
         Whether the placement says that it was made for these.
     breaks : tuple of str
@@ -93,20 +98,26 @@ class Evaluation:
     placement : PlanCosts
     rivals : mapping
         Name of a heuristic to what its plan for this traffic costs, or to why it cannot serve.
-    bound : float
-        No placement that the instance allows has a smaller ``total_z``; derived anew by the verifier.
-    layer_time_bound_us : float
+    bound : float or None
+        No placement that the instance allows has a smaller ``total_z``; derived anew by the verifier. None under rules
+        for which nothing is proved.
+    layer_time_bound_us : float or None
         Nor a smaller ``layer_time_us``.
+    best_split : PlanCosts or None
+        Under rules beside ``group`` and ``even``, with one copy per chosen expert: what the placement costs where every
+        node's tokens are split so that the worst link costs least. No rule does better on links.
     """
 
     instance: Instance
+    routing: str
     same_instance: bool
     same_traffic: bool
     breaks: tuple[str, ...]
     placement: PlanCosts
     rivals: Mapping[str, PlanCosts | str]
-    bound: float
-    layer_time_bound_us: float
+    bound: float | None
+    layer_time_bound_us: float | None
+    best_split: PlanCosts | None = None
 
 
 def evaluate(
@@ -130,8 +141,11 @@ def evaluate(
         Of this model on this cluster; for which traffic, routing or dispatch it was made does not matter.
     traffic : Traffic, optional
         Absent: what the instance names.
-    routing, dispatch : str, optional
-        Instead of the instance's ``placement.replica_routing`` and ``placement.dispatch``.
+    routing : str, optional
+        Instead of the instance's ``placement.replica_routing``: ``group``, ``even``, or a rule of
+        docs/replica-choice.md such as ``nearest``, ``optimal`` or ``sglang-static``.
+    dispatch : str, optional
+        Instead of the instance's ``placement.dispatch``.
     step : bool
         Whether to simulate a step of every plan, with two micro-batches and with one: seconds each.
     limits : Limits, optional
@@ -145,16 +159,34 @@ def evaluate(
         The placement is of another shape, leaves experts without a replica or uses GPUs that failed; traffic does not
         fit; or the routing or dispatch cannot be served.
     UsageError
-        A step cannot be simulated with this dispatch.
+        A step cannot be simulated with this dispatch or routing.
     """
-    instance = instance.with_serving(routing, dispatch)
+    rule = routing if routing not in {None, *_IN_INSTANCES} else None
+    own = instance.with_serving("even" if rule else routing, dispatch)
+    if rule is not None:
+        check_rule(own, rule)
+        if step:
+            raise UsageError(f"a step simulates group and even routing, not {rule}; leave out the step")
+    return _evaluated(own, placement, traffic, rule, step, limits or Limits(), tell)
+
+
+def _evaluated(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic | None,
+    rule: str | None,
+    step: bool,
+    limits: Limits,
+    tell: Callable[[str], None],
+) -> Evaluation:
+    """Evaluate with a routing that instances can have, or by a named rule."""
     if step and instance.placement.counts_tokens_once:
         unit = instance.placement.dispatch
         raise UsageError(f"a step simulates a copy per chosen expert, and dispatch is {unit}; leave out the step")
     check_servable(instance, placement)
     traffic = traffic or load_traffic(instance)
     found = verify(instance, placement, traffic)
-    solution = _solved(instance, traffic, limits or Limits())
+    solution = _solved(instance, traffic, limits)
     plans: dict[str, Placement | str] = {
         name: solution.baseline_placements().get(name, "it finds no valid placement")
         if isinstance(total, float)
@@ -168,19 +200,23 @@ def evaluate(
             return plan
         if step:
             tell(name)
-        return costs_of(instance, plan, traffic, network, step=step)
+        return costs_of(instance, plan, traffic, network, step=step, rule=rule)
 
+    proved = rule in {None, "trtllm-round-robin"}  # which is what even means
+    split = rule not in {None, "optimal"} and not instance.placement.counts_tokens_once
     mine = costs("the placement", placement)
     assert isinstance(mine, PlanCosts)
     return Evaluation(
         instance=instance,
-        same_instance=placement.instance.sha256 == instance.sha256,
+        routing=rule or instance.placement.replica_routing,
+        same_instance=rule is None and placement.instance.sha256 == instance.sha256,
         same_traffic=placement.instance.traffic_sha256 == traffic.sha256,
         breaks=tuple(str(one) for one in found.violations if one.rule in CONSTRAINTS),
         placement=mine,
         rivals={name: costs(name, plan) for name, plan in plans.items()},
-        bound=solution.verification.total_bound,
-        layer_time_bound_us=solution.verification.layer_us_bound,
+        bound=solution.verification.total_bound if proved else None,
+        layer_time_bound_us=solution.verification.layer_us_bound if proved else None,
+        best_split=costs_of(instance, placement, traffic, network, rule="optimal") if split else None,
     )
 
 
@@ -206,7 +242,13 @@ def check_servable(instance: Instance, placement: Placement) -> None:
 
 
 def costs_of(
-    instance: Instance, placement: Placement, traffic: Traffic, network: Network | None = None, *, step: bool = False
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    network: Network | None = None,
+    *,
+    step: bool = False,
+    rule: str | None = None,
 ) -> PlanCosts:
     """Measure one plan that can serve, by the verifier's slow and obvious loads.
 
@@ -218,9 +260,11 @@ def costs_of(
         As `read_network` says, where it is known.
     step : bool
         Whether to simulate steps.
+    rule : str, optional
+        By which tokens pick replicas; absent: the instance's.
     """
     network = network or read_network(instance)
-    flows = find_flows(instance, placement, traffic)
+    flows = find_flows(instance, placement, traffic, rule)
     load = np.stack([network.load(flow) for flow in flows.sent])
     cost, us = load * network.scale, (load * network.us_per_token).max(axis=1, initial=0.0)
     at = np.unravel_index(int(cost.argmax()), cost.shape) if cost.any() else None

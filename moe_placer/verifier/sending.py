@@ -19,7 +19,7 @@ from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Violation
 
-__all__ = ["check_proof_fits", "find_dispatch_mistakes", "sends_every_choice", "tokens_between"]
+__all__ = ["check_proof_fits", "find_dispatch_mistakes", "reached", "sends_every_choice", "tokens_between"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -100,8 +100,8 @@ def tokens_between(
             chance = _chance(replicas, counts, None if even else view, places, 1 if per_gpu else size)
             for file, recording in enumerate(traffic.recordings):
                 assert recording.topk is not None
-                reached = _reached(recording.topk[:, row], chance)
-                by_place = reached.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
+                share = reached(recording.topk[:, row], chance)
+                by_place = share.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
                 flow += np.outer(started * traffic.mix[:, file] * mine, by_place)
     flow[np.arange(flow.shape[1]) * part // size, np.arange(flow.shape[1])] = 0.0
     return flow, demand
@@ -120,7 +120,7 @@ def _chance(replicas: Sequence[Replica], counts: Ints, view: int | None, places:
     return chance
 
 
-def _reached(topk: npt.NDArray[np.integer], chance: Floats) -> Floats:
+def reached(topk: npt.NDArray[np.integer], chance: Floats) -> Floats:
     """Share of tokens that go to each place at least once [places]: one minus what misses it with every choice."""
     chosen, times = np.unique(np.sort(topk, axis=1), axis=0, return_counts=True)
     reached = np.zeros(chance.shape[1])

@@ -113,7 +113,7 @@ def test_steps_are_simulated_on_request() -> None:
         ([[[0], [1], [2], []]] * 2, "even", "0 replicas of layer 1 expert 3"),
         ([[[0], [1], [2], [3]]] * 2, "group", "one for each DP group"),
         ([[[0], [1], [2], [99]]] * 2, "even", "on GPU 99"),
-        ([[[0], [1], [2], [3]]] * 2, "fastest", "placement.replica_routing"),
+        ([[[0], [1], [2], [3]]] * 2, "fastest", "one of group, even, nearest"),
     ],
 )
 def test_what_cannot_serve_is_refused(gpu: Any, routing: str | None, says: str) -> None:
@@ -148,4 +148,4 @@ def test_the_command(tmp_path: Path) -> None:
     validate(content, result_schema("evaluate"))
     assert content["same_traffic"] is False
     assert content["costs"]["total_z"] >= content["bound"]
-    fails(1, "evaluate", TINY, out / "placement.json", "--routing", "fastest", says="placement.replica_routing")
+    fails(1, "evaluate", TINY, out / "placement.json", "--routing", "fastest", says="one of group, even, nearest")

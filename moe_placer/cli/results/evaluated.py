@@ -69,7 +69,9 @@ class EvaluateResult(TypedDict):
     """Of heuristics' plans for the same traffic, by name."""
     cannot_serve: dict[str, str]
     """Heuristics that cannot serve, and why."""
-    bound: float
-    """No placement that the instance allows has a smaller `total_z`; 0 where nothing is proved."""
-    layer_time_bound_us: float
+    best_split: PlanCost | None
+    """Of the placement where tokens are split so that the worst link costs least; null under `group` and `even`."""
+    bound: float | None
+    """No placement that the instance allows has a smaller `total_z`; null under rules for which nothing is proved."""
+    layer_time_bound_us: float | None
     """Nor a smaller `layer_time_us`."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import dispatch_us, is_nic, link_bandwidths
+from moe_placer.fabric import build_fabric, compile_routes, dispatch_us, is_nic, link_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
 from moe_placer.verifier.loads import Network, choices_per_token, read_network
+from moe_placer.verifier.picked import split_best, tokens_by_views
+from moe_placer.verifier.replica_choice import check_rule, views_of
 from moe_placer.verifier.rules import Replica, read_replicas
 from moe_placer.verifier.sending import tokens_between
 
@@ -43,8 +45,16 @@ class Flows:
     gpu: Floats
 
 
-def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Flows:
-    """Send every token of a verified placement's traffic where its experts are."""
+def find_flows(instance: Instance, placement: Placement, traffic: Traffic, rule: str | None = None) -> Flows:
+    """Send every token of a verified placement's traffic where its experts are.
+
+    Parameters
+    ----------
+    instance, placement, traffic
+        What is where, and which tokens choose what.
+    rule : str, optional
+        By which tokens pick replicas, as `check_rule` knows them; absent: the instance's ``replica_routing``.
+    """
     layers, nodes = len(instance.moe_layers), instance.cluster.nodes
     choices = choices_per_token(instance, traffic)
     of_layer: list[list[Replica]] = [[] for _ in range(layers)]
@@ -52,13 +62,32 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic) -> Fl
         of_layer[replica.row].append(replica)
     between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
     sent = []
-    for row, replicas in enumerate(of_layer):
-        flow, demand = tokens_between(instance, traffic, row, choices[:, row], replicas)
+    counted = _counts(instance, traffic, choices, of_layer, rule)
+    for row, (replicas, (flow, demand)) in enumerate(zip(of_layer, counted, strict=True)):
         between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2)
         sent.append(flow)
         for item, replica in enumerate(replicas):
             gpu[row, list(replica.gpus)] += demand[:, item].sum() / len(replica.gpus)
     return Flows(between, np.stack(sent), gpu)
+
+
+def _counts(
+    instance: Instance, traffic: Traffic, choices: Floats, layers: Sequence[Sequence[Replica]], rule: str | None
+) -> Iterator[tuple[Floats, Floats]]:
+    """Yield what every MoE layer sends and what its replicas work on."""
+    if rule is None:
+        for row, replicas in enumerate(layers):
+            yield tokens_between(instance, traffic, row, choices[:, row], replicas)
+        return
+    check_rule(instance, rule)
+    if rule == "optimal":
+        network = read_network(instance)
+        for row, replicas in enumerate(layers):
+            yield split_best(instance, traffic, choices[:, row], replicas, network)
+        return
+    hops = compile_routes(build_fabric(instance), instance.cluster.nodes).hops
+    for row, views in enumerate(views_of(instance, rule, layers, hops)):
+        yield tokens_by_views(instance, traffic, row, choices[:, row], layers[row], views)
 
 
 def find_dispatch_us(instance: Instance, placement: Placement, traffic: Traffic) -> float:

@@ -1,0 +1,223 @@
+"""Rules of replica choice: every token, rank and draw by itself, in plain Python, against what is computed at once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+from builders import DRAGONFLY, MESH, placement_data, tiny_instance, tiny_tokens, tiny_traffic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_placer import evaluate
+from moe_placer.errors import InputError, UsageError
+from moe_placer.experiments.compare.metrics import find_flows
+from moe_placer.fabric.graph import build_fabric, node_name
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic import Traffic
+from moe_placer.verifier.loads import read_network
+
+RULES = ("nearest", "sglang-static", "sglang-dynamic", "vllm-hash", "vllm-ascend", "trtllm-round-robin")
+FABRICS: dict[str, dict[str, Any]] = {"tree": {}, "mesh": {"fabric": MESH}, "dragonfly": {"fabric": DRAGONFLY}}
+UNITS = ("per-expert", "per-gpu", "per-node")
+
+
+def served(unit: str = "per-expert", fabric: str = "tree", tp: int = 1, **more: Any) -> Instance:
+    """5 experts and 3 more replicas on 4 nodes of 2 GPUs with a slot each, 2 where a unit is once per GPU."""
+    slots = {"slots_per_gpu": 2 if unit == "per-gpu" else 1}
+    return tiny_instance(
+        model={"experts": 5},
+        cluster={"nodes": 4, "gpus_per_node": 2, **FABRICS[fabric]},
+        parallelism={"dp": 1, "attention_tp": tp},
+        placement={"replica_routing": "even", "replicas": {"redundant_slots": 3}, "dispatch": unit, **slots},
+        traffic={"kind": "trace", "tokens_per_gpu": 7.0, **more},
+    )
+
+
+def scattered(instance: Instance, seed: int) -> list[list[list[int]]]:
+    """Replicas anywhere: every expert one, three experts (or one three times) one more, no GPU twice."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in instance.moe_layers:
+        gpus = rng.permutation(instance.gpus).tolist()
+        row = [[gpus.pop()] for _ in range(instance.model.experts)]
+        for gpu in gpus:
+            row[int(rng.integers(len(row)))].append(gpu)
+        rows.append([rng.permutation(own).tolist() for own in row])
+    return rows
+
+
+class Tokens:
+    """Every token of every rank, each with everything that could be drawn for it."""
+
+    def __init__(self, instance: Instance, gpu: list[list[list[int]]], traffic: Traffic, rule: str) -> None:
+        self.instance, self.gpu, self.traffic, self.rule = instance, gpu, traffic, rule
+        graph = build_fabric(instance)
+        self.hops = {
+            s: nx.single_source_shortest_path_length(graph, node_name(s)) for s in range(instance.cluster.nodes)
+        }
+        self.ranks = {rank: self._static(rank) for rank in range(instance.gpus)} if rule == "sglang-static" else {}
+
+    def picks(self, row: int, expert: int, rank: int, index: int) -> list[tuple[float, int]]:
+        """Chance and GPU of each replica that the index-th token of a rank may go to."""
+        instance, own = self.instance, sorted(self.gpu[row][expert])
+        size, tp = instance.cluster.gpus_per_node, instance.parallelism.attention_tp
+        if self.rule == "trtllm-round-robin":
+            return [(1 / len(own), gpu) for gpu in own]
+        if self.rule == "vllm-hash":
+            return [(1.0, own[((index * 2654435769) & 0xFFFFFFFF) % len(own)])]
+        if self.rule == "vllm-ascend":
+            number = rank if tp == 1 else rank % tp + rank // tp + expert
+            return [(1.0, own[number % len(own)])]
+        if self.rule == "nearest":
+            way = {gpu: self.hops[rank // size][node_name(gpu // size)] for gpu in own}
+            best = [gpu for gpu in own if way[gpu] == min(way.values())]
+            return [(1 / len(best), gpu) for gpu in best]
+        if self.rule == "sglang-static":
+            return [(1.0, self.ranks[rank][instance.moe_layers[row], expert])]
+        collapsed = self._collapsed(own, rank)
+        return [(1 / len(collapsed), gpu) for gpu in collapsed]
+
+    def _collapsed(self, own: list[int], rank: int) -> list[int]:
+        size = self.instance.cluster.gpus_per_node
+        if len(own) == 1 or rank in own:
+            return [own[0] if len(own) == 1 else rank]
+        node = [gpu for gpu in own if gpu // size == rank // size]
+        return node[:1] if 0 < len(node) < len(own) else own
+
+    def _static(self, rank: int) -> dict[tuple[int, int], int]:
+        """The map of one rank, as that rank's process works it out: for all ranks, from its own list of replicas."""
+        instance, draw, found = self.instance, random.Random(42), {}
+        for layer in range(instance.model.layers):
+            for expert in range(instance.model.experts):
+                if layer in instance.moe_layers:
+                    own = sorted(self.gpu[instance.moe_layers.index(layer)][expert])
+                else:
+                    slots = sum(map(len, self.gpu[0]))
+                    own = [p // (slots // instance.gpus) for p in range(slots) if p % instance.model.experts == expert]
+                own = self._collapsed(own, rank)
+                open_ = [other for other in range(instance.gpus) if len(self._collapsed(own, other)) > 1]
+                whole, rest = divmod(len(open_), len(own))
+                if open_:
+                    cards = own * whole + draw.sample(own, k=rest)
+                    draw.shuffle(cards)
+                taken = dict(zip(open_, cards, strict=True)) if open_ else {}
+                found[layer, expert] = taken.get(rank) or (own[0] if len(own) == 1 else taken[rank])
+        return found
+
+    def outcomes(self, row: int) -> Iterator[tuple[float, int, list[int]]]:
+        """Tokens per step, rank, and the GPUs of what is chosen: every case that there is."""
+        instance, batch = self.instance, int(self.instance.traffic.tokens_per_gpu)
+        indices = range(batch) if self.rule == "vllm-hash" else range(1)
+        for rank, index in product(range(instance.gpus), indices):
+            share = self.traffic.mix[rank // instance.cluster.gpus_per_node]
+            for file, recording in enumerate(self.traffic.recordings):
+                assert recording.topk is not None
+                sets = Counter(tuple(sorted(token)) for token in recording.topk[:, row].tolist())
+                for chosen, times in sets.items():
+                    weight = batch / len(indices) * share[file] * times / len(recording.topk)
+                    for drawn in product(*(self.picks(row, e, rank, index) for e in chosen)):
+                        yield weight * prod(chance for chance, _ in drawn), rank, [gpu for _, gpu in drawn]
+
+    def counted(self, row: int, unit: str) -> tuple[np.ndarray, np.ndarray]:
+        """Copies between nodes, and tokens on GPUs, one by one."""
+        size, nodes = self.instance.cluster.gpus_per_node, self.instance.cluster.nodes
+        between, tokens = np.zeros((nodes, nodes)), np.zeros(self.instance.gpus)
+        for weight, rank, gpus in self.outcomes(row):
+            for gpu in gpus:
+                tokens[gpu] += weight
+            places = {"per-expert": [g // size for g in gpus], "per-gpu": [g // size for g in set(gpus)]}
+            for node in places.get(unit, {g // size for g in gpus}):
+                if node != rank // size:
+                    between[rank // size, node] += weight
+        return between, tokens
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("unit", UNITS)
+@given(seed=st.integers(0, 10_000), fabric=st.sampled_from(sorted(FABRICS)), tp=st.sampled_from([1, 2]))
+@settings(max_examples=3, deadline=None)
+def test_every_token_by_itself(rule: str, unit: str, seed: int, fabric: str, tp: int) -> None:
+    instance = served(unit, fabric, tp)
+    traffic = tiny_tokens(instance, seed, (6, 9))
+    gpu = scattered(instance, seed)
+    placement = Placement.model_validate(placement_data(instance, gpu, traffic, []))
+    flows, reference = find_flows(instance, placement, traffic, rule), Tokens(instance, gpu, traffic, rule)
+    for row in range(len(instance.moe_layers)):
+        between, tokens = reference.counted(row, unit)
+        np.testing.assert_allclose(flows.between[row], between, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(flows.gpu[row], tokens, rtol=1e-9, atol=1e-9)
+
+
+def test_round_robin_is_even_and_no_rule_beats_the_best_split() -> None:
+    instance = served()
+    for seed in range(3):
+        traffic = tiny_tokens(instance, seed)
+        gpu = scattered(instance, seed)
+        placement = Placement.model_validate(placement_data(instance, gpu, traffic, []))
+        even = find_flows(instance, placement, traffic)
+        np.testing.assert_allclose(find_flows(instance, placement, traffic, "trtllm-round-robin").sent, even.sent)
+        network = read_network(instance)
+        worst = {}
+        for rule in (None, *RULES, "optimal"):
+            flows = find_flows(instance, placement, traffic, rule)
+            worst[rule] = np.array([(network.load(flow) * network.scale).max() for flow in flows.sent])
+            np.testing.assert_allclose(flows.gpu.sum(), even.gpu.sum())
+        assert all((worst["optimal"] <= own * (1 + 1e-7)).all() for own in worst.values())
+
+
+def test_the_best_split_by_hand() -> None:
+    """Expert 0 is on both nodes, expert 1 on node 1: only what node 0 has for expert 1 must travel."""
+    instance = tiny_instance(
+        model={"layers": 1, "dense_layers": [], "experts": 2},
+        cluster={"nodes": 2, "gpus_per_node": 2, "fabric": {"nodes_per_leaf": 2}},
+        parallelism={"dp": 1},
+        placement={"replica_routing": "even", "replicas": {"redundant_slots": 1}},
+    )
+    traffic = tiny_traffic(instance, 0)
+    placement = Placement.model_validate(placement_data(instance, [[[0, 2], [3]]], traffic, []))
+    flows = find_flows(instance, placement, traffic, "optimal")
+    choices = traffic.mix @ np.stack([r.load[0] / r.tokens[0] for r in traffic.recordings])
+    np.testing.assert_allclose(flows.between[0], [[0, 200 * choices[0, 1]], [0, 0]], atol=1e-6)
+
+
+def test_evaluate_knows_the_rules() -> None:
+    instance = served()
+    traffic = tiny_tokens(instance, 5)
+    placement = Placement.model_validate(placement_data(instance, scattered(instance, 5), traffic, []))
+    found = evaluate(instance, placement, traffic, routing="sglang-dynamic")
+    assert (found.routing, found.bound, found.same_instance) == ("sglang-dynamic", None, False)
+    assert found.best_split is not None
+    assert found.best_split.total_z <= found.placement.total_z * (1 + 1e-7)
+    uniform = evaluate(instance, placement, traffic, routing="trtllm-round-robin")
+    assert uniform.bound == evaluate(instance, placement, traffic, routing="even").bound
+    with pytest.raises(UsageError, match="leave out the step"):
+        evaluate(instance, placement, traffic, routing="nearest", step=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "says"),
+    [
+        ("fastest", {}, "one of group, even, nearest, sglang-static"),
+        ("vllm-ascend", {"placement": {"failed_gpus": [1], "slots_per_gpu": 2}}, "a failed GPU has none"),
+        ("nearest", {"parallelism": {"dp": 1, "expert_tp": 2}}, "expert_tp: 1"),
+        ("vllm-hash", {"traffic": {"tokens_per_gpu": 1.5}}, "whole tokens"),
+        ("optimal", {"placement": {"dispatch": "per-node"}}, "dispatch: per-expert"),
+    ],
+)
+def test_refused_combinations_say_why(rule: str, changes: dict[str, Any], says: str) -> None:
+    instance = tiny_instance(**changes)
+    traffic = (tiny_tokens if instance.placement.counts_tokens_once else tiny_traffic)(instance, 0)
+    shards = instance.parallelism.expert_tp > 1
+    gpu = [[[[2 * e, 2 * e + 1]] if shards else [2 * e] for e in range(4)]] * 2
+    placement = Placement.model_validate(placement_data(instance, gpu, traffic, []))
+    with pytest.raises(InputError, match=says):
+        evaluate(instance, placement, traffic, routing=rule)
