@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
 from moe_placer.decomposition.aggregate import solve_aggregate
 from moe_placer.limits import Deadline, Limits
@@ -168,7 +169,7 @@ def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
         if relaxation is None:
             break
         if without_slots or not layer.replicas_are_free:
-            bound = max(best_bound(layer, relaxation.weights), bound, key=lambda b: b.value)
+            bound = largest([best_bound(layer, relaxation.weights), bound])
         node = round_shares(layer, relaxation.share, task.rng)
         if node is not None:
             found = search(layer, node, bound.value, 0.0, task.rng, task.deadline)
@@ -194,7 +195,7 @@ def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:
     weights = relaxation.weights if relaxation is not None else bound.weights
     if weights is None:
         return bound
-    return max(bound, threshold_bound(layer, weights, z), key=lambda b: b.value)
+    return largest([bound, threshold_bound(layer, weights, z)])
 
 
 def _with_choice(task: LayerTask) -> LayerResult:

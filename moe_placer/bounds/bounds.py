@@ -10,6 +10,7 @@ import numpy.typing as npt
 from moe_placer.bounds.assignment import assign, price, transport
 from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.hot_replicas import least_cost_of_experts, least_peak
+from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
 from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
 from moe_placer.limits import Deadline
@@ -89,11 +90,11 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
         if not problem.links:
             return Bound(0.0, "solver")
         bound = Bound(0.0, "solver") if weights is None else any_replicas_bound(problem, weights)
-        return max(bound, hot_replicas_bound(problem, weights), key=lambda one: one.value)
+        return largest([bound, hot_replicas_bound(problem, weights)])
     bounds = [hot_expert_bound(problem)]
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
-    return replace(max(bounds, key=lambda bound: bound.value), weights=weights)
+    return replace(largest(bounds), weights=weights)
 
 
 def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep: bool = True) -> Bound:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign
 from moe_placer.bounds.companions import MOST_COMPANIONS, CompanionWork
+from moe_placer.bounds.largest import largest
 from moe_placer.problem.compile import LayerProblem
 
 __all__ = ["WeightedCompanions", "weighted_companions"]
@@ -50,7 +51,7 @@ def weighted_companions(layer: LayerProblem, weights: list[Floats]) -> WeightedC
         return None
     work = CompanionWork(layer, layer.coverage)
     guess = work.greedy_guess(None)
-    return max((_by_weights(work, one, guess) for one in weights), key=lambda found: found.value)
+    return largest(_by_weights(work, one, guess) for one in weights)
 
 
 def _by_weights(work: CompanionWork, weights: Floats, guess: Bools) -> WeightedCompanions:

@@ -22,6 +22,7 @@ from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
 from moe_placer.bounds.bounds import SAFETY, SMALLEST, Bound, best_bound, relaxed_bound
+from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import Relaxation, relax
 from moe_placer.decomposition.memory_exchange import SMALL, Exchange
 from moe_placer.decomposition.memory_rounding import fit_memory
@@ -194,7 +195,7 @@ class _Master:
             bound = best_bound(layer, weights)
             if not deadline.over:
                 left = deadline.left if np.isfinite(deadline.at) else None
-                bound = max(relaxed_bound(layer, left), bound, key=lambda one: one.value)
+                bound = largest([relaxed_bound(layer, left), bound])
             bounds.append(bound)
         return bounds
 

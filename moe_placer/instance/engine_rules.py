@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["ENGINES", "EngineName", "EngineRules", "ReplicaRouting", "slots_mistake"]
@@ -44,15 +44,15 @@ class EngineRules:
     name: EngineName
     title: str
     version: str
-    ranks_word: str
     slots_word: str
-    equal_slots: bool
-    enforced: str
-    one_count: bool
-    twice_on_a_gpu: bool
     replica_routing: ReplicaRouting
     replica_rule: str
-    dispatch: dict[str, str]
+    enforced: str = "requires it"
+    ranks_word: str = "ep_size"
+    equal_slots: bool = True
+    one_count: bool = True
+    twice_on_a_gpu: bool = True
+    dispatch: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -69,12 +69,8 @@ ENGINES: dict[str, EngineRules] = {
             name="sglang",
             title="SGLang",
             version="0.5.23",
-            ranks_word="ep_size",
             slots_word="num_physical_experts",
-            equal_slots=True,
             enforced="asserts it at start",
-            one_count=True,
-            twice_on_a_gpu=True,
             replica_routing="nearest",
             replica_rule=(
                 "with an all-to-all backend (dispatch algorithm static): the replica on the token's own GPU, else the "
@@ -87,12 +83,7 @@ ENGINES: dict[str, EngineRules] = {
             name="vllm",
             title="vLLM",
             version="0.33.0",
-            ranks_word="ep_size",
             slots_word="num_physical_experts",
-            equal_slots=True,
-            enforced="requires it",
-            one_count=True,
-            twice_on_a_gpu=True,
             replica_routing="even",
             replica_rule="a hash of the token's index in its rank's batch, modulo replicas; blind to the source",
             dispatch={
@@ -107,28 +98,19 @@ ENGINES: dict[str, EngineRules] = {
             version="main of September 2026",
             ranks_word="moe_ep_size",
             slots_word="num_slots",
-            equal_slots=True,
-            enforced="requires it",
-            one_count=True,
-            twice_on_a_gpu=True,
             replica_routing="even",
             replica_rule="round robin over an expert's replicas (moe_load_balance_routing), optionally offset by rank",
-            dispatch={},
         ),
         EngineRules(
             name="vllm-ascend",
             title="vllm-ascend",
             version="0.23.0.post1",
-            ranks_word="ep_size",
             slots_word="num_experts + num_redundant_experts",
-            equal_slots=True,
             enforced="reads its map as a rectangular tensor",
-            one_count=True,
             twice_on_a_gpu=False,
             replica_routing="source-fixed",
             replica_rule="replicas listed by rank: ep_rank modulo replicas, or (tp_rank + dp_rank + expert) modulo "
             "replicas",
-            dispatch={},
         ),
         EngineRules(
             name="omni",
@@ -136,13 +118,12 @@ ENGINES: dict[str, EngineRules] = {
             version="mid 2026",
             ranks_word="world_size",
             slots_word="the pattern's ones in a layer",
-            equal_slots=False,  # its files state nothing of the kind
             enforced="",
+            equal_slots=False,  # its files state nothing of the kind
             one_count=False,
             twice_on_a_gpu=False,
             replica_routing="source-fixed",
             replica_rule="the replica on the token's own GPU, else replica number rank modulo replicas",
-            dispatch={},
         ),
     )
 }

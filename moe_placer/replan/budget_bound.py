@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price
 from moe_placer.bounds.bounds import even_weights
+from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
@@ -94,7 +95,7 @@ def bound_budget(
             if deadline.over:
                 return best
             moves += part.refine(now, deadline.left)
-        best = max(best, _best_price(parts, budget, now), key=lambda bound: bound.value)
+        best = largest([best, _best_price(parts, budget, now)])
         if moves > budget:  # the price is too low
             low = now
         else:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, even_weights
+from moe_placer.bounds.largest import largest
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import expert_bytes
 from moe_placer.placement import Placement
@@ -82,7 +83,7 @@ class Task:
             layer = self.problem.layer(index)
             tried = [own] if own is not None else [*even_weights(layer)] if layer.links else [None]
             tried_bounds = [best_bound(layer, weights) for weights in tried]
-            bound = max(tried_bounds, key=lambda one: one.value)
+            bound = largest(tried_bounds)
             self.bounds.append(bound)
             slots = self.problem.capacity.slots[index].reshape(-1, self.per_place).sum(axis=1)
             gpus = int(np.count_nonzero(self.problem.capacity.slots[index]))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, companions_bound, even_weights, relaxed_bound
+from moe_placer.bounds.largest import largest
 from moe_placer.decomposition.aggregate import aggregate_bound, bound_jointly
 from moe_placer.decomposition.memory import MemoryDivision, divide_memory
 from moe_placer.errors import DefectError, NothingFoundError, UsageError
@@ -167,23 +168,14 @@ def solve(
         The verifier disagrees with the solver: a defect of this program.
     """
     begun = time.monotonic()
-    limits = limits or Limits()
-    limits = replace(limits, deadline=Deadline(begun + limits.time_s, interrupted or limits.deadline.interrupted))
+    limits = _starting_now(limits or Limits(), interrupted)
     method = _available(solver)
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
     searches = not (isinstance(method, LayerSolver) and method.quick)
     refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
-    problem = compile_problem(instance, traffic)
-    if reason := method.refuses(problem_for(method, problem)):
-        raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
-    kept = find_slots(problem, start) if start is not None and problem.capacity.binds else None
-    division = divide_memory(problem, limits, kept) if _can_divide_memory(problem, method) else None
-    if division is not None:
-        problem = division.problem
-    elif kept is not None:
-        problem = replace(problem.with_slots(kept), slots_are_given=False)
+    problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
     baselines = run_baselines(problem, seed)
     place_baselines = partial(_place_baselines, instance, traffic, problem, seed, baselines.plans)
     by_load, first = problem.replicas, baselines.start
@@ -203,9 +195,8 @@ def solve(
     results = fit_to_gpus(problem, results)
     if improves:
         results = never_worse(problem, results, baselines.plans)
-    cooling = None
-    if method.cools if cool_gpus is None else cool_gpus:
-        results, cooling = cool_busiest(problem, results, limits)
+    cools = method.cools if cool_gpus is None else cool_gpus
+    results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)
@@ -223,6 +214,31 @@ def solve(
         tuple(deaths),
         cooling,
     )
+
+
+def _starting_now(limits: Limits, interrupted: Callable[[], bool] | None) -> Limits:
+    """Return the limits with the moment at which their time is over."""
+    at = time.monotonic() + limits.time_s
+    return replace(limits, deadline=Deadline(at, interrupted or limits.deadline.interrupted))
+
+
+def _compiled(instance: Instance, traffic: Traffic, method: Solver) -> Problem:
+    """Compile the problem; the method must be one that can solve it."""
+    problem = compile_problem(instance, traffic)
+    if reason := method.refuses(problem_for(method, problem)):
+        raise NothingFoundError(f"the solver {method.name} cannot serve {instance.name}: {reason}")
+    return problem
+
+
+def _with_memory(
+    problem: Problem, method: Solver, limits: Limits, start: Placement | None
+) -> tuple[Problem, MemoryDivision | None]:
+    """Divide memory that binds over layers among them, where that pays; else keep to the slots of a start."""
+    kept = find_slots(problem, start) if start is not None and problem.capacity.binds else None
+    division = divide_memory(problem, limits, kept) if _can_divide_memory(problem, method) else None
+    if division is not None:
+        return division.problem, division
+    return problem if kept is None else replace(problem.with_slots(kept), slots_are_given=False), None
 
 
 def statuses(problem: Problem, results: Sequence[LayerResult], verification: Verification) -> tuple[Status, ...]:
@@ -338,7 +354,7 @@ def _missing_bound(problem: Problem, results: Sequence[LayerResult], index: int,
     lent = [other for other in range(len(results)) if results[other].bound.weights is not None]
     nearest = sorted(lent, key=lambda other: abs(other - index))[:1]
     weights = [w for other in nearest if (w := results[other].bound.weights) is not None] or even_weights(layer)
-    return max((best_bound(layer, w) for w in weights), key=lambda b: b.value, default=best_bound(layer))
+    return largest(best_bound(layer, one) for one in weights) if weights else best_bound(layer)
 
 
 def _fits(problem: Problem, index: int, result: LayerResult) -> bool:

@@ -116,7 +116,7 @@ class Checker:
         derived = replanned.budget_bound(self.instance, self.network, self.layers, self._slots, record, current)
         within = record.max_moves is not None and replanned.count_moves(current, placement) <= record.max_moves
         if within:  # else the bound is not about this placement
-            derived = self._believed(derived, total_z, self.layers, "its sum of worst links")
+            derived = self._believed(derived, total_z, self.layers, "its sum of busiest links")
         sent = self._sent(*self.layers)
         self.violations.extend(records.check_budget_bound(record.bound, derived, total_z, sent))
         return derived

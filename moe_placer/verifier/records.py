@@ -95,7 +95,7 @@ def check_budget_bound(bound: float, derived: float, total_z: float, sent: float
         required = f"required are at most the {derived:.12g} tokens that weights and the price of a move give"
         yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
     if not _within(bound, total_z, sent):
-        required = f"required are at most the {total_z:.12g} tokens of the sum of worst links"
+        required = f"required are at most the {total_z:.12g} tokens of the sum of busiest links"
         yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
 
 

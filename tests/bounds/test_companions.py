@@ -52,6 +52,12 @@ CASES: dict[str, dict[str, Any]] = {
         "parallelism": {"dp": 1},
         "placement": {"dispatch": "per-node", "failed_gpus": [0, 4]},
     },
+    "one slot a node": {
+        "model": {"experts": 4, "top_k": 2},
+        "cluster": {"nodes": 4, "gpus_per_node": 1},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-node"},
+    },
     "GPUs": {
         "model": {"experts": 6, "top_k": 3},
         "cluster": {"nodes": 3, "gpus_per_node": 1},
@@ -125,7 +131,7 @@ def test_no_placement_is_below_the_bound_by_weights(name: str, seed: int) -> Non
     assert found.weights.sum() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ["one replica", "replicas drawn", "GPUs"])
+@pytest.mark.parametrize("name", ["one replica", "replicas drawn", "one slot a node", "GPUs"])
 def test_the_verifier_derives_the_bound_by_weights_as_stated(name: str) -> None:
     instance, traffic, layer = case(name, 3)
     problem = compile_problem(instance, traffic)

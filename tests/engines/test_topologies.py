@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drafted import SMALL, recorded
 from topology_files import (
     GRAPH,
     IBNET,
@@ -23,8 +24,10 @@ from topology_files import (
     write,
 )
 
+from moe_placer.engines.init import Wishes, draft_instance, inspect_recordings, read_model_config
 from moe_placer.engines.topology import Choice, read_topologies
 from moe_placer.errors import InputError
+from moe_placer.instance import Instance
 
 
 def test_topographs_graph(tmp_path: Path) -> None:
@@ -107,12 +110,54 @@ def test_unnamed_hosts_are_counted_and_speeds_are_added(tmp_path: Path) -> None:
     assert topology.notes == ("cluster: 1 ports of HCAs that name no host are left out",)
 
 
-def test_rails_are_refused_and_named(tmp_path: Path) -> None:
-    rails = {(f"n{i}", f"mlx5_{h}"): (f"rail{h}", "4xNDR") for i in range(4) for h in range(8)}
-    mistake = mistake_of(write(tmp_path, "ib.out", ibnet(rails, [])))
-    shown = "mlx5_0 on MF0;rail0:MQM9701/U1, mlx5_1 on MF0;rail1:MQM9701/U1, ..."
-    assert mistake.found == f"n0 with 8 HCAs on 8 leaf switches ({shown}): rails"
-    assert "cannot hold rails yet" in mistake.expected
+def rails(nodes: int, pods: int = 1, hcas: int = 8) -> dict[tuple[str, str], tuple[str, str]]:
+    """Cable HCA h of every node to leaf h of its pod."""
+    return {
+        (f"n{i}", f"mlx5_{h}"): (f"pod{i * pods // nodes}-rail{h}", "4xNDR") for i in range(nodes) for h in range(hcas)
+    }
+
+
+def test_a_pod_of_rails_is_like_one_leaf(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "ib.out", ibnet(rails(4), [])))
+    assert topology.nodes == ("n0", "n1", "n2", "n3")
+    assert (topology.nodes_per_leaf, topology.oversubscription) == (4, 1.0)
+    assert (topology.node_gb_per_s, topology.nics) == (400.0, (8, 50.0))
+    (note,) = topology.notes
+    assert note.startswith("cluster.nics: 8 rails; source-rail is what kernels do")
+
+
+def test_pods_of_rails_are_joined_above_their_leaves(tmp_path: Path) -> None:
+    trunks = [(f"pod{pod}-rail{h}", f"spine{h}-{s}", 1) for pod in range(2) for h in range(8) for s in range(2)]
+    topology = read(write(tmp_path, "ib.out", ibnet(rails(8, pods=2), trunks)), leaf_level=1)
+    assert topology.nodes == tuple(f"n{i}" for i in range(8))
+    assert topology.nodes_per_leaf == 4
+    assert topology.oversubscription == 2.0  # a rail's leaf: 4 nodes x 50 GB/s down, 2 cables of 50 GB/s up
+    assert topology.nics == (8, 50.0)
+
+
+def test_an_instance_has_the_rails(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "ib.out", ibnet(rails(4), [])))
+    wishes = Wishes(gpus_per_node=8, slots_per_gpu=1)
+    model = read_model_config(write(tmp_path, "config.json", SMALL))
+    drafted = draft_instance(model, inspect_recordings([recorded(tmp_path)], model), topology, wishes, tmp_path)
+    instance = Instance.model_validate(drafted.data)
+    assert instance.cluster.nics is not None
+    assert (instance.cluster.nics.per_node, instance.cluster.nics.gb_per_s) == (8, 50.0)
+    assert instance.cluster.nics.receive == "source-rail"
+    assert instance.cluster.fabric.node_gb_per_s == 400.0
+
+
+def test_rails_that_are_shared_in_part_or_uneven_are_refused(tmp_path: Path) -> None:
+    cables = rails(4, hcas=2)
+    cables["n3", "mlx5_1"] = ("pod0-other", "4xNDR")
+    mistake = mistake_of(write(tmp_path, "ib.out", ibnet(cables, [])))
+    assert mistake.found == "n0 and n3, which share MF0;pod0-rail0:MQM9701/U1 but not all leaves"
+    cables = rails(4, hcas=2)
+    for node in range(4):
+        cables[f"n{node}", "mlx5_1"] = ("pod0-rail1", "4xHDR")
+    mistake = mistake_of(write(tmp_path, "ib.out", ibnet(cables, [])))
+    assert mistake.found.startswith("n0 with mlx5_0 50 GB/s on MF0;pod0-rail0:MQM9701/U1, mlx5_1 25 GB/s on")
+    assert mistake.expected == "HCAs of one speed, as many on every rail, over which copies spread evenly"
 
 
 def test_uneven_uplinks_count_as_the_worst(tmp_path: Path) -> None:

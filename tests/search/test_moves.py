@@ -125,3 +125,15 @@ def test_repair_leaves_a_small_fault_to_few_changes(monkeypatch: pytest.MonkeyPa
     assert mended is not None
     assert layer.valid(mended)
     assert (mended != crowded).sum() <= 2 * (node == 0).sum()
+
+
+def test_repair_moves_the_replicas_of_a_single_expert_apart() -> None:
+    instance = tiny_instance(
+        model={"experts": 1, "top_k": 1},
+        cluster={"nodes": 3},
+        placement={"replica_routing": "even", "replicas_apart": "node"},
+    )
+    layer = compile_problem(instance, tiny_traffic(instance)).layer(0)
+    mended = repair(layer, np.zeros(layer.items, dtype=np.int64), np.random.default_rng(0))
+    assert mended is not None
+    assert layer.valid(mended)

@@ -159,6 +159,10 @@ def _put_cluster(
     draft.put("cluster", "nvlink_gb_per_s", preset.nvlink_gb_per_s, "one direction")
     fabric, why, assumed = _fabric(preset, topology, wishes, nodes)
     draft.put("cluster", "fabric", fabric, why)
+    if topology and topology.nics:
+        count = topology.nics[0]
+        nics = {"per_node": count, "gb_per_s": fabric["node_gb_per_s"] / count, "receive": "source-rail"}
+        draft.put("cluster", "nics", nics, "a rail for each; a copy stays on the rail that it starts on")
     if assumed:
         draft.assumed.append(
             f"cluster.fabric: {why.removeprefix('assumed: ')} (--topology, --nodes-per-leaf, --node-gb-per-s)"

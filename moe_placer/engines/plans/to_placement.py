@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_placer.bounds.bounds import Bound, best_bound, even_weights
+from moe_placer.bounds.largest import largest
 from moe_placer.engines.plans.plan import Deployment, Plan
 from moe_placer.errors import VerificationError
 from moe_placer.instance import Instance
@@ -99,5 +100,5 @@ def _result(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> Laye
     pairs = zip(layer.expert.tolist(), layer.replica.tolist(), strict=True)
     node = np.array([gpus[expert][replica] for expert, replica in pairs]) // problem.gpus_per_node
     bounds = [best_bound(layer, weights) for weights in even_weights(layer)]
-    bound = max(bounds, key=lambda bound: bound.value, default=Bound(0.0, "solver"))
+    bound = largest([*bounds, Bound(0.0, "solver")])
     return LayerResult(node, layer.z(node), bound, Stop.FINISHED, replicas=replicas)

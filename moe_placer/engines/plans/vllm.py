@@ -12,7 +12,7 @@ from moe_placer.engines.plans.form import PlanForm, Start
 from moe_placer.engines.plans.plan import Deployment, Plan
 from moe_placer.files import parse_json
 
-__all__ = ["VllmInitialMapForm", "VllmPlanForm", "eplb_config"]
+__all__ = ["VllmInitialMapForm", "VllmPlanForm", "eplb_config", "parallel_flags"]
 
 _EXPECTED = "a JSON list: the expert of each slot, or such a list for each MoE layer"
 
@@ -66,7 +66,7 @@ class VllmPlanForm(PlanForm):
         """Return flags and environment of every node's process."""
         return Start(
             "vllm serve $MODEL",
-            _parallel(deployment, eplb_config({"num_redundant_experts": plan.redundant})),
+            _balanced(deployment, {"num_redundant_experts": plan.redundant}),
             {"MOE_PLACER_VLLM_PLAN": str(file.resolve())},
         )
 
@@ -99,7 +99,7 @@ class VllmInitialMapForm(VllmPlanForm):
     def start(self, plan: Plan, deployment: Deployment, file: Path) -> Start:
         """Return the flags of every node's process."""
         config = {"initial_expert_map_path": str(file.resolve()), "num_redundant_experts": plan.redundant}
-        return Start("vllm serve $MODEL", _parallel(deployment, eplb_config(config)))
+        return Start("vllm serve $MODEL", _balanced(deployment, config))
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say that no release reads it."""
@@ -115,12 +115,15 @@ def eplb_config(content: dict[str, Any]) -> str:
     return f"--eplb-config '{json.dumps(content)}'"
 
 
-def _parallel(deployment: Deployment, config: str) -> tuple[str, ...]:
+def parallel_flags(deployment: Deployment) -> tuple[str, ...]:
+    """Return the flags of data and expert parallelism that every node's process needs."""
     return (
         f"--data-parallel-size {deployment.ranks}",
         f"--data-parallel-size-local {deployment.gpus_per_node}",
         f"--data-parallel-start-rank $((NODE_RANK * {deployment.gpus_per_node}))",
         "--enable-expert-parallel",
-        "--enable-eplb",
-        config,
     )
+
+
+def _balanced(deployment: Deployment, config: dict[str, Any]) -> tuple[str, ...]:
+    return (*parallel_flags(deployment), "--enable-eplb", eplb_config(config))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start
 from moe_placer.engines.plans.plan import Deployment, Plan
+from moe_placer.engines.plans.vllm import parallel_flags
 from moe_placer.files import parse_json
 
 __all__ = ["VllmAscendForm"]
@@ -71,13 +72,7 @@ class VllmAscendForm(PlanForm):
         config = {"expert_map_path": str(file.resolve()), "num_redundant_experts": plan.redundant}
         return Start(
             "vllm serve $MODEL",
-            (
-                f"--data-parallel-size {deployment.ranks}",
-                f"--data-parallel-size-local {deployment.gpus_per_node}",
-                f"--data-parallel-start-rank $((NODE_RANK * {deployment.gpus_per_node}))",
-                "--enable-expert-parallel",
-                f"--additional-config '{json.dumps({'eplb_config': config})}'",
-            ),
+            (*parallel_flags(deployment), f"--additional-config '{json.dumps({'eplb_config': config})}'"),
         )
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:

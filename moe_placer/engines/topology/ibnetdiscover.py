@@ -2,13 +2,16 @@
 
 A node is the first word of a port's description and its HCA the second. HCAs that name no host, as some firmware does
 (``MT4129 ConnectX7   Mellanox Technologies``), and the switches' own aggregation nodes are left out.
+
+Rails: where the HCAs of a node are on several leaf switches, nodes with the same ones are a pod. Kernels that keep a
+copy on the rail that it starts on spread copies evenly, so a pod is like one leaf switch with all rails' capacity.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,16 +63,17 @@ def read_ibnetdiscover(file: Path, choice: Choice) -> Topology:
     Raises
     ------
     InputError
-        A line is wrong, or an instance cannot hold the fabric: nodes on several leaf switches (rails), leaves of
-        different sizes, nodes of different bandwidth.
+        A line is wrong, or an instance cannot hold the fabric: rails that pods share in part or that differ in speed,
+        leaves of different sizes, nodes of different bandwidth.
     """
     fabric = _parse(file)
     if not fabric.names:
         raise InputError(Mistake("no switch, only HCAs", f"{_KIND} of a whole fabric", file=file))
     paths = choose(file, dict.fromkeys(fabric.hcas, ()), choice)
     hcas = {node: fabric.hcas[node] for node in paths}
-    _refuse_rails(file, fabric, hcas)
-    leaf_of = {node: next(iter(own))[1] for node, own in hcas.items()}
+    pods = _pods(file, fabric, hcas)
+    leaf_of = {node: pod for pod, nodes in pods.items() for node in nodes}
+    switches = {pod: frozenset(leaf for _, leaf in hcas[nodes[0]]) for pod, nodes in pods.items()}
     speeds = {node: sum(own.values()) for node, own in hcas.items()}
     if len(set(speeds.values())) > 1:
         slow, fast = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
@@ -78,10 +82,19 @@ def read_ibnetdiscover(file: Path, choice: Choice) -> Topology:
     notes = []
     if fabric.unnamed:
         notes.append(f"cluster: {fabric.unnamed} ports of HCAs that name no host are left out")
-    levels = _levels(fabric, sorted(set(leaf_of.values())))
+    levels = _levels(fabric, switches)
     named = {node: tuple(level[leaf] for level in levels) for node, leaf in leaf_of.items()}
     tree = topology_of_tiers("ibnetdiscover", file, named, choice, notes=notes)
-    over, spines, uneven = _uplinks(fabric, leaf_of, speeds)
+    rails = max(map(len, switches.values()))
+    nics = None
+    if rails > 1:
+        count = len(next(iter(hcas.values())))
+        nics = (count, next(iter(speeds.values())) / count)
+        notes.append(
+            f"cluster.nics: {rails} rails; source-rail is what kernels do that keep a copy on the rail that it starts "
+            "on; direct kernels cross rails above the leaves, which an instance does not hold"
+        )
+    over, spines, uneven = _uplinks(fabric, hcas, switches)
     if uneven and tree.oversubscription is None:
         notes.append("cluster.fabric: leaves differ in their uplinks; the one with least is taken for all")
     return Topology(
@@ -92,7 +105,8 @@ def read_ibnetdiscover(file: Path, choice: Choice) -> Topology:
         tree.nodes_per_leaf,
         tree.spines or spines,
         tree.oversubscription or over,
-        (*tree.notes, *notes[len(tree.notes) :]),
+        (*tree.notes, *(note for note in notes if note not in tree.notes)),
+        nics,
     )
 
 
@@ -139,24 +153,37 @@ def _add(fabric: _Fabric, switch: str, port: re.Match[str]) -> None:
     fabric.hcas[words[0]][key] = fabric.hcas[words[0]].get(key, 0.0) + speed
 
 
-def _refuse_rails(file: Path, fabric: _Fabric, hcas: Mapping[str, Mapping[tuple[str, str], float]]) -> None:
-    """Refuse nodes with cables to several leaf switches: an instance has no such fabric yet."""
+def _pods(file: Path, fabric: _Fabric, hcas: Mapping[str, Mapping[tuple[str, str], float]]) -> dict[str, list[str]]:
+    """Group nodes by the leaf switches that their HCAs are on: one, or one for each rail; named after the first."""
+    groups: dict[frozenset[str], list[str]] = {}
     for node, own in hcas.items():
-        leaves = {leaf for _, leaf in own}
-        if len(leaves) > 1:
-            shown = ", ".join(f"{hca} on {fabric.names.get(leaf, leaf)}" for hca, leaf in list(own)[:2])
-            found = f"{node} with {len(own)} HCAs on {len(leaves)} leaf switches ({shown}, ...): rails"
-            expected = (
-                "all HCAs of a node on one leaf switch: an instance cannot hold rails yet. Without --topology, "
-                "--nodes-per-leaf with the nodes that share their rails' leaf switches comes closest"
+        groups.setdefault(frozenset(leaf for _, leaf in own), []).append(node)
+    owner: dict[str, str] = {}
+    for leaves, nodes in groups.items():
+        for leaf in leaves:
+            if leaf in owner:
+                found = f"{owner[leaf]} and {nodes[0]}, which share {fabric.names.get(leaf, leaf)} but not all leaves"
+                expected = "nodes on the same leaf switches, or on none in common; --hosts chooses among them"
+                raise InputError(Mistake(found, expected, file=file))
+            owner[leaf] = nodes[0]
+    for node, own in hcas.items():
+        rails: Counter[str] = Counter()
+        for (_, leaf), speed in own.items():
+            rails[leaf] += speed  # type: ignore[assignment]  # GB/s, not a count
+        if len(rails) > 1 and (len(set(rails.values())) > 1 or len(set(own.values())) > 1):
+            shown = ", ".join(
+                f"{hca} {speed:g} GB/s on {fabric.names.get(leaf, leaf)}" for (hca, leaf), speed in own.items()
             )
-            raise InputError(Mistake(found, expected, file=file))
+            expected = "HCAs of one speed, as many on every rail, over which copies spread evenly"
+            raise InputError(Mistake(f"{node} with {shown}"[:300], expected, file=file))
+    return {min(leaves): nodes for leaves, nodes in groups.items()}
 
 
-def _levels(fabric: _Fabric, leaves: Sequence[str]) -> list[dict[str, str]]:
-    """Map each leaf switch to its group, level by level: itself, then the set of switches that it reaches going up."""
+def _levels(fabric: _Fabric, pods: Mapping[str, frozenset[str]]) -> list[dict[str, str]]:
+    """Map each pod to its group, level by level: itself, then the set of switches that its leaves reach going up."""
+    leaves = sorted(pods)
     levels = [{leaf: leaf for leaf in leaves}]
-    below, here = set(leaves), {leaf: frozenset((leaf,)) for leaf in leaves}
+    below, here = {leaf for own in pods.values() for leaf in own}, dict(pods)
     while len(set(here.values())) > 1 and len(levels) < _MAX_LEVELS:
         up = {leaf: frozenset(s for switch in own for s in fabric.trunks[switch]) - below for leaf, own in here.items()}
         if not all(up.values()):
@@ -186,17 +213,18 @@ def _joined(up: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
 
 
 def _uplinks(
-    fabric: _Fabric, leaf_of: Mapping[str, str], speeds: Mapping[str, float]
+    fabric: _Fabric, hcas: Mapping[str, Mapping[tuple[str, str], float]], pods: Mapping[str, frozenset[str]]
 ) -> tuple[float | None, int | None, bool]:
-    """Return the largest oversubscription of a leaf, its spines, and whether leaves differ."""
+    """Return the largest oversubscription of a leaf, the spines of a pod, and whether leaves differ."""
     down: Counter[str] = Counter()
-    for node, leaf in leaf_of.items():
-        down[leaf] += speeds[node]  # type: ignore[assignment]  # GB/s
+    for own in hcas.values():
+        for (_, leaf), speed in own.items():
+            down[leaf] += speed  # type: ignore[assignment]  # GB/s
     leaves = set(down)
     up = {leaf: {s: gb for s, gb in fabric.trunks[leaf].items() if s not in leaves} for leaf in leaves}
-    if len(leaves) < 2 or not all(up.values()):
+    if len(pods) < 2 or not all(up.values()):
         return None, None, False
     # A leaf's ports for nodes that take no part are no load: what counts is what the chosen nodes can send.
     ratios = {leaf: down[leaf] / sum(up[leaf].values()) for leaf in leaves}
-    spines = {len(own) for own in up.values()}
+    spines = {len({spine for leaf in own for spine in up[leaf]}) for own in pods.values()}
     return max(ratios.values()), min(spines), len(set(ratios.values())) > 1 or len(spines) > 1

@@ -27,6 +27,8 @@ class Topology:
         Leaf down capacity / leaf up capacity.
     notes : tuple of str
         What the instance does not hold, in sentences.
+    nics : (int, float) or None
+        NICs of a node and GB/s of each, where they are on rails of their own.
     """
 
     format: str
@@ -37,6 +39,7 @@ class Topology:
     spines: int | None = None
     oversubscription: float | None = None
     notes: tuple[str, ...] = ()
+    nics: tuple[int, float] | None = None
 
     @property
     def host_list(self) -> str:

@@ -1,0 +1,61 @@
+"""Parts of derivations that whole verifications rarely come to, each by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import MESH, in_order, recomputed, tiny_instance, tiny_traffic
+
+from moe_placer.verifier import bounds_anew
+from moe_placer.verifier.bounds_anew import memory_bound
+from moe_placer.verifier.facts import _alike
+from moe_placer.verifier.loads import read_network
+
+FAT_TREE = {"kind": "fat-tree", "nodes_per_leaf": 2, "spines": 2, "oversubscription": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("scale", "proves"),
+    [([1.0, 2.0], True), ([1.0, 2.0**101], False), ([2.0**-101, 1.0], False), ([2.0**-100, 2.0**100], True)],
+)
+def test_costs_of_a_token_out_of_range_prove_nothing(scale: list[float], proves: bool) -> None:
+    network: Any = SimpleNamespace(scale=np.array(scale), longest=1)
+    layer: Any = SimpleNamespace(demand=np.ones((1, 1)), roundings=1)
+    below = bounds_anew._safely_below(np.array([4.0]), network, layer)
+    assert below == (pytest.approx([4.0], rel=1e-12) if proves else [0.0])
+    assert below < 4.0
+
+
+def test_where_memory_leaves_no_assignment_nothing_is_proved() -> None:
+    prices, free = [np.full((3, 2), 5.0)], np.zeros(2)
+    room = np.array([9, 9])
+    assert memory_bound(prices, np.array([1, 1]), free, room) == 0.0
+    assert memory_bound(prices, np.array([2, 1]), free, room) == pytest.approx(15.0)
+
+
+def test_the_longest_way_counts_every_link_of_every_route() -> None:
+    mesh = read_network(tiny_instance(cluster={"fabric": MESH}))
+    assert mesh.longest == 1
+    # Between leaves: the node's own link, up and down by either of two spines, and the other node's link.
+    tree = read_network(tiny_instance(cluster={"nodes": 4, "fabric": FAT_TREE}))
+    assert tree.longest == 6
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(1, True), (0, False), (True, 1), ("1", 1), (None, 0)])
+def test_facts_are_of_their_type(stated: object, expected: object) -> None:
+    assert not _alike(stated, expected)
+    assert _alike(expected, expected)
+
+
+def test_the_link_with_most_to_do_over_all_layers_is_found_by_its_sum() -> None:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    found = recomputed(instance, in_order(instance), traffic)
+    links = len(found.links)
+    us = np.zeros((2, links))
+    us[:, :2] = [[1.0, 2.0], [3.0, 5.0]]
+    assert replace(found, us=us).busiest_link_us == 7.0
