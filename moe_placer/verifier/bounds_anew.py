@@ -155,7 +155,7 @@ def hot_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, replic
     open_ = [rows for rows, room in zip(of_place, slots.tolist(), strict=True) if room > 0]
     least = np.min([cost[rows].max(axis=0, initial=0.0) for rows in open_], axis=0)
     # The largest share that is left when every further replica goes to the expert of the largest one.
-    shares = [(-value, 1, value) for value in least.tolist()]
+    shares, replicas = [(-value, 1, value) for value in least.tolist()], min(replicas, int(slots.sum()))
     if replicas < len(shares):
         return 0.0
     heapq.heapify(shares)
