@@ -109,6 +109,12 @@ def refuse_hidden_characters(raw: str, content: Any, expected: str, path: Path, 
     ----------
     raw, content : str and object
         Before and after parsing.
+    expected : str
+        What should stand there.
+    path : Path
+        The file.
+    line : int or None
+        Line of the file; None: the file is one line.
 
     Raises
     ------

@@ -56,7 +56,21 @@ class Auto(LayerSolver):
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
-        """Place all layers, each apart, and then what they share: the aggregate, or a budget of replicas."""
+        """Place all layers, each apart, and then what they share: the aggregate, or a budget of replicas.
+
+        Parameters
+        ----------
+        problem : Problem
+            The compiled instance.
+        limits : Limits
+            Time, gap, workers and deterministic effort.
+        seed : int
+            Of everything random.
+        start : Start or None
+            A result of each layer to improve on; None: none.
+        report : Report
+            Called with a layer (its index among MoE layers) and each better result.
+        """
         if problem.coverage:
             return CoverageSolver().solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":

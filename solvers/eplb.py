@@ -98,7 +98,19 @@ def _packed(
 
 
 def ranks_within_nodes(problem: Problem, index: int, layer: LayerProblem, node: Ints) -> Ints:
-    """Balance each node's items over its GPUs; where experts are sharded over GPUs, an item is a rank of its own."""
+    """Balance each node's items over its GPUs; where experts are sharded over GPUs, an item is a rank of its own.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    index : int
+        The MoE layer, counted among MoE layers.
+    layer : LayerProblem
+        One MoE layer.
+    node : int array [items]
+        Node of each item.
+    """
     if problem.shards > 1:
         return np.arange(layer.items)
     rank = np.zeros(layer.items, dtype=np.int64)

@@ -45,6 +45,17 @@ def longest_first(layer: LayerProblem, slots: Ints, home: Ints, items: Ints | No
     """Return the machine of each item [I]; machine g has ``slots[g]`` slots and is on node ``home[g]``.
 
     With ``items``, only these are placed, and the others are said to be on machine 0.
+
+    Parameters
+    ----------
+    layer : LayerProblem
+        One MoE layer.
+    slots : int array
+        Items that each machine can take [machines].
+    home : int array
+        Node of each machine [machines].
+    items : int array or None
+        Items to place; None: all.
     """
     machine_load, node_load = np.zeros(len(slots)), np.zeros(layer.nodes)
     left = slots.copy()

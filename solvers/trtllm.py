@@ -56,7 +56,19 @@ class TensorRtLlm(EngineRule):
 
 
 def replicas_later_first(load: Floats, total: int, most: int, fits: Callable[[Ints], bool] | None = None) -> Ints:
-    """Return `replicas_by_load`, but of equals the expert with the higher number gets the replica."""
+    """Return `replicas_by_load`, but of equals the expert with the higher number gets the replica.
+
+    Parameters
+    ----------
+    load : float array
+        Tokens of each expert [experts].
+    total : int
+        Replicas in all.
+    most : int
+        Replicas that one expert may have.
+    fits : callable or None
+        Whether replicas [experts] have places.
+    """
     reverse = None if fits is None else lambda replicas: fits(replicas[::-1])
     return replicas_by_load(load[::-1], total, most, reverse)[::-1]
 

@@ -102,10 +102,14 @@ def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep
 
     Parameters
     ----------
+    problem : LayerProblem
+        One MoE layer.
     node : int array [I]
         A good placement: the more a link carries there, the more one of the weights tried has on it.
     deep : bool
         Whether to take the time to branch.
+    deadline : Deadline
+        When to stop, whatever has been reached.
     """
     hot, weighted = hot_companions(problem, deadline, deep), None
     if not deadline.over:

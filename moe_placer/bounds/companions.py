@@ -152,7 +152,19 @@ class CompanionWork:
                 guess[view, expert, [e for e in mine.tolist() if e != expert][:MOST_COMPANIONS]] = True
 
     def deepened(self, item: int, guess: Bools, depth: int, deadline: Deadline) -> Companions:
-        """Improve a guess where the bound is least, by the sets that would make it so, and branch everywhere."""
+        """Improve a guess where the bound is least, by the sets that would make it so, and branch everywhere.
+
+        Parameters
+        ----------
+        item : int
+            The hot item.
+        guess : bool array
+            Mask [experts] of companions to begin with.
+        depth : int
+            Branch over the first companion (1), or over the first two (2).
+        deadline : Deadline
+            When to stop, whatever has been reached.
+        """
         value, members, place = self.floor(item, guess, depth)
         best = Companions(value, item, depth, self.order, guess)
         others, trial, found = self._in_order(item), guess.copy(), guess

@@ -29,6 +29,8 @@ def least_addition(alpha: Floats, beta: Floats, members: int, depth: int) -> tup
         What item j adds less for the sake of item j'; at least 0, nothing on the diagonal.
     depth : int
         Members that are branched on: 0, 1 or 2.
+    members : int
+        How many items the set has.
     """
     if members <= 0:
         return 0.0, np.zeros(0, dtype=np.int64)

@@ -67,6 +67,21 @@ def relax(
     Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
     Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
     left to gain.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        One MoE layer.
+    time_limit_s : float or None
+        Seconds; None: no limit.
+    forbidden : bool array or None
+        Mask [items, nodes] of pairs that must not be.
+    any_replicas : bool
+        Whether the bound is to hold for any number of replicas; slots then do not count.
+    memory_prices : float array or None
+        What an item pays for its node's memory [nodes].
+    slots : float array or None
+        Items that each node can take [nodes], in fractions too; None: ``widest``.
     """
     if problem.home is not None and memory_prices is None and slots is None:
         return _by_node(problem, time_limit_s, forbidden, any_replicas)

@@ -43,6 +43,9 @@ _LIMITS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--max-dispatch", "max_dispatch_ms", type=float, metavar="MS", help="Dispatch of all layers in turn, one way."
     ),
+    click.option(
+        "--max-layer-time", "max_layer_time_ms", type=float, metavar="MS", help="Dispatch, slowest GPU, combine of all."
+    ),
     click.option("--max-busiest-gpu", type=float, metavar="N", help="Tokens per step on a GPU in any layer."),
     click.option(
         "--max-imbalance", type=share, metavar="X", help="Busiest GPU above the mean of working ones, in any layer."

@@ -29,7 +29,21 @@ _IN_ELLIPSE = ((0.9, 0.43), (0.84, 0.54), (0.77, 0.63), (0.7, 0.71), (0.6, 0.8))
 
 
 def text_size(role: Role, width: float, height: float, lines: Sequence[str], size: float) -> float:
-    """Largest font size, up to ``size``, at which lines fit into a symbol."""
+    """Largest font size, up to ``size``, at which lines fit into a symbol.
+
+    Parameters
+    ----------
+    role : Role
+        Role of the operation: its symbol.
+    width : float
+        SVG units.
+    height : float
+        SVG units.
+    lines : sequence of str
+        What to write, line by line.
+    size : float
+        Largest size of the letters, SVG units.
+    """
     if role == "communication":
         rooms = [(wide * width, high * height) for wide, high in _IN_ELLIPSE]
     elif role == "routing":
@@ -105,7 +119,27 @@ class Canvas:
         warn: bool = False,
         name: str = "",
     ) -> None:
-        """Draw an operation: its symbol, and lines of text shrunk until they fit it."""
+        """Draw an operation: its symbol, and lines of text shrunk until they fit it.
+
+        Parameters
+        ----------
+        role : Role
+            Role of the operation: its symbol.
+        box : tuple
+            Left, top, width and height, SVG units.
+        lines : sequence of str
+            What to write, line by line.
+        fill : str
+            Colour.
+        tip : str
+            Tooltip.
+        size : float
+            Size of the letters, SVG units.
+        warn : bool
+            Whether to draw it in the colour of a warning.
+        name : str
+            Id of the operation, for links between drawings.
+        """
         x, y, width, height = box
         style: dict[str, Any] = {"fill": fill, "stroke": WARNING if warn else INK, "stroke_width": 2.5 if warn else 0.8}
         if name:
@@ -138,7 +172,19 @@ class Canvas:
         role: Role = "computation",
         size: float = 10.0,
     ) -> None:
-        """Write lines in the middle of a box; the first is bold where there are several."""
+        """Write lines in the middle of a box; the first is bold where there are several.
+
+        Parameters
+        ----------
+        lines : sequence of str
+            What to write, line by line.
+        box : tuple
+            Left, top, width and height, SVG units.
+        role : Role
+            Role of the operation: its symbol.
+        size : float
+            Size of the letters, SVG units.
+        """
         shown = [line for line in lines if line]
         if not shown:
             return
@@ -151,7 +197,21 @@ class Canvas:
             self.text(line, x + width / 2, baseline, size, anchor="middle", **weight)
 
     def text(self, text: str, x: float, y: float, size: float, *, anchor: str = "start", **style: Any) -> None:
-        """Write one line with its baseline at y."""
+        """Write one line with its baseline at y.
+
+        Parameters
+        ----------
+        text : str
+            One line.
+        x : float
+            Horizontal position, SVG units.
+        y : float
+            Vertical position, SVG units.
+        size : float
+            Size of the letters, SVG units.
+        anchor : str
+            SVG's text-anchor: start, middle or end.
+        """
         if anchor != "start":
             style["text_anchor"] = anchor
         self.parent.append(drawsvg.Text(_plain(text), size, _r(x), _r(y), **style))
@@ -166,7 +226,21 @@ class Canvas:
         arrow: bool = True,
         **style: Any,
     ) -> None:
-        """Draw an edge along SVG path commands."""
+        """Draw an edge along SVG path commands.
+
+        Parameters
+        ----------
+        points : iterable of str
+            SVG path commands.
+        dashed : bool
+            Whether the line is dashed.
+        warn : bool
+            Whether to draw it in the colour of a warning.
+        tip : str
+            Tooltip.
+        arrow : bool
+            Whether it ends in an arrow.
+        """
         colour = WARNING if warn else LINE
         look: dict[str, Any] = {"fill": "none", "stroke": colour, "stroke_width": 2.2 if warn else 1.0}
         if dashed:

@@ -39,6 +39,10 @@ def write_dags(
 
     Parameters
     ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
     directory : Path
         Made where it does not exist; files of these names are replaced, each whole.
     only : collection of str, optional

@@ -144,6 +144,15 @@ def _merged(replicas: list[Replica], share: Floats) -> tuple[list[Replica], Floa
 def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> Flows:
     """Check that placement and traffic fit the instance, and compile its routes.
 
+    Parameters
+    ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    stand_ins : bool
+        Whether replicas of one expert on the same GPUs are one that stands in for others.
+
     Raises
     ------
     InputError
@@ -156,7 +165,17 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, st
 
 
 def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> list[Mistake]:
-    """List what keeps a DAG from being built."""
+    """List what keeps a DAG from being built.
+
+    Parameters
+    ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    stand_ins : bool
+        Whether replicas of one expert on the same GPUs are one that stands in for others.
+    """
     mistakes = [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
     if instance.placement.counts_tokens_once:
         expected = "per-expert (DAGs and the simulated step know no other)"

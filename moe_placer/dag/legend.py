@@ -33,6 +33,8 @@ def draw_legend(canvas: Canvas, x: float, y: float, width: float, nodes: int, no
 
     Parameters
     ----------
+    canvas : Canvas
+        Where to draw.
     x, y, width : float
         Its place on the canvas.
     nodes : int
@@ -70,7 +72,19 @@ def _shown(cost: Mapping[str, float], limit: int) -> list[tuple[str, float]]:
 
 
 def links_height(cost: Mapping[str, float], width: float, *, limit: int = 64, cell: float = 300.0) -> float:
-    """Height that `draw_links` needs."""
+    """Height that `draw_links` needs.
+
+    Parameters
+    ----------
+    cost : mapping
+        Cost of each link by its name.
+    width : float
+        SVG units.
+    limit : int
+        Links that are drawn at most.
+    cell : float
+        Width of a column of links, SVG units.
+    """
     columns = max(1, int(width // cell))
     return 26 + 18 * -(-len(_shown(cost, limit)) // columns) if cost else 0.0
 
@@ -82,6 +96,8 @@ def draw_links(
 
     Parameters
     ----------
+    canvas : Canvas
+        Where to draw.
     x, y, width : float
         Their place on the canvas.
     layer : int
@@ -90,6 +106,8 @@ def draw_links(
         Links shown at most.
     cell : float
         Width of a column.
+    dag : Dag
+        The DAG whose facts are drawn.
     """
     cost: Mapping[str, float] = dag.facts["links"][layer]
     shown = _shown(cost, limit)

@@ -46,7 +46,21 @@ class _Layer:
 def add_moe_layer(
     weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation], layer: int, row: int
 ) -> list[Operation]:
-    """Add the row-th MoE layer; return what holds each tp_group's hidden states afterwards."""
+    """Add the row-th MoE layer; return what holds each tp_group's hidden states afterwards.
+
+    Parameters
+    ----------
+    weaver : Weaver
+        What collects operations and edges.
+    tp_groups : list of TpGroup
+        All tensor-parallel groups.
+    hidden : list of Operation
+        What holds the hidden states of each group before the layer.
+    layer : int
+        Index in the model.
+    row : int
+        The layer, counted among MoE layers.
+    """
     moe = _survey(weaver, layer, row)
     attended = [weaver.attend(tp_group, before, layer) for tp_group, before in zip(tp_groups, hidden, strict=True)]
     routed = [_gate(weaver, moe, tp_group, before) for tp_group, before in zip(tp_groups, attended, strict=True)]

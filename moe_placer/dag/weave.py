@@ -32,7 +32,21 @@ class Weaver:
     def add(
         self, name: str, kind: Kind, gpus: Iterable[int], layer: int | None = None, group: int | None = None
     ) -> Operation:
-        """Add an operation on some GPUs."""
+        """Add an operation on some GPUs.
+
+        Parameters
+        ----------
+        name : str
+            Id of the operation.
+        kind : Kind
+            Kind of the operation.
+        gpus : iterable of int
+            GPUs that do it.
+        layer : int or None
+            Index in the model; None: of no layer.
+        group : int or None
+            DP group; None: none in particular.
+        """
         return self.dag.add(Operation(name, kind, tuple(sorted(gpus)), layer, group))
 
     def connect(
@@ -52,6 +66,27 @@ class Weaver:
 
         ``wire`` is the form in which tokens travel, if it may differ from the model's. ``moves`` says that it leaves
         its GPU, ``pairs`` between which nodes; pairs within a node take NVLink.
+
+        Parameters
+        ----------
+        source : Operation
+            Where the tensor comes from.
+        target : Operation
+            Where it goes.
+        tensor : str
+            Its name.
+        shape : Shape
+            Its size in each dimension; fractions of tokens are fine.
+        dtype : str
+            "tokens" for token ids; else the type of activations.
+        wire : Wire or None
+            Format in which it travels; None: as it is.
+        moves : bool
+            Whether it leaves its GPU.
+        pairs : iterable of pairs of int
+            Nodes from and to, of every part that moves.
+        hot : float
+            Cost of its costliest link over the busiest link's.
         """
         routes = tuple(sorted({(s, d) for s, d in pairs if s != d}))
         travel: Travel = "same-gpu"
@@ -92,6 +127,19 @@ class Weaver:
         """Add the all-reduce of what a TP group's GPUs computed in part; without tensor parallelism there is none.
 
         A TP group that has one GPU left sums what it alone has: all TP groups are alike, so that merged ones are too.
+
+        Parameters
+        ----------
+        op : Operation
+            What computed in part.
+        tp_group : TpGroup
+            The group whose parts are summed.
+        kind : Kind
+            Kind of the operation that is added.
+        what : str
+            Name of the tensor.
+        layer : int or None
+            Index in the model; None: before or behind all layers.
         """
         if not tp_group.shares:
             return op

@@ -28,6 +28,7 @@ UNITS = {
     "max_total_z": "cost",
     "max_aggregate": "cost",
     "max_dispatch_ms": "ms",
+    "max_layer_time_ms": "ms",
     "max_busiest_gpu": "tokens",
     "max_imbalance": "share",
     "max_step_ms": "ms",
@@ -54,6 +55,8 @@ class GateLimits:
         Largest cost of any link over all layers together.
     max_dispatch_ms : float or None
         Dispatch of all layers in turn, one way, each as long as its slowest link needs.
+    max_layer_time_ms : float or None
+        Sum over layers of dispatch, slowest GPU and combine, one after the other.
     max_busiest_gpu : float or None
         Tokens per step on the busiest GPU of any layer.
     max_imbalance : float or None
@@ -77,6 +80,7 @@ class GateLimits:
     max_total_z: float | None = None
     max_aggregate: float | None = None
     max_dispatch_ms: float | None = None
+    max_layer_time_ms: float | None = None
     max_busiest_gpu: float | None = None
     max_imbalance: float | None = None
     max_step_ms: float | None = None
@@ -218,6 +222,9 @@ class _Measured:
 
     def max_dispatch_ms(self) -> float:
         return self.found.dispatch_us / 1e3
+
+    def max_layer_time_ms(self) -> float:
+        return self.found.total_layer_us / 1e3
 
     def max_busiest_gpu(self) -> float:
         return float(self._gpu_tokens.max(initial=0.0))

@@ -41,6 +41,19 @@ def solve_aggregate(
 
     Every layer's bound comes from the same link weights, so that the bounds add up. ``start`` is
     best a solution of the layers apart: its aggregate is near the best, and the sum of z stays near the least.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    limits : Limits
+        Time, gap, workers and deterministic effort.
+    seed : int
+        Of everything random.
+    start : sequence of LayerResult
+        A result of each layer to start from.
+    report : Report
+        Called with a layer (its index among MoE layers) and each better result.
     """
     return _Search(problem, limits, seed, start, report).run()
 

@@ -47,6 +47,8 @@ def update_best_known(
 
     Parameters
     ----------
+    path : Path
+        best_known.yaml.
     rows : iterable of mapping
         Of a comparison (`results.jsonl`); runs without a verified placement do not count.
     environment : mapping

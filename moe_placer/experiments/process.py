@@ -62,6 +62,10 @@ def run_child(
 
     Parameters
     ----------
+    command : sequence of str
+        Program and arguments.
+    text : str
+        What it reads on standard input.
     patience_s : float
         Seconds after which it is ended.
     stopped : callable

@@ -80,7 +80,19 @@ def found(detail: ErrorDetails) -> str:
 
 
 def expected(detail: ErrorDetails, path: Loc, data: Any, root: type[BaseModel]) -> str:
-    """Say what should stand there; ``root`` is the model of the whole file, ``data`` its content."""
+    """Say what should stand there; ``root`` is the model of the whole file, ``data`` its content.
+
+    Parameters
+    ----------
+    detail : ErrorDetails
+        One of pydantic's mistakes.
+    path : Loc
+        Keys that lead to it.
+    data : Any
+        Content of the whole file.
+    root : type[BaseModel]
+        The model of the whole file.
+    """
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         return _known_field(path, data, root)

@@ -24,6 +24,8 @@ def fits_pins(pins: Sequence[tuple[int, int]], replicas: Ints, slots: Ints, gpus
         Replicas that a GPU may take.
     apart : bool
         Whether replicas of one expert keep to different nodes.
+    gpus_per_node : int
+        GPUs of a node; they follow each other.
 
     Returns
     -------

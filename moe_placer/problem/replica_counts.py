@@ -31,6 +31,13 @@ def replicas_by_load(load: Floats, total: int, most: int, fits: Callable[[Ints],
         Replicas that one expert may have.
     fits : callable, optional
         Whether replicas [experts] have places; one of each expert must.
+
+    Examples
+    --------
+    >>> replicas_by_load(np.array([6.0, 3.0, 1.0]), total=5, most=8).tolist()
+    [3, 1, 1]
+    >>> replicas_by_load(np.array([6.0, 3.0, 1.0]), total=5, most=2).tolist()
+    [2, 2, 1]
     """
     replicas = np.ones(len(load), dtype=np.int64)
     for _ in range(total - len(load)):

@@ -27,6 +27,7 @@ def fresh_plan(
 
     Parameters
     ----------
+    instance : Instance
     current : Placement
         What runs now: moves are counted from it.
     minimise : str
@@ -34,6 +35,8 @@ def fresh_plan(
     limits : Limits
         Of the solver.
     seed : int
+    traffic : Traffic
+        Routing statistics of the instance's sources.
 
     Returns
     -------
@@ -62,10 +65,13 @@ def measure(
 
     Parameters
     ----------
+    instance : Instance
     current : Placement
     placement : Placement
     minimise : str
         What ``value`` is, as for `moe_placer.replan`.
+    traffic : Traffic
+        Routing statistics of the instance's sources.
 
     Raises
     ------

@@ -24,6 +24,10 @@ def match_gpus(layer: LayerProblem, node: Ints, now: LayerProblem, gpu_now: Ints
         As it runs, with ``gpu_now`` of each item.
     slots : int array [GPUs]
         0 where a GPU takes nothing.
+    node : int array
+        Node of each item [items] after the moves.
+    gpu_now : int array
+        GPU of each item [items] now; -1: none.
     """
     per_node = len(slots) // layer.nodes
     gpu = np.full(layer.items, -1, dtype=np.int64)

@@ -88,6 +88,7 @@ def replan(
 
     Parameters
     ----------
+    instance : Instance
     current : Placement
         What runs now; only its ``gpu`` counts, and the link weights of its records as a hint.
     traffic : Traffic, optional

@@ -45,6 +45,12 @@ def best_change(state: LayerState, target_z: float, target_gpu: float, inside: b
 
     Parameters
     ----------
+    state : LayerState
+        The layer as it is.
+    target_z : float
+        z that is good enough, tokens at node-link speed.
+    target_gpu : float
+        Tokens per step of the busiest GPU that are good enough.
     inside : bool
         Whether a replica may come only to a node that holds the expert now.
     """

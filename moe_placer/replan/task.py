@@ -117,7 +117,19 @@ class Task:
         )
 
     def placement(self, traffic: Traffic, points: Sequence[Point], minimise: Minimise, seed: int) -> Placement:
-        """Give every item its GPU, and state what the layers come to."""
+        """Give every item its GPU, and state what the layers come to.
+
+        Parameters
+        ----------
+        traffic : Traffic
+            Routing statistics of the instance's sources.
+        points : sequence of Point
+            The point on each layer's curve: GPUs after so many moves.
+        minimise : Minimise
+            What the moves are to lower.
+        seed : int
+            Of everything random.
+        """
         results = [self._result(index, point) for index, point in enumerate(points)]
         placement = bare_placement(self.instance, traffic, self.problem, "replan", seed, results)
         return placement.model_copy(

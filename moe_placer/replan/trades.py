@@ -115,6 +115,12 @@ class LayerState:
 
         Parameters
         ----------
+        items : int array
+            Items that may take part.
+        target_z : float
+            z that is good enough, tokens at node-link speed.
+        target_gpu : float
+            Tokens per step of the busiest GPU that are good enough.
         inside : bool
             Whether trades between nodes are out.
         """

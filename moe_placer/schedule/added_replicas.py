@@ -77,6 +77,12 @@ def find_candidates(
 
     Parameters
     ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    wish : Wish
+        What added replicas are to relieve.
     before : Placement
         Before GPUs failed: what stood on them.
     free : int array [MoE layers, GPUs]

@@ -58,6 +58,17 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     Communications of the ACM 52, 2009). A reduction of S bytes over p GPUs is a ring: 2 (p - 1) / p * S over each GPU's
     link, in 2 (p - 1) steps (Patarasuk and Yuan, Journal of Parallel and Distributed Computing 69, 2009).
 
+    Parameters
+    ----------
+    program : Program
+        The step as arrays.
+    workload : Workload
+        Tokens per GPU, contexts and micro-batches of the step.
+    timing : Timing
+        Times of single operations.
+    condition : Condition
+        What is slow or has failed.
+
     Raises
     ------
     UsageError

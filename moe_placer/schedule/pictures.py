@@ -17,6 +17,8 @@ def write_pictures(timeline: Timeline, placed_by: str, directory: Path, layer: i
 
     Parameters
     ----------
+    timeline : Timeline
+        The simulated step.
     placed_by : str
         The solver of the placement, for the titles.
     directory : Path

@@ -115,6 +115,10 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
 
     Parameters
     ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
     stand_ins : bool
         Whether replicas of one expert on the same GPUs are one replica that stands in for others, as what-ifs have
         them.

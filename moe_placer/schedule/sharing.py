@@ -67,6 +67,8 @@ def max_min_rates(
 
     Parameters
     ----------
+    crossings : Crossings
+        Which links each path crosses, and how much of each.
     paths : int array [F]
         The path of each flow.
     ceilings : float array [F], optional

@@ -88,7 +88,17 @@ class Timeline:
 def simulate_placement(
     instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None
 ) -> Timeline:
-    """Simulate one step of a placement as its instance describes the hardware."""
+    """Simulate one step of a placement as its instance describes the hardware.
+
+    Parameters
+    ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    workload : Workload or None
+        Tokens per GPU, contexts and micro-batches of the step; None: a prefill of the instance's own tokens.
+    """
     return simulate(compile_program(instance, placement, traffic), workload or Workload())
 
 
@@ -104,6 +114,14 @@ def simulate(
 
     Parameters
     ----------
+    program : Program
+        The step as arrays.
+    workload : Workload
+        Tokens per GPU, contexts and micro-batches of the step.
+    timing : Timing or None
+        Times of single operations; None: those of the instance.
+    condition : Condition or None
+        What is slow or has failed; None: nothing.
     record : bool
         Keep what every link carries over time, which traces and pictures show.
 

@@ -40,6 +40,15 @@ def step_time(instance: Instance, placement: Placement, traffic: Traffic, worklo
 
     Takes about 3 s of CPU time for 61 layers on 128 GPUs; the same arguments always give the same figures.
 
+    Parameters
+    ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    workload : Workload or None
+        Tokens per GPU, contexts and micro-batches of the step; None: a prefill of the instance's own tokens.
+
     Raises
     ------
     InputError

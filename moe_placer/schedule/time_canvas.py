@@ -109,6 +109,8 @@ class TimeCanvas:
 
         Parameters
         ----------
+        y : float
+            Vertical position, SVG units.
         shown : iterable of int
             Phases in the picture.
         linked, outlined : bool
@@ -137,7 +139,23 @@ class TimeCanvas:
         return self.timeline.program.kinds[self.timeline.operation(task)]
 
     def bar(self, axis: Axis, task: int, y: float, height: float, *, strong: bool = False, faint: bool = False) -> None:
-        """Draw a task as a bar, with what is known of it as a tooltip."""
+        """Draw a task as a bar, with what is known of it as a tooltip.
+
+        Parameters
+        ----------
+        axis : Axis
+            Time (µs) to horizontal position.
+        task : int
+            Which task of the step.
+        y : float
+            Vertical position, SVG units.
+        height : float
+            SVG units.
+        strong : bool
+            Whether to frame it.
+        faint : bool
+            Whether to draw it pale.
+        """
         start, end = float(self.timeline.start[task]), float(self.timeline.end[task])
         left, right = axis.x(start), axis.x(end)
         look = f'stroke="{INK}" stroke-width="{2 if strong else 0.4}"' + (' opacity="0.45"' if faint else "")
@@ -159,7 +177,21 @@ class TimeCanvas:
         return "\n".join(lines)
 
     def label(self, words: Sequence[str], left: float, right: float, base: float, size: float) -> float:
-        """Write the first of some wordings that fits between two positions; return where it ends, ``left`` if none."""
+        """Write the first of some wordings that fits between two positions; return where it ends, ``left`` if none.
+
+        Parameters
+        ----------
+        words : sequence of str
+            The wordings, the longest first.
+        left : float
+            Left end, SVG units.
+        right : float
+            Right end, SVG units.
+        base : float
+            Baseline, SVG units.
+        size : float
+            Size of the letters, SVG units.
+        """
         for text in words:
             wide = text_width(text, size)
             if wide + 4 <= right - left:
@@ -175,7 +207,19 @@ class TimeCanvas:
         return left
 
     def draw_path(self, axis: Axis, y: float, height: float, *, words: bool) -> None:
-        """Draw the critical path as a row of its own."""
+        """Draw the critical path as a row of its own.
+
+        Parameters
+        ----------
+        axis : Axis
+            Time (µs) to horizontal position.
+        y : float
+            Vertical position, SVG units.
+        height : float
+            SVG units.
+        words : bool
+            Whether to name the tasks.
+        """
         for task in self.path:
             start, end = float(self.timeline.start[task]), float(self.timeline.end[task])
             if end <= start or not axis.shows(start, end):
@@ -201,7 +245,21 @@ class TimeCanvas:
         self.canvas.line([commands or f"M{axis.left} {bottom}"], arrow=False, stroke=_GRID)
 
     def draw_link(self, axis: Axis, link: int, y: float, height: float, *, mean: bool = False) -> None:
-        """Draw how much of a link is in use, and, if asked, the mean of all links as a line."""
+        """Draw how much of a link is in use, and, if asked, the mean of all links as a line.
+
+        Parameters
+        ----------
+        axis : Axis
+            Time (µs) to horizontal position.
+        link : int
+            Index of the link.
+        y : float
+            Vertical position, SVG units.
+        height : float
+            SVG units.
+        mean : bool
+            Whether to draw the mean of all links, too.
+        """
         network = self.timeline.network
         if network.history is None:
             raise ValueError("what the links carried over time was not recorded")

@@ -110,10 +110,20 @@ def ask(
 
     Parameters
     ----------
+    instance : Instance
+    placement : Placement
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    workload : Workload
+        Tokens per GPU, contexts and micro-batches of the step.
+    question : Question
+        What is slow or has failed.
     before_us : float
         Latency of the step as it is.
     most : int
         Single replicas to simulate; 0 gives no advice.
+    workers : int
+        Processes for the simulations.
 
     Raises
     ------

@@ -57,6 +57,8 @@ def cool(layer: LayerProblem, gpu: Ints, free: Ints, limit: float | None, deadli
         Slots of each GPU beyond its items that may be used; 0 for GPUs that hold nothing and never shall.
     limit : float or None
         Cost that no link may exceed; None: items stay on their nodes, and no link changes.
+    deadline : Deadline
+        When to stop, whatever has been reached.
     """
     z = layer.z(gpu // (len(free) // layer.nodes))
     state = _State(layer, gpu, free, None if limit is None else max(limit, z))

@@ -111,7 +111,23 @@ def search_coverage(
     rng: np.random.Generator,
     deadline: Deadline,
 ) -> Found:
-    """Descend from every start, then from kicked copies of the best, until z is at ``target`` or effort is spent."""
+    """Descend from every start, then from kicked copies of the best, until z is at ``target`` or effort is spent.
+
+    Parameters
+    ----------
+    layer : LayerProblem
+        One MoE layer.
+    starts : sequence of int array
+        Node of each item [items], one array for each start.
+    target : float
+        Stop when z is at this or below, tokens at node-link speed.
+    work : float
+        Deterministic effort, seconds of an average core.
+    rng : Generator
+        Source of everything random.
+    deadline : Deadline
+        When to stop, whatever has been reached.
+    """
     search = CoverageSearch(layer, starts[0], rng, deadline)
     home = search.begin(starts)
     search.go_on(home, target, work)

@@ -169,7 +169,19 @@ class DrawnTables(Tables):
 
 
 def tables(coverage: Coverage, expert: Ints, replica: Ints, most: int) -> Tables:
-    """Return tables for items; ``most`` tokens of each file are looked at."""
+    """Return tables for items; ``most`` tokens of each file are looked at.
+
+    Parameters
+    ----------
+    coverage : Coverage
+        What the layer sends: the tokens of each file, and who counts them.
+    expert : int array
+        Expert of each item [items].
+    replica : int array
+        Which replica each item is [items].
+    most : int
+        Tokens of each file that are looked at.
+    """
     view = np.zeros_like(replica) if coverage.sending.drawn else replica
     if coverage.sending.drawn and np.bincount(expert).max() > 1:
         return DrawnTables(coverage, expert, view, most)

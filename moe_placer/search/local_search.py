@@ -58,6 +58,21 @@ def search(
     """Improve a placement by descents from kicked copies of the best so far (iterated local search).
 
     Lourenco, Martin, Stuetzle: Iterated Local Search (2003). Kicks are random trades at the busiest link.
+
+    Parameters
+    ----------
+    layer : LayerProblem
+        One MoE layer.
+    node : int array [items]
+        Node of each item.
+    target : float
+        Stop when z is at this or below, tokens at node-link speed.
+    work : float
+        Deterministic effort, seconds of an average core.
+    rng : Generator
+        Source of everything random.
+    deadline : Deadline
+        When to stop, whatever has been reached.
     """
     moves = Moves(layer, node)
     descend(moves, target, deadline)

@@ -68,7 +68,19 @@ def cut_out(layer: LayerProblem, node: Ints, nodes: Ints) -> Neighbourhood:
 
 
 def around_worst_link(layer: LayerProblem, node: Ints, size: int, rng: np.random.Generator) -> Ints:
-    """Choose ``size`` nodes: one that touches the busiest link, and others, rather those whose links are cool."""
+    """Choose ``size`` nodes: one that touches the busiest link, and others, rather those whose links are cool.
+
+    Parameters
+    ----------
+    layer : LayerProblem
+        One MoE layer.
+    node : int array [items]
+        Node of each item.
+    size : int
+        How many nodes.
+    rng : Generator
+        Source of everything random.
+    """
     cost = np.append(layer.cost(node), -np.inf)
     hot = np.flatnonzero((layer.affected == int(cost.argmax())).any(axis=1))
     first = int(rng.choice(hot))

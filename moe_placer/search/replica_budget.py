@@ -74,6 +74,8 @@ def share_out(
         A z within ``aim`` of its bound, relative, is as good as any; within ``gap``, a layer is done.
     work : float
         Deterministic effort.
+    deadline : Deadline
+        When to stop, whatever has been reached.
 
     Returns
     -------

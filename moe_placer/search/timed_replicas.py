@@ -54,6 +54,8 @@ def replicate_for_time(layer: LayerProblem, gpu: Ints, slots: Ints, deadline: De
     gpu : int array [I]
     slots : int array [G]
         Replicas that each GPU may hold.
+    deadline : Deadline
+        When to stop, whatever has been reached.
     """
     per_node = len(slots) // layer.nodes
     best = Timed(layer, gpu, time_of(layer, gpu, per_node))

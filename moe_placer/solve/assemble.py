@@ -54,6 +54,26 @@ def state_placement(
 ) -> Placement:
     """Give every replica its GPUs, and put what is known of the placement beside it.
 
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    problem : Problem
+        The compiled instance.
+    by_load : int array
+        Replicas of each expert by load [MoE layers, experts]: what other choices are compared with.
+    method : Solver
+        Who decides.
+    results : sequence of LayerResult
+        One per MoE layer.
+    limits : Limits
+        Time, gap, workers and deterministic effort.
+    seed : int
+        Of everything random.
+    division : MemoryDivision or None
+        How memory that binds over layers is divided; None: it does not bind, or is not divided.
+
     Raises
     ------
     DefectError
@@ -96,10 +116,17 @@ def bare_placement(
 
     Parameters
     ----------
+    instance : Instance
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    problem : Problem
+        The compiled instance.
     solver : str
         Name of the method.
     results : sequence of LayerResult
         One per MoE layer, each with its nodes.
+    seed : int
+        Of everything random.
 
     Raises
     ------

@@ -56,7 +56,21 @@ class Solver(ABC):
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
-        """Place all layers, reporting better results as they come; stop at ``limits.deadline`` with the best so far."""
+        """Place all layers, reporting better results as they come; stop at ``limits.deadline`` with the best so far.
+
+        Parameters
+        ----------
+        problem : Problem
+            The compiled instance.
+        limits : Limits
+            Time, gap, workers and deterministic effort.
+        seed : int
+            Of everything random.
+        start : Start or None
+            A result of each layer to improve on; None: none.
+        report : Report
+            Called with a layer (its index among MoE layers) and each better result.
+        """
 
 
 def refuses_coverage(problem: Problem) -> str | None:

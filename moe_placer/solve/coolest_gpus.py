@@ -89,10 +89,14 @@ def cool_gpus(problem: Problem, results: Sequence[LayerResult], within: float, d
 
     Parameters
     ----------
+    problem : Problem
+        The compiled instance.
     results : sequence of LayerResult
         One per MoE layer, each with its nodes.
     within : float
         The gap to each layer's re-checkable bound that is allowed: 0.001 is 0.1%.
+    deadline : Deadline
+        When to stop, whatever has been reached.
 
     Raises
     ------
@@ -126,6 +130,19 @@ def cool_within(
     """Cool the busiest GPU of one layer, whose items have GPUs; ``limit`` is what no link may cost, or that of before.
 
     None: items stay on their nodes.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    index : int
+        The MoE layer, counted among MoE layers.
+    result : LayerResult
+        The layer as it is placed.
+    limit : float or None
+        What no link may cost, tokens at node-link speed; None: items stay on their nodes.
+    deadline : Deadline
+        When to stop, whatever has been reached.
     """
     assert result.gpu is not None
     layer = problem.layer(index, result.replicas)

@@ -85,6 +85,7 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
 
     Parameters
     ----------
+    instance : Instance
     workers : int
         Worker processes asked for; no more than layers and cores are started.
     searches : bool
@@ -139,6 +140,8 @@ def refuse_too_large(name: str, estimated: Estimate, memory_bytes: float | None,
         What may be taken; None: what the machine has left now.
     advice : str
         What else would help, for the message.
+    estimated : Estimate
+        What the solve takes.
 
     Raises
     ------

@@ -88,6 +88,17 @@ def _packs(problem: Problem, index: int, result: LayerResult) -> bool:
 def pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) -> list[Gpus]:
     """Give the items of one layer GPUs of their nodes; ``held`` [GPUs] are experts of other layers there.
 
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    index : int
+        The MoE layer, counted among MoE layers.
+    result : LayerResult
+        The layer, with the node of each item.
+    held : int array
+        Experts of other layers on each GPU [GPUs].
+
     Raises
     ------
     NothingFoundError

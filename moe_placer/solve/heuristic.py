@@ -58,7 +58,21 @@ class OnePass(Solver):
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
-        """Place all layers, one pass each; limits and start do not matter."""
+        """Place all layers, one pass each; limits and start do not matter.
+
+        Parameters
+        ----------
+        problem : Problem
+            The compiled instance.
+        limits : Limits
+            Time, gap, workers and deterministic effort.
+        seed : int
+            Of everything random.
+        start : Start or None
+            A result of each layer to improve on; None: none.
+        report : Report
+            Called with a layer (its index among MoE layers) and each better result.
+        """
         del limits, start
         results = []
         for index in range(len(problem)):
@@ -101,6 +115,10 @@ def pack_in_groups(problem: Problem, layer: LayerProblem, slots: Ints, pack: Cal
 
     Parameters
     ----------
+    problem : Problem
+        The compiled instance.
+    layer : LayerProblem
+        One MoE layer.
     slots : int array [G]
         Slots of each place: all GPUs, or all nodes.
     pack : callable
@@ -152,6 +170,21 @@ def heuristic_result(
     """Repair what a method decided, and say what it comes to; its GPUs are kept only if nothing had to move.
 
     ``repaired`` counts what the method mended before.
+
+    Parameters
+    ----------
+    layer : LayerProblem
+        One MoE layer.
+    node : int array
+        Node of each item [items], where the method puts it.
+    rng : Generator
+        Source of everything random.
+    gpu : int array [items] or None
+        GPU of each item; None: the method does not say.
+    replicas : int array or None
+        Replicas of each expert [experts]; None: the problem's own.
+    repaired : int
+        Items that have been moved already.
     """
     mended = repair(layer, node, rng)
     bound = best_bound(layer)
@@ -172,7 +205,21 @@ def heuristic_result(
 def gpu_result(
     problem: Problem, layer: LayerProblem, gpu: Ints, rng: np.random.Generator, replicas: Ints | None = None
 ) -> LayerResult:
-    """Say what GPUs [I] that a method decided come to, once replicas of one expert on one GPU have been moved apart."""
+    """Say what GPUs [I] that a method decided come to, once replicas of one expert on one GPU have been moved apart.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    layer : LayerProblem
+        One MoE layer.
+    gpu : int array [items]
+        GPU of each item.
+    rng : Generator
+        Source of everything random.
+    replicas : int array or None
+        Replicas of each expert [experts]; None: the problem's own.
+    """
     gpu, moved = _apart_on_gpus(layer, gpu, problem.gpus_per_node)
     doubled = len(gpu) - len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert))
     keep = None if doubled or problem.pinned else gpu  # else GPUs are chosen last, evenly by memory

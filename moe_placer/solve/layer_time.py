@@ -70,12 +70,16 @@ def shorten(
 
     Parameters
     ----------
+    problem : Problem
+        The compiled instance.
     results : sequence of LayerResult
         Good for z, with the bounds on it; layers without a placement stay without.
     start : sequence, optional
         Nodes of each layer's items with the problem's replicas.
     limits : Limits
         Of the whole solve; this takes milliseconds a layer, and a fifth of the effort where the search chose replicas.
+    seed : int
+        Of everything random.
     """
     if any(result.node is None for result in results):
         return list(results)

@@ -99,7 +99,21 @@ class LayerSolver(Solver):
     def solve(
         self, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
     ) -> list[LayerResult]:
-        """Place all layers, over worker processes where that pays."""
+        """Place all layers, over worker processes where that pays.
+
+        Parameters
+        ----------
+        problem : Problem
+            The compiled instance.
+        limits : Limits
+            Time, gap, workers and deterministic effort.
+        seed : int
+            Of everything random.
+        start : Start or None
+            A result of each layer to improve on; None: none.
+        report : Report
+            Called with a layer (its index among MoE layers) and each better result.
+        """
         return solve_layers(self, problem, limits, seed, start, report)
 
 
@@ -112,7 +126,25 @@ def solve_layers(
     report: Report,
     known: Sequence[LayerResult] | None = None,
 ) -> list[LayerResult]:
-    """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any."""
+    """Solve all layers, each as well as the limits allow; go on from ``known`` results, where there are any.
+
+    Parameters
+    ----------
+    solver : LayerSolver
+        Who solves a layer.
+    problem : Problem
+        The compiled instance.
+    limits : Limits
+        Time, gap, workers and deterministic effort.
+    seed : int
+        Of everything random.
+    start : Start or None
+        A result of each layer to improve on; None: none.
+    report : Report
+        Called with a layer (its index among MoE layers) and each better result.
+    known : sequence of LayerResult or None
+        Results to go on from, one per MoE layer; None: none.
+    """
     # One layer's arrays at a time: those of all layers together are large.
     nodes = start if start is not None and not solver.quick else [None] * len(problem)
     best: list[LayerResult | None]

@@ -28,6 +28,17 @@ _SECONDS = 60.0
 def nearest_gpus(problem: Problem, index: int, node: Ints, replicas: Ints | None) -> list[tuple[int, ...]]:
     """Return the GPUs of each item of a layer, with the fewest on other nodes than ``node`` [I].
 
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    index : int
+        The MoE layer, counted among MoE layers.
+    node : int array
+        Node of each item [items] that is wished for.
+    replicas : int array or None
+        Replicas of each expert [experts]; None: the problem's own.
+
     Raises
     ------
     NothingFoundError

@@ -27,6 +27,19 @@ def of_the_instance(
 
     A search within the slots that memory leaves a layer proves nothing of others; nor is a layer then done because it
     is within the gap of what these allow. ``within`` is the gap asked for.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    division : MemoryDivision or None
+        How memory that binds over layers is divided; None: it does not bind, or is not divided.
+    index : int
+        The MoE layer, counted among MoE layers.
+    result : LayerResult
+        What the method found.
+    within : float
+        Gap at which a layer counts as solved.
     """
     if not problem.capacity.binds or problem.minimise == "aggregate":
         return result

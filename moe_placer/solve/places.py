@@ -29,6 +29,21 @@ def run_method(
 ) -> list[LayerResult]:
     """Run a method; what one places by node gets the GPUs that it gets without NICs.
 
+    Parameters
+    ----------
+    method : Solver
+        Who decides.
+    problem : Problem
+        The compiled instance.
+    limits : Limits
+        Time, gap, workers and deterministic effort.
+    seed : int
+        Of everything random.
+    start : Start or None
+        A result of each layer to improve on; None: none.
+    report : Report
+        Called with a layer (its index among MoE layers) and each better result.
+
     Raises
     ------
     NothingFoundError

@@ -138,6 +138,7 @@ def solve(
 
     Parameters
     ----------
+    instance : Instance
     traffic : Traffic, optional
         Absent: what the instance names.
     solver : str or Solver

@@ -64,6 +64,7 @@ def make_traffic(
 
     Parameters
     ----------
+    instance : Instance
     topk : sequence of int arrays [tokens, MoE layers, top_k]
         The experts that each token chose, counted from 0.
     load : sequence of arrays [MoE layers, experts]

@@ -65,6 +65,16 @@ def synthesize(instance: Instance, seed: int, tokens: int = TOKENS, window: int 
     A token has a topic, the same in all layers, and draws its top-k experts one after the other without replacement
     (Plackett-Luce) from the topic's log-normal popularity. Topics make experts co-activate and make one layer tell
     about the next. The same instance sizes and seed always give the same tokens.
+
+    Parameters
+    ----------
+    instance : Instance
+    seed : int
+        Of everything random.
+    tokens : int
+        Tokens of each domain.
+    window : int
+        Which draw of tokens from the same domains; 0 is the first.
     """
     rng = np.random.default_rng(seed)
     layers, experts = len(instance.moe_layers), instance.model.experts
@@ -91,7 +101,19 @@ def steepness(experts: int, top_k: int) -> float:
 
 
 def make_domain(rng: np.random.Generator, common: Floats, sigma: Floats, topic_sigma: float) -> Domain:
-    """Draw a domain's popularities around what all domains have in common [layers, experts]."""
+    """Draw a domain's popularities around what all domains have in common [layers, experts].
+
+    Parameters
+    ----------
+    rng : Generator
+        Source of everything random.
+    common : float array
+        Popularity that all domains share [layers, experts].
+    sigma : float array
+        Spread of the logarithms [layers].
+    topic_sigma : float
+        Spread of the logarithms between topics.
+    """
     layers, experts = common.shape
     own = np.sqrt(COMMON) * common + np.sqrt(1 - COMMON) * rng.standard_normal((layers, experts))
     chance = rng.standard_normal((layers, TOPICS, experts))
@@ -104,7 +126,19 @@ def make_domain(rng: np.random.Generator, common: Floats, sigma: Floats, topic_s
 
 
 def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
-    """Draw tokens' choices [tokens, layers, top_k]."""
+    """Draw tokens' choices [tokens, layers, top_k].
+
+    Parameters
+    ----------
+    domain : Domain
+        Popularities to draw from.
+    tokens : int
+        How many tokens.
+    top_k : int
+        Experts that a token chooses.
+    rng : Generator
+        Source of everything random.
+    """
     topics = domain.chance.shape[1]
     # Some topics are common and some rare (Zipf), as in text.
     frequency = 1 / (np.arange(topics) + 3.0)

@@ -43,6 +43,10 @@ def dual_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mappi
 
     Parameters
     ----------
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    layer : PlacedLayer
+        One MoE layer as placed.
     slots : int array [places]
         What `place_slots` says.
     weights : mapping
@@ -83,7 +87,19 @@ def memory_bound(prices: Sequence[Floats], slots: Ints, memory_prices: Floats, m
 
 
 def any_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float]) -> float:
-    """Bound that link weights prove for any number of replicas: every expert, once, at its cheapest node."""
+    """Bound that link weights prove for any number of replicas: every expert, once, at its cheapest node.
+
+    Parameters
+    ----------
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    layer : PlacedLayer
+        One MoE layer as placed.
+    slots : int array [places]
+        Items that each place can take.
+    weights : mapping
+        Weight of each link by its name; they sum to 1.
+    """
     if layer.replicas is None or not (slots > 0).any():
         return 0.0
     first = np.cumsum(layer.replicas) - layer.replicas
@@ -95,7 +111,19 @@ def any_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, weight
 
 
 def hot_expert_bound(network: Network, layer: PlacedLayer, slots: Ints, item: int) -> float:
-    """Bound from one item that some node must hold, together with the coldest companions."""
+    """Bound from one item that some node must hold, together with the coldest companions.
+
+    Parameters
+    ----------
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    layer : PlacedLayer
+        One MoE layer as placed.
+    slots : int array [places]
+        Items that each place can take.
+    item : int
+        The hot item.
+    """
     floors, unit = _floors(network, layer, slots)
     of_item = floors[item, slots > 0]
     return value_of(int(of_item.min()), unit) if len(of_item) else 0.0
@@ -106,6 +134,17 @@ def hot_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, replic
 
     Of all tokens for expert e, one of c replicas gets a c-th; so z is t or more where ``ceil(cost[e] / t)``, summed
     over experts, is above ``replicas`` for everything below t.
+
+    Parameters
+    ----------
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    layer : PlacedLayer
+        One MoE layer as placed.
+    slots : int array [places]
+        Items that each place can take.
+    replicas : int
+        Replicas that the layer may have in all.
     """
     routes, of_place = network.arrivals
     if layer.replicas is None or layer.demand is None or not len(routes) or not (slots > 0).any():
@@ -116,7 +155,7 @@ def hot_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, replic
     open_ = [rows for rows, room in zip(of_place, slots.tolist(), strict=True) if room > 0]
     least = np.min([cost[rows].max(axis=0, initial=0.0) for rows in open_], axis=0)
     # The largest share that is left when every further replica goes to the expert of the largest one.
-    shares = [(-value, 1, value) for value in least.tolist()]
+    shares, replicas = [(-value, 1, value) for value in least.tolist()], min(replicas, int(slots.sum()))
     if replicas < len(shares):
         return 0.0
     heapq.heapify(shares)
@@ -133,6 +172,19 @@ def threshold_bound(
 
     An item where it is forbidden is priced at the threshold: an assignment without any such pair costs what it costs,
     and every other at least the threshold.
+
+    Parameters
+    ----------
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    layer : PlacedLayer
+        One MoE layer as placed.
+    slots : int array [places]
+        Items that each place can take.
+    weights : mapping
+        Weight of each link by its name; they sum to 1.
+    threshold : float
+        z that is to be ruled out, tokens at node-link speed.
     """
     # A floor may equal the threshold but for rounding: prove a threshold that is lower by as much.
     threshold *= 1 - ROUNDING

@@ -239,6 +239,17 @@ def least_added(alone: Ints, saved: Ints, members: int, depth: int) -> int:
     A set adds the sum over its items j of ``alone[j]`` less ``saved[j, j']`` for every other item j' of the set. With
     ``depth`` 1 or 2, the first items of the set, in the order of the arrays, are tried one by one; every other item of
     it comes later, and has as fellows those that save most among the items that come later.
+
+    Parameters
+    ----------
+    alone : int array
+        What each item adds alone [items], on the grid.
+    saved : int array
+        What each pair saves [items, items], on the grid.
+    members : int
+        How many items a set has.
+    depth : int
+        Branch over no item (0), over the first (1), or over the first two (2).
     """
     items = len(alone)
     if members > items:

@@ -39,7 +39,17 @@ class Facts:
 
 
 def check_facts(instance: Instance, traffic: Traffic, network: Network, placement: Placement) -> Facts:
-    """Rule ``facts``: what is said of traffic, fabric and replicas is so; how it was solved cannot be checked."""
+    """Rule ``facts``: what is said of traffic, fabric and replicas is so; how it was solved cannot be checked.
+
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    placement : Placement
+    """
     checked: list[str] = []
     not_checked = ["solver", *(["versions"] if placement.versions else [])]
     violations = []

@@ -153,6 +153,9 @@ def replica_demand(instance: Instance, traffic: Traffic, choices: Floats, replic
 
     Parameters
     ----------
+    instance : Instance
+    traffic : Traffic
+        Routing statistics of the instance's sources.
     choices : float array [recordings, experts]
         The layer's part of `choices_per_token`.
     replicas : int array [experts]

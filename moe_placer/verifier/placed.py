@@ -58,7 +58,20 @@ class PlacedLayer:
 def read_layers(
     instance: Instance, network: Network, traffic: Traffic, replicas: Sequence[Replica], whole: set[int]
 ) -> list[PlacedLayer]:
-    """Compute demand and loads of every MoE layer; ``whole`` are those whose replicas can all be located."""
+    """Compute demand and loads of every MoE layer; ``whole`` are those whose replicas can all be located.
+
+    Parameters
+    ----------
+    instance : Instance
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    replicas : sequence of Replica
+        Every replica of the placement.
+    whole : set of int
+        Rows of layers whose replicas can all be located.
+    """
     choices = choices_per_token(instance, traffic)
     of_layer: list[list[Replica]] = [[] for _ in instance.moe_layers]
     for replica in replicas:

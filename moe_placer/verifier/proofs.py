@@ -55,6 +55,18 @@ def check_proof(
     """Rules ``weights`` and ``proof``: the record carries what its proof needs, and nothing else in its place.
 
     ``replicas`` counts the replicas of each expert; None where the placement is too broken for that.
+
+    Parameters
+    ----------
+    instance : Instance
+    record : LayerRecord
+        What the file states of the layer.
+    layer : int
+        Index in the model.
+    links : tuple
+        Names of the links of the fabric.
+    replicas : list of int or None
+        Replicas of each expert; None: the placement is too broken to count them.
     """
     yield from _check_weights(record, layer, links)
     yield from check_proof_fits(instance, record.proof, layer, f"proof: {record.proof}")
@@ -125,6 +137,9 @@ def check_memory_proof(
 
     Parameters
     ----------
+    instance : Instance
+    record : MemoryRecord
+        What the file states of the bound that counts memory.
     proofs : sequence of mapping or None
         Per layer, the link weights that the bound rests on: the record's own, or those of the layers' records.
     links : tuple of str

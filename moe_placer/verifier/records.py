@@ -40,7 +40,21 @@ def _within(figure: float, limit: float, sent: float) -> bool:
 
 
 def check_contradiction(derived: float, z: float, sent: float, layer: int | None, what: str) -> Iterator[Violation]:
-    """Rule ``contradiction``: what a proof gives is not above what the valid placement beside it has."""
+    """Rule ``contradiction``: what a proof gives is not above what the valid placement beside it has.
+
+    Parameters
+    ----------
+    derived : float
+        What the proof gives, tokens at node-link speed.
+    z : float
+        Cost of the busiest link, tokens at node-link speed.
+    sent : float
+        Tokens per step that cross between nodes in all: what roundings are measured by.
+    layer : int or None
+        Index in the model; None: of no layer.
+    what : str
+        What is bounded, for the message.
+    """
     if not _within(derived, z, sent):
         message = f"its proof gives {derived:.12g} tokens, but {what} is {z:.12g}: one of them is wrong"
         yield Violation("contradiction", message, layer)
@@ -58,6 +72,10 @@ def check_aggregate(
 
     Parameters
     ----------
+    record : AggregateRecord
+        What the file states of all layers together.
+    links : tuple
+        Names of the links of the fabric.
     totals, load : float array [links]
         Costs, and plain tokens, of links over all layers.
     derived : float or None
@@ -80,7 +98,19 @@ def check_aggregate(
 
 
 def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sent: float) -> Iterator[Violation]:
-    """Rule ``bound`` for a bound on the sum of z that counts memory."""
+    """Rule ``bound`` for a bound on the sum of z that counts memory.
+
+    Parameters
+    ----------
+    record : MemoryRecord
+        What the file states of the bound that counts memory.
+    derived : float
+        What the proof gives, tokens at node-link speed.
+    total_z : float
+        Sum over layers of z, tokens at node-link speed.
+    sent : float
+        Tokens per step that cross between nodes in all: what roundings are measured by.
+    """
     if not _within(record.bound, derived + ROUNDING * total_z, sent):  # a difference of sums of about total_z
         required = f"required are at most the {derived:.12g} tokens that weights and prices of memory give"
         yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
@@ -90,7 +120,19 @@ def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sen
 
 
 def check_budget_bound(bound: float, derived: float, total_z: float, sent: float) -> Iterator[Violation]:
-    """Rule ``bound`` for a bound on the sum of z within a budget of moves."""
+    """Rule ``bound`` for a bound on the sum of z within a budget of moves.
+
+    Parameters
+    ----------
+    bound : float
+        What the file states, tokens at node-link speed.
+    derived : float
+        What the proof gives, tokens at node-link speed.
+    total_z : float
+        Sum over layers of z, tokens at node-link speed.
+    sent : float
+        Tokens per step that cross between nodes in all: what roundings are measured by.
+    """
     if not _within(bound, derived + ROUNDING * total_z, sent):  # a difference of sums of about total_z
         required = f"required are at most the {derived:.12g} tokens that weights and the price of a move give"
         yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
@@ -112,6 +154,12 @@ def check_figures(
 
     Parameters
     ----------
+    record : LayerRecord
+        What the file states of the layer.
+    check : LayerCheck
+        The same, recomputed.
+    links : tuple
+        Names of the links of the fabric.
     cost, load : float array [links]
         Cost, and plain tokens, of each link.
     derived : bool

@@ -49,7 +49,17 @@ def count_moves(current: Placement, placement: Placement) -> int:
 def check_moves(
     instance: Instance, record: ReplanRecord, current: Placement, placement: Placement
 ) -> Iterator[Violation]:
-    """Rule ``moves``: as many as stated, no more than the budget, and inside nodes where that is stated."""
+    """Rule ``moves``: as many as stated, no more than the budget, and inside nodes where that is stated.
+
+    Parameters
+    ----------
+    instance : Instance
+    record : ReplanRecord
+        What the file states of the moves.
+    current : Placement
+        The placement before them.
+    placement : Placement
+    """
     found = count_moves(current, placement)
     if found != record.moves:
         yield Violation("moves", f"states {record.moves:,} moves, there are {found:,}")
@@ -98,12 +108,17 @@ def budget_bound(
 
     Parameters
     ----------
+    instance : Instance
+    network : Network
+        Links, routes and bandwidths, as the verifier reads them.
     layers : sequence of PlacedLayer
         As placed now, all whole.
     slots : int array [places]
         What `place_slots` says.
     record : ReplanRecord
         With every part of the proof.
+    current : Placement
+        The placement before the moves.
     """
     assert record.max_moves is not None
     assert record.weights is not None

@@ -49,7 +49,18 @@ def find_dispatch_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake
 
 
 def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, what: str) -> Iterator[Violation]:
-    """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place."""
+    """Rule ``proof``: a copy for every chosen expert proves nothing where tokens are sent once per place.
+
+    Parameters
+    ----------
+    instance : Instance
+    proof : str or None
+        Kind of the proof; None: there is none.
+    layer : int or None
+        Index in the model; None: of no layer.
+    what : str
+        The proof in words, for the message.
+    """
     every = sends_every_choice(instance)
     if proof in {"companions", "weighted-companions"} and every:
         yield Violation("proof", f"{what}, required is a proof for a copy for every chosen expert", layer)
@@ -65,6 +76,9 @@ def tokens_between(
 
     Parameters
     ----------
+    instance : Instance
+    traffic : Traffic
+        Routing statistics of the instance's sources.
     row : int
         The MoE layer, in their order.
     choices : float array [recordings, experts]

@@ -300,6 +300,8 @@ def run_each(
         Processes; 1 runs everything here.
     stopped : callable
         Asked now and then; once it says True, nothing more is run or yielded.
+    tasks : sequence of Task
+        What to do; each goes to one process.
 
     Raises
     ------

@@ -52,6 +52,7 @@ def by_hand(instance: Instance, solution: Solution) -> dict[str, float]:
         "total-z": sum(z),
         "aggregate": found.aggregate,
         "dispatch": found.dispatch_us / 1e3,
+        "layer-time": found.total_layer_us / 1e3,
         "busiest-gpu": busiest,
         "imbalance": imbalance,
     }
@@ -61,7 +62,7 @@ def test_every_figure_is_the_one_of_its_definition_and_its_limit_is_sharp(
     instance: Instance, solution: Solution
 ) -> None:
     for name, value in by_hand(instance, solution).items():
-        field = f"max_{name.replace('-', '_')}{'_ms' if name == 'dispatch' else ''}"
+        field = f"max_{name.replace('-', '_')}{'_ms' if name in {'dispatch', 'layer-time'} else ''}"
         for factor, ok in ((1 + 1e-6, True), (1 - 1e-6, False)):
             limits = GateLimits(**{field: value * factor})
             (check,) = gate(instance, solution.placement, limits, solution.traffic).checks

@@ -12,7 +12,7 @@ import pytest
 from builders import tiny_instance, tiny_tokens, tiny_traffic
 from told import told
 
-from moe_placer import Limits, load_placement, result_schema, solve
+from moe_placer import Limits, load_placement, result_schema, solve, verify
 from moe_placer.decisions.resampling import draw_weights, find_gain, time_layers
 from moe_placer.decisions.screen import ScreenSettings, Verdict, screen
 from moe_placer.decisions.units import MOST_UNITS, pool, read_units
@@ -95,6 +95,8 @@ def test_units_weighed_and_added_are_what_all_their_tokens_give(changes: dict[st
         assert found.link_us[draw] == pytest.approx(link)
         assert found.gpu_us[draw] == pytest.approx(gpu)
     assert np.array_equal(found.total_us, (1 + back_ratio(instance)) * found.link_us + found.gpu_us)
+    verified = verify(instance, placement, traffic)  # the traffic that was solved for is all units, once
+    assert found.total_us[0] == pytest.approx(verified.layer_us)
 
 
 def cut(recording: Recording, parts: int) -> Iterator[Recording]:
@@ -129,15 +131,15 @@ def test_intervals_hold_the_gain_of_endless_traffic_about_as_often_as_they_say()
     other = mine.model_copy(update={"gpu": tuple(tuple(reversed(layer)) for layer in mine.gpu)})
     gain = 1 - whole_step(mine, traffic) / whole_step(other, traffic)
     rng, held, mean = np.random.default_rng(3), 0, traffic.recordings[0].load
-    for _ in range(25):
-        counts = rng.poisson(mean / 4, (24, *mean.shape)).astype(float)
+    for _ in range(15):
+        counts = rng.poisson(mean / 2, (16, *mean.shape)).astype(float)
         units = [[Recording("unit", load, load.sum(axis=1) / 2) for load in counts]]
         weights = draw_weights(units, 200, seed=int(rng.integers(1000)))
         old, new = (time_layers(EVEN, plan, units, traffic.mix, weights) for plan in (other, mine))
         found = find_gain(old.total_us.sum(axis=1), new.total_us.sum(axis=1), 0.95)
         assert found.low <= found.high
         held += found.low <= gain <= found.high
-    assert held >= 20
+    assert held >= 12
 
 
 def whole_step(placement: Placement, traffic: Traffic) -> float:

@@ -21,7 +21,7 @@ from moe_placer.engines.layouts import LAYOUTS
 from moe_placer.engines.plans.export import FORMATS, RANK_COSTS, check_file, export_plan
 from moe_placer.engines.plans.forms import FORMS
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
-from moe_placer.engines.plans.rank_costs import check_rank_costs, rank_costs
+from moe_placer.engines.plans.rank_costs import check_rank_costs, encode_rank_costs, rank_costs
 from moe_placer.engines.plans.to_placement import placement_from_plan
 from moe_placer.errors import InputError, UsageError, VerificationError
 from moe_placer.instance import Instance
@@ -500,6 +500,16 @@ def test_costs_between_ranks_grow_with_the_way_and_with_who_shares_it() -> None:
     across = 2 * (4 * 2 / 3 / 2) / 200 * 450
     assert costs[0, 4] == pytest.approx(costs[0, 2] + across)
     assert (costs == costs.T).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.data())
+def test_any_matrix_of_costs_comes_back(ranks: int, data: st.DataObject) -> None:
+    cost = st.integers(0, 10**9).map(lambda millionths: millionths / 1e6)
+    rows = data.draw(st.lists(st.lists(cost, min_size=ranks, max_size=ranks), min_size=ranks, max_size=ranks))
+    costs = np.array(rows)
+    np.fill_diagonal(costs, 0.0)
+    assert np.array_equal(check_rank_costs(encode_rank_costs(costs), None, Path("costs.json")), costs)
 
 
 def test_a_matrix_of_costs_comes_back_and_broken_ones_do_not(tmp_path: Path) -> None:

@@ -203,6 +203,15 @@ def test_counts(tmp_path: Path, kind: str) -> None:
     assert (recorded.about.layers, recorded.about.dense_layers) == ((1, 2), (0,))
 
 
+@EACH
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_counts_come_back(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+    layers, experts = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 6))
+    rows = st.lists(st.integers(0, 10**9), min_size=experts, max_size=experts).filter(any)
+    table = np.array(data.draw(st.lists(rows, min_size=layers, max_size=layers)), np.int64)
+    assert np.array_equal(read(write_counts(fresh(tmp_path), kind, table)).load, table)
+
+
 @pytest.mark.parametrize("kind", ["npz", "json", "json-sglang"])
 def test_counts_of_several_steps(tmp_path: Path, kind: str) -> None:
     truth = make(8)

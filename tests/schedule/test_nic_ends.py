@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import MESH, ONE_LAYER, level_traffic, placement_data, tiny_instance, tiny_tokens
-from moe_placer.schedule.hottest import layer_link_times
 
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.schedule.added_replicas import Wish, find_candidates, free_slots
+from moe_placer.schedule.busiest_link import layer_link_times
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.nic_ends import NicEnds
 from moe_placer.schedule.simulate import simulate_placement

@@ -64,7 +64,21 @@ class Draft:
     assumed: list[str] = field(default_factory=list)
 
     def put(self, section: str, key: str, value: Any, comment: str = "", assumed: bool = False) -> None:
-        """Set a field, and say why; what is assumed is also listed."""
+        """Set a field, and say why; what is assumed is also listed.
+
+        Parameters
+        ----------
+        section : str
+            Section of the instance.
+        key : str
+            Field of the section.
+        value : Any
+            What to set it to.
+        comment : str
+            Why, in words.
+        assumed : bool
+            Whether nothing that was read says so.
+        """
         here = self.data.setdefault(section, {})
         here[key] = value
         if comment:

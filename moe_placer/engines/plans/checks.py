@@ -202,5 +202,17 @@ def check_row_count(
 
 
 def refuse(found: str, expected: str, path: str, file: Path) -> InputError:
-    """Return the error for one mistake."""
+    """Return the error for one mistake.
+
+    Parameters
+    ----------
+    found : str
+        What stands there.
+    expected : str
+        What should stand there.
+    path : str
+        Path of the key in the file.
+    file : Path
+        Where the mistake is.
+    """
     return InputError(Mistake(found, expected, path, file))

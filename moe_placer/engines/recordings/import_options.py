@@ -46,5 +46,17 @@ class Options:
 
     @staticmethod
     def wrong(file: Path, found: str, expected: str, path: str = "") -> InputError:
-        """Say what is wrong with a file."""
+        """Say what is wrong with a file.
+
+        Parameters
+        ----------
+        file : Path
+            Where the mistake is.
+        found : str
+            What stands there.
+        expected : str
+            What should stand there.
+        path : str
+            Path of the key in the file.
+        """
         return InputError(Mistake(found, expected, path, file))

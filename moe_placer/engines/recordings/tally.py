@@ -104,7 +104,19 @@ class Tally:
         return chosen
 
     def keep(self, ids: Ids, step: int, source: int | None = None, sequence: Ints | None = None) -> None:
-        """Keep tokens [tokens, layers, top_k] of one step, with the number of each one's sequence where it is known."""
+        """Keep tokens [tokens, layers, top_k] of one step, with the number of each one's sequence where it is known.
+
+        Parameters
+        ----------
+        ids : int array
+            Chosen experts [tokens, layers, top_k].
+        step : int
+            Step of the engine.
+        source : int or None
+            Node or rank where the tokens started; None: unknown.
+        sequence : int array or None
+            Number of each token's sequence [tokens]; None: unknown.
+        """
         if len(ids):
             self.kept.topk.append(ids.astype(np.int16))  # ids are below MOST_EXPERTS
             self.kept.source.append(np.full(len(ids), -1 if source is None else source))

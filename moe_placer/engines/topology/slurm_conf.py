@@ -105,7 +105,19 @@ def _entry(line: int, pairs: dict[str, str]) -> Entry | None:
 
 
 def topology_of_blocks(title: str, file: Path, blocks: Sequence[Entry], choice: Choice) -> Topology:
-    """Take blocks as leaf switches."""
+    """Take blocks as leaf switches.
+
+    Parameters
+    ----------
+    title : str
+        Name of the file's format, for messages.
+    file : Path
+        Where they were read.
+    blocks : sequence of Entry
+        The entries of blocks.
+    choice : Choice
+        Which topology of the file, and which of its nodes, are meant.
+    """
     paths: dict[str, tuple[str, ...]] = {}
     for block in blocks:
         for node in block.nodes:
@@ -122,7 +134,19 @@ def topology_of_blocks(title: str, file: Path, blocks: Sequence[Entry], choice: 
 
 
 def topology_of_switches(title: str, file: Path, switches: Sequence[Entry], choice: Choice) -> Topology:
-    """Follow the switches up from the nodes."""
+    """Follow the switches up from the nodes.
+
+    Parameters
+    ----------
+    title : str
+        Name of the file's format, for messages.
+    file : Path
+        Where they were read.
+    switches : sequence of Entry
+        The entries of switches.
+    choice : Choice
+        Which topology of the file, and which of its nodes, are meant.
+    """
     by_name: dict[str, Entry] = {}
     for switch in switches:
         if switch.name in by_name:

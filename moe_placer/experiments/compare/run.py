@@ -38,6 +38,8 @@ def run_cells(
 
     Parameters
     ----------
+    cells : sequence of Cell
+        Instance, solver and seed of each run.
     jobs : int
         Runs at a time.
     patience_s : float

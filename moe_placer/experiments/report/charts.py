@@ -49,7 +49,21 @@ def specification(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Spec:
 
 
 def filled(name: str, values: list[Spec], description: str, width: int, height: int | None = None) -> Spec:
-    """Return a chart with its data, for a picture that stands alone; the page's program fills it alike."""
+    """Return a chart with its data, for a picture that stands alone; the page's program fills it alike.
+
+    Parameters
+    ----------
+    name : str
+        Which chart.
+    values : list of Spec
+        Its data, one record each.
+    description : str
+        What a screen reader says of it.
+    width : int
+        Pixels.
+    height : int or None
+        Pixels; None: as the chart has it.
+    """
     chart = copy.deepcopy({**CHARTS[name], "data": {"values": values}, "description": description, "width": width})
     if height is not None:
         chart["height"] = height

@@ -202,7 +202,19 @@ def _that_fit(free: Floats, per_token: Floats) -> float:
 def run_points(
     plans: Sequence[Plan], points: Sequence[Point], workers: int, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[int, Row]]:
-    """Yield the index and the row of each point as it ends; workers, stopping and errors are those of `run_each`."""
+    """Yield the index and the row of each point as it ends; workers, stopping and errors are those of `run_each`.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        The placements to simulate.
+    points : sequence of Point
+        Batch, context, phase and fabric of each simulation.
+    workers : int
+        Processes.
+    stopped : callable
+        Asked now and then; once it says True, no further point begins.
+    """
     return run_each(simulate_point, plans, points, workers, stopped)
 
 

@@ -26,6 +26,10 @@ def build_page(rows: Sequence[Row], environment: Mapping[str, Any], title: str, 
         Of `moe_placer.experiments.sweep.sweep.simulate_point`; ``sweep`` names the sweep that each belongs to.
     command : str
         What made it, to be run again.
+    environment : mapping
+        Machine and versions.
+    title : str
+        Heading of the page.
     """
     parts, files = [f"# {plain(title)}", _machine(environment), _plans(rows)], {}
     for number, ((name,), group) in enumerate(by(rows, "sweep").items(), 1):

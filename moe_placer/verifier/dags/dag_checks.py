@@ -54,6 +54,8 @@ def verify_dags(
 
     Parameters
     ----------
+    instance : Instance
+    placement : Placement
     folder : Path
         Where ``*_dag.json`` and ``*_dag.dot`` are; no DAG there is no mistake.
     traffic : Traffic, optional
