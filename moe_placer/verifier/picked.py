@@ -23,7 +23,28 @@ Floats = npt.NDArray[np.float64]
 def tokens_by_views(
     instance: Instance, traffic: Traffic, row: int, choices: Floats, replicas: Sequence[Replica], views: Sequence[View]
 ) -> tuple[Floats, Floats]:
-    """Count as `moe_placer.verifier.sending.tokens_between` does, for tokens that pick replicas by these views."""
+    """Count as `moe_placer.verifier.sending.tokens_between` does, for tokens that pick replicas by these views.
+
+    Parameters
+    ----------
+    instance, traffic
+        With token sets, where a token is sent once to each place.
+    row : int
+        The MoE layer, in their order.
+    choices : float array [recordings, experts]
+        How often a token chooses each expert, in this layer.
+    replicas : sequence of Replica
+        All replicas of this layer, in the order of the views' chances.
+    views : sequence of View
+        Of this layer.
+
+    Returns
+    -------
+    flow : float array [nodes, places]
+        Copies per step, those that stay in a node left out.
+    demand : float array [nodes, replicas]
+        Tokens per step.
+    """
     expert, demand = np.array([one.expert for one in replicas]), np.zeros((instance.cluster.nodes, len(replicas)))
     size, tokens = instance.cluster.gpus_per_node, _started(instance, traffic, choices)
     for view in views:
@@ -48,7 +69,19 @@ def tokens_by_views(
 def split_best(
     instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica], network: Network
 ) -> tuple[Floats, Floats]:
-    """Count likewise, for tokens that are split so that the worst link costs least."""
+    """Count likewise, for tokens that are split so that the worst link costs least.
+
+    Parameters
+    ----------
+    instance, traffic
+        Which send one copy for every chosen expert.
+    choices : float array [recordings, experts]
+        How often a token chooses each expert, in this layer.
+    replicas : sequence of Replica
+        All replicas of this layer.
+    network : Network
+        Its links.
+    """
     part = 1 if receives_by_gpu(instance) else instance.cluster.gpus_per_node
     expert = np.array([one.expert for one in replicas])
     place = np.array([one.gpus[0] // part for one in replicas])

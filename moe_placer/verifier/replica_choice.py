@@ -97,6 +97,10 @@ def views_of(instance: Instance, rule: str, layers: Sequence[Sequence[Replica]],
 
     Parameters
     ----------
+    instance : Instance
+        Whose ranks are its GPUs, in the order of their ids.
+    rule : str
+        One of `RULES_BY_NAME`.
     layers : sequence of sequence of Replica
         The replicas of each MoE layer, expert by expert.
     hops : int array [nodes, nodes]
@@ -285,6 +289,8 @@ def best_split(network: Network, tokens: Floats, expert: Ints, place: Ints) -> F
 
     Parameters
     ----------
+    network : Network
+        Links, and who crosses them.
     tokens : float array [nodes, experts]
         Tokens per step of each node that choose each expert.
     expert, place : int array [replicas]
