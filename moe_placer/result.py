@@ -1,4 +1,4 @@
-"""What a solver returns: what we have, and why it stopped, kept apart."""
+"""What a solver returns for a layer: its placement and bound (status), and why the search ended (stop)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FalseBoundError(MoePlacerError, ValueError):
 
 
 class Status(StrEnum):
-    """What we have."""
+    """What is known of a layer: a proven optimum, a valid placement, a proof that there is none, or nothing."""
 
     OPTIMAL = "optimal"
     FEASIBLE = "feasible"
@@ -32,7 +32,7 @@ class Status(StrEnum):
 
 
 class Stop(StrEnum):
-    """Why we stopped."""
+    """Why the search for a layer's placement ended."""
 
     PROVED = "proved"
     GAP = "gap reached"

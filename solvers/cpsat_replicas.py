@@ -43,7 +43,7 @@ def choices(layer: LayerProblem, z: float, lower: float) -> SymmetryClasses:
 
 
 class ReplicasModel(Model):
-    """The model above; its own bound holds for every choice of replicas that pays."""
+    """The CP-SAT model that also chooses replicas; its own bound holds for every choice of replicas that pays."""
 
     chooses_replicas = True
 

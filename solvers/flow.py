@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.result import LayerResult
+from moe_placer.solve.base import says_missing
 from moe_placer.solve.heuristic import OnePass, heuristic_result
 
 __all__ = ["Flow", "cheapest_flow"]
@@ -42,11 +43,7 @@ class Flow(OnePass):
 
     def unavailable(self) -> str | None:
         """Say whether OR-Tools is missing."""
-        try:
-            import ortools  # noqa: F401
-        except ImportError:
-            return "the package ortools is not installed"
-        return None
+        return says_missing("ortools")
 
     def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place one layer."""

@@ -19,7 +19,7 @@ from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.solve.base import refuses_coverage
+from moe_placer.solve.base import refuses_coverage, says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ class Mip(LayerSolver):
 
     def unavailable(self) -> str | None:
         """Say whether OR-Tools is missing."""
-        try:
-            import ortools  # noqa: F401
-        except ImportError:
-            return "the package ortools is not installed"
-        return None
+        return says_missing("ortools")
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse costs that are not linear, and what couples layers."""

@@ -1,4 +1,4 @@
-"""Deals items to slots at random: what no thought gives."""
+"""Deals items to slots at random: the baseline without any optimisation."""
 
 from __future__ import annotations
 

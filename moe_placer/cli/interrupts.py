@@ -30,7 +30,7 @@ _INTERRUPTED = "interrupted; files that are there are whole"
 
 
 class Wish:
-    """Whether somebody wants the command to stop; calling it tells.
+    """A request to stop, by Ctrl-C or SIGTERM; calling the object returns whether it was made.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the plans of one solve come to in a step: links, busiest GPUs, and where asked for the simulated step."""
+"""Figures of a solve's placement and of every heuristic's: links, busiest GPUs, and on request a simulated step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENGINES = ("contiguous", "eplb")  # what runs today without us
 
 @dataclass(frozen=True)
 class PlanFigures:
-    """One plan in one step.
+    """Loads and times of one placement in one step.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a person reads after a solve."""
+"""The summary that `moe-placer solve` prints."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def value_bytes(dtype: str, precision: float) -> float:
 
 @dataclass(slots=True)
 class Operation:
-    """One step of the deployment on the GPUs that do it together.
+    """One operation of the deployment, on the GPUs that do it together.
 
     Attributes
     ----------

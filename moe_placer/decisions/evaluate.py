@@ -40,7 +40,7 @@ _IN_INSTANCES = ("group", "even")
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """What one plan costs in one step.
+    """Loads and times of one placement in one step.
 
     Attributes
     ----------

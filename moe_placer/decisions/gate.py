@@ -39,7 +39,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What a placement has to hold; None is no limit.
+    """The limits that a placement's figures must not exceed; None is no limit.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class GateCheck:
-    """One limit, and what the placement has.
+    """One limit, and the placement's figure that it applies to.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class GateCheck:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """What was verified, and every limit.
+    """The result of a gate: the verification, and every limit with the figure held against it.
 
     Attributes
     ----------

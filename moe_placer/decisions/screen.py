@@ -31,7 +31,7 @@ FEWEST_UNITS = 8  # to score on; an interval from fewer says nothing
 
 
 class Verdict(StrEnum):
-    """What to do."""
+    """The recommendation of a screening."""
 
     RECOMMEND_TRIAL = "recommend_trial"
     NOT_RECOMMENDED_NOW = "not_recommended_now"
@@ -40,7 +40,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class ScreenSettings:
-    """How to screen.
+    """The settings of a screening: windows, confidence and limits.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class ScreenSettings:
 
 @dataclass(frozen=True)
 class LayerGain:
-    """One MoE layer.
+    """The gain of a placement in one MoE layer.
 
     Attributes
     ----------

@@ -170,7 +170,7 @@ class Cluster(Section):
 
 
 class Parallelism(Section):
-    """How the rest of the model is spread."""
+    """How attention and dense layers are parallelised, and experts sharded and grouped."""
 
     dp: int = Field(
         1, ge=1, le=MAX_GPUS, description="Data-parallel groups; group r: nodes [r*nodes/dp, (r+1)*nodes/dp)."
@@ -291,7 +291,7 @@ class LoadTraffic(_RecordedTraffic):
 
 
 class Objective(Section):
-    """What makes a link hot, and which heat counts."""
+    """How the cost of a link is measured, and what is minimised."""
 
     metric: Literal["time", "tokens"] = Field(
         "time", description="time: tokens over bandwidth; tokens: every inter-node link counts alike."

@@ -33,7 +33,7 @@ _INFEASIBLE = 2  # scipy's word for it
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What has to be placed, and where it may be.
+    """The replicas that have to be placed, and the slots and memory of the GPUs.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""From an instance to who sends what where a token goes once per node, or to why that cannot be told."""
+"""Compiles what every node sends where a token goes once per node (or GPU); refuses traffic that does not say."""
 
 from __future__ import annotations
 

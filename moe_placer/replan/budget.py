@@ -1,4 +1,4 @@
-"""How much may be moved."""
+"""The budget of a migration: limits on moved replicas and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A placement after GPUs have failed: which replicas take over, and what has none."""
+"""A placement after GPUs have failed: which replicas take over, and which experts are lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shards = tuple[tuple[int, ...], ...]  # GPUs of each replica
 
 @dataclass(frozen=True, eq=False)
 class Survivors:
-    """What is left.
+    """The placement that is left once GPUs have failed.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How long one step of a placement takes, as two figures."""
+"""Predicts the time of one step of a placement, and of its communication."""
 
 from __future__ import annotations
 

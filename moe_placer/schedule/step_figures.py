@@ -1,4 +1,4 @@
-"""What a simulated step comes to: latency, throughput, utilization, memory, and where the time goes."""
+"""Figures of a simulated step: latency, throughput, utilization, memory, and where the time goes."""
 
 from __future__ import annotations
 

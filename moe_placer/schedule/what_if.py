@@ -22,7 +22,7 @@ __all__ = ["Advice", "Answer", "Question", "ask"]
 
 @dataclass(frozen=True)
 class Question:
-    """What is not as the instance says.
+    """Slow or failed hardware to simulate a step with.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Advice:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What follows.
+    """The step under the conditions of a question, and the replicas that would help.
 
     Attributes
     ----------

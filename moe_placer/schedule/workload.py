@@ -94,7 +94,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Condition:
-    """Hardware that is not as the instance says.
+    """Slow or failed hardware.
 
     Attributes
     ----------

@@ -25,7 +25,7 @@ HELPS = 1e-9  # smaller relative changes of the excess are rounding
 
 @dataclass(frozen=True)
 class Search:
-    """What `search` found: the placement, its z, and the effort it took."""
+    """The result of `search`: the placement, its z, and the effort it took."""
 
     node: Ints
     z: float

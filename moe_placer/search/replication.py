@@ -72,7 +72,7 @@ class ReplicaChanges:
 
 @dataclass(frozen=True, eq=False)
 class Replicated:
-    """What `replicate` found: the layer with its replicas, the placement, its z, and the effort it took."""
+    """The result of `replicate`: the layer with its replicas, the placement, its z, and the effort it took."""
 
     layer: LayerProblem
     node: Ints

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Report
 
-__all__ = ["Solver", "Start", "refuses_coverage"]
+__all__ = ["Solver", "Start", "refuses_coverage", "says_missing"]
 
 Start = Sequence[npt.NDArray[np.int64] | None]  # per MoE layer, the node of each item, where there is any
 
@@ -78,3 +79,12 @@ def refuses_coverage(problem: Problem) -> str | None:
     if not problem.coverage:
         return None
     return "its model sends one copy per chosen expert, and placement.dispatch asks for one per place that holds any"
+
+
+def says_missing(package: str) -> str | None:
+    """Say that a package which a method needs is not installed; None where it is."""
+    try:
+        import_module(package)
+    except ImportError:
+        return f"the package {package} is not installed"
+    return None

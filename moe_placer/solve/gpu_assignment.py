@@ -1,4 +1,4 @@
-"""Which GPU of its node an expert replica goes to: the step after the real decision."""
+"""Assigns every replica a GPU of its node: the packing step after the solver has chosen nodes."""
 
 from __future__ import annotations
 

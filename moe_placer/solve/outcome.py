@@ -1,4 +1,4 @@
-"""What a method's results come to for the instance: bounds that hold for it, and never worse than what is printed."""
+"""Turns a method's results into the instance's: bounds that hold for it, and never worse than a baseline."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ BASELINES = ("contiguous", "eplb", "greedy")
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """What the quick heuristics give.
+    """The placements of the quick heuristics, and their totals.
 
     Attributes
     ----------

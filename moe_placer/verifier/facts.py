@@ -23,7 +23,7 @@ ROUNDING = 1e-9  # relative
 
 @dataclass(frozen=True)
 class Facts:
-    """What was said beside the placement.
+    """The facts of a placement file: which were checked and found true, and which cannot be checked.
 
     Attributes
     ----------

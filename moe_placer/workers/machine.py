@@ -1,4 +1,4 @@
-"""What this machine has for us: cores and memory."""
+"""Cores and memory that this process may use."""
 
 from __future__ import annotations
 

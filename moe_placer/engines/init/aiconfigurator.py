@@ -25,7 +25,7 @@ _MOST = 1e19  # of any figure; the fastest GPUs have 1e16 FLOP/s
 
 @dataclass(frozen=True)
 class System:
-    """What a system file says.
+    """The GPU, node and network that a system file describes.
 
     Attributes
     ----------

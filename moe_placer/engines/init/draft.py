@@ -24,7 +24,7 @@ __all__ = ["Draft", "Wishes", "draft_instance"]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line says; None where it says nothing."""
+    """What the user sets of an instance; None where the user sets nothing."""
 
     name: str | None = None
     engine: str | None = None

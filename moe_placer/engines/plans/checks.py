@@ -18,7 +18,7 @@ Fault = Literal["rows", "kind", "range", "slots", "missing", "twice"]
 
 @dataclass(frozen=True)
 class Row:
-    """What a file says of one layer.
+    """The slots that a file lists for one layer.
 
     Attributes
     ----------

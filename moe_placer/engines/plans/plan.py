@@ -15,7 +15,7 @@ Slots = tuple[tuple[tuple[int, ...], ...], ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """Logical experts in slots.
+    """The logical expert in every slot of every rank and layer.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What an instance says of ranks and layers.
+    """The ranks, layers and slots of the instance that a plan is for.
 
     Attributes
     ----------

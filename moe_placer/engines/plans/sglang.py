@@ -24,7 +24,7 @@ _EXPECTED = f'a JSON object {{"{_KEY}": [[expert of each slot] for each decoder 
 
 
 class SglangForm(PlanForm):
-    """Read as it is by the released engine."""
+    """The file as the released engine reads it."""
 
     name = "sglang"
     what = "SGLang: --init-expert-location, all decoder layers"

@@ -22,7 +22,7 @@ _EXPECTED = f'one line of JSON with "record_type": "{_TYPE}"'
 
 
 class VllmJsonlForm(PlanForm):
-    """As the first revision of the proposal has it; later ones rename flags, not the record."""
+    """The record of the proposal's first revision; later ones rename flags, not the record."""
 
     name = "vllm-jsonl"
     what = "vLLM with pull request #41141 (open): eplb_config.initial_mapping_path"

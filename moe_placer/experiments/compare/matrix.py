@@ -27,7 +27,7 @@ _Plans = dict[str, tuple[Path, Placement]]  # by the name of an instance
 
 @dataclass(frozen=True)
 class Matrix:
-    """What to run.
+    """The runs of a comparison: instances, solvers and seeds.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Given:
-    """What is solved for, measured on and counted from, beside what instances name.
+    """Traffic to solve for, traffic to measure on, and the current plan, beside those that instances name.
 
     Attributes
     ----------

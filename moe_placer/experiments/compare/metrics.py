@@ -28,7 +28,7 @@ _DIGITS = 5  # of matrices in rows
 
 @dataclass(frozen=True, eq=False)
 class Flows:
-    """Tokens per step.
+    """Tokens per step between nodes and on GPUs.
 
     Attributes
     ----------

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 class Folder:
-    """Rows survive whatever ends the program: each is on disk before the next is taken; a torn last line is dropped.
+    """A folder of rows that survive a crash: each is on disk before the next is taken; a torn last line is dropped.
 
     A context manager, since only one comparison at a time may write to a folder.
 

@@ -34,7 +34,7 @@ class _Record(BaseModel):
 
 
 class Config(_Record):
-    """What was asked: `config.json`."""
+    """The question of a comparison: `config.json`."""
 
     schema_: Literal["moe-placer/comparison/1"] = Field(alias="schema")
     name: str
@@ -113,7 +113,7 @@ class Both(_Record):
 
 
 class Seconds(_Record):
-    """Seconds from the start of a run until it got there; None where it did not."""
+    """Seconds from the start of a run until it reached each milestone; None where it did not."""
 
     total: float | None = None
     first: float | None = None
