@@ -53,7 +53,7 @@ def allowed(problem: Problem, gpu: np.ndarray) -> bool:
     layer = problem.layer(0)
     pins = {(e, r): g for (row, e, r), g in problem.pinned.items() if row == 0}
     of = dict(zip(zip(layer.expert.tolist(), layer.replica.tolist(), strict=True), gpu.tolist(), strict=True))
-    held = np.bincount(gpu, minlength=len(problem.capacity.room))
+    held = np.bincount(gpu, minlength=len(problem.capacity.memory_slots))
     pairs = np.unique(np.stack([gpu, layer.expert]), axis=1)
     return (
         layer.valid(gpu // problem.gpus_per_node)
