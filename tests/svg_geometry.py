@@ -51,6 +51,16 @@ class Area:
         return [(x, y) for x in (self.left, self.right) for y in (self.top, self.bottom)]
 
 
+def inherited(root: ET.Element) -> ET.Element:
+    """Give every element the attributes that it has from the groups around it, but their ids and places."""
+    for child in root:
+        if root.tag.endswith("}g"):
+            for name in root.attrib.keys() - {"id", "transform"}:
+                child.attrib.setdefault(name, root.attrib[name])
+        inherited(child)
+    return root
+
+
 @dataclass(frozen=True)
 class Picture:
     page: Area

@@ -92,7 +92,7 @@ def _print(found: Evaluation, name: str) -> None:
         console.print(f"Links are {above:.2%} above what no placement of the instance is below.", markup=False)
     if found.placement.busiest_link:
         link = f"{found.placement.busiest_link}, cost {found.placement.max_z:,.0f}"
-        console.print(f"Hottest link of a layer: {link}.", markup=False)
+        console.print(f"Busiest link of a layer: {link}.", markup=False)
 
 
 def _facts(found: Evaluation, name: str) -> list[str]:
@@ -117,7 +117,7 @@ def _table(found: Evaluation) -> Table:
     nics, steps = found.placement.nic_z is not None, found.placement.step_us is not None
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("plan")
-    heads = ["worst links\n(cost)", "dispatch\n(ms)", *(["NICs\n(cost)"] if nics else [])]
+    heads = ["busiest links\n(cost)", "dispatch\n(ms)", *(["NICs\n(cost)"] if nics else [])]
     heads += ["busiest GPUs\n(tokens)", "above\nmean", "layer times\n(ms)", "between nodes\n(tokens)"]
     heads += ["step, 2 mb\n(ms)", "step, 1 mb\n(ms)"] if steps else []
     for head in heads:

@@ -145,7 +145,9 @@ def _lines(instance: Instance, confidence: float, found: Screening) -> list[str]
         lines.append(f"  busiest GPUs  {_gain(found.gpus, confidence)}")
         sure = sum(layer.time.low > 0 for layer in found.layers)
         worse = sum(layer.time.high < 0 for layer in found.layers)
-        lines.append(f"  layers        {sure} of {len(found.layers)} surely faster, {worse} surely slower; the least:")
+        lines.append(
+            f"  layers        {sure} of {len(found.layers)} faster with that confidence, {worse} slower; the least:"
+        )
         least = sorted(found.layers, key=lambda layer: layer.time.gain)[:_SHOWN]
         lines += [f"    layer {layer.layer:<4}  {_gain(layer.time, confidence)}" for layer in least]
         steps = moved.payback_steps

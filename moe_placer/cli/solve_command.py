@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from moe_placer.cli.options import (
     refute_dags,
     trace_option,
 )
-from moe_placer.errors import GapError, UsageError
+from moe_placer.errors import GapError, UsageError, visible
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ def solve(
         plans, step_s = _measure(opened, solution, step, quiet)
         finish()  # from here on all is there that was asked for
     _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
+    if not json_ and len(names) > 1:  # drawings, beside the placement
+        parts = ["moe-placer", "dag", instance, folder / PLACEMENT, "-o", folder]
+        command = shlex.join(map(str, [*parts, *(part for trace in traces for part in ("--trace", trace))]))
+        click.echo(f"The DAGs of all layers, comprehensive and complete: {visible(command)}")
     if flaw is not None:
         raise flaw
     if fail_above_gap is not None and not solution.gap <= fail_above_gap:

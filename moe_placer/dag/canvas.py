@@ -1,22 +1,22 @@
-"""A drawing surface on which no text can leave its box: shared symbols, and texts that fit."""
+"""A drawing as a list of shapes and texts, which is written as SVG, or as data for the page that paints it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import drawsvg
-
+from moe_placer.dag.drawn import FONT, Box, Drawing, Form, Item, Look, Section, Shape, Stamp, Text, Type, plain
 from moe_placer.dag.operation import Role
 from moe_placer.dag.palette import COLOURS, HATCHES, INK, LINE, MIXED, WARNING, node_colour, node_hatch, node_stripe
+from moe_placer.dag.svg_writer import SvgWriter
 
-__all__ = ["ADVANCE", "FONT", "SKEW", "Canvas", "text_size", "text_width"]
+__all__ = ["ADVANCE", "SKEW", "Canvas", "text_size", "text_width"]
 
-FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, monospace"
 ADVANCE = 0.61  # width of a character over the font size; these fonts have 0.60
 LINE_HEIGHT = 1.25
 SKEW = 7.0  # how far a parallelogram leans
 _SMALLEST = 3.0
+_STROKES = {"rising": "M-1 10L10 -1", "upright": "M4.5 0V9", "level": "M0 4.5H9", "falling": "M-1 -1L10 10"}
 
 
 def text_width(text: str, size: float) -> float:
@@ -35,14 +35,12 @@ def text_size(role: Role, width: float, height: float, lines: Sequence[str], siz
     ----------
     role : Role
         Role of the operation: its symbol.
-    width : float
-        SVG units.
-    height : float
-        SVG units.
+    width, height : float
+        Of the symbol; pixels.
     lines : sequence of str
         What to write, line by line.
     size : float
-        Largest size of the letters, SVG units.
+        Largest size of the letters; pixels.
     """
     if role == "communication":
         rooms = [(wide * width, high * height) for wide, high in _IN_ELLIPSE]
@@ -54,35 +52,8 @@ def text_size(role: Role, width: float, height: float, lines: Sequence[str], siz
     return min(size, max(min(wide / widest, high / rows) for wide, high in rooms))
 
 
-class Canvas:
-    """An SVG in the making, in pixels from the top left.
-
-    Parameters
-    ----------
-    width, height : float
-    title : str
-        Also what screen readers say.
-    tips : bool
-        Whether operations and edges get tooltips; they are a third of a large drawing.
-    """
-
-    def __init__(self, width: float, height: float, title: str, *, tips: bool = True) -> None:
-        self.width, self.height, self.tips = width, height, tips
-        self._drawing = drawsvg.Drawing(_r(width), _r(height), font_family=FONT, fill=INK, role="img")
-        self._drawing.append_title(_plain(title))
-        self._drawing.append(drawsvg.Rectangle(0, 0, _r(width), _r(height), fill="#FFFFFF", id="paper"))
-        self._symbols: dict[tuple[Role, float, float], Any] = {}
-        self._fills: dict[int, str] = {}
-        self._markers: dict[str, Any] = {}
-        self._defined: set[str] = set()
-        self.parent: Any = self._drawing
-
-    def group(self, **attributes: Any) -> Any:
-        """Start a group at the top level; what follows goes into it until the next one."""
-        made = drawsvg.Group(**attributes)
-        self._drawing.append(made)
-        self.parent = made
-        return made
+class Canvas(Drawing):
+    """A drawing in the making."""
 
     def fill_of(self, node: int | None) -> str:
         """Return the fill of a node: its colour, hatched where the colour is used again; white for several nodes."""
@@ -90,27 +61,14 @@ class Canvas:
             return MIXED
         if node_hatch(node) == HATCHES[0]:
             return node_colour(node)
-        kind = node % (len(COLOURS) * len(HATCHES))
-        if kind not in self._fills:
-            self._fills[kind] = f"url(#node{kind})"
-            pattern = drawsvg.Pattern(9, 9, patternUnits="userSpaceOnUse", id=f"node{kind}")
-            pattern.append(drawsvg.Rectangle(0, 0, 9, 9, fill=node_colour(node)))
-            strokes = {
-                "rising": "M-1 10 L10 -1",
-                "upright": "M4.5 0 V9",
-                "level": "M0 4.5 H9",
-                "falling": "M-1 -1 L10 10",
-            }
-            pattern.append(
-                drawsvg.Path(d=strokes[node_hatch(node)], stroke=node_stripe(node), stroke_width=2, opacity=0.6)
-            )
-            self._drawing.append_def(pattern)
-        return self._fills[kind]
+        fill = f"url(#node{node % (len(COLOURS) * len(HATCHES))})"
+        self.hatches[fill] = (node_colour(node), node_stripe(node), _STROKES[node_hatch(node)])
+        return fill
 
     def symbol(
         self,
         role: Role,
-        box: tuple[float, float, float, float],
+        box: Box,
         lines: Sequence[str],
         *,
         fill: str = MIXED,
@@ -126,52 +84,26 @@ class Canvas:
         role : Role
             Role of the operation: its symbol.
         box : tuple
-            Left, top, width and height, SVG units.
+            Left, top, width and height; pixels.
         lines : sequence of str
             What to write, line by line.
         fill : str
-            Colour.
+            Colour, or a hatch of `fill_of`.
         tip : str
             Tooltip.
         size : float
-            Size of the letters, SVG units.
+            Largest size of the letters; pixels.
         warn : bool
-            Whether to draw it in the colour of a warning.
+            Whether its outline has the colour of a warning.
         name : str
-            Id of the operation, for links between drawings.
+            Id of the operation.
         """
         x, y, width, height = box
-        style: dict[str, Any] = {"fill": fill, "stroke": WARNING if warn else INK, "stroke_width": 2.5 if warn else 0.8}
-        if name:
-            style["id"] = _safe(name)
-        use = drawsvg.Use(self._shape(role, width, height), _r(x), _r(y), **style)
-        if tip and self.tips:
-            use.append_title(_plain(tip))
-        self.parent.append(use)
-        self.lines(lines, (x, y, width, height), role=role, size=size)
+        look = Look(fill, WARNING if warn else INK, 2.5 if warn else 0.8, "", 1.0, False)
+        self.items.append(Shape(_symbol(role, _r(width), _r(height)), _r(x), _r(y), look, name, tip))
+        self.lines(lines, box, role=role, size=size)
 
-    def _shape(self, role: Role, width: float, height: float) -> Any:
-        key = (role, _r(width), _r(height))
-        if key not in self._symbols:
-            name = f"{role}-{key[1]}-{key[2]}"
-            if role == "communication":
-                shape = drawsvg.Ellipse(_r(width / 2), _r(height / 2), _r(width / 2), _r(height / 2), id=name)
-            elif role == "routing":
-                path = f"M{SKEW} 0 H{_r(width)} L{_r(width - SKEW)} {_r(height)} H0 Z"
-                shape = drawsvg.Path(d=path, id=name)
-            else:
-                shape = drawsvg.Rectangle(0, 0, _r(width), _r(height), id=name)
-            self._symbols[key] = shape
-        return self._symbols[key]
-
-    def lines(
-        self,
-        lines: Sequence[str],
-        box: tuple[float, float, float, float],
-        *,
-        role: Role = "computation",
-        size: float = 10.0,
-    ) -> None:
+    def lines(self, lines: Sequence[str], box: Box, *, role: Role = "computation", size: float = 10.0) -> None:
         """Write lines in the middle of a box; the first is bold where there are several.
 
         Parameters
@@ -179,11 +111,11 @@ class Canvas:
         lines : sequence of str
             What to write, line by line.
         box : tuple
-            Left, top, width and height, SVG units.
+            Left, top, width and height; pixels.
         role : Role
-            Role of the operation: its symbol.
+            Role of the operation: its symbol, which they must fit.
         size : float
-            Size of the letters, SVG units.
+            Largest size of the letters; pixels.
         """
         shown = [line for line in lines if line]
         if not shown:
@@ -192,116 +124,181 @@ class Canvas:
         size = _r(max(text_size(role, width, height, shown, size) - 0.05, _SMALLEST))
         top = y + height / 2 - len(shown) * size * LINE_HEIGHT / 2
         for index, line in enumerate(shown):
-            weight = {"font_weight": "bold"} if index == 0 and len(shown) > 1 else {}
             baseline = top + (index + 0.78) * size * LINE_HEIGHT
-            self.text(line, x + width / 2, baseline, size, anchor="middle", **weight)
+            self.text(line, x + width / 2, baseline, size, anchor="middle", bold=index == 0 and len(shown) > 1)
 
-    def text(self, text: str, x: float, y: float, size: float, *, anchor: str = "start", **style: Any) -> None:
+    def text(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        size: float,
+        *,
+        anchor: str = "start",
+        bold: bool = False,
+        halo: bool = False,
+    ) -> None:
         """Write one line with its baseline at y.
 
         Parameters
         ----------
         text : str
             One line.
-        x : float
-            Horizontal position, SVG units.
-        y : float
-            Vertical position, SVG units.
+        x, y : float
+            Where it starts, or its middle is; pixels.
         size : float
-            Size of the letters, SVG units.
+            Of the letters; pixels.
         anchor : str
             SVG's text-anchor: start, middle or end.
+        bold : bool
+        halo : bool
+            Whether the letters have one, so that hatches under them do not cross them.
         """
-        if anchor != "start":
-            style["text_anchor"] = anchor
-        self.parent.append(drawsvg.Text(_plain(text), size, _r(x), _r(y), **style))
+        self.items.append(Text(plain(text), _r(x), _r(y), Type(size, anchor, bold, halo)))
+
+    def group(self, name: str) -> None:
+        """Put what follows into a group with an id."""
+        self.items.append(Section(name))
 
     def line(
         self,
-        points: Iterable[str],
+        path: str,
         *,
         dashed: bool = False,
         warn: bool = False,
         tip: str = "",
         arrow: bool = True,
-        **style: Any,
+        stroke: str = "",
+        width: float = 0.0,
+        opacity: float = 1.0,
     ) -> None:
         """Draw an edge along SVG path commands.
 
         Parameters
         ----------
-        points : iterable of str
+        path : str
             SVG path commands.
         dashed : bool
             Whether the line is dashed.
         warn : bool
-            Whether to draw it in the colour of a warning.
+            Whether it is thick, and in the colour of a warning.
         tip : str
             Tooltip.
         arrow : bool
             Whether it ends in an arrow.
+        stroke, width : str, float
+            Colour and pixels, in place of what ``warn`` chooses.
+        opacity : float
+            From 0 to 1.
         """
-        colour = WARNING if warn else LINE
-        look: dict[str, Any] = {"fill": "none", "stroke": colour, "stroke_width": 2.2 if warn else 1.0}
-        if dashed:
-            look["stroke_dasharray"] = "5 3"
-        if arrow:
-            look["marker_end"] = self._arrow(colour)
-        path = drawsvg.Path(d=" ".join(points), **{**look, **style})
-        if tip and self.tips:
-            path.append_title(_plain(tip))
-        self.parent.append(path)
+        colour, wide = stroke or (WARNING if warn else LINE), width or (2.2 if warn else 1.0)
+        look = Look("none", colour, _r(wide, 2), "5 3" if dashed else "", opacity, arrow)
+        self.items.append(Shape(Form(path), 0, 0, look, "", tip))
 
-    def _arrow(self, colour: str) -> Any:
-        if colour not in self._markers:
-            marker = drawsvg.Marker(
-                0, 0, 10, 10, refX=9, refY=5, markerWidth=7, markerHeight=7, orient="auto",
-                markerUnits="userSpaceOnUse", id=f"arrow-{colour[1:]}",
-            )  # fmt: skip
-            marker.append(drawsvg.Path(d="M0 1 L10 5 L0 9 Z", fill=colour))
-            self._markers[colour] = marker
-        return self._markers[colour]
+    def area(self, path: str, fill: str, tip: str = "") -> None:
+        """Fill an outline of SVG path commands."""
+        self.items.append(Shape(Form(path), 0, 0, Look(fill, "none", 0, "", 1.0, False), "", tip))
 
-    def shape_id(self, role: Role, width: float, height: float) -> str:
-        """Return the id of a symbol for markup that uses it, and make sure that it is defined."""
-        shape = self._shape(role, width, height)
-        if shape.id not in self._defined:
-            self._defined.add(shape.id)
-            self._drawing.append_def(shape)
-        return str(shape.id)
+    def frame(
+        self,
+        box: Box,
+        *,
+        fill: str = "none",
+        stroke: str = LINE,
+        width: float = 1.0,
+        radius: float = 6.0,
+        opacity: float = 1.0,
+        tip: str = "",
+    ) -> None:
+        """Draw a rectangle, with rounded corners.
 
-    def define(self, markup: str) -> None:
-        """Add markup with an id, to be used several times."""
-        self._drawing.append_def(drawsvg.Raw(markup))
+        Parameters
+        ----------
+        box : tuple
+            Left, top, width and height; pixels.
+        fill, stroke : str
+            Colours, or ``none``; a fill may be a hatch of `fill_of`.
+        width, radius : float
+            Of the line, and of the corners; pixels.
+        opacity : float
+            From 0 to 1.
+        tip : str
+            Tooltip.
+        """
+        x, y, wide, high = map(_r, box)
+        flat, tall, turn = _r(wide - 2 * radius), _r(high - 2 * radius), f"a{radius:g} {radius:g} 0 0 1 "
+        path = f"M0 0H{wide:g}V{high:g}H0z"
+        if radius:
+            path = (
+                f"M{radius:g} 0h{flat:g}{turn}{radius:g} {radius:g}v{tall:g}{turn}-{radius:g} {radius:g}"
+                f"h-{flat:g}{turn}-{radius:g} -{radius:g}v-{tall:g}{turn}{radius:g} -{radius:g}z"
+            )
+        form = Form(path, (0, 0, wide, high), "", radius)
+        self.items.append(Shape(form, x, y, Look(fill, stroke, width, "", opacity, False), "", tip))
 
-    def markup(self, text: str) -> None:
-        """Add ready markup: for pictures with so many symbols that an object for each is too slow."""
-        self.parent.append(drawsvg.Raw(text))
-
-    def frame(self, box: tuple[float, float, float, float], **style: Any) -> None:
-        """Draw a rounded frame."""
-        x, y, width, height = box
-        look = {"fill": "none", "stroke": LINE, "stroke_width": 1.0, "rx": 6, **style}
-        self.parent.append(drawsvg.Rectangle(_r(x), _r(y), _r(width), _r(height), **look))
+    def stamp(self, items: Iterable[Item], x: float, y: float) -> None:
+        """Draw items of another canvas, moved; what is stamped several times is written once."""
+        self.items.append(Stamp(tuple(item for item in items if isinstance(item, Shape | Text)), _r(x), _r(y)))
 
     def svg(self) -> str:
         """Return the document: the same drawing always gives the same text."""
-        text: str = self._drawing.as_svg()
-        return text + ("" if text.endswith("\n") else "\n")
+        return SvgWriter(self).document()
+
+    def scene(self, places: Mapping[str, int]) -> dict[str, Any]:
+        """Return the drawing as lists that JSON can hold, for a program that paints it.
+
+        Parameters
+        ----------
+        places : mapping
+            Place of every operation by its id.
+
+        Returns
+        -------
+        dict
+            ``forms`` (path, box where it is no line, whether it is a symbol), ``looks``, ``types`` of text,
+            ``hatches`` by fill, ``stamps`` (lists of items), and ``items`` in the order of painting:
+            ``[form, x, y, look]``, with the operation's place after it where it is one, ``[text, x, y, type]``, or
+            ``[stamp, x, y]``.
+        """
+        tables: dict[str, dict[Any, int]] = {name: {} for name in ("forms", "looks", "types", "stamps")}
+
+        def place(table: str, value: Any) -> int:
+            return tables[table].setdefault(value, len(tables[table]))
+
+        def row(item: Shape | Text | Stamp) -> list[Any]:
+            if isinstance(item, Stamp):
+                return [place("stamps", item.items), item.x, item.y]
+            if isinstance(item, Text):
+                return [item.text, item.x, item.y, place("types", item.type)]
+            known = [places[item.operation]] if item.operation in places else []
+            return [place("forms", item.form), item.x, item.y, place("looks", item.look), *known]
+
+        items = [row(item) for item in self.items if not isinstance(item, Section)]
+        stamps = [[row(item) for item in stamp] for stamp in tables["stamps"]]
+        forms = [[form.path, form.box, int(bool(form.name))] for form in tables["forms"]]
+        drawn = {"width": _r(self.width), "height": _r(self.height), "font": FONT, "ink": INK, "hatches": self.hatches}
+        return {
+            **drawn,
+            "forms": forms,
+            "looks": list(tables["looks"]),
+            "types": list(tables["types"]),
+            "stamps": stamps,
+            "items": items,
+        }
 
 
-def _r(value: float) -> float:
+def _symbol(role: Role, width: float, height: float) -> Form:
+    """Return the form of an operation: an ellipse communicates, a rectangle computes, a parallelogram routes."""
+    path = f"M0 0H{width:g}V{height:g}H0Z"
+    if role == "communication":
+        arc = f"A{width / 2:g} {height / 2:g} 0 0 1 "
+        path = f"M0 {height / 2:g}{arc}{width:g} {height / 2:g}{arc}0 {height / 2:g}Z"
+    elif role == "routing":
+        path = f"M{SKEW:g} 0H{width:g}L{width - SKEW:g} {height:g}H0Z"
+    return Form(path, (0, 0, width, height), f"{role}-{width:g}-{height:g}")
+
+
+def _r(value: float, digits: int = 1) -> float:
     """Round to a tenth of a pixel, whole where possible: short files."""
-    near = round(float(value), 1)
+    near = round(float(value), digits)
     return int(near) if near.is_integer() else near
-
-
-def _plain(text: str) -> str:
-    """Drop characters that XML forbids."""
-    return "".join(
-        c for c in text if c in "\t\n" or (c >= " " and c not in "\x7f\ufffe\uffff" and not "\ud800" <= c <= "\udfff")
-    )
-
-
-def _safe(name: str) -> str:
-    return name.replace(">", "-")

@@ -6,14 +6,15 @@ runs its experts; the end of a layer and the beginning of the next share a step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from moe_placer.dag.canvas import Canvas, text_width
 from moe_placer.dag.draw_comprehensive import SHORT
-from moe_placer.dag.labels import cost_note, describe, worst_link
-from moe_placer.dag.legend import draw_legend, legend_height
-from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT
+from moe_placer.dag.labels import describe, dimensions, gpu_list, worst_link
+from moe_placer.dag.layout import Layout, break_bands
+from moe_placer.dag.operation import ALL_TO_ALL, Dag, Edge, Operation
 
 __all__ = ["draw_complete"]
 
@@ -34,21 +35,25 @@ _COLUMNS = (
     *("mlp", "mlp_reduce", "expert", "expert_reduce", "input", "split", "embedding", "embedding_reduce"),
     *("norm", "head", "sample", "sample_reduce", "gather", "output", "dispatch", "combine"),
 )
-WIDE, HIGH, GAP, ROW = 40.0, 16.0, 12.0, 26.0
-HEAD, MARGIN, NAMES, BETWEEN = 46.0, 40.0, 190.0, 50.0
-STEPS, ASPECT, LABEL = 4, 1.7, 9.0
+# Pixels; the smallest text is 9 px at 100%.
+WIDE, HIGH, GAP, ROW = 128.0, 52.0, 24.0, 66.0
+HEAD, MARGIN, NAMES, BETWEEN = 80.0, 60.0, 420.0, 100.0
+STEPS, ASPECT, LABEL = 4, 1.7, 20.0
 
 
-def draw_complete(dag: Dag, *, lean: bool = False) -> str:
-    """Return the SVG of the whole deployment in two micro-batches."""
-    return _Timeline(dag).draw(lean=lean)
+def draw_complete(dag: Dag, *, lean: bool = False) -> Canvas:
+    """Draw the whole deployment in two micro-batches."""
+    return _Timeline(dag, lean=lean).draw()
 
 
-class _Timeline:
+class _Timeline(Layout):
     """Where every operation is: its stage (a layer, what comes before, or after), step, column, and row."""
 
-    def __init__(self, dag: Dag) -> None:
-        self.dag, self.per_node, self.nodes = dag, dag.facts["gpus_per_node"], dag.facts["nodes"]
+    margin = MARGIN
+
+    def __init__(self, dag: Dag, *, lean: bool = False) -> None:
+        super().__init__(dag, lean=lean)
+        self.title = f"{dag.name}: DP, TP and EP together, two micro-batches overlapped"
         layers = dag.facts["layers"]
         self.stages = [-1, *layers, layers[-1] + 1]
         self.next = dict(zip(self.stages, self.stages[1:], strict=False))
@@ -103,19 +108,13 @@ class _Timeline:
                 x += max(1, len(own)) * (WIDE + GAP) + GAP
             self.width_of[stage] = x
         self.band_height = HEAD + len(self.rows) * ROW + BETWEEN
-        total = sum(self.width_of.values())
-        bands = max(1, round((total / (ASPECT * self.band_height)) ** 0.5))
-        self.room = max(total / bands + max(self.width_of.values()) / 2, 900.0)
-        self.size = min(40.0, max(11.0, self.room / 130))
-        self.top = 3.4 * self.size + legend_height(self.nodes, self.room, self.size) + 2.2 * self.size
-        self.origin: dict[int, tuple[float, float]] = {}
-        x, y = MARGIN + NAMES, self.top
-        for stage in self.stages:
-            if x > MARGIN + NAMES and x + self.width_of[stage] > MARGIN + NAMES + self.room:
-                x, y = MARGIN + NAMES, y + self.band_height
-            self.origin[stage] = (x, y)
-            x += self.width_of[stage]
-        self.width, self.height = MARGIN + NAMES + self.room + MARGIN, y + self.band_height
+        room, self.origin = break_bands(self.width_of, self.band_height, ASPECT, 1800.0)
+        self.size = min(100.0, max(22.0, room / 130))
+        self.width = MARGIN + NAMES + room + MARGIN
+        self.top = 3.4 * self.size + self.legend_height(self.room, self.size)
+        top = self.top + 1.6 * self.size * len(self._words()) + self.size
+        self.origin = {stage: (MARGIN + NAMES + x, top + y) for stage, (x, y) in self.origin.items()}
+        self.height = max(y for _, y in self.origin.values()) + self.band_height
 
     def place(self, name: str) -> tuple[float, float]:
         """Top left of an operation."""
@@ -127,51 +126,54 @@ class _Timeline:
         x = left + self.step_left[stage, step] + GAP + column * (WIDE + GAP)
         return x, top + HEAD + self.rows[self._row_of(op)] * ROW + (ROW - HIGH) / 2
 
-    def draw(self, *, lean: bool = False) -> str:
-        """Draw title and legend, the bands with their rows, what flows, and the operations on top."""
-        title = f"{self.dag.name}: DP, TP and EP together, two micro-batches overlapped"
-        canvas = Canvas(self.width, self.height, title, tips=not lean)
-        size = min(2.0 * self.size, (self.width - 2 * MARGIN) / text_width(title, 1.0))
-        canvas.text(title, MARGIN, 2.4 * self.size, round(size - 0.05, 1), font_weight="bold")
-        draw_legend(canvas, MARGIN, 3.4 * self.size, self.room, self.nodes, cost_note(self.dag), size=self.size)
-        words = "A, B: micro-batches. Time goes right; what is above each other in a step runs at the same time."
-        size = min(self.size, self.room / text_width(words, 1.0))
-        canvas.text(words, MARGIN, self.top - 0.6 * self.size, round(size - 0.05, 1))
+    def ground(self, canvas: Canvas) -> None:
+        """Write title, legend and how to read it, and draw the bands with their rows."""
+        self.head(canvas, 2.0 * self.size, 2.4 * self.size)
+        self.legend(canvas, 3.4 * self.size, self.size)
+        for place, words in enumerate(self._words()):
+            self.say(canvas, words, self.top + 1.6 * self.size * (place + 1), self.size)
+        canvas.group("bands")
         self._draw_bands(canvas)
-        canvas.group(id="edges")
-        for edge in self.dag.edges():
-            if edge.travel != "order":
-                self._draw_edge(canvas, edge)
-        canvas.group(id="operations")
-        worst = self._worst()
-        for op in self.dag.operations():
-            self._draw_operation(canvas, op, worst)
-        return canvas.svg()
 
-    def _worst(self) -> dict[int, float]:
-        """Cost of each MoE layer's busiest link."""
-        return {layer: max(cost.values(), default=0.0) for layer, cost in self.dag.facts["links"].items()}
+    def _words(self) -> list[str]:
+        orders = sum(edge.travel == "order" for edge in self.dag.edges())
+        return [
+            "A, B: micro-batches. Time goes right: a layer takes four steps; what is above each other in a step runs "
+            "at the same time.",
+            "A symbol states its GPUs and the shape of what it makes. A line that ends at a margin goes on in the next "
+            "band.",
+            "Order: on a node's GPUs attention A and B, then experts A and B; on the network dispatch A and B, then "
+            f"combine A and B ({orders:,} edges in .json and .dot).",
+        ]
+
+    def entries(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return what lines mean; here they are all thin."""
+        return [
+            ("tensor", {}),
+            *super().entries()[1:-1],
+            ("all-to-all of the layer with the busiest link (outlined)", {"warn": True, "arrow": False}),
+            ("a step begins", {"stroke": "#C3C8D0", "arrow": False}),
+        ]
 
     def _draw_bands(self, canvas: Canvas) -> None:
-        canvas.group(id="bands")
         for top in sorted({y for _, y in self.origin.values()}):
             for name, index in self.rows.items():
                 y = top + HEAD + index * ROW
-                strong: dict[str, Any] = {"font_weight": "bold"} if not name.startswith("node") else {}
+                strong = not name.startswith("node")
                 indent = 0 if not name.startswith("node") else 14
-                canvas.text(self._title(name), MARGIN + indent, y + ROW / 2 + 3, LABEL, **strong)
-                canvas.line([f"M{MARGIN + NAMES:g} {y:g}H{self.width - MARGIN:g}"], arrow=False, stroke="#E5E7EB")
+                canvas.text(self._title(name), MARGIN + indent, y + ROW / 2 + 3, LABEL, bold=strong)
+                canvas.line(f"M{MARGIN + NAMES:g} {y:g}H{self.width - MARGIN:g}", arrow=False, stroke="#E5E7EB")
         for stage, (x, y) in self.origin.items():
             words = "before" if stage < 0 else "after" if stage == self.stages[-1] else f"layer {stage}"
             if link := worst_link(self.dag, stage):
                 words += f", {link}"
-            size = round(min(14.0, (self.width_of[stage] - 10) / text_width(words, 1.0)) - 0.05, 1)
-            canvas.text(words, x + 4, y + HEAD - 14, size, font_weight="bold")
+            size = round(min(30.0, (self.width_of[stage] - 20) / text_width(words, 1.0)) - 0.05, 1)
+            canvas.text(words, x + 8, y + HEAD - 24, size, bold=True)
             bottom = y + HEAD + len(self.rows) * ROW
-            canvas.line([f"M{x:g} {y + HEAD - 8:g}V{bottom:g}"], arrow=False)
+            canvas.line(f"M{x:g} {y + HEAD - 16:g}V{bottom:g}", arrow=False)
             for step in range(1, STEPS):
                 left = x + self.step_left[stage, step]
-                canvas.line([f"M{left:g} {y + HEAD:g}V{bottom:g}"], arrow=False, stroke="#E5E7EB")
+                canvas.line(f"M{left:g} {y + HEAD:g}V{bottom:g}", arrow=False, stroke="#C3C8D0")
 
     def _title(self, name: str) -> str:
         if not name.startswith("DP "):
@@ -180,16 +182,18 @@ class _Timeline:
         nodes = [node for node in range(self.nodes) if node * groups // self.nodes == group]
         return f"{name}: nodes {nodes[0]}-{nodes[-1]}, TP {self.dag.facts['tp']}"
 
-    def _draw_edge(self, canvas: Canvas, edge: Edge) -> None:
+    def edge(self, canvas: Canvas, edge: Edge) -> None:
+        """Draw an edge, to the next band over the margins; the order of a row needs none."""
+        if edge.travel == "order":
+            return
         (ax, ay), (bx, by) = self.place(edge.source), self.place(edge.target)
         ax, ay, by = ax + WIDE, ay + HIGH / 2, by + HIGH / 2
         same_band = self.origin[self.at[edge.source][0]][1] == self.origin[self.at[edge.target][0]][1]
-        style: dict[str, Any] = {"stroke_width": 0.7}
         if not same_band:
-            canvas.line([f"M{ax:g} {ay:g}H{self.width - MARGIN:g}"], dashed=edge.dashed, **style)
-            canvas.line([f"M{MARGIN + NAMES:g} {by:g}H{bx:g}"], dashed=edge.dashed, **style)
+            canvas.line(f"M{ax:g} {ay:g}H{self.width - MARGIN:g}", dashed=edge.dashed)
+            canvas.line(f"M{MARGIN + NAMES:g} {by:g}H{bx:g}", dashed=edge.dashed)
         elif ay == by and bx - ax <= GAP:
-            canvas.line([f"M{ax:g} {ay:g}H{bx:g}"], dashed=edge.dashed, **style)
+            canvas.line(f"M{ax:g} {ay:g}H{bx:g}", dashed=edge.dashed)
         else:
             # In the gap right before its end, so that what meets there shares a trunk; not through symbols between.
             lift = ay if ay == by else None
@@ -198,15 +202,21 @@ class _Timeline:
             if lift is not None:
                 low = ay + HIGH / 2 + 2.5
                 way = f"M{ax - 4:g} {ay + HIGH / 2 - 1:g}V{low:g}H{bx + 4:g}V{by + HIGH / 2 - 1:g}"
-            canvas.line([way], dashed=edge.dashed, **style)
+            canvas.line(way, dashed=edge.dashed)
 
-    def _draw_operation(self, canvas: Canvas, op: Operation, worst: dict[int, float]) -> None:
-        x, y = self.place(op.id)
-        half = "" if op.batch is None else f" {'AB'[op.batch]}"
-        words = f"{SHORT.get(op.kind, op.kind)}{half}"
-        if op.kind == "expert":
-            words = f"{len(op.experts)} exp{half}"
-        nodes = {gpu // self.per_node for gpu in op.gpus}
-        near = op.kind in {"dispatch", "combine"} and worst[op.layer or 0] >= HOT * max(worst.values()) > 0
-        fill = canvas.fill_of(nodes.pop() if len(nodes) == 1 else None)
-        canvas.symbol(op.role, (x, y, WIDE, HIGH), [words], fill=fill, tip=describe(op), size=8, warn=near, name=op.id)
+    def operation(self, canvas: Canvas, op: Operation) -> None:
+        """Draw an operation with its micro-batch, its GPUs, and the shape of what it makes."""
+        words = f"{len(op.experts)} experts" if op.kind == "expert" else SHORT.get(op.kind, op.kind)
+        if op.batch is not None:
+            words += f" {'AB'[op.batch]}"
+        lines = [words, gpu_list(op.gpus, 14), dimensions(op)[1]]
+        near = op.kind in ALL_TO_ALL and op.layer == self.hottest
+        box, fill = (*self.place(op.id), WIDE, HIGH), self.fill(canvas, op)
+        canvas.symbol(op.role, box, lines, fill=fill, tip=describe(op), size=11, warn=near, name=op.id)
+
+    @cached_property
+    def hottest(self) -> int | None:
+        """The MoE layer with the costliest link; None where no link carries anything."""
+        worst = {layer: max(cost.values(), default=0.0) for layer, cost in self.dag.facts["links"].items()}
+        layer = max(worst, key=lambda layer: worst[layer], default=None)
+        return layer if layer is not None and worst[layer] > 0 else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
+from collections.abc import Mapping
+from typing import Any
 
-from moe_placer.dag.canvas import Canvas, text_size, text_width
-from moe_placer.dag.labels import cost_note, gpu_list, shape_text, worst_link
-from moe_placer.dag.legend import draw_legend, legend_height
+from moe_placer.dag.canvas import Canvas, text_width
+from moe_placer.dag.drawn import Item
+from moe_placer.dag.labels import gpu_list, shape_text, worst_link
+from moe_placer.dag.layout import Layout, Point, break_bands
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT, LINE, WARNING
+from moe_placer.dag.palette import WORST
 
 __all__ = ["SHORT", "draw_comprehensive"]
 
@@ -33,7 +35,7 @@ SHORT = {
     "split": "split",
     "norm": "norm",
     "head": "head",
-    "sample": "likeliest",
+    "sample": "sample",
     "sample_reduce": "max",
     "gather": "gather",
     "output": "output",
@@ -49,42 +51,42 @@ STAGES = (
     ("norm", "head", "sample", "sample_reduce", "gather", "output"),
 )
 CROSSED = frozenset({"dispatch_receive", "combine_receive"})  # columns with room for crossing edges before them
-WIDE, HIGH, GAP, CROSSING = 46, 13, 34, 60
-ROW, STRIP, LINE_STEP = 15, 6, 5
-HEAD, STAGE_GAP, MARGIN = 100, 40, 120
-FONT, SMALL = 5.0, 4.0
+# Pixels; the smallest text is 9 px at 100%.
+WIDE, HIGH, GAP, CROSSING = 120, 30, 118, 140
+ROW, STRIP, LINE_STEP = 35, 14, 12
+HEAD, STAGE_GAP, MARGIN = 220, 90, 270
+FONT, SMALL = 11.0, 9.4
 ASPECT = 1.8
 
-Point = tuple[float, float]
+
+def draw_comprehensive(dag: Dag, *, lean: bool = False) -> Canvas:
+    """Draw the whole graph."""
+    return _Wall(dag, lean=lean).draw()
 
 
-def draw_comprehensive(dag: Dag, *, lean: bool = False) -> str:
-    """Return the SVG of the whole graph."""
-    return _Wall(dag).draw(lean=lean)
-
-
-class _Wall:
+class _Wall(Layout):
     """Operations by stage and node, and where each is.
 
-    A cell is one stage on one node; its wiring is a symbol shared by all cells that are wired alike.
+    A cell is one stage on one node; its wiring is drawn alike in all cells that are wired alike.
     """
 
-    def __init__(self, dag: Dag) -> None:
-        self.dag = dag
-        self.per_node, self.nodes = dag.facts["gpus_per_node"], dag.facts["nodes"]
+    margin = float(MARGIN)
+
+    def __init__(self, dag: Dag, *, lean: bool = False) -> None:
+        super().__init__(dag, lean=lean)
+        self.title = f"{dag.name}: all layers, every expert on its GPU" + ("; shapes are on the page" if lean else "")
         last = dag.facts["layers"][-1]
         self.kinds: set[str] = {op.kind for op in dag.operations()}
         self.stage: dict[str, int] = {}  # of an operation: -1, its layer, or the layer after the last
-        self.home: dict[str, int] = {}
+        self.homes: dict[str, int] = {}
         self.cells: dict[tuple[int, int], list[Operation]] = {}
         self.slot: dict[str, int] = {}
         count: Counter[tuple[int, int, str]] = Counter()
         # Experts of a GPU below each other, everything else in the order of the step.
         for op in sorted(dag.operations(), key=_by_place):
             stage = op.layer if op.layer is not None else -1 if op.kind in STAGES[0] else last + 1
-            name = op.id.rpartition(".")[2]
-            home = int(name[1:]) if name[0] == "n" and name[1:].isdigit() else op.gpus[0] // self.per_node
-            self.stage[op.id], self.home[op.id] = stage, home
+            home = self.home(op)
+            self.stage[op.id], self.homes[op.id] = stage, home
             self.cells.setdefault((stage, home), []).append(op)
             self.slot[op.id] = count[stage, home, op.kind]
             count[stage, home, op.kind] += 1
@@ -115,30 +117,21 @@ class _Wall:
             )
             self.tallest.append(most)
             self.rows.append(max(most, 3) * ROW + STRIP * (2 + 3 * tp_groups))
-        stages = sorted(set(self.stage.values()))
-        self.columns = {stage: self._columns(stage) for stage in stages}
-        widths = [self.columns[stage][""] + STAGE_GAP for stage in stages]
-        self.band_height = sum(self.rows) + HEAD + 60 + 5 * self.nodes
-        bands = max(1, round((sum(widths) / (ASPECT * self.band_height)) ** 0.5))
-        room = max(*widths, sum(widths) / bands + max(widths) / 2)
-        self.legend = min(48.0, room / 110)
-        self.top = 260.0 + legend_height(self.nodes, room, self.legend)
-        self.origin: dict[int, Point] = {}
-        self.last: dict[int, float] = {}  # right end of the band that a stage is in, by band top
-        x, y = float(MARGIN), self.top
-        for stage, width in zip(stages, widths, strict=True):
-            if x > MARGIN and x + width > MARGIN + room:
-                x, y = float(MARGIN), y + self.band_height
-            self.origin[stage] = (x, y)
-            x += width
+        self.columns = {stage: self._columns(stage) for stage in sorted(set(self.stage.values()))}
+        widths = {stage: columns[""] + STAGE_GAP for stage, columns in self.columns.items()}
+        self.band_height = sum(self.rows) + HEAD + 120 + 10 * self.nodes
+        room, self.origin = break_bands(widths, self.band_height, ASPECT)
+        self.size = min(108.0, room / 110)
+        top = 585.0 + self.legend_height(room, self.size)
+        self.origin = {stage: (MARGIN + x, top + y) for stage, (x, y) in self.origin.items()}
         self.width = 2 * MARGIN + room
-        self.height = y + self.band_height + 40
-        self.row_top = [HEAD + sum(self.rows[:node]) for node in range(self.nodes)]
+        self.height = max(y for _, y in self.origin.values()) + self.band_height + 80
+        self.row_top = [float(HEAD) + sum(self.rows[:node]) for node in range(self.nodes)]
 
     def spot(self, name: str) -> Point:
         """Top left of an operation within its cell."""
         op = self.dag.operation(name)
-        stage, home = self.stage[name], self.home[name]
+        stage, home = self.stage[name], self.homes[name]
         stacked = self.count[stage, home, op.kind]
         tall = self.tallest[home]
         return self.columns[stage][op.kind], 4 + (tall - stacked) * ROW / 2 + self.slot[name] * ROW
@@ -147,32 +140,33 @@ class _Wall:
         """Top left of an operation on the page."""
         x, y = self.spot(name)
         left, top = self.origin[self.stage[name]]
-        return left + x, top + self.row_top[self.home[name]] + y
+        return left + x, top + self.row_top[self.homes[name]] + y
 
-    def draw(self, *, lean: bool = False) -> str:
-        """Draw legend, stage by stage its cells, and what connects them under them; ``lean`` without shapes."""
-        title = f"{self.dag.name}: all layers, every expert on its GPU" + ("; shapes are on the page" if lean else "")
-        canvas = Canvas(self.width, self.height, title, tips=not lean)
-        room = self.width - 2 * MARGIN
-        canvas.text(title, MARGIN, 170, round(min(120.0, room / text_width(title, 1.0)), 1), font_weight="bold")
-        draw_legend(canvas, MARGIN, 230, room, self.nodes, cost_note(self.dag), size=self.legend)
-        canvas.group(id="frames")
+    def ground(self, canvas: Canvas) -> None:
+        """Write title and legend, and frame the stages."""
+        self.head(canvas, 270.0, 380)
+        self.legend(canvas, 520, self.size)
         for stage, (x, y) in self.origin.items():
             self._draw_stage(canvas, stage, x, y)
-        inside: dict[tuple[int, int], list[Edge]] = {}
+
+    def entries(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return what lines mean; here they are all thin."""
+        return [("tensor", {}), *super().entries()[1:]]
+
+    def edges(self, canvas: Canvas) -> None:
+        """Draw what runs between cells; `draw_cell` has the others."""
+        self.inside: dict[tuple[int, int], list[Edge]] = {}
         between: list[Edge] = []
         for edge in self.dag.edges():
-            a = (self.stage[edge.source], self.home[edge.source])
-            if a == (self.stage[edge.target], self.home[edge.target]) and edge.travel != "network":
-                inside.setdefault(a, []).append(edge)
+            a = (self.stage[edge.source], self.homes[edge.source])
+            if a == (self.stage[edge.target], self.homes[edge.target]) and edge.travel != "network":
+                self.inside.setdefault(a, []).append(edge)
             else:
                 between.append(edge)
         self._draw_between(canvas, between)
-        wirings: dict[str, str] = {}
-        canvas.group(id="cells", font_size=FONT, text_anchor="middle", stroke=LINE, stroke_width=0.5)
+        canvas.group("cells")
         for cell, ops in self.cells.items():
-            self._draw_cell(canvas, cell, ops, inside.get(cell, []), wirings, lean=lean)
-        return canvas.svg()
+            self._draw_cell(canvas, cell, ops)
 
     def _draw_stage(self, canvas: Canvas, stage: int, x: float, y: float) -> None:
         facts = self.dag.facts
@@ -180,33 +174,22 @@ class _Wall:
         words = f"layer {stage}" if stage in facts["layers"] else "before" if stage < 0 else "after"
         if worst := worst_link(self.dag, stage):
             words += f", {worst}"
-        size = round(min(44.0, width / text_width(words, 1.0)) - 0.05, 1)
-        canvas.text(words, x, y + 60, size, font_weight="bold")
-        box = (x - 8, y + HEAD - 6, width + 16, sum(self.rows) + 8)
+        size = round(min(99.0, width / text_width(words, 1.0)) - 0.05, 1)
+        canvas.text(words, x, y + 140, size, bold=True)
+        box = (x - 16, y + HEAD - 12, width + 32, sum(self.rows) + 16)
         canvas.frame(box, fill="#F7F7F7", stroke="#D1D5DB")
 
     def _draw_between(self, canvas: Canvas, edges: list[Edge]) -> None:
         """Draw what runs between cells: one path for all edges from a cell that look alike, shared by stages."""
-        paths: dict[tuple[int, bool, bool], dict[tuple[int, str], list[str]]] = {}
+        paths: dict[tuple[int, bool, bool, int, str], list[str]] = {}
         for edge in edges:
-            stage = self.stage[edge.source]
-            bundle = (self.home[edge.source], self.dag.operation(edge.target).kind)
-            bundles = paths.setdefault((stage, edge.dashed, edge.hot >= HOT), {})
-            bundles.setdefault(bundle, []).append(self._path(edge))
-        known: dict[str, str] = {}
-        canvas.group(id="between", fill="none", stroke=LINE, stroke_width=0.4)
-        for (stage, dashed, warn), bundles in sorted(paths.items()):
-            x, y = self.origin[stage]
-            look = f' stroke="{WARNING}" stroke-width="1"' if warn else ""
-            look += ' stroke-dasharray="3 2"' if dashed else ""
-            uses = []
-            for way in map("".join, bundles.values()):
-                if way not in known:
-                    known[way] = f"b{len(known)}"
-                    canvas.define(f'<g id="{known[way]}"><path d="{way}"/></g>')
-                uses.append(f'<use xlink:href="#{known[way]}"/>')
-            place = f'transform="translate({x:g},{y:g})"'
-            canvas.markup(f'<g id="from{stage}-{int(dashed)}{int(warn)}" {place}{look}>{"".join(uses)}</g>')
+            look = (self.stage[edge.source], edge.dashed, edge.hot >= WORST)
+            bundle = (self.homes[edge.source], self.dag.operation(edge.target).kind)
+            paths.setdefault((*look, *bundle), []).append(self._path(edge))
+        for (stage, dashed, warn, *_), ways in sorted(paths.items()):
+            part = Canvas(0, 0, "")
+            part.line("".join(ways), dashed=dashed, warn=warn, arrow=False, width=2.2 if warn else 0.9)
+            canvas.stamp(part.items, *self.origin[stage])
 
     def _path(self, edge: Edge) -> str:
         """Write the way of an edge between cells, from the corner of the stage where it starts."""
@@ -220,87 +203,33 @@ class _Wall:
             middle = bx - 6
             return f"M{ax:g} {ay:g}H{middle:g}" + (f"V{by:g}" if ay != by else "") + f"H{bx:g}"
         # To the next band: out to the right, along the gap between the bands, in from the left.
-        row = self.home[edge.target]
-        right, left = self.width - MARGIN + 10 + 5 * row, MARGIN - 16 - 5 * (self.nodes - row)
-        gap = self.origin[self.stage[edge.target]][1] - 10 - 5 * (self.nodes - row)
+        row = self.homes[edge.target]
+        right, left = self.width - MARGIN + 24 + 11 * row, MARGIN - 36.0 - 11 * (self.nodes - row)
+        gap = self.origin[self.stage[edge.target]][1] - 24 - 10 * (self.nodes - row)
         right, left, gap = min(right, self.width - 4) - x, max(left, 4.0) - x, gap - y
         return f"M{ax:g} {ay:g}H{right:g}V{gap:g}H{left:g}V{by:g}H{bx:g}"
 
-    def _draw_cell(
-        self,
-        canvas: Canvas,
-        cell: tuple[int, int],
-        ops: list[Operation],
-        edges: list[Edge],
-        wirings: dict[str, str],
-        *,
-        lean: bool,
-    ) -> None:
-        left, top = self.origin[cell[0]]
-        wiring, labels = self._wire(cell, ops, edges, lean=lean)
-        if wiring and wiring not in wirings:
-            wirings[wiring] = f"w{len(wirings)}"
-            canvas.define(f'<g id="{wirings[wiring]}">{wiring}</g>')
-        used = f'<use xlink:href="#{wirings[wiring]}"/>' if wiring else ""
-        if lean:
-            runs = _by_gpu(ops)
-            symbols, named = self._symbols(canvas, runs), [text for run in runs for text in self._names(run)]
-        else:
-            symbols = [self._symbol(canvas, op) for op in ops]
-            named = [self._name(op, *self.spot(op.id)) for op in ops]
-        sizes: dict[float, list[str]] = {}
-        for size, text in named:
-            sizes.setdefault(size, []).append(text)
-        texts = [f'<g font-size="{size:g}">{"".join(some)}</g>' for size, some in sizes.items()]
-        place = f'transform="translate({left:g},{top + self.row_top[cell[1]]:g})"'
-        fill, ink = canvas.fill_of(cell[1]), ' fill="#1A1A1A" stroke="none"'
-        parts = [f"<g {place}>{used}", f'<g fill="{fill}">', *symbols, "</g>", f"<g{ink}>", *texts, *labels, "</g></g>"]
-        canvas.markup("".join(parts))
+    def _draw_cell(self, canvas: Canvas, cell: tuple[int, int], ops: list[Operation]) -> None:
+        left, top = self.origin[cell[0]][0], self.origin[cell[0]][1] + self.row_top[cell[1]]
+        wiring, own = self._wire(cell, ops, self.inside.get(cell, []))
+        if wiring:
+            canvas.stamp(wiring, left, top)
+        fill, drawn = canvas.fill_of(cell[1]), []
+        for run in _by_gpu(ops) if self.lean else [[op] for op in ops]:
+            x, y = self.spot(run[0].id)
+            box = (left + x, top + y, float(WIDE), float(HIGH + (len(run) - 1) * ROW))
+            tip = f"{run[0].id} {gpu_list(run[0].gpus, 80)}"
+            canvas.symbol(run[0].role, box, [], fill=fill, tip=tip, name=run[0].id)
+            drawn.append((run, box))
+        for run, box in drawn:
+            canvas.lines(_names(run), box, role=run[0].role, size=FONT)
+        if own:
+            canvas.stamp(own, left, top)
 
-    def _symbol(self, canvas: Canvas, op: Operation) -> str:
-        x, y = self.spot(op.id)
-        tip = escape(f"{op.id} {gpu_list(op.gpus, 80)}", quote=False)
-        reference = canvas.shape_id(op.role, WIDE, HIGH)
-        return f'<use xlink:href="#{reference}" x="{x:g}" y="{y:g}"><title>{tip}</title></use>'
-
-    def _symbols(self, canvas: Canvas, runs: list[list[Operation]]) -> list[str]:
-        """Draw one symbol around each run of operations below each other, without tooltips."""
-        drawn = []
-        for ops in runs:
-            x, y = self.spot(ops[0].id)
-            reference = canvas.shape_id(ops[0].role, WIDE, HIGH + (len(ops) - 1) * ROW)
-            drawn.append(f'<use xlink:href="#{reference}" x="{x:g}" y="{y:g}"/>')
-        return drawn
-
-    def _names(self, run: list[Operation]) -> list[tuple[float, str]]:
-        """Write a run into its symbol: several experts as replica and GPU, then their numbers, four in a line."""
-        x, y = self.spot(run[0].id)
-        if len(run) == 1:
-            return [self._name(run[0], x, y)]
-        numbers = [f"e{op.experts[0][0]}" for op in run]
-        head = f"r{run[0].experts[0][1]} G{gpu_list(run[0].gpus, 15)[4:]}"
-        words = [head, *(" ".join(numbers[at : at + 4]) for at in range(0, len(numbers), 4))]
-        size = round(text_size("computation", WIDE, HIGH, [max(words, key=len)], FONT) - 0.05, 1)
-        step = (HIGH + (len(run) - 1) * ROW) / len(words)
-        return [
-            (size, f'<text x="{x + WIDE / 2:g}" y="{y + (row + 0.5) * step + 1.7:.4g}">{text}</text>')
-            for row, text in enumerate(words)
-        ]
-
-    def _name(self, op: Operation, x: float, y: float) -> tuple[float, str]:
-        """Return the size and the text of what stands in a symbol."""
-        words = op.id.partition(".expert.")[2] if op.kind == "expert" else SHORT[op.kind]
-        text = f"{words.replace('.', ' ')} G{gpu_list(op.gpus, 15)[4:]}"
-        size = round(text_size(op.role, WIDE, HIGH, [text], FONT) - 0.05, 1)
-        return size, f'<text x="{x + WIDE / 2:g}" y="{y + HIGH / 2 + 1.7:g}">{text}</text>'
-
-    def _wire(
-        self, cell: tuple[int, int], ops: list[Operation], edges: list[Edge], *, lean: bool
-    ) -> tuple[str, list[str]]:
+    def _wire(self, cell: tuple[int, int], ops: list[Operation], edges: list[Edge]) -> tuple[list[Item], list[Item]]:
         """Return the wiring of a cell with labels that are the same elsewhere, and labels that are its own."""
         lines: dict[bool, list[str]] = {False: [], True: []}
-        shared: list[str] = []
-        own: list[str] = []
+        shared, own = Canvas(0, 0, ""), Canvas(0, 0, "")
         taken: set[Point] = set()
         past = 0
         for edge in edges:
@@ -320,28 +249,40 @@ class _Wall:
                 start, end = ax - WIDE * 0.4, bx + WIDE * 0.2 + 4 * (past % 4)
                 lines[edge.dashed].append(f"M{start:g} {ay + HIGH * 0.4:g}V{y:g}H{end:g}V{by + HIGH * 0.45:g}")
                 middle = ax + GAP / 2
-            if crossed or lean:
+            if crossed or self.lean:
                 continue  # its port has the sum of all edges that arrive there
             while (middle, y) in taken:
                 y += LINE_STEP
             taken.add((middle, y))
             varies = "expert" in kinds or "expert_reduce" in kinds
-            (own if varies else shared).append(self._label(shape_text(edge.shape), middle, y - 1.2))
+            _label(own if varies else shared, shape_text(edge.shape), middle, y - 2.5)
         for op in ops:
-            if op.kind in CROSSED and not lean:
+            if op.kind in CROSSED and not self.lean:
                 x, y = self.spot(op.id)
                 arriving = self.dag.incoming(op.id)
                 words = f"{len(arriving)}: {shape_text((sum(e.shape[0] for e in arriving), *arriving[0].shape[1:]))}"
-                own.append(self._label(words, x - GAP / 2, y + HIGH / 2 - 1.2))
-        dashes = {False: "", True: ' stroke-dasharray="3 2"'}
-        # Sorted, so that cells are wired alike whichever experts they hold.
-        drawn = [f'<path fill="none"{dashes[dashed]} d="{"".join(sorted(d))}"/>' for dashed, d in lines.items() if d]
-        texts = f'<g fill="#1A1A1A" stroke="none">{"".join(shared)}</g>' if shared else ""
-        return "".join(drawn) + texts, own
+                _label(own, words, x - GAP / 2, y + HIGH / 2 - 2.5)
+        wiring = Canvas(0, 0, "")
+        for dashed, paths in lines.items():
+            if paths:  # sorted, so that cells are wired alike whichever experts they hold
+                wiring.line("".join(sorted(paths)), dashed=dashed, arrow=False)
+        return [*wiring.items, *shared.items], own.items
 
-    def _label(self, text: str, x: float, y: float) -> str:
-        size = round(min(SMALL, (GAP - 2) / text_width(text, 1.0)) - 0.05, 1)
-        return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}">{text}</text>'
+
+def _label(canvas: Canvas, text: str, x: float, y: float) -> None:
+    size = round(min(SMALL, (GAP - 4) / text_width(text, 1.0)) - 0.05, 1)
+    canvas.text(text, x, y, size, anchor="middle")
+
+
+def _names(run: list[Operation]) -> list[str]:
+    """Write a run into its symbol: several experts as replica and GPU, then their numbers, four in a line."""
+    op = run[0]
+    gpus = f"G{gpu_list(op.gpus, 14)[4:]}"
+    if len(run) == 1:
+        words = op.id.partition(".expert.")[2].replace(".", " ") if op.kind == "expert" else SHORT[op.kind]
+        return [f"{words} {gpus}"]
+    numbers = [f"e{one.experts[0][0]}" for one in run]
+    return [f"r{op.experts[0][1]} {gpus}", *(" ".join(numbers[at : at + 4]) for at in range(0, len(numbers), 4))]
 
 
 def _by_place(op: Operation) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from moe_placer.dag.canvas import Canvas, text_width
+from moe_placer.dag.drawn import Box
 from moe_placer.dag.labels import (
     TITLES,
     amount,
-    cost_note,
     describe,
     describe_edge,
     gpu_list,
@@ -16,9 +16,9 @@ from moe_placer.dag.labels import (
     shape_text,
     worst_link,
 )
-from moe_placer.dag.legend import draw_legend, draw_links, legend_height, links_height
+from moe_placer.dag.layout import Layout
+from moe_placer.dag.legend import draw_links, links_height
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT
 
 __all__ = ["draw_detailed"]
 
@@ -48,36 +48,33 @@ _TITLES = {
 }
 
 
-def draw_detailed(dag: Dag, *, lean: bool = False) -> str:
-    """Return the SVG of a graph of one MoE layer with every operation."""
-    return _Sheet(dag).draw(lean=lean)
+def draw_detailed(dag: Dag, *, lean: bool = False) -> Canvas:
+    """Draw a graph of one MoE layer with every operation."""
+    return _Sheet(dag, lean=lean).draw()
 
 
-class _Sheet:
-    def __init__(self, dag: Dag) -> None:
-        self.dag = dag
-        self.per_node = dag.facts["gpus_per_node"]
-        self.nodes = dag.facts["nodes"]
+class _Sheet(Layout):
+    margin = MARGIN
+
+    def __init__(self, dag: Dag, *, lean: bool = False) -> None:
+        super().__init__(dag, lean=lean)
         self.layer = dag.facts["layers"][0]
-        self.cost = dag.facts["links"][self.layer]
+        self.title = f"{dag.name}: MoE layer {self.layer}, expert by expert"
         self.by_node: dict[str, list[list[Operation]]] = {}
         for op in dag.operations():
             rows = self.by_node.setdefault(op.kind, [[] for _ in range(self.nodes)])
-            rows[self._home(op)].append(op)
+            rows[self.home(op)].append(op)
         for rows in self.by_node.values():
             for row in rows:
                 row.sort(key=lambda op: op.gpus)
         self.column = self._find_columns()
         self.width = self.column["output"] + BOX + MARGIN
         self.slots, self.passing = self._assign_slots()
-        self.place: dict[str, tuple[float, float, float, float]] = {}
+        self.place: dict[str, Box] = {}
         self.top: list[float] = []
-        self.height = self._place_rows()
-
-    def _home(self, op: Operation) -> int:
-        """Return the node an operation is drawn at; its name tells it where it serves one."""
-        last = op.id.rpartition(".")[2]
-        return int(last[1:]) if last.startswith("n") else op.gpus[0] // self.per_node
+        self.bottom = self._place_rows()
+        self.links = self.bottom + self.legend_height(self.room, 14.0) + 30
+        self.height = self.links + links_height(dag.facts["links"][self.layer], self.room) + 30
 
     def _find_columns(self) -> dict[str, float]:
         columns, x = {}, MARGIN + 76
@@ -166,26 +163,17 @@ class _Sheet:
             for op in self.by_node[kind][node]:
                 self.place[op.id] = (self.column[kind], middle - TALL / 2, BOX, TALL)
 
-    def draw(self, *, lean: bool = False) -> str:
-        """Draw rows, edges, operations over them, then legend and link loads."""
-        room = self.width - 2 * MARGIN
-        low = self.height + legend_height(self.nodes, room, 14.0) + 30
-        total = low + links_height(self.cost, room) + 30
-        title = f"{self.dag.name}: MoE layer {self.layer}, expert by expert"
-        canvas = Canvas(self.width, total, title, tips=not lean)
-        canvas.text(title, MARGIN, 52, min(28.0, room / text_width(title, 1.0)), font_weight="bold")
-        canvas.text(self._summary(), MARGIN, 84, min(15.0, room / text_width(self._summary(), 1.0)))
+    def ground(self, canvas: Canvas) -> None:
+        """Write title and summary, and frame the nodes."""
+        self.head(canvas, 28.0, 52)
+        self.say(canvas, self._summary(), 84, 15.0)
+        canvas.group("rows")
         self._draw_rows(canvas)
-        canvas.group(id="edges")
-        for edge in self.dag.edges():
-            self._draw_edge(canvas, edge)
-        canvas.group(id="operations")
-        for op in self.dag.operations():
-            self._draw_operation(canvas, op)
-        canvas.group(id="legend")
-        draw_legend(canvas, MARGIN, self.height + 10, room, self.nodes, cost_note(self.dag), size=14.0)
-        draw_links(canvas, MARGIN, low, room, self.dag, self.layer)
-        return canvas.svg()
+
+    def foot(self, canvas: Canvas) -> None:
+        """Draw the legend, and the loads of links."""
+        self.legend(canvas, self.bottom + 10, 14.0)
+        draw_links(canvas, MARGIN, self.links, self.room, self.dag, self.layer)
 
     def _summary(self) -> str:
         sent = [edge for edge in self.dag.edges() if edge.tensor.startswith("sent.")]
@@ -199,8 +187,7 @@ class _Sheet:
         return words + share
 
     def _draw_rows(self, canvas: Canvas) -> None:
-        canvas.group(id="rows")
-        ends = [*self.top[1:], self.height]
+        ends = [*self.top[1:], self.bottom]
         for node, (top, end) in enumerate(zip(self.top, ends, strict=True)):
             box = (MARGIN - 8, top, self.width - 2 * MARGIN + 16, end - top - 6)
             canvas.frame(box, fill="#F7F7F7", stroke="#D1D5DB")
@@ -209,9 +196,9 @@ class _Sheet:
         for kind, x in self.column.items():
             width = EXPERT if kind.startswith("expert") else BOX
             size = min(12.0, (width + 40) / text_width(_TITLES[kind], 1.0))
-            canvas.text(_TITLES[kind], x + width / 2, 132, round(size - 0.05, 1), anchor="middle", font_weight="bold")
+            canvas.text(_TITLES[kind], x + width / 2, 132, round(size - 0.05, 1), anchor="middle", bold=True)
 
-    def _draw_operation(self, canvas: Canvas, op: Operation) -> None:
+    def operation(self, canvas: Canvas, op: Operation) -> None:
         if op.kind in {"expert", "expert_reduce"}:
             name = op.id.partition(".")[2].partition(".")[2]
             lines = [f"{name.replace('.', ' ')} {gpu_list(op.gpus, 16)}"]
@@ -220,10 +207,10 @@ class _Sheet:
             lines = [TITLES[op.kind], gpu_list(op.gpus, 16), f"{number(sum(e.shape[0] for e in edges))} tok"]
         else:
             lines = [TITLES[op.kind], gpu_list(op.gpus, 16), amount(op.flops, "FLOP") if op.flops else ""]
-        fill = canvas.fill_of(self._home(op))
+        fill = canvas.fill_of(self.home(op))
         canvas.symbol(op.role, self.place[op.id], lines, fill=fill, tip=describe(op), size=TEXT, name=op.id)
 
-    def _draw_edge(self, canvas: Canvas, edge: Edge) -> None:
+    def edge(self, canvas: Canvas, edge: Edge) -> None:
         kinds = (self.dag.operation(edge.source).kind, self.dag.operation(edge.target).kind)
         if kinds in {("dispatch_send", "dispatch_receive"), ("combine_send", "combine_receive")}:
             self._draw_crossing(canvas, edge)
@@ -242,18 +229,17 @@ class _Sheet:
         y = b[1] + TALL / 2 + (index - (len(ends) - 1) / 2) * PORT
         lead = b[0] - LEAD - 14
         start, y0 = a[0] + BOX, a[1] + TALL / 2
-        warn, tip = edge.hot >= HOT, describe_edge(self.dag, edge)
+        look = self.look(edge)
         bend = CROSSING * 0.45
         curve = f"C{start + bend:.1f} {y0:.1f} {lead - bend:.1f} {y:.1f} {lead:.1f} {y:.1f}"
-        path = [f"M{start:.1f} {y0:.1f}", curve, f"H{b[0] - 6:.1f}"]
-        canvas.line(path, warn=warn, tip=tip, arrow=False, opacity=0.85, stroke_width=1.4 if warn else 0.8)
-        canvas.line(
-            [f"M{b[0] - 6:.1f} {y:.1f} L{b[0] + 4:.1f} {b[1] + TALL / 2:.1f}"], warn=warn, arrow=False, stroke_width=0.8
-        )
+        path = f"M{start:.1f} {y0:.1f}{curve}H{b[0] - 6:.1f}"
+        canvas.line(path, tip=describe_edge(self.dag, edge), arrow=False, opacity=0.85, **look)
+        into = f"M{b[0] - 6:.1f} {y:.1f}L{b[0] + 4:.1f} {b[1] + TALL / 2:.1f}"
+        canvas.line(into, arrow=False, **{**look, "width": 0.8})
         source = edge.tensor.split(".")[1]
         label = f"{source} {shape_text(edge.shape)}"
         size = min(SMALL, (LEAD + 4) / text_width(label, 1.0))
-        canvas.text(label, lead + 2, y - 2, round(size - 0.05, 1))
+        canvas.text(label, lead + 2, y - 1.5 - look["width"] / 2, round(size - 0.05, 1))
 
     def _draw_fan(self, canvas: Canvas, edge: Edge) -> None:
         """Between a node's send or receive and its experts: one straight line a row, its shape above it."""
@@ -268,9 +254,9 @@ class _Sheet:
             path = f"M{start:.1f} {y:.1f} H{end - 8:.1f} L{end + 3:.1f} {b[1] + b[3] / 2:.1f}"
         else:
             path = f"M{start:.1f} {y:.1f} H{end:.1f}"
-        canvas.line([path], tip=tip, arrow=fans_out or b[3] <= EXPERT_ROW, stroke_width=0.8)
+        canvas.line(path, tip=tip, arrow=fans_out or b[3] <= EXPERT_ROW, **self.look(edge))
         size = min(SMALL, (LEAD - 20) / text_width(label, 1.0))
-        canvas.text(label, (start + end) / 2, y - 2.5, round(size - 0.05, 1), anchor="middle")
+        canvas.text(label, (start + end) / 2, self.above(edge, y), round(size - 0.05, 1), anchor="middle")
 
     def _draw_tp_group_edge(self, canvas: Canvas, edge: Edge) -> None:
         if not self._is_next(edge):
@@ -284,19 +270,19 @@ class _Sheet:
         path = f"M{start:.1f} {y0:.1f} L{start + 6:.1f} {y:.1f} H{end - 8:.1f} L{end:.1f} {y1:.1f}"
         if y == y0 == y1:
             path = f"M{start:.1f} {y0:.1f} H{end:.1f}"
-        canvas.line([path], dashed=edge.dashed, tip=describe_edge(self.dag, edge), warn=edge.hot >= HOT)
+        canvas.line(path, tip=describe_edge(self.dag, edge), **self.look(edge))
         label = shape_text(edge.shape)
         size = min(SMALL + 1, (LEAD - 20) / text_width(label, 1.0))
-        canvas.text(label, (start + end) / 2, y - 3, round(size - 0.05, 1), anchor="middle")
+        canvas.text(label, (start + end) / 2, self.above(edge, y), round(size - 0.05, 1), anchor="middle")
 
     def _draw_channel(self, canvas: Canvas, edge: Edge) -> None:
         """Past other columns: within a group under its symbols, to the aggregation along the bottom of the row."""
         a, b = self.place[edge.source], self.place[edge.target]
         choices = edge.tensor.startswith("choices")
         if self.dag.operation(edge.target).kind == "aggregate":
-            node = self._home(self.dag.operation(edge.target))
+            node = self.home(self.dag.operation(edge.target))
             own = [op.id for op in self.by_node["aggregate"][node]]
-            bottom = [*self.top[1:], self.height][node] - 6
+            bottom = [*self.top[1:], self.bottom][node] - 6
             y = bottom - 14 * (2 * (len(own) - own.index(edge.target)) - choices) + 8
             leave, arrive = a[0] + BOX / 2, b[0] + 26.0 + 30 * choices
             end = f"H{arrive:.1f} V{b[1] + TALL:.1f}"
@@ -305,5 +291,5 @@ class _Sheet:
             leave = a[0] + BOX * 0.62
             end = f"H{b[0] - 8:.1f} L{b[0] + 3:.1f} {b[1] + TALL * 0.62:.1f}"
         path = f"M{leave:.1f} {a[1] + TALL - 1:.1f} V{y:.1f} {end}"
-        canvas.line([path], dashed=edge.dashed, tip=describe_edge(self.dag, edge))
-        canvas.text(shape_text(edge.shape), a[0] + BOX + 18, y - 3, SMALL + 1)
+        canvas.line(path, tip=describe_edge(self.dag, edge), **self.look(edge))
+        canvas.text(shape_text(edge.shape), a[0] + BOX + 18, self.above(edge, y), SMALL + 1)

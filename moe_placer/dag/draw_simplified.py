@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from moe_placer.dag.canvas import SKEW, Canvas, text_width
-from moe_placer.dag.labels import TITLES, amount, cost_note, describe, describe_edge, gpu_list, shape_text, worst_link
-from moe_placer.dag.legend import draw_legend, legend_height
+from moe_placer.dag.drawn import Box
+from moe_placer.dag.labels import TITLES, amount, describe, describe_edge, gpu_list, shape_text, worst_link
+from moe_placer.dag.layout import Layout
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT
+from moe_placer.dag.palette import WORST
 
 __all__ = ["draw_simplified"]
 
@@ -18,20 +19,23 @@ MARGIN = 40.0
 TEXT = 10.0
 
 
-def draw_simplified(dag: Dag, *, lean: bool = False) -> str:
-    """Return the SVG of a graph whose operations are merged by kind, layer and DP lane."""
-    return _Page(dag).draw(lean=lean)
+def draw_simplified(dag: Dag, *, lean: bool = False) -> Canvas:
+    """Draw a graph whose operations are merged by kind, layer and DP lane."""
+    return _Page(dag, lean=lean).draw()
 
 
-class _Page:
-    def __init__(self, dag: Dag) -> None:
-        self.dag = dag
+class _Page(Layout):
+    margin = MARGIN
+
+    def __init__(self, dag: Dag, *, lean: bool = False) -> None:
+        super().__init__(dag, lean=lean)
+        self.title = f"{dag.name}: the deployment on one page"
         self.lanes = sorted({op.group for op in dag.operations() if op.group is not None}) or [0]
         self.bands = self._divide()
         self.channels = [self._find_channels(band) for band in self.bands]
         columns = max(len(band) for band in self.bands)
         self.width = max(1500.0, 2 * MARGIN + columns * BOX + (columns - 1) * GAP + 40)
-        self.place: dict[str, tuple[float, float, float, float]] = {}
+        self.place: dict[str, Box] = {}
         self.tops: list[float] = []
         self.lines: Counter[tuple[float, float]] = Counter()
         top = 128.0
@@ -40,6 +44,7 @@ class _Page:
             self._place_band(band, top, len(channels))
             top += self._band_height(len(channels)) + 38 + 13 * len(self.lanes)
         self.bottom = top - 10
+        self.height = self.bottom + 50 + self.legend_height(self.room, 11.0)
 
     def _divide(self) -> list[list[list[Operation]]]:
         """Columns of operations of one kind, in three bands: before, in and after the MoE layer."""
@@ -88,26 +93,16 @@ class _Page:
                     lane = self.lanes.index(op.group)
                     self.place[op.id] = (x, top + self._lane_top(lane, channels), BOX, LANE)
 
-    def draw(self, *, lean: bool = False) -> str:
-        """Draw bands, edges under operations, then legend and facts."""
-        nodes = self.dag.facts["nodes"]
-        low = self.bottom + 30 + legend_height(nodes, self.width - 2 * MARGIN)
-        canvas = Canvas(self.width, low + 20, f"{self.dag.name}: the deployment on one page", tips=not lean)
-        room = self.width - 2 * MARGIN
-        title = f"{self.dag.name}: the deployment on one page"
-        canvas.text(title, MARGIN, 46, min(24.0, room / text_width(title, 1.0)), font_weight="bold")
+    def ground(self, canvas: Canvas) -> None:
+        """Write title and facts, and frame the layers."""
+        self.head(canvas, 24.0, 46)
         for index, line in enumerate(self._facts()):
-            canvas.text(line, MARGIN, 72 + 19 * index, min(13.0, room / text_width(line, 1.0)))
+            self.say(canvas, line, 72 + 19 * index, 13.0)
         self._draw_frames(canvas)
-        canvas.group()
-        for edge in self.dag.edges():
-            self._draw_edge(canvas, edge)
-        canvas.group()
-        for op in self.dag.operations():
-            self._draw_operation(canvas, op)
-        canvas.group()
-        draw_legend(canvas, MARGIN, self.bottom + 24, room, nodes, cost_note(self.dag))
-        return canvas.svg()
+
+    def foot(self, canvas: Canvas) -> None:
+        """Draw the legend."""
+        self.legend(canvas, self.bottom + 24, 11.0)
 
     def _facts(self) -> list[str]:
         facts = self.dag.facts
@@ -134,9 +129,9 @@ class _Page:
                 repeats = band[columns[0]][0].repeats
                 canvas.frame((x, top - 22, width, self._band_height(len(channels)) + 18), fill="#F7F7F7")
                 kind = "MoE layer" if layer in moe else "dense layer"
-                canvas.text(f"{kind} {layer}, one of {repeats}", x + 8, top - 8, 11, font_weight="bold")
+                canvas.text(f"{kind} {layer}, one of {repeats}", x + 8, top - 8, 11, bold=True)
 
-    def _draw_operation(self, canvas: Canvas, op: Operation) -> None:
+    def operation(self, canvas: Canvas, op: Operation) -> None:
         work = amount(op.flops, "FLOP") if op.flops else ""
         title = TITLES[op.kind]
         if op.kind == "expert":
@@ -146,11 +141,9 @@ class _Page:
             far = op.moved.get("network", 0.0)
             work = f"{amount(far, 'B')} over links" if far else f"{amount(sum(op.moved.values()), 'B')} moved"
         lines = [title, gpu_list(op.gpus, 18), work]
-        per_node = self.dag.facts["gpus_per_node"]
-        home = sorted({gpu // per_node for gpu in op.gpus})
-        fill = canvas.fill_of(home[0] if len(home) == 1 else None)
-        box = self.place[op.id]
-        canvas.symbol(op.role, box, lines, fill=fill, tip=describe(op), size=TEXT + 2, warn=op.hot >= HOT)
+        home = sorted({gpu // self.per_node for gpu in op.gpus})
+        box, fill = self.place[op.id], self.fill(canvas, op)
+        canvas.symbol(op.role, box, lines, fill=fill, tip=describe(op), size=TEXT + 2, warn=op.hot >= WORST, name=op.id)
         step = min(12.0, BOX / len(home))
         left = box[0] + (BOX - step * len(home)) / 2
         for index, node in enumerate(home):
@@ -179,11 +172,10 @@ class _Page:
             inset = height / 2 * (1 - (1 - away * away) ** 0.5)
         return top + height - inset if below else top + inset
 
-    def _draw_edge(self, canvas: Canvas, edge: Edge) -> None:
+    def edge(self, canvas: Canvas, edge: Edge) -> None:
         a, b = self.place[edge.source], self.place[edge.target]
         label, tip = shape_text(edge.shape), describe_edge(self.dag, edge)
-        warn, band = edge.hot >= HOT, self._band_of(edge.source)
-        if band != self._band_of(edge.target):
+        if self._band_of(edge.source) != self._band_of(edge.target):
             self._draw_wrap(canvas, edge, label, tip)
             return
         # Between a tall symbol and a lane, an edge runs at the lane's height.
@@ -192,7 +184,7 @@ class _Page:
         columns = [round((box[0] - MARGIN) / (BOX + GAP)) for box in (a, b)]
         if columns[1] - columns[0] == 1:
             start, end = self._side(edge.source, middle, right=True), self._side(edge.target, middle, right=False)
-            canvas.line([f"M{start:.1f} {middle:.1f} H{end:.1f}"], dashed=edge.dashed, warn=warn, tip=tip)
+            canvas.line(f"M{start:.1f} {middle:.1f}H{end:.1f}", tip=tip, **self.look(edge))
             size = min(TEXT, (GAP - 14) / text_width(label, 1.0))
             canvas.text(label, a[0] + BOX + GAP / 2, middle - 5, round(size - 0.05, 1), anchor="middle")
             return
@@ -224,7 +216,7 @@ class _Page:
         path = f"M{leave:.1f} {start:.1f} V{y:.1f} H{arrive:.1f} V{end:.1f}"
         if b[3] > LANE and b[1] < y < b[1] + b[3]:  # a middle lane's channel runs straight into a tall symbol
             path = f"M{leave:.1f} {start:.1f} V{y:.1f} H{self._side(edge.target, y, right=False):.1f}"
-        canvas.line([path], dashed=edge.dashed, warn=edge.hot >= HOT, tip=tip)
+        canvas.line(path, tip=tip, **self.look(edge))
         canvas.text(label, a[0] + BOX + 24, y - 3, TEXT)
 
     def _band_of(self, name: str) -> int:
@@ -240,6 +232,6 @@ class _Page:
         height = middle[1] + middle[3] / 2
         start, end = self._side(edge.source, height, right=True), self._side(edge.target, into, right=False)
         path = f"M{start:.1f} {height:.1f} H{turn:.1f} V{y:.1f} H{shift:.1f} V{into:.1f} H{end:.1f}"
-        canvas.line([path], dashed=edge.dashed, tip=tip)
+        canvas.line(path, tip=tip, **self.look(edge))
         canvas.text(label, MARGIN + 250 + 130 * self.lines[0.0, y], y - 2, TEXT - 1)
         self.lines[0.0, y] += 1

@@ -107,12 +107,12 @@ def _texts(
     dag = view.build(instance, placement, traffic)
     yield "dot", to_dot(dag, view.name)
     yield "json", to_json(dag, view.name)
-    full = view.draw(dag)
-    svg = full
-    if view.page and len(full.encode()) > MOST_SVG_BYTES:  # the page has the details
-        svg = view.draw(dag, lean=True)
+    drawing = view.draw(dag)
+    svg = drawing.svg()
+    if view.page and len(svg.encode()) > MOST_SVG_BYTES:  # the page has the details
+        svg = view.draw(dag, lean=True).svg()
         if (size := len(svg.encode())) > MOST_SVG_BYTES:
             tell(f"{view.name}.svg has {size / 1e6:.1f} MB, which viewers may be slow to show; the .html is quicker")
     yield "svg", svg
     if view.page:
-        yield "html", to_page(dag, view.name, full)
+        yield "html", to_page(dag, view.name, drawing)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from moe_placer.dag.operation import Dag, Edge, Operation, Shape
+from moe_placer.dag.operation import ALL_TO_ALL, Dag, Edge, Operation, Shape
 from moe_placer.fabric import COST, link_words
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "cost_note",
     "describe",
     "describe_edge",
+    "dimensions",
     "gpu_list",
     "link_figures",
     "number",
@@ -67,6 +69,21 @@ def amount(value: float, unit: str) -> str:
 def shape_text(shape: Shape) -> str:
     """Write a tensor's shape: ``[8192, 7168]``."""
     return "[" + ", ".join(map(number, shape)) + "]"
+
+
+def dimensions(op: Operation) -> tuple[str, str]:
+    """Write the shape of what goes into an operation and what comes out; experts and all-to-alls sum theirs."""
+    return _dimensions(op, op.inputs), _dimensions(op, op.outputs)
+
+
+def _dimensions(op: Operation, tensors: Mapping[str, Shape]) -> str:
+    if not tensors:
+        return ""
+    largest = max(tensors.values(), key=lambda shape: (len(shape), math.prod(shape)))
+    if op.kind in ALL_TO_ALL or op.kind in {"expert", "expert_reduce"}:
+        alike = [shape for shape in tensors.values() if shape[1:] == largest[1:]]
+        largest = (sum(shape[0] for shape in alike), *largest[1:])
+    return shape_text(largest)
 
 
 def link_figures(dag: Dag, link: str, cost: float) -> str:

@@ -8,7 +8,19 @@ from typing import Any, Literal
 
 import networkx as nx
 
-__all__ = ["COMMUNICATION", "ROUTING", "Dag", "Edge", "Kind", "Operation", "Role", "Shape", "role_of", "value_bytes"]
+__all__ = [
+    "ALL_TO_ALL",
+    "COMMUNICATION",
+    "ROUTING",
+    "Dag",
+    "Edge",
+    "Kind",
+    "Operation",
+    "Role",
+    "Shape",
+    "role_of",
+    "value_bytes",
+]
 
 Role = Literal["computation", "communication", "routing"]
 Shape = tuple[float, ...]
@@ -60,6 +72,14 @@ COMMUNICATION = frozenset(
         "gather",
     }
 )
+ALL_TO_ALL: Mapping[str, Kind] = {
+    "dispatch_send": "dispatch",
+    "dispatch_receive": "dispatch",
+    "combine_send": "combine",
+    "combine_receive": "combine",
+    "dispatch": "dispatch",
+    "combine": "combine",
+}
 INDEX_BYTES = 4.0  # token and expert ids are 32-bit integers on the wire
 
 

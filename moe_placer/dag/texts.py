@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from moe_placer.dag.labels import TITLES, gpu_list, shape_text
+from moe_placer.dag.labels import TITLES, dimensions, gpu_list, shape_text
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT, MIXED, WARNING, node_colour
+from moe_placer.dag.palette import MIXED, WARNING, WORST, node_colour
 
 __all__ = ["rounded", "to_dot", "to_json"]
 
@@ -92,17 +92,21 @@ def to_dot(dag: Dag, view: str) -> str:
         del row["id"]
         single = len({gpu // per_node for gpu in op.gpus}) == 1
         row["shape"], row["style"] = _DOT_SHAPES[op.role], "filled"
-        row["label"] = f"{op.id}\n{TITLES[op.kind]}\n{gpu_list(op.gpus, 60)}"
+        shapes = " to ".join(filter(None, dimensions(op)))
+        row["label"] = f"{op.id}\n{TITLES[op.kind]}\n{gpu_list(op.gpus, 60)}\n{shapes}"
         row["fillcolor"] = node_colour(op.gpus[0] // per_node) if single else MIXED
         lines.append(f"{_quoted(op.id)} [{_attributes(row)}];")
+    most = max((edge.bytes for edge in dag.edges()), default=0.0) or 1.0
     for edge in dag.edges():
         row = _edge_row(edge)
         ends = f"{_quoted(row.pop('source'))} -> {_quoted(row.pop('target'))}"
         # "shape" is the tensor's here: Graphviz knows no shapes of edges.
         if edge.tensor:
             row["label"] = f"{edge.tensor}\n{shape_text(edge.shape)}"
-        if edge.hot >= HOT:
-            row |= {"color": WARNING, "penwidth": 2}
+        if edge.routes:
+            row["penwidth"] = round(0.5 + 3.5 * edge.bytes / most, 2)
+        if edge.hot >= WORST:
+            row["color"] = WARNING
         lines.append(f"{ends} [{_attributes(row)}];")
     return "\n".join([*lines, "}", ""])
 

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_placer.dag.build import build_dag
+from moe_placer.dag.canvas import Canvas
 from moe_placer.dag.contract import Block, contract
+from moe_placer.dag.draw_complete import draw_complete
+from moe_placer.dag.draw_comprehensive import draw_comprehensive
+from moe_placer.dag.draw_detailed import draw_detailed
+from moe_placer.dag.draw_simplified import draw_simplified
 from moe_placer.dag.flows import read_flows
-from moe_placer.dag.operation import Dag, Operation
+from moe_placer.dag.operation import ALL_TO_ALL, Dag, Operation
 from moe_placer.dag.pipeline import overlap
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
@@ -30,7 +35,7 @@ class View:
 
     name: str
     build: Callable[[Instance, Placement, Traffic], Dag]
-    draw: Callable[..., str]
+    draw: Callable[..., Canvas]
     page: bool = True
     whole: bool = False
 
@@ -52,14 +57,6 @@ def count_tensors(instance: Instance, placement: Placement, traffic: Traffic) ->
     return (2 * (pairs + len(flow.replicas)) + 8 * tp_groups) * len(instance.moe_layers)
 
 
-_ALL_TO_ALL = {
-    "dispatch_send": "dispatch",
-    "dispatch_receive": "dispatch",
-    "combine_send": "combine",
-    "combine_receive": "combine",
-}
-
-
 def _simplified(instance: Instance, placement: Placement, traffic: Traffic) -> Dag:
     dense, moe = instance.model.dense_layers, instance.moe_layers
     shown = [*sorted(dense)[:1], hottest_layer(instance, placement, traffic)]
@@ -68,7 +65,7 @@ def _simplified(instance: Instance, placement: Placement, traffic: Traffic) -> D
     lanes = instance.parallelism.dp <= MAX_LANES
 
     def block(op: Operation) -> Block:
-        kind = _ALL_TO_ALL.get(op.kind, op.kind)
+        kind = ALL_TO_ALL.get(op.kind, op.kind)
         lane = op.group if lanes and kind not in {"dispatch", "combine"} else None
         layer = None if op.layer is None else f"L{op.layer}"
         return kind, (layer, lane if lane is None else f"dp{lane}")
@@ -91,7 +88,7 @@ def _complete(instance: Instance, placement: Placement, traffic: Traffic) -> Dag
     per_node = instance.cluster.gpus_per_node
 
     def block(op: Operation) -> Block:
-        kind = _ALL_TO_ALL.get(op.kind, op.kind)
+        kind = ALL_TO_ALL.get(op.kind, op.kind)
         layer = None if op.layer is None else f"L{op.layer}"
         if kind in {"dispatch", "combine", "input", "split", "gather", "output"}:
             return kind, (layer,)
@@ -102,36 +99,12 @@ def _complete(instance: Instance, placement: Placement, traffic: Traffic) -> Dag
     return overlap(contract(build_dag(instance, placement, traffic), block))
 
 
-def _draw_simplified(dag: Dag, lean: bool = False) -> str:
-    from moe_placer.dag.draw_simplified import draw_simplified
-
-    return draw_simplified(dag, lean=lean)
-
-
-def _draw_detailed(dag: Dag, lean: bool = False) -> str:
-    from moe_placer.dag.draw_detailed import draw_detailed
-
-    return draw_detailed(dag, lean=lean)
-
-
-def _draw_comprehensive(dag: Dag, lean: bool = False) -> str:
-    from moe_placer.dag.draw_comprehensive import draw_comprehensive
-
-    return draw_comprehensive(dag, lean=lean)
-
-
-def _draw_complete(dag: Dag, lean: bool = False) -> str:
-    from moe_placer.dag.draw_complete import draw_complete
-
-    return draw_complete(dag, lean=lean)
-
-
 VIEWS: dict[str, View] = {
     view.name: view
     for view in (
-        View("simplified_moe_dag", _simplified, _draw_simplified, page=False),
-        View("detailed_expert_dag", _detailed, _draw_detailed),
-        View("comprehensive_moe_dag", build_dag, _draw_comprehensive, whole=True),
-        View("complete_deployment_dag", _complete, _draw_complete, whole=True),
+        View("simplified_moe_dag", _simplified, draw_simplified, page=False),
+        View("detailed_expert_dag", _detailed, draw_detailed),
+        View("comprehensive_moe_dag", build_dag, draw_comprehensive, whole=True),
+        View("complete_deployment_dag", _complete, draw_complete, whole=True),
     )
 }

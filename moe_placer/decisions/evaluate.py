@@ -105,7 +105,7 @@ class Evaluation:
         Nor a smaller ``layer_time_us``.
     best_split : PlanCosts or None
         Under rules beside ``group`` and ``even``, with one copy per chosen expert: what the placement costs where every
-        node's tokens are split so that the worst link costs least. No rule does better on links.
+        node's tokens are split so that the busiest link costs least. No rule does better on links.
     """
 
     instance: Instance

@@ -69,4 +69,5 @@ def _most_flow(need: Ints, left: Ints, open_: npt.NDArray[np.bool_], per_place: 
     ]
     tail, head, most = (np.concatenate(part) for part in zip(*arcs, strict=True))
     graph = sparse.csr_array((most.astype(np.int32), (tail, head)), shape=(sink + 1, sink + 1))
+    graph.indices, graph.indptr = graph.indices.astype(np.int32), graph.indptr.astype(np.int32)  # scipy below 1.14
     return int(maximum_flow(graph, 0, sink).flow_value)

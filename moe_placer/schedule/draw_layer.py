@@ -118,13 +118,13 @@ class _Picture:
         page, canvas = self.page, self.page.canvas
         shown = {phase_of(self.program.kinds[self.timeline.operation(t)]) for t in self.tasks}
         page.legend(MARGIN + 74, shown, linked=self.link is not None, outlined=True)
-        canvas.group(id="grid")
+        canvas.group("grid")
         foot = self.bottom + (6 + _BAND + 16 if self.link is not None else 0)
         page.draw_axis(self.axis, _TOP - 4, foot)
-        canvas.group(id="path")
-        canvas.text("critical path", MARGIN, _TOP + 12, 12, font_weight="bold")
+        canvas.group("path")
+        canvas.text("critical path", MARGIN, _TOP + 12, 12, bold=True)
         page.draw_path(self.axis, _TOP, _PATH, words=True)
-        canvas.group(id="nodes")
+        canvas.group("nodes")
         for node, y in self.rows.items():
             self._name_rows(node, y)
         # What is on the critical path last, so that its outline is seen.
@@ -138,12 +138,12 @@ class _Picture:
 
     def _name_rows(self, node: int, y: float) -> None:
         canvas = self.page.canvas
-        canvas.text(f"node {node}", MARGIN, y + 11, 12, font_weight="bold")
+        canvas.text(f"node {node}", MARGIN, y + 11, 12, bold=True)
         lanes = {"compute": f"{self.per_node} x compute" if self.per_node > 1 else "compute", **_LABELS}
         for stream, words in lanes.items():
             top, height = self._lane(y, STREAMS.index(stream))
             canvas.text(words, MARGIN + 78, top + height / 2 + 3.5, 10)
-            canvas.frame((self.axis.left, top, self.axis.width, height), stroke="#D1D5DB", stroke_width=0.6, rx=0)
+            canvas.frame((self.axis.left, top, self.axis.width, height), stroke="#D1D5DB", width=0.6, radius=0)
 
     def _lane(self, y: float, stream: int) -> tuple[float, float]:
         """Top and height of a node's lane."""
@@ -180,11 +180,11 @@ class _Picture:
 
     def _draw_link(self, link: int) -> None:
         canvas, y = self.page.canvas, self.bottom + 6
-        canvas.group(id="link")
+        canvas.group("link")
         self.page.draw_link(self.axis, link, y, _BAND, mean=True)
         name = self.timeline.network.links[link]
         size = min(12.0, (_NAMES - 36) / text_width(name, 1.0))
-        canvas.text("busiest link", MARGIN, y + 14, 12, font_weight="bold")
+        canvas.text("busiest link", MARGIN, y + 14, 12, bold=True)
         canvas.text(name, MARGIN, y + 30, round(size - 0.05, 1))
         canvas.text("share in use", MARGIN, y + 46, 10)
         canvas.text("line: mean of all", MARGIN, y + 62, 10)

@@ -92,7 +92,7 @@ class _Picture:
 
     def _draw_band(self, axis: Axis, y: float) -> None:
         canvas = self.page.canvas
-        canvas.group(id=f"band-{self.bands.index(axis)}")
+        canvas.group(f"band-{self.bands.index(axis)}")
         self.page.draw_axis(axis, y + _HEAD - 2, y + self.high)
         self._draw_layers(axis, y)
         top = y + _HEAD
@@ -105,7 +105,7 @@ class _Picture:
                 name = "experts" if PHASES[phase] == "dense MLP" and "experts" in self.phases else PHASES[phase]
                 self._draw_bar(axis, bar, top + self.rows[batch, name] * _ROW, phase, batch, layer)
         top += len(self.rows) * _ROW + 2
-        canvas.text("critical path", MARGIN, top + 10, 10, font_weight="bold")
+        canvas.text("critical path", MARGIN, top + 10, 10, bold=True)
         self.page.draw_path(axis, top, _PATH - 2, words=False)
         if self.link is not None:
             top += _PATH + 2
@@ -121,12 +121,12 @@ class _Picture:
             if not axis.begin <= start < axis.end:
                 continue
             x = axis.x(start)
-            self.page.canvas.line([f"M{x:.1f} {y + 2:.1f}V{y + self.high:.1f}"], arrow=False, stroke="#9CA3AF")
+            self.page.canvas.line(f"M{x:.1f} {y + 2:.1f}V{y + self.high:.1f}", arrow=False, stroke="#9CA3AF")
             words = (f"layer {layer}", f"{layer}")
             if x >= free and (text := self._fitting(words, x, axis.left + axis.width)):
                 if free == axis.left:
                     self._name_what_goes_on(axis, x, y)
-                self.page.canvas.text(text, x + 3, y + 10, 10, font_weight="bold")
+                self.page.canvas.text(text, x + 3, y + 10, 10, bold=True)
                 free = x + 6 + text_width(text, 10)
 
     def _name_what_goes_on(self, axis: Axis, right: float, y: float) -> None:
@@ -152,18 +152,16 @@ class _Picture:
         letter = f", micro-batch {'AB'[batch]}" if self.timeline.durations.batches > 1 else ""
         tip = f"layer {layer}: {PHASES[phase]}{letter}\n"
         tip += f"{milliseconds(bar.end - bar.start)} from {milliseconds(bar.start)}"
-        self.page.canvas.markup(
-            f'<g><title>{tip}</title><rect x="{left:.1f}" y="{y:.1f}" width="{right - left:.1f}" height="{height:.1f}" '
-            f'fill="{COLOURS[phase]}" fill-opacity="0.3" stroke="{INK}" stroke-width="0.4"/>'
-            f'<path d="{commands}Z" fill="{fill}"/></g>'
-        )
+        canvas, box = self.page.canvas, (left, y, right - left, height)
+        canvas.frame(box, fill=COLOURS[phase], opacity=0.3, stroke=INK, width=0.4, radius=0, tip=tip)
+        canvas.area(f"{commands}Z", fill, tip)
 
     def _draw_link(self, axis: Axis, link: int, y: float) -> None:
         canvas = self.page.canvas
         self.page.draw_link(axis, link, y, _LINK)
         name = self.timeline.network.links[link]
         size = min(10.0, (_NAMES - 40) / text_width(name, 1.0))
-        canvas.text("busiest link", MARGIN, y + 10, 10, font_weight="bold")
+        canvas.text("busiest link", MARGIN, y + 10, 10, bold=True)
         canvas.text(name, MARGIN, y + 23, round(size - 0.05, 1))
         for words, base in (("100%", 8.0), ("0%", _LINK)):
             canvas.text(words, axis.left - 26, y + base, 8)

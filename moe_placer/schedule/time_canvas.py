@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,12 +95,12 @@ class TimeCanvas:
         self.canvas = Canvas(width, height, title)
         self.path = timeline.critical_path()
         self.room = width - 2 * MARGIN
-        self._fitted(title, MARGIN + 16, 22, font_weight="bold")
+        self._fitted(title, MARGIN + 16, 22, bold=True)
         self._fitted(question(timeline)[:1].upper() + question(timeline)[1:], MARGIN + 40, 14)
         self._fitted(note, MARGIN + 60, 12)
 
-    def _fitted(self, text: str, y: float, size: float, **style: str) -> None:
-        self.canvas.text(text, MARGIN, y, round(min(size, self.room / text_width(text, 1.0)) - 0.05, 1), **style)
+    def _fitted(self, text: str, y: float, size: float, *, bold: bool = False) -> None:
+        self.canvas.text(text, MARGIN, y, round(min(size, self.room / text_width(text, 1.0)) - 0.05, 1), bold=bold)
 
     def legend(self, y: float, shown: Iterable[int], *, linked: bool, outlined: bool = False) -> None:
         """Draw what colours, hatches and lines mean, in one row.
@@ -126,7 +124,7 @@ class TimeCanvas:
         size = min(12.0, (self.room - 44 * len(entries)) / (letters * text_width("x", 1.0)))
         x = MARGIN
         for words, fill, stroke, wide in entries:
-            self.canvas.frame((x, y, 22, 13), fill=fill, stroke=stroke, stroke_width=wide, rx=0)
+            self.canvas.frame((x, y, 22, 13), fill=fill, stroke=stroke, width=wide, radius=0)
             self.canvas.text(words, x + 27, y + 10.5, round(size - 0.05, 1))
             x += 44 + text_width(words, size)
 
@@ -158,10 +156,10 @@ class TimeCanvas:
         """
         start, end = float(self.timeline.start[task]), float(self.timeline.end[task])
         left, right = axis.x(start), axis.x(end)
-        look = f'stroke="{INK}" stroke-width="{2 if strong else 0.4}"' + (' opacity="0.45"' if faint else "")
-        self.canvas.markup(
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{max(right - left, 0.3):.1f}" height="{height:.1f}" '
-            f'fill="{self.fill(task)}" {look}><title>{escape(self._tip(task))}</title></rect>'
+        box = (left, y, max(right - left, 0.3), height)
+        wide, opacity = 2.0 if strong else 0.4, 0.45 if faint else 1.0
+        self.canvas.frame(
+            box, fill=self.fill(task), stroke=INK, width=wide, radius=0, opacity=opacity, tip=self._tip(task)
         )
 
     def _tip(self, task: int) -> str:
@@ -195,14 +193,7 @@ class TimeCanvas:
         for text in words:
             wide = text_width(text, size)
             if wide + 4 <= right - left:
-                # A halo, so that hatches do not cross letters.
-                halo: dict[str, Any] = {
-                    "paint_order": "stroke",
-                    "stroke": "#FFFFFF",
-                    "stroke_width": 2,
-                    "stroke_opacity": 0.7,
-                }
-                self.canvas.text(text, left + 3, base, size, **halo)
+                self.canvas.text(text, left + 3, base, size, halo=True)  # so that hatches do not cross letters
                 return left + 2 + wide
         return left
 
@@ -242,7 +233,7 @@ class TimeCanvas:
             text = f"{moment / per:,.6g} {unit}"
             if x + text_width(text, 9) / 2 <= self.canvas.width:
                 self.canvas.text(text, x, bottom + 11, 9, anchor="middle")
-        self.canvas.line([commands or f"M{axis.left} {bottom}"], arrow=False, stroke=_GRID)
+        self.canvas.line(commands or f"M{axis.left} {bottom}", arrow=False, stroke=_GRID)
 
     def draw_link(self, axis: Axis, link: int, y: float, height: float, *, mean: bool = False) -> None:
         """Draw how much of a link is in use, and, if asked, the mean of all links as a line.
@@ -266,16 +257,16 @@ class TimeCanvas:
         edges = np.linspace(axis.begin, axis.end, int(axis.width / 2) + 1)
         shares = network.history.utilization(network.capacity, edges)
         box = (axis.left, y, axis.width, height)
-        self.canvas.frame(box, fill=_PALE, stroke=_GRID, rx=0)
+        self.canvas.frame(box, fill=_PALE, stroke=_GRID, radius=0)
         used = np.minimum(shares[link], 1.0)
         for hot, colour in ((False, LINE), (True, WARNING)):
             parts = np.where((used >= HOT) == hot, used, 0.0)
-            self.canvas.markup(f'<path d="{_area(axis, edges, parts, y, height)}" fill="{colour}"/>')
+            self.canvas.area(_area(axis, edges, parts, y, height), colour)
         if mean:
             middles, heights = (edges[1:] + edges[:-1]) / 2, y + height * (1 - shares.mean(axis=0))
             line = "M" + "L".join(f"{axis.x(at):.1f} {h:.1f}" for at, h in zip(middles, heights, strict=True))
             for colour, wide in (("#FFFFFF", 2.4), (INK, 1.0)):
-                self.canvas.line([line], arrow=False, stroke=colour, stroke_width=wide)
+                self.canvas.line(line, arrow=False, stroke=colour, width=wide)
 
 
 def _area(axis: Axis, edges: Floats, shares: Floats, y: float, height: float) -> str:

@@ -41,7 +41,7 @@ def tokens_by_views(
     Returns
     -------
     flow : float array [nodes, places]
-        Copies per step, those that stay in a node left out.
+        Replicas per step, those that stay in a node left out.
     demand : float array [nodes, replicas]
         Tokens per step.
     """
@@ -69,7 +69,7 @@ def tokens_by_views(
 def split_best(
     instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica], network: Network
 ) -> tuple[Floats, Floats]:
-    """Count likewise, for tokens that are split so that the worst link costs least.
+    """Count likewise, for tokens that are split so that the busiest link costs least.
 
     Parameters
     ----------

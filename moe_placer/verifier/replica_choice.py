@@ -282,7 +282,7 @@ RULES_BY_NAME: dict[str, Callable[[_Layer, Ints], list[View]]] = {
 
 
 def best_split(network: Network, tokens: Floats, expert: Ints, place: Ints) -> Floats:
-    """Split every node's tokens for each expert over its replicas so that the worst link costs least.
+    """Split every node's tokens for each expert over its replicas so that the busiest link costs least.
 
     ``minimise z`` with ``sum over replicas i of e of x[s, i] = tokens[s, e]`` and, for every link,
     ``sum of scale * share * x <= z``: whatever rule tokens follow, no link can do better with this placement.

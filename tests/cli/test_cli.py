@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from command_line import REPO, SEED_PLAN, TINY, fails, run
 
 from moe_placer.cli import main
+from moe_placer.dag import VIEWS
 from moe_placer.result import FalseBoundError
 from moe_placer.verifier import RULES
 
@@ -59,6 +61,18 @@ def test_solve_writes_the_placement_and_its_dags(solved: Path) -> None:
     expected = {"placement.json", *(f"{view}.{kind}" for view in views for kind in ("dot", "svg", "json"))}
     expected.add("detailed_expert_dag.html")  # the large one also as a page
     assert {path.name for path in solved.iterdir()} == expected
+
+
+def test_solve_names_the_command_for_the_other_dags(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    said = run("solve", TINY, "-o", folder, "--solver", "greedy", "-q").stdout.splitlines()[-1]
+    head, _, command = said.partition("comprehensive and complete: ")
+    assert head == "The DAGs of all layers, "
+    program, *words = shlex.split(command)
+    assert program == "moe-placer"
+    assert run(*words).returncode == 0
+    assert {path.stem for path in folder.glob("*.svg")} == set(VIEWS)
+    assert "moe-placer dag" not in run("solve", TINY, "-o", folder, "--solver", "greedy", "-q", "--no-dag").stdout
 
 
 def test_verify_agrees_and_finds_tampering(solved: Path, tmp_path: Path) -> None:

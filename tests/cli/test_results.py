@@ -16,7 +16,7 @@ from engine_recordings import make, write_routed_experts
 from told import told
 
 import moe_placer
-from moe_placer.cli import schedule_command
+from moe_placer.cli import interrupts, log, schedule_command
 from moe_placer.cli.commands import cli
 from moe_placer.cli.results import RESULTS, result_schema
 from moe_placer.cli.schema_command import SCHEMAS
@@ -194,3 +194,23 @@ def test_logs_are_json_lines_on_request(solved: Path, tmp_path: Path, monkeypatc
 def test_nothing_else_writes_to_standard_error() -> None:
     for file in (REPO / "moe_placer" / "cli").glob("*.py"):
         assert file.name == "log.py" or not re.search(r"\berr=True", file.read_text()), file.name
+
+
+def test_signals_are_told_as_json_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(interrupts, "_tell", lambda text: said.append(json.loads(text)))
+    monkeypatch.setattr(interrupts.os, "_exit", said.append)
+    for name, value in {"finished": False, "wish": None, "last": float("-inf")}.items():
+        monkeypatch.setattr(interrupts._State, name, value)
+    monkeypatch.setattr(log._State, "json", True)
+    monkeypatch.setattr(log._State, "command", "solve")
+    wish = interrupts.listen("stopping: keeping the best placement so far")
+    interrupts._handle(2, None)
+    assert wish()
+    monkeypatch.setattr(interrupts._State, "last", float("-inf"))
+    interrupts._handle(15, None)
+    stopping, ended, code = said
+    for line in (stopping, ended):
+        jsonschema.validate(line, result_schema("log"))
+    assert (stopping["level"], stopping["text"]) == ("warning", "stopping: keeping the best placement so far")
+    assert (ended["level"], ended["exit_code"], code) == ("error", 143, 143)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from dag_examples import VARIANTS, example, reference
-from svg_geometry import Area, Picture, escaping_texts, measure, overlapping_texts
+from svg_geometry import Area, Picture, escaping_texts, inherited, measure, overlapping_texts
 
 from moe_placer.dag import VIEWS, write_dags
+from moe_placer.dag.canvas import Canvas
 from moe_placer.dag.palette import COLOURS, WARNING, node_colour, node_hatch, node_stripe
 from moe_placer.dag.views import count_tensors
 
@@ -98,12 +101,20 @@ def test_every_operation_has_its_symbol(view: str, tmp_path: Path) -> None:
 
 def test_dashes_and_warnings_are_those_of_the_graph(tmp_path: Path) -> None:
     dag = VIEWS["detailed_expert_dag"].build(*reference())
-    root = ET.parse(drawn("reference", "detailed_expert_dag", tmp_path)).getroot()
+    root = inherited(ET.parse(drawn("reference", "detailed_expert_dag", tmp_path)).getroot())
     paths = [path for path in root.iter(f"{SVG}path") if path.find(f"{SVG}title") is not None]
     assert sum("stroke-dasharray" in path.attrib for path in paths) == sum(edge.dashed for edge in dag.edges())
-    near_worst = sum(edge.hot >= 0.9 for edge in dag.edges())
-    assert near_worst
-    assert sum(path.get("stroke") == WARNING for path in paths) == near_worst
+    on_the_worst = sum(edge.hot > 0.999999 for edge in dag.edges())
+    assert 0 < on_the_worst < sum(bool(edge.routes) for edge in dag.edges()) / 2
+    assert sum(path.get("stroke") == WARNING for path in paths) == on_the_worst
+    widths = {}
+    for path in paths:
+        tensor = (path.find(f"{SVG}title").text or "").split("\n")[1].split()[0]  # type: ignore[union-attr]
+        widths[tensor] = float(path.attrib["stroke-width"])
+    sizes = {edge.tensor: edge.bytes for edge in dag.edges()}
+    for a, b in pairwise(sorted(widths, key=lambda tensor: sizes[tensor])):
+        assert widths[a] <= widths[b]
+    assert max(widths.values()) == 4.0
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -166,3 +177,58 @@ def test_sizes(tmp_path: Path) -> None:
         path = drawn("reference", view, tmp_path)
         assert path.stat().st_size < 6e6
         assert not re.search(r"https?://(?!www\.w3\.org/)", path.read_text()), "an SVG that is not self-contained"
+
+
+def test_what_recurs_is_written_once_and_what_looks_alike_together() -> None:
+    part = Canvas(0, 0, "")
+    part.line("M0 0H9", width=2.0)
+    part.text("x & y", 1, 2, 9.0)
+    canvas = Canvas(100, 50, "a < b")
+    for x in (10, 30):
+        canvas.stamp(part.items, x, 5)
+    canvas.group("frames")
+    canvas.frame((1, 2, 30, 20), fill="#F7F7F7", tip="frame")
+    canvas.symbol("routing", (40, 10, 30, 20), ["op"], fill=canvas.fill_of(9), name="L1.gate.g0")
+    root = ET.fromstring(canvas.svg())
+    assert root.findtext(f"{SVG}title") == "a < b"
+    (stamped,) = (group for group in root.iter(f"{SVG}g") if group.get("id") == "part0")
+    assert [text.text for text in root.iter(f"{SVG}text")] == ["x & y", "op"]
+    assert len(stamped.findall(f".//{SVG}path")) == 1
+    (frames,) = (group for group in root.iter(f"{SVG}g") if group.get("id") == "frames")
+    assert [rect.findtext(f"{SVG}title") for rect in frames.iter(f"{SVG}rect")] == ["frame"]
+
+    scene = json.loads(json.dumps(canvas.scene({"L1.gate.g0": 7})))
+    assert scene["items"][:2] == [[0, 10, 5], [0, 30, 5]]
+    line, words = scene["stamps"][0]
+    assert (scene["forms"][line[0]], words[0]) == (["M0 0H9", None, 0], "x & y")
+    frame, symbol, text = scene["items"][2:]
+    assert (scene["forms"][frame[0]][1:], scene["forms"][symbol[0]][1:]) == ([[0, 0, 30, 20], 0], [[0, 0, 30, 20], 1])
+    assert symbol[1:3] + symbol[4:] == [40, 10, 7]
+    assert scene["looks"][symbol[3]][0] in scene["hatches"]
+    assert text[0] == "op"
+
+
+@pytest.mark.parametrize("view", ["comprehensive_moe_dag", "complete_deployment_dag"])
+def test_large_drawings_can_be_read_at_full_size(view: str, tmp_path: Path) -> None:
+    root = inherited(ET.parse(drawn("reference", view, tmp_path)).getroot())
+    sizes = Counter(float(text.attrib["font-size"]) for text in root.iter(f"{SVG}text"))
+    assert min(sizes) >= 9, sizes
+
+
+def test_symbols_of_the_complete_deployment_state_gpus_and_shapes(tmp_path: Path) -> None:
+    texts = [text.what for text in measure(drawn("reference", "complete_deployment_dag", tmp_path)).texts]
+    assert texts.count("8 experts A") == texts.count("8 experts B") == 16 * 58
+    assert texts.count("GPU 120-127") == 2 * 58
+    assert any(re.fullmatch(r"\[32\d{3}\.\d, 7168\]", text) for text in texts)
+    orders = sum(edge.travel == "order" for edge in VIEWS["complete_deployment_dag"].build(*reference()).edges())
+    assert any(f"({orders:,} edges in .json and .dot)" in text for text in texts)
+
+
+def test_labels_of_operations_in_dot_have_dimensions(tmp_path: Path) -> None:
+    paths = write_dags(*reference(), tmp_path, ["detailed_expert_dag"])
+    text = next(path for path in paths if path.suffix == ".dot").read_text()
+    labels = dict(re.findall(r'^"([^"]+)" \[.*\blabel="([^"]*)"', text, re.MULTILINE))
+    layer = next(name for name in labels if ".attention.g0" in name).partition(".")[0]
+    assert labels[f"{layer}.attention.g0"].endswith(r"MHA\nGPU 0-7\n[8192, 7168] to [8192, 7168]")
+    assert labels[f"{layer}.gate.g3"].endswith(r"[8192, 7168] to [8192, 8]")
+    assert labels["output.g0"].endswith(r"GPU 0-7\n[8192, 7168]")

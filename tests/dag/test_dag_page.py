@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from dag_examples import example, reference
 from moe_placer.dag import VIEWS, Dag, write_dags
 from moe_placer.dag.labels import amount, gpu_list
 from moe_placer.dag.page import to_page
+from moe_placer.dag.views import hottest_layer
 
+SVG = "{http://www.w3.org/2000/svg}"
 VIEW = "comprehensive_moe_dag"
 LARGE = [view for view in VIEWS.values() if view.page]
 READY = "body[data-ready]"
@@ -174,6 +177,7 @@ def test_next_and_previous_open_and_show_each_match(dag: Dag, file: Path, tab: A
 
 def test_wheel_buttons_keys_drag_and_fit_change_the_view(file: Path, tab: Any) -> None:
     page = opened(tab, file)
+    page.click("#fit")
     k, x, y = start = view_of(page)
     page.mouse.move(400, 300)
     page.mouse.wheel(0, -300)
@@ -198,6 +202,36 @@ def test_wheel_buttons_keys_drag_and_fit_change_the_view(file: Path, tab: Any) -
     assert view_of(page) == pytest.approx((k, x - 80, y))
     page.keyboard.press("0")
     assert view_of(page) == start
+
+
+@pytest.mark.parametrize("view", LARGE, ids=lambda view: view.name)
+def test_a_page_opens_at_the_layer_with_the_busiest_link(view: Any, tmp_path: Path, tab: Any) -> None:
+    instance, placement, traffic = example()
+    paths = write_dags(instance, placement, traffic, tmp_path, [view.name])
+    page = opened(tab, next(path for path in paths if path.suffix == ".html"))
+    k, x, y = view_of(page)
+    seen = page.locator("#view").bounding_box()
+    boxes = {
+        title.split()[0]: tuple(float(use.attrib[key]) for key in ("x", "y"))
+        for use in ET.parse(next(path for path in paths if path.suffix == ".svg")).iter(f"{SVG}use")
+        if (title := use.findtext(f"{SVG}title"))
+    }
+    layer = hottest_layer(instance, placement, traffic)
+    experts = [place for name, place in boxes.items() if re.match(rf"(L{layer}\.expert|expert\.L{layer})\.", name)]
+    assert experts
+    for left, top in experts:
+        assert 0 <= x + k * left < seen["width"]
+        assert 0 <= y + k * top < seen["height"]
+    page.click("#fit")
+    assert view.name == "detailed_expert_dag" or k >= view_of(page)[0]
+
+
+def test_equal_links_are_said_to_be_equal(dag: Dag, file: Path, tab: Any) -> None:
+    page = opened(tab, file, "op=L1.dispatch_receive.n0")
+    cost = dag.facts["links"][1]
+    level = sum(value >= 0.99 * max(cost.values()) for value in cost.values())
+    assert level > 1
+    assert f"{level} are within 1% of the costliest, so equally busy." in page.inner_text("#panel")
 
 
 def test_the_keyboard_alone_does_it(dag: Dag, file: Path, tab: Any) -> None:
@@ -251,6 +285,8 @@ def test_dark_paper_turns_white_for_print(file: Path, new_tab: Any) -> None:
       copy.drawImage(document.querySelector("#view"), 0, 0);
       return copy.getImageData(0, 0, 1, 1).data[0];
     })()"""
+    page.click("#fit")
+    view_of(page)
     assert page.evaluate(corner) < 32
     assert page.evaluate(f"(dispatchEvent(new Event('beforeprint')), {corner})") == 255
     page.evaluate("dispatchEvent(new Event('afterprint'))")
@@ -326,6 +362,7 @@ def test_the_canvas_shows_what_the_svg_shows(view: Any, tmp_path: Path, tab: Any
     """Painted by the page and by Chromium itself, the drawing is the same but for the edges of lines and letters."""
     paths = {path.suffix: path for path in write_dags(*example("many-groups"), tmp_path, [view.name])}
     page = opened(tab, paths[".html"])
+    page.click("#fit")
     for _ in range(4):  # until all texts are large enough to be written
         page.keyboard.press("+")
     k, x, y = view_of(page)
@@ -344,8 +381,7 @@ def test_the_canvas_shows_what_the_svg_shows(view: Any, tmp_path: Path, tab: Any
 
 
 def test_the_same_graph_gives_the_same_bytes_in_little_space(dag: Dag, file: Path) -> None:
-    svg = VIEWS[VIEW].draw(dag)
-    page = to_page(VIEWS[VIEW].build(*example()), VIEW, svg)
+    page = to_page(VIEWS[VIEW].build(*example()), VIEW, VIEWS[VIEW].draw(dag))
     assert page == file.read_text(encoding="utf-8")
     assert not re.search(r"https?://(?!www\.w3\.org/)", page), "a page that is not self-contained"
 

@@ -321,6 +321,22 @@ def test_each_proof_is_derived_anew_and_a_raised_bound_is_reported() -> None:
     assert broken(**even) == []
 
 
+@pytest.mark.parametrize(("receive", "rules"), [("shared", []), ("source-rail", []), ("destination-gpu", ["z"])])
+def test_trading_gpus_within_a_node_is_seen_where_gpus_receive(receive: str, rules: list[str]) -> None:
+    # Experts 0 and 3 on GPU 0, 1 and 2 on GPU 1; then 0 meets 1, and GPU 0 receives 170 tokens instead of 150.
+    instance, traffic = two_nodes(receive, slots=2)
+    gpu: list[list[list[int]]] = [[[0], [1], [1], [0]]]
+    data = placement_data(instance, gpu, traffic, [])
+    check = recomputed(instance, gpu, traffic).layers[0]
+    data["layers"] = [{"layer": 0, "z": check.z, "bound": 0.0, "proof": "solver", "worst_link": check.worst_link}]
+    assert rules_of(instance, data, traffic) == []
+    data["gpu"] = [[[0], [0], [1], [1]]]
+    assert rules_of(instance, data, traffic) == rules
+    if rules:
+        assert check.z == pytest.approx(300)
+        assert recomputed(instance, data["gpu"], traffic).layers[0].z == pytest.approx(340)
+
+
 def test_links_are_named_with_their_bandwidths_and_a_false_one_is_reported() -> None:
     instance, traffic, problem = case("GPU")
     assert "node3/nic1->node3" in problem.links

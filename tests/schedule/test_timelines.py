@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from dag_examples import VARIANTS, example, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from svg_geometry import escaping_texts, measure, overlapping_texts
+from svg_geometry import escaping_texts, inherited, measure, overlapping_texts
 
 from moe_placer.cli.commands import cli
 from moe_placer.dag.palette import COLOURS
@@ -264,7 +264,7 @@ def check_geometry(path: Path) -> None:
     assert picture.texts
     assert [(a.what, b.what) for a, b in overlapping_texts(picture)] == []
     assert [(text.what, symbol.what) for text, symbol in escaping_texts(picture)] == []
-    for rect in ET.parse(path).getroot().iter(f"{SVG}rect"):
+    for rect in inherited(ET.parse(path).getroot()).iter(f"{SVG}rect"):
         if "x" in rect.attrib and "stroke" in rect.attrib:
             x, y, width, height = (float(rect.attrib[key]) for key in ("x", "y", "width", "height"))
             assert 0 <= x <= x + width <= picture.page.right
@@ -302,7 +302,7 @@ def test_a_layer_of_many_nodes_shows_those_on_the_critical_path(seed_plan: Timel
 
 def test_labels_of_bars_stay_in_their_bars(seed_plan: Timeline, tmp_path: Path) -> None:
     path = write_pictures(seed_plan, "contiguous", tmp_path)[1]
-    groups = {group.get("id"): group for group in ET.parse(path).getroot().iter(f"{SVG}g")}
+    groups = {group.get("id"): group for group in inherited(ET.parse(path).getroot()).iter(f"{SVG}g")}
     checked = 0
     for name in ("path", "nodes"):
         bars = [
@@ -321,7 +321,7 @@ def test_labels_of_bars_stay_in_their_bars(seed_plan: Timeline, tmp_path: Path) 
 def test_a_layer_shows_every_operation_of_its_nodes(workload: Workload, tmp_path: Path) -> None:
     timeline = timeline_of("small", workload)
     text = draw_layer(timeline, "by-hand", 2)
-    nodes = next(g for g in ET.fromstring(text).iter(f"{SVG}g") if g.get("id") == "nodes")
+    nodes = next(g for g in inherited(ET.fromstring(text)).iter(f"{SVG}g") if g.get("id") == "nodes")
     tips = [title.text.split("\n") for title in nodes.iter(f"{SVG}title") if title.text]
     shown = {(tip[0], tip[2] if tip[2].startswith("micro-batch") else "") for tip in tips}
     for task in timeline.tasks().tolist():

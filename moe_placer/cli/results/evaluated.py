@@ -70,7 +70,7 @@ class EvaluateResult(TypedDict):
     cannot_serve: dict[str, str]
     """Heuristics that cannot serve, and why."""
     best_split: PlanCost | None
-    """Of the placement where tokens are split so that the worst link costs least; null under `group` and `even`."""
+    """Of the placement where tokens are split so that the busiest link costs least; null under `group` and `even`."""
     bound: float | None
     """No placement that the instance allows has a smaller `total_z`; null under rules for which nothing is proved."""
     layer_time_bound_us: float | None

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_placer.dag.labels import TITLES, cost_note
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.palette import HOT, WARNING, node_colour, node_hatch, node_stripe
+from moe_placer.dag.palette import EQUAL, WARNING, WORST, node_colour, node_hatch, node_stripe
 from moe_placer.dag.texts import rounded
 
 __all__ = ["details_of"]
@@ -47,7 +47,8 @@ def details_of(dag: Dag, view: str) -> dict[str, Any]:
         "view": view,
         "gpusPerNode": dag.facts["gpus_per_node"],
         "nodes": [[node_colour(node), node_hatch(node), node_stripe(node)] for node in range(dag.facts["nodes"])],
-        "hot": HOT,
+        "worst": WORST,
+        "equal": EQUAL,
         "warning": WARNING,
         **_operation_columns(dag),
         "edges": edges,

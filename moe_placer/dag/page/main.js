@@ -3,6 +3,8 @@
 /** @type {(id: string) => any} */
 const find = (id) => document.getElementById(id);
 
+const HEADING = 200; // pixels of the drawing above a layer, with its name
+
 /** Unpack gzip in base64. */
 async function unpack(id) {
   const packed = Uint8Array.from(atob(find(id).textContent), (letter) => letter.charCodeAt(0));
@@ -13,7 +15,7 @@ class Page {
   constructor(graph, drawing) {
     this.graph = graph;
     this.places = new Map(graph.operations.id.map((id, op) => [id, op]));
-    this.scene = new Scene(drawing, (word) => this.places.has(word));
+    this.scene = new Scene(drawing, graph.operations.id);
     this.viewer = new Viewer(find("view"), this.scene, {
       onPick: (point) => this.pick(point),
       onHover: (point) => this.hover(point),
@@ -25,11 +27,28 @@ class Page {
     this.at = -1;
     this.chosen = null;
     this.listen();
+    this.begin();
     this.follow();
   }
 
   box(op) {
     return this.scene.boxes.get(this.graph.operations.id[op]);
+  }
+
+  /** Show the layer with the busiest link, as large as its width fits; the whole where no link carries anything. */
+  begin() {
+    const { operations, kinds, costs } = this.graph;
+    const worst = Object.entries(costs).map(([layer, row]) => [Number(layer), Math.max(0, ...Object.values(row))]);
+    const [layer, cost] = worst.reduce((a, b) => (b[1] > a[1] ? b : a), [-1, 0]);
+    // Without what ends it: where micro-batches overlap, that is drawn beside the next layer.
+    const own = (op) => operations.layer[op] === layer && !/^(combine|aggregate)/.test(kinds[operations.kind[op]][0]);
+    const boxes = operations.id.map((_, op) => this.box(op)).filter((box, op) => box && own(op));
+    if (!cost || !boxes.length) return;
+    const box = around(boxes), { scene, viewer } = this;
+    const beside = worst.length > 1 ? (box.right - box.left) * 0.12 : Infinity; // a single layer is shown from edge to edge
+    const left = Math.max(0, box.left - beside), right = Math.min(scene.width, box.right + beside);
+    const top = Math.max(0, box.top - HEADING), tall = ((right - left) * viewer.clientHeight) / viewer.clientWidth;
+    viewer.show({ left, right, top, bottom: Math.min(box.bottom, top + tall) }, { most: 1, margin: 16 });
   }
 
   listen() {
@@ -213,7 +232,7 @@ function around(boxes) {
 async function start() {
   try {
     const [details, drawing] = await Promise.all([unpack("details"), unpack("drawing")]);
-    new Page(JSON.parse(details), drawing);
+    new Page(JSON.parse(details), JSON.parse(drawing));
     find("opening").hidden = true;
     document.body.dataset.ready = `${Math.round(performance.now())}`;
   } catch (error) {

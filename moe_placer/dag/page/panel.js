@@ -132,10 +132,10 @@ class Panel {
   }
 
   tensor(edge, end) {
-    const { edges, tensors, shapes, dtypes, travels, routes, hot } = this.graph;
+    const { edges, tensors, shapes, dtypes, travels, routes, worst } = this.graph;
     const travel = travels[edges.travel[edge]], dtype = dtypes[edges.dtype[edge]], tensor = tensors[edges.tensor[edge]];
     const ways = routes[edges.routes[edge]];
-    const near = edges.hot[edge] >= hot;
+    const near = edges.hot[edge] >= worst;
     const shape = h("span", { className: "shape" }, shapeWords(tensor, shapes[edges.shape[edge]], dtype));
     const size = `${amount(edges.bytes[edge], "B")} in ${DTYPES[dtype] ?? dtype}; ${TRAVELS[travel]}`;
     return h("li", { className: near ? "near" : "" },
@@ -148,7 +148,7 @@ class Panel {
 
   /** The links that a tensor crosses, the costliest first. */
   ways(edge, ways) {
-    const { edges, pairs, links, operations, kinds, costs, hot } = this.graph;
+    const { edges, pairs, links, operations, kinds, costs, worst } = this.graph;
     const share = new Map();
     for (const way of ways) for (const [link, part] of pairs[way]) share.set(link, (share.get(link) ?? 0) + part);
     // The costs are those of dispatch; its results come back over the links of the opposite direction.
@@ -156,8 +156,8 @@ class Panel {
     const cost = (dispatch && costs[operations.layer[source]]) || {};
     const order = [...share].sort((a, b) => (cost[b[0]] ?? 0) - (cost[a[0]] ?? 0));
     const between = ways.length === 1 ? `node ${ways[0].replace(">", " to node ")}` : plural(ways.length, "pair") + " of nodes";
-    const near = `one at ${Math.round(edges.hot[edge] * 100)}% of the layer's worst${dispatch ? "" : ", when dispatch takes them the other way"}`;
-    const words = edges.hot[edge] >= hot ? `, ${near}` : "";
+    const near = `among them the layer's busiest${dispatch ? "" : ", when dispatch takes it the other way"}`;
+    const words = edges.hot[edge] >= worst ? `, ${near}` : "";
     const head = ["link", "share", ...(dispatch ? ["all of dispatch: tokens", "µs", "cost"] : [])];
     const rows = order.map(([link, part]) => {
       const cells = [links[link], `${Math.round(part * 1000) / 10}%`, ...(dispatch ? this.carried(link, cost[link] ?? 0) : [])];
@@ -184,14 +184,16 @@ class Panel {
 
   /** The costliest links of a layer, with bars. */
   worst(layer, limit) {
-    const { costs, links, hot } = this.graph;
+    const { costs, equal } = this.graph;
     const order = Object.entries(costs[layer]).sort((a, b) => b[1] - a[1]);
     const most = order[0]?.[1];
     if (!most) return [h("h3", {}, `Layer ${layer}: nothing crosses between nodes`)];
-    const rows = order.slice(0, limit).map(([link, cost]) => this.row(null, Number(link), cost, most, cost >= hot * most));
+    const rows = order.slice(0, limit).map(([link, cost]) => this.row(null, Number(link), cost, most, cost >= equal * most));
+    const level = order.filter(([, cost]) => cost >= equal * most).length;
+    const alike = level > 1 ? ` ${level} are within ${Math.round(100 - equal * 100)}% of the costliest, so equally busy.` : "";
     return [
       h("h3", {}, `Busiest links of layer ${layer}`),
-      h("p", { className: "note" }, `${limit < order.length ? `${limit} of ` : ""}${plural(order.length, "link")}, the costliest first. ${this.graph.costNote}`),
+      h("p", { className: "note" }, `${limit < order.length ? `${limit} of ` : ""}${plural(order.length, "link")}, the costliest first.${alike} ${this.graph.costNote}`),
       h("ol", { className: "bars" }, ...rows),
     ];
   }
@@ -224,7 +226,7 @@ class Panel {
 }
 
 /** The swatches of the legend; the rest of it never changes. */
-function fillLegend({ nodes, warning, hot }) {
+function fillLegend({ nodes, warning }) {
   const stripes = { plain: 0, rising: 135, upright: 90, level: 0, falling: 45 };
   for (const [node, [colour, hatch, stripe]] of nodes.entries()) {
     const line = `${stripe}99 0 2px, transparent 2px 7px`; // six tenths opaque, as in the drawing
@@ -236,5 +238,4 @@ function fillLegend({ nodes, warning, hot }) {
     find("nodes").append(h("button", { type: "button", title: `Find what node ${node} does`, onclick: open, style: { backgroundColor: colour, backgroundImage: image } }, `node ${node}`));
   }
   document.documentElement.style.setProperty("--warning", warning);
-  find("hot").textContent = `crosses a link at ${Math.round(hot * 100)}% of the layer's worst or more`;
 }

@@ -1,10 +1,10 @@
-// Reads the drawing into a list of things to paint. Chromium takes 1.4 s and more for a frame of the largest drawing as
-// SVG, with any pan and zoom library; a canvas that leaves out what is off the screen or too small takes milliseconds.
+// Turns the drawing's data into a list of things to paint. Chromium takes 1.4 s and more for a frame of the largest
+// drawing as SVG, with any pan and zoom library; a canvas that leaves out what is off the screen or too small takes
+// milliseconds.
 
-const SVG_LINK = "http://www.w3.org/1999/xlink";
-const INHERITED = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-weight", "text-anchor"];
-const OPERANDS = { m: 2, l: 2, h: 1, v: 1, c: 6, s: 4, q: 4, t: 2, a: 7, z: 0 };
+const OPERANDS = { m: 2, l: 2, h: 1, v: 1, c: 6, a: 7, z: 0 };
 const FINE = 8; // pixels of a hatch's tile for one of the drawing's
+const TILE = 9; // pixels of the drawing
 
 /** Walks along path data: the box of its points, and each subpath's end with the direction in which it arrives. */
 function measurePath(data) {
@@ -52,150 +52,74 @@ function isGrey(colour) {
 }
 
 class Scene {
-  /** `known` tells whether a word is the id of an operation. */
-  constructor(text, known) {
-    const root = new DOMParser().parseFromString(text, "image/svg+xml").documentElement;
-    if (root.localName !== "svg") throw new Error("the drawing cannot be read");
-    this.width = parseFloat(root.getAttribute("width"));
-    this.height = parseFloat(root.getAttribute("height"));
-    this.font = root.getAttribute("font-family");
+  /** `ids` are those of the operations; the data is what `Canvas.scene` in canvas.py returns. */
+  constructor(drawing, ids) {
+    this.width = drawing.width;
+    this.height = drawing.height;
+    this.drawing = drawing;
+    this.ids = ids;
     this.items = [];
     this.boxes = new Map(); // of operations, by id
-    this.known = known;
-    this.definitions = new Map();
-    this.forms = new Map(); // shapes that are used many times
-    this.wirings = new Map();
     this.hatches = new Map();
-    for (const element of root.querySelectorAll("[id]")) this.definitions.set(element.id, element);
-    this.walk(root, 0, 0, this.styleOf(root, { fill: "#000000", stroke: "none", "stroke-width": "1", opacity: 1 }));
-    this.definitions.clear();
+    this.forms = drawing.forms.map(([path, box]) => {
+      const place = box ? { left: box[0], top: box[1], right: box[2], bottom: box[3] } : measurePath(path);
+      return { path: new Path2D(path), ...place };
+    });
+    this.add(drawing.items, 0, 0);
   }
 
-  walk(parent, dx, dy, inherited) {
-    for (const element of parent.children) {
-      const tag = element.localName;
-      if (tag === "defs" || tag === "title" || tag === "marker" || tag === "pattern") continue;
-      const style = this.styleOf(element, inherited);
-      let x = dx, y = dy;
-      const transform = element.getAttribute("transform");
-      if (transform) {
-        const move = /^translate\(([-\d.]+)[ ,]+([-\d.]+)\)$/.exec(transform);
-        if (!move) throw new Error(`a transform that cannot be read: ${transform}`);
-        x += Number(move[1]);
-        y += Number(move[2]);
-      }
-      if (tag === "g") this.walk(element, x, y, style);
-      else if (tag === "use") this.addUse(element, x, y, style);
-      else if (tag === "text") this.addText(element, x, y, style);
-      else if (tag === "path" || tag === "rect" || tag === "ellipse" || tag === "circle" || tag === "line") {
-        this.addShape(x, y, style, this.formOf(element));
-      } else throw new Error(`an element that cannot be drawn: ${tag}`);
+  add(items, dx, dy) {
+    for (const item of items) {
+      if (typeof item[0] === "string") this.addText(item, dx, dy);
+      else if (item.length === 3) this.add(this.drawing.stamps[item[0]], dx + item[1], dy + item[2]);
+      else this.addShape(item, dx, dy);
     }
   }
 
-  styleOf(element, inherited) {
-    const style = { ...inherited };
-    for (const name of INHERITED) {
-      const value = element.getAttribute(name);
-      if (value !== null) style[name] = value;
-    }
-    const opacity = element.getAttribute("opacity");
-    if (opacity !== null) style.opacity = inherited.opacity * Number(opacity);
-    style.marker = element.getAttribute("marker-end");
-    return style;
-  }
-
-  addUse(element, dx, dy, style) {
-    const id = (element.getAttributeNS(SVG_LINK, "href") || element.getAttribute("href")).slice(1);
-    const target = this.definitions.get(id);
-    const x = dx + Number(element.getAttribute("x") || 0), y = dy + Number(element.getAttribute("y") || 0);
-    if (target.localName === "g") {
-      this.walk(target, x, y, this.styleOf(target, style));
-      return;
-    }
-    if (!this.forms.has(id)) this.forms.set(id, this.formOf(target));
-    const item = this.addShape(x, y, style, this.forms.get(id));
-    item.symbol = true;
-    // By convention the first word of a symbol's tooltip is the id of its operation.
-    const word = (element.querySelector("title")?.textContent || "").split(/\s/, 1)[0];
-    if (this.known(word) && !this.boxes.has(word)) this.boxes.set(word, item);
-  }
-
-  formOf(element) {
-    const number = (name) => Number(element.getAttribute(name) || 0);
-    const path = new Path2D();
-    let box;
-    if (element.localName === "path") {
-      const data = element.getAttribute("d");
-      if (this.wirings.has(data)) return this.wirings.get(data);
-      const form = { path: new Path2D(data), ...measurePath(data) };
-      this.wirings.set(data, form);
-      return form;
-    } else if (element.localName === "rect") {
-      const [x, y, width, height] = ["x", "y", "width", "height"].map(number);
-      path.roundRect(x, y, width, height, number("rx"));
-      box = { left: x, top: y, right: x + width, bottom: y + height };
-    } else if (element.localName === "line") {
-      const [x, y, toX, toY] = ["x1", "y1", "x2", "y2"].map(number);
-      return { path: new Path2D(`M${x} ${y}L${toX} ${toY}`), ...measurePath(`M${x} ${y}L${toX} ${toY}`) };
-    } else {
-      const rx = number("rx") || number("r"), ry = number("ry") || number("r"), cx = number("cx"), cy = number("cy");
-      path.ellipse(cx, cy, rx, ry, 0, 0, 2 * Math.PI);
-      box = { left: cx - rx, top: cy - ry, right: cx + rx, bottom: cy + ry };
-    }
-    return { path, ...box };
-  }
-
-  addShape(x, y, style, form) {
-    const edge = style.stroke === "none" ? 0 : Number(style["stroke-width"]);
+  addShape([place, x0, y0, look, op], dx, dy) {
+    const form = this.forms[place], x = dx + x0, y = dy + y0;
+    const [fill, stroke, width, dash, opacity, arrow] = this.drawing.looks[look];
+    const edge = stroke === "none" ? 0 : width;
     const item = {
-      form, x, y, edge,
+      form, x, y, edge, opacity, arrow,
       left: x + form.left - edge, top: y + form.top - edge, right: x + form.right + edge, bottom: y + form.bottom + edge,
-      fill: this.paintOf(style.fill), stroke: style.stroke === "none" ? null : style.stroke,
-      loud: style.stroke !== "none" && !isGrey(style.stroke),
-      dash: style["stroke-dasharray"] ? style["stroke-dasharray"].split(/[ ,]+/).map(Number) : null,
-      opacity: style.opacity, arrow: Boolean(style.marker), symbol: false, text: null,
+      fill: this.paintOf(fill), stroke: stroke === "none" ? null : stroke,
+      loud: stroke !== "none" && !isGrey(stroke),
+      dash: dash ? dash.split(" ").map(Number) : null,
+      symbol: Boolean(this.drawing.forms[place][2]), text: null,
     };
     this.items.push(item);
-    return item;
+    if (op !== undefined) this.boxes.set(this.ids[op], item);
   }
 
-  addText(element, dx, dy, style) {
-    const size = parseFloat(style["font-size"]), text = element.textContent;
-    const x = dx + Number(element.getAttribute("x")), y = dy + Number(element.getAttribute("y"));
-    const width = text.length * 0.62 * size, anchor = style["text-anchor"] || "start";
-    const left = anchor === "middle" ? x - width / 2 : anchor === "end" ? x - width : x;
+  addText([text, x0, y0, type], dx, dy) {
+    const [size, anchor, bold] = this.drawing.types[type], x = dx + x0, y = dy + y0;
+    const width = text.length * 0.62 * size, left = anchor === "middle" ? x - width / 2 : x;
     this.items.push({
       text, x, y, size, left, top: y - size, right: left + width, bottom: y + size * 0.3,
-      align: anchor === "middle" ? "center" : anchor, font: `${style["font-weight"] || "normal"} ${size}px ${this.font}`,
-      fill: this.paintOf(style.fill), opacity: style.opacity, inside: null,
+      align: anchor === "middle" ? "center" : anchor, font: `${bold ? "bold" : "normal"} ${size}px ${this.drawing.font}`,
+      fill: this.drawing.ink, opacity: 1, inside: null,
     });
   }
 
   /** A colour, or a hatch: its colour from afar, and a tile to repeat. */
   paintOf(fill) {
-    const id = /^url\(#(.*)\)$/.exec(fill)?.[1];
-    if (!id) return fill === "none" ? null : fill;
-    if (!this.hatches.has(id)) this.hatches.set(id, this.hatchOf(this.definitions.get(id)));
-    return this.hatches.get(id);
+    if (!this.drawing.hatches[fill]) return fill === "none" ? null : fill;
+    if (!this.hatches.has(fill)) this.hatches.set(fill, this.hatchOf(this.drawing.hatches[fill]));
+    return this.hatches.get(fill);
   }
 
-  hatchOf(pattern) {
-    const [width, height] = ["width", "height"].map((name) => Number(pattern.getAttribute(name)));
-    const tile = Object.assign(document.createElement("canvas"), { width: width * FINE, height: height * FINE });
+  hatchOf([colour, stripe, path]) {
+    const tile = Object.assign(document.createElement("canvas"), { width: TILE * FINE, height: TILE * FINE });
     const context = tile.getContext("2d");
     context.scale(FINE, FINE);
-    for (const element of pattern.children) {
-      const style = this.styleOf(element, { fill: "none", stroke: "none", "stroke-width": "1", opacity: 1 });
-      const { path } = this.formOf(element);
-      context.globalAlpha = style.opacity;
-      [context.fillStyle, context.strokeStyle, context.lineWidth] = [style.fill, style.stroke, style["stroke-width"]];
-      if (style.fill !== "none") context.fill(path);
-      if (style.stroke !== "none") context.stroke(path);
-    }
+    context.fillStyle = colour;
+    context.fillRect(0, 0, TILE, TILE);
+    [context.globalAlpha, context.strokeStyle, context.lineWidth] = [0.6, stripe, 2];
+    context.stroke(new Path2D(path));
     const hatch = context.createPattern(tile, "repeat");
     hatch.setTransform(new DOMMatrix().scale(1 / FINE));
-    return { hatch, plain: pattern.querySelector("rect").getAttribute("fill") };
+    return { hatch, plain: colour };
   }
 
   /** Find out which texts stand on a symbol: they keep their ink on dark paper, and are painted again with it. */

@@ -190,7 +190,7 @@ class Viewer {
     }
     this.marked.forEach((item) => seen(item) && this.paintMark(item, 2));
     if (this.chosen) this.paintMark(this.chosen, 4);
-    canvas.dataset.view = [this.k, this.x, this.y].map((part) => part.toFixed(4)).join(" ");
+    canvas.dataset.view = [this.k, this.x, this.y].map((part) => part.toFixed(6)).join(" ");
     this.onPaint(this.k);
   }
 

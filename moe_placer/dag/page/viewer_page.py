@@ -10,6 +10,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from string import Template
 
+from moe_placer.dag.canvas import Canvas
 from moe_placer.dag.operation import Dag
 from moe_placer.dag.page.details import details_of
 from moe_placer.files import policy_hash
@@ -20,7 +21,7 @@ __all__ = ["to_page"]
 _PROGRAMS = ("scene.js", "words.js", "search.js", "viewer.js", "panel.js", "main.js")
 
 
-def to_page(dag: Dag, view: str, svg: str) -> str:
+def to_page(dag: Dag, view: str, drawing: Canvas) -> str:
     """Return the HTML page of a drawing: self-contained, and the same bytes for the same input.
 
     Drawing and details are compressed and written in base64, and shown by the browser as text only: nothing that an
@@ -28,13 +29,14 @@ def to_page(dag: Dag, view: str, svg: str) -> str:
     """
     folder = files("moe_placer.dag.page")
     script, style = "\n".join(_read(folder, name) for name in _PROGRAMS), _read(folder, "page.css")
+    places = {op.id: place for place, op in enumerate(dag.operations())}
     details = json.dumps(details_of(dag, view), separators=(",", ":"))
     return Template(_read(folder, "page.html")).substitute(
         title=escape(f"{dag.name}: {view}"),
         policy=f"default-src 'none'; script-src {policy_hash(script)}; style-src {policy_hash(style)}; img-src data:",
         style=style,
         script=script,
-        drawing=_packed(svg),
+        drawing=_packed(json.dumps(drawing.scene(places), separators=(",", ":"))),
         details=_packed(details),
     )
 
