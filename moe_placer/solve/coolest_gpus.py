@@ -20,8 +20,8 @@ __all__ = ["Cooling", "busiest_gpus", "can_cool", "cool_busiest", "cool_gpus", "
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# It takes some 15 ms a layer, after a search that may have used up the time; a machine that is overloaded gets this.
-_LEAST_S, _SHARE = 10.0, 0.25  # seconds, and share of the time limit
+# Of this process, not of the clock: it takes some 15 ms a layer, after a search that may have used up the time.
+_LEAST_S, _SHARE = 10.0, 0.25  # seconds of CPU time, and share of the time limit
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ def cool_busiest(
 ) -> tuple[list[LayerResult], Cooling | None]:
     """Cool the busiest GPUs within the gap, and say what that changed; None where there is nothing to trade.
 
-    The search may have used up the time: this ends at the latest 10 s, or a quarter of the time limit, from now.
+    The search may have used up the time: this takes at most 10 s of CPU time, or a quarter of the time limit, more.
     """
     if not can_cool(problem):
         return list(results), None
     more = max(_LEAST_S, _SHARE * limits.time_s)
-    cooled = cool_gpus(problem, results, limits.gap, replace(limits.deadline, at=time.monotonic() + more))
+    end, interrupted = time.process_time() + more, limits.deadline.interrupted
+    deadline = Deadline(interrupted=lambda: interrupted() or time.process_time() > end)
+    cooled = cool_gpus(problem, results, limits.gap, deadline)
     before, after = (float(busiest_gpus(problem, some).sum()) for some in (results, cooled))
     return cooled, Cooling(before, after, *(float(sum(one.z for one in some)) for some in (results, cooled)))
 
