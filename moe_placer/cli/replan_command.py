@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["replan"]
 
 PLACEMENT = "placement.json"
+TRANSFERS = "transfers.json"
 CURVE = "curve.json"
+FILES = {PLACEMENT, TRANSFERS, CURVE}
 
 EXAMPLES = """
 \b
@@ -39,6 +41,10 @@ Examples:
 @trace_option
 @click.option("--max-moves", type=click.IntRange(min=0), metavar="N", help="Replicas that GPUs may load.")
 @click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred: 50e9 is 50 GB.")
+@click.option("--max-seconds", type=float, metavar="T", help="Seconds that all transfers may take together.")
+@click.option(
+    "--max-stall", type=float, metavar="MS", help="Milliseconds that any layer's transfers may take; layers take turns."
+)
 @click.option(
     "--minimise",
     type=click.Choice(["links", "gpus", "time"]),
@@ -60,6 +66,8 @@ def replan(
     traces: tuple[Path, ...],
     max_moves: int | None,
     max_bytes: float | None,
+    max_seconds: float | None,
+    max_stall: float | None,
     minimise: Minimise | None,
     inside_nodes: bool,
     time_limit: float,
@@ -84,7 +92,8 @@ def replan(
 
     if fresh_time < 0:
         raise UsageError(f"--fresh-time is {fresh_time:g} s, expected 0 or more")
-    budget, limits = Budget(max_moves, max_bytes), Limits(time_s=time_limit, work=work)
+    budget = Budget(max_moves, max_bytes, max_seconds, max_stall)
+    limits = Limits(time_s=time_limit, work=work)
     opened, now = open_instance(instance, traces), load_placement(current)
     folder = output or Path("out") / f"{opened.name}-replan"
     with only_writer(folder):
@@ -93,11 +102,12 @@ def replan(
         if fresh_time:
             scratch = Limits(time_s=fresh_time, workers=usable_cores())
             fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed)
-        with replaced_folder(folder, PLACEMENT, lambda name: name in {PLACEMENT, CURVE}) as new:
+        with replaced_folder(folder, PLACEMENT, lambda name: name in FILES) as new:
             found.placement.write(new / PLACEMENT)
+            write_atomically(new / TRANSFERS, found.transfers.to_json())
             if curve:
                 write_atomically(new / CURVE, as_json(_curve_content(opened, found)) + "\n")
-            names = sorted(path.name for path in new.iterdir() if path.name in {PLACEMENT, CURVE})
+            names = sorted(path.name for path in new.iterdir() if path.name in FILES)
     files = [folder / name for name in sorted(names, key=lambda name: name != PLACEMENT)]
     if json_:
         click.echo(as_json(_content(opened, found, fresh, files)))
@@ -115,6 +125,16 @@ def _content(
         "minimise": found.minimise,
         "budget_moves": found.budget_moves,
         "bound": found.bound.value if found.bound else None,
+        "migration": {
+            "us": found.transfers.us,
+            "bound_us": found.transfers.bound_us,
+            "longest_layer_us": found.transfers.longest_layer_us,
+            "transfers": len(found.transfers.transfers),
+            "most_extra_experts": max(found.transfers.extra_experts.values(), default=0),
+            "busiest_link_bytes": max(found.transfers.link_bytes.values(), default=0.0),
+            "gain_us": found.transfers.gain_us,
+            "break_even_steps": found.transfers.break_even_steps,
+        },
         "gains": found.gains,
         "current": vars(found.before),
         "within_budget": vars(found.after),
@@ -171,10 +191,33 @@ def _print(
     elif share is not None and fresh is not None:
         moved = f"{found.after.moves / fresh[2].moves:.1%}" if fresh[2].moves else "more"
         click.echo(f"{share:.1%} of the fresh plan's gain with {moved} of its moves.")
+    for line in _migration_lines(found):
+        click.echo(line)
     if curve:
         click.echo("")
         _table([(f"{figures.moves:,} moves", figures) for figures in found.curve])
     click.echo("Written: " + ", ".join(map(str, files)))
+
+
+def _migration_lines(found: Replanned) -> list[str]:
+    """Say how the weights travel, and when that is won back."""
+    way = found.transfers
+    if not way.transfers:
+        return []
+    extra = max(way.extra_experts.values(), default=0)
+    lines = [
+        f"  {len(way.transfers):,} transfers in {way.us / 1e3:,.3f} ms (no order of them takes less than "
+        f"{way.bound_us / 1e3:,.3f} ms); at most {extra} more expert{'' if extra == 1 else 's'} on a GPU meanwhile",
+    ]
+    if way.by_layer and way.longest_layer_us is not None:
+        lines.append(f"  layers one after the other, the longest {way.longest_layer_us / 1e3:,.3f} ms")
+    if way.link_bytes:
+        link = max(way.link_bytes, key=lambda name: way.link_bytes[name])
+        lines.append(f"  busiest link {link}: {way.link_bytes[link] / 1e9:,.3f} GB")
+    if way.break_even_steps is not None and way.gain_us is not None:
+        steps = f"{way.break_even_steps:,.0f} steps"
+        lines.append(f"  a step gains {way.gain_us:,.1f} us: the time of the transfers is won back after {steps}")
+    return lines
 
 
 def _table(rows: list[tuple[str, Figures]]) -> None:

@@ -16,7 +16,7 @@ from moe_placer.cli.options import (
     placement_argument,
     trace_option,
 )
-from moe_placer.errors import InputError, Mistake, VerificationError
+from moe_placer.errors import InputError, Mistake, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.verified import VerifyResult
@@ -46,6 +46,12 @@ _SHOWN = 50
     type=click.Path(path_type=Path),
     help="The placement that ran before: check moves from it, their budget, and the bound within that.",
 )
+@click.option(
+    "--transfers",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Transfers from --current, to replay.",
+)
 @json_option
 def verify(
     instance: Path,
@@ -54,6 +60,7 @@ def verify(
     folder: Path | None,
     no_dag: bool,
     current: Path | None,
+    transfers: Path | None,
     json_: bool,
 ) -> int:
     """Check PLACEMENT against INSTANCE, trusting nothing in it, and the DAGs that lie beside it.
@@ -68,10 +75,14 @@ def verify(
     from moe_placer.traffic import load_traffic
     from moe_placer.verifier import verify as check
     from moe_placer.verifier.dags import verify_dags
+    from moe_placer.verifier.transfer_file import load_transfers
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
     traffic = load_traffic(opened)
-    found = check(opened, placed, traffic, load_placement(current) if current else None)
+    if transfers is not None and current is None:
+        raise UsageError("--transfers lead from one placement to another, and need --current FILE")
+    before = load_placement(current) if current else None
+    found = check(opened, placed, traffic, before, load_transfers(transfers) if transfers else None)
     dags = () if no_dag or not found.ok else verify_dags(opened, placed, folder or placement.parent, traffic)
     if folder is not None and found.ok and not no_dag and not dags:
         raise InputError(Mistake("no *_dag.json", "DAGs that `moe-placer dag` has written", file=folder))

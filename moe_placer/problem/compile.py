@@ -24,11 +24,11 @@ from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
-from moe_placer.problem.replica_counts import replicas_by_load
+from moe_placer.problem.replica_counts import replica_order, replicas_by_load
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
-__all__ = ["LayerProblem", "Problem", "compile_problem", "demand", "replica_order"]
+__all__ = ["LayerProblem", "Problem", "compile_problem", "demand"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -386,13 +386,6 @@ def demand(instance: Instance, traffic: Traffic) -> Floats:
     per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
     return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
-
-
-def replica_order(replicas: Ints) -> tuple[Ints, Ints]:
-    """Expert and replica of each item, ordered by replica, then expert, for ``replicas`` [experts]."""
-    pairs = [(r, e) for r in range(int(replicas.max())) for e in np.flatnonzero(replicas > r)]
-    replica, expert = np.array(pairs, dtype=np.int64).T
-    return expert, replica
 
 
 def _choose_replicas(instance: Instance, tokens: Floats, capacity: Capacity) -> Ints:

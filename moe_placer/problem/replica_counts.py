@@ -1,4 +1,4 @@
-"""How many replicas each expert gets where their number is free."""
+"""How many replicas each expert gets where their number is free, and the order in which they are items."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["replicas_by_load"]
+__all__ = ["replica_order", "replicas_by_load"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -53,3 +53,10 @@ def replicas_by_load(load: Floats, total: int, most: int, fits: Callable[[Ints],
             replicas[expert] -= 1
             open_[expert] = False
     return replicas
+
+
+def replica_order(replicas: Ints) -> tuple[Ints, Ints]:
+    """Expert and replica of each item, ordered by replica, then expert, for ``replicas`` [experts]."""
+    pairs = [(r, e) for r in range(int(replicas.max())) for e in np.flatnonzero(replicas > r)]
+    replica, expert = np.array(pairs, dtype=np.int64).T
+    return expert, replica

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem, replica_order
+from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.replica_counts import replica_order
 
 __all__ = [
     "could_pay",

@@ -22,6 +22,10 @@ class Budget:
         Replicas that a GPU must load: (layer, expert, GPU) of the new placement that the current one does not have.
     bytes : float or None
         Weights to transfer.
+    seconds : float or None
+        How long all transfers take together.
+    stall_ms : float or None
+        How long the transfers of any layer take, where layers come one after the other; a limit makes them do so.
 
     Raises
     ------
@@ -31,6 +35,8 @@ class Budget:
 
     moves: int | None = None
     bytes: float | None = None
+    seconds: float | None = None
+    stall_ms: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -19,9 +19,11 @@ from moe_placer.replan.budget import Budget
 from moe_placer.replan.budget_bound import BudgetBound, bound_budget
 from moe_placer.replan.current import read_current
 from moe_placer.replan.curve import Curve, Point
-from moe_placer.replan.task import Figures, Minimise, Task, default_goal, goal_of
+from moe_placer.replan.migration import Migration, migrate
+from moe_placer.replan.task import Figures, Minimise, Task, default_goal
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
+from moe_placer.verifier.transfer_file import Transfers
 
 __all__ = ["Replanned", "replan"]
 
@@ -48,6 +50,10 @@ class Replanned:
         Moves that the budget allows.
     bound : BudgetBound or None
         On the sum of z of any placement within a budget of moves; None without such a budget, or with ``inside_nodes``.
+    migration : Migration
+        The transfers in time.
+    transfers : Transfers
+        The same as in the file.
     minimise : str
     verification : Verification or None
         What the independent verifier recomputed; None where it was not asked.
@@ -61,6 +67,8 @@ class Replanned:
     curve: tuple[Figures, ...]
     budget_moves: int | None
     bound: BudgetBound | None
+    migration: Migration
+    transfers: Transfers
     minimise: Minimise
     verification: Verification | None
     traffic: Traffic
@@ -127,12 +135,13 @@ def replan(
     now = read_current(problem, current)
     minimise = minimise or default_goal(problem, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
-    task = Task(instance, now, goal_of(now.problem, minimise), weights)
-    most = (budget or Budget()).most_moves(instance)
+    task = Task(instance, now, weights, minimise)
+    budget = budget or Budget()
+    most = budget.most_moves(instance)
     curves = [Curve(start, task.goal, inside_nodes, _least(most, start.layer.items)) for start in task.starts]
     search_until = min(deadline.at, begun + _SEARCH * limits.time_s)
     _search(curves, limits, replace(deadline, at=search_until), seed)
-    divided = _Divided(task, curves, most)
+    divided, placement, migration = _within(_Divided(task, curves, most), budget, current, traffic, seed)
     before, after = task.figures([curve.current for curve in curves]), task.figures(divided.chosen)
     bound = None
     if most is not None and not inside_nodes:
@@ -140,15 +149,41 @@ def replan(
         guess = gained if gained > 0 else max(1.0, before.total_z / len(problem))
         bound = bound_budget(*task.layers_and_held(), most, weights, guess, deadline)
     record = _record(problem, current, after, most, inside_nodes, bound)
-    placement = task.placement(traffic, divided.chosen, minimise, seed).model_copy(update={"replan": record})
-    verification = _verified(instance, placement, traffic, current) if check else None
+    placement = placement.model_copy(update={"replan": record})
+    transfers = migration.to_file(instance, current, placement, task.gain_us(before, after))
+    verification = _verified(instance, placement, traffic, current, transfers) if check else None
     seconds = time.monotonic() - begun
-    return Replanned(placement, before, after, divided.curve, most, bound, minimise, verification, traffic, seconds)
+    return Replanned(
+        placement, before, after, divided.curve, most, bound, migration, transfers, minimise, verification, traffic,
+        seconds,
+    )  # fmt: skip
 
 
-def _verified(instance: Instance, placement: Placement, traffic: Traffic, current: Placement) -> Verification:
+def _within(
+    divided: _Divided, budget: Budget, current: Placement, traffic: Traffic, seed: int
+) -> tuple[_Divided, Placement, Migration]:
+    """Take away moves until the transfers keep to the limits on time, and return what is left."""
+    task = divided.task
+    while True:
+        placement = task.placement(traffic, divided.chosen, seed)
+        migration = migrate(task.instance, current, placement, by_layer=budget.stall_ms is not None)
+        stalled = [
+            row for row, us in migration.layer_us.items() if budget.stall_ms is not None and us > 1e3 * budget.stall_ms
+        ]
+        late = budget.seconds is not None and migration.us > 1e6 * budget.seconds
+        if stalled:
+            divided.restrict(stalled)
+        elif late and budget.seconds is not None:
+            divided.reduce(1e6 * budget.seconds / migration.us)
+        else:
+            return divided, placement, migration
+
+
+def _verified(
+    instance: Instance, placement: Placement, traffic: Traffic, current: Placement, transfers: Transfers
+) -> Verification:
     """Have the placement verified; whoever is right, a disagreement is a defect."""
-    verification = verify(instance, placement, traffic, current)
+    verification = verify(instance, placement, traffic, current, transfers)
     if not verification.ok:
         shown = "\n".join(f"  {violation}" for violation in verification.violations[:10])
         rules = [violation.rule for violation in verification.violations]
@@ -229,12 +264,26 @@ class _Divided:
 
     def __init__(self, task: Task, curves: Sequence[Curve], most: int | None) -> None:
         self.task, self.points = task, [curve.points for curve in curves]
+        self._divide(most)
+
+    def _divide(self, most: int | None) -> None:
         counted = [np.array([point.moves for point in row]) for row in self.points]
-        in_all = sum(int(row[-1]) for row in counted)
-        self.spent = _least(most, in_all)
+        self.spent = _least(most, sum(int(row[-1]) for row in counted))
         values = [np.array([point.value for point in row]) for row in self.points]
         self.allocation = allocate(counted, values, self.spent)
         self.chosen = self._choose(self.spent)
+
+    def restrict(self, rows: Sequence[int]) -> None:
+        """Leave these layers fewer moves than they have."""
+        for row in rows:
+            moves = self.chosen[row].moves
+            self.points[row] = [point for point in self.points[row] if point.moves < moves]
+        self._divide(self.spent)
+
+    def reduce(self, share: float) -> None:
+        """Leave all layers together about this share of their moves, and fewer than they have."""
+        moves = sum(point.moves for point in self.chosen)
+        self._divide(min(moves - 1, int(share * moves)))
 
     def _choose(self, budget: int) -> list[Point]:
         return [row[at] for row, at in zip(self.points, self.allocation.choose(budget), strict=True)]

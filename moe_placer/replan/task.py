@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import Bound, best_bound, even_weights
 from moe_placer.bounds.largest import largest
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import expert_bytes
+from moe_placer.instance.sizes import expert_bytes, expert_us
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import LayerProblem, Problem
 from moe_placer.problem.replicas import count_replicas
@@ -72,9 +72,9 @@ def goal_of(problem: Problem, minimise: Minimise) -> Goal:
 class Task:
     """The layers as they are now, and how points become a placement."""
 
-    def __init__(self, instance: Instance, now: Current, goal: Goal, known: Sequence[Floats | None]) -> None:
-        self.instance, self.now, self.goal = instance, now, goal
-        self.problem = now.problem
+    def __init__(self, instance: Instance, now: Current, known: Sequence[Floats | None], minimise: Minimise) -> None:
+        self.instance, self.now, self.problem, self.minimise = instance, now, now.problem, minimise
+        self.goal = goal = goal_of(now.problem, minimise)
         # A GPU of one slot computes what its item brings, wherever that is: then nodes suffice as places.
         self.per_place = self.problem.gpus_per_node if goal.gpus == 0 and self.problem.capacity.per_gpu == 1 else 1
         self.starts: list[LayerStart] = []
@@ -116,25 +116,19 @@ class Task:
             sum(point.value for point in points),
         )
 
-    def placement(self, traffic: Traffic, points: Sequence[Point], minimise: Minimise, seed: int) -> Placement:
-        """Give every item its GPU, and state what the layers come to.
+    def gain_us(self, before: Figures, after: Figures) -> float:
+        """Return the microseconds that a step gains: links, there and back, and busiest GPUs."""
+        us = expert_us(self.instance, 1.0)
+        links = us / self.problem.gpu_price if self.problem.gpu_price > 0 else 0.0
+        return links * (before.total_z - after.total_z) + us * (before.busiest_gpu - after.busiest_gpu)
 
-        Parameters
-        ----------
-        traffic : Traffic
-            Routing statistics of the instance's sources.
-        points : sequence of Point
-            The point on each layer's curve: GPUs after so many moves.
-        minimise : Minimise
-            What the moves are to lower.
-        seed : int
-            Of everything random.
-        """
+    def placement(self, traffic: Traffic, points: Sequence[Point], seed: int) -> Placement:
+        """Give every item its GPU, and state what the layers come to."""
         results = [self._result(index, point) for index, point in enumerate(points)]
         placement = bare_placement(self.instance, traffic, self.problem, "replan", seed, results)
         return placement.model_copy(
             update={
-                "solver": placement.solver.model_copy(update={"parameters": {"minimise": minimise}}),
+                "solver": placement.solver.model_copy(update={"parameters": {"minimise": self.minimise}}),
                 "layers": tuple(state_layer(self.problem, index, result) for index, result in enumerate(results)),
                 "aggregate": state_aggregate(self.problem, results),
             }

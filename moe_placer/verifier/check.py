@@ -17,15 +17,21 @@ from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
+from moe_placer.verifier.migration import check_migration
 from moe_placer.verifier.placed import read_layers
 from moe_placer.verifier.sending import find_dispatch_mistakes
+from moe_placer.verifier.transfer_file import Transfers
 from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violation
 
 __all__ = ["verify"]
 
 
 def verify(
-    instance: Instance, placement: Placement, traffic: Traffic | None = None, current: Placement | None = None
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic | None = None,
+    current: Placement | None = None,
+    transfers: Transfers | None = None,
 ) -> Verification:
     """Recompute everything about a placement and list every violation; a bad placement never raises.
 
@@ -39,6 +45,8 @@ def verify(
         Absent: what the instance names.
     current : Placement, optional
         What ran before: moves from it, their budget and the bound within that are checked.
+    transfers : Transfers, optional
+        The way from there to here, which is replayed.
 
     Returns
     -------
@@ -82,6 +90,8 @@ def verify(
     total_z = sum(check.z for check in checks)
     memory_bound = checker.check_memory(placement, total_z)
     budget_bound = checker.check_replan(placement, current, total_z) if current is not None else 0.0
+    if transfers is not None and current is not None and valid:
+        violations += check_migration(instance, current, placement, transfers)
     unchecked = ("replan",) if placement.replan is not None and current is None else ()
     load, model = np.stack([layer.load for layer in layers]), instance.model
     of_layer: list[list[rules.Replica]] = [[] for _ in layers]

@@ -38,6 +38,7 @@ RULES: tuple[str, ...] = (
     "layer-time",  # the stated time of all layers is as recomputed, and its bound what is derived anew
     "current",  # the placement that ran before is of this model and cluster, and the one that is named
     "moves",  # as many as stated, and within the budget
+    "migration",  # transfers lead from the placement that ran before to this one, and every state on the way may run
     "facts",  # what is said of traffic, fabric and replicas is so
 )
 # A placement that breaks none of these is one that may be deployed, whatever is stated of it.

@@ -85,3 +85,21 @@ def fractional_z(layer: LayerProblem, share: np.ndarray) -> float:
     added = np.zeros(layer.links + 1)
     np.add.at(added, layer.affected, np.einsum("in,inm->nm", share, layer.delta))
     return float((layer.base + added[:-1]).max())
+
+
+@pytest.mark.parametrize("name", ["spare slots", "groups", "equal replicas"])
+def test_no_slot_is_worth_more_than_its_price(name: str) -> None:
+    layer = case(name, 0)
+    slots = np.full(layer.nodes, layer.items / layer.nodes)  # none to spare
+    found = relax(layer, slots=slots)
+    assert found is not None
+    before, gained = fractional_z(layer, found.share), 0.0
+    for node in range(layer.nodes):
+        more = slots.copy()
+        more[node] += 0.25
+        better = relax(layer, slots=more)
+        assert better is not None
+        gain = before - fractional_z(layer, better.share)
+        assert gain <= 0.25 * found.slot_prices[node] + 1e-6 * before
+        gained = max(gained, gain)
+    assert gained > 1e-5 * before

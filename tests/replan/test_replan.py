@@ -294,11 +294,19 @@ def test_the_command_writes_a_verified_placement_and_says_what_it_gains(runs: tu
     assert "at most 4 moves, minimising busiest links" in done.stdout
     assert "No placement within the budget has less than" in done.stdout
     assert "of the fresh plan's gain with" in done.stdout
+    assert "the time of the transfers is won back after" in done.stdout
     placement = load_placement(folder / "next" / "placement.json")
     assert moved(load_placement(current), placement) <= 4
     again = run("verify", TINY, folder / "next" / "placement.json", "--current", current)
     assert again.returncode == 0
     assert "no placement within its budget of moves has less" in again.stdout
+    way = folder / "next" / "transfers.json"
+    replay = ("verify", TINY, folder / "next" / "placement.json", "--current", current, "--transfers", way)
+    assert run(*replay).returncode == 0
+    way.write_text(way.read_text().replace('"bound_us": ', '"bound_us": 9'))
+    lies = run(*replay)
+    assert lies.returncode == 5
+    assert "[migration] states a bound" in lies.stdout
     other = run("verify", TINY, folder / "next" / "placement.json", "--current", folder / "next" / "placement.json")
     assert other.returncode == 5
     assert "[current] made from a placement with SHA-256" in other.stdout
@@ -325,6 +333,9 @@ def test_bad_calls_say_what_to_change(runs: tuple[Path, Path]) -> None:
     fails(1, "replan", TINY, current.parent / "absent.json", says="absent.json")
     fails(2, "replan", TINY, current, "--max-bytes", -5, says="the budget of bytes is -5")
     fails(2, "replan", TINY, current, "--fresh-time", -1, says="--fresh-time is -1 s")
+    fails(2, "replan", TINY, current, "--max-stall", -1, says="the budget of stall_ms is -1")
+    fails(2, "verify", TINY, current, "--transfers", current, says="need --current FILE")
+    fails(1, "verify", TINY, current, "--current", current, "--transfers", current, says="transfers")
 
 
 def test_the_function_is_public() -> None:

@@ -14,6 +14,7 @@ from moe_placer.verifier import bounds_anew
 from moe_placer.verifier.bounds_anew import memory_bound
 from moe_placer.verifier.facts import _alike
 from moe_placer.verifier.loads import read_network
+from moe_placer.verifier.placed import PlacedLayer
 
 FAT_TREE = {"kind": "fat-tree", "nodes_per_leaf": 2, "spines": 2, "oversubscription": 2.0}
 
@@ -28,6 +29,12 @@ def test_costs_of_a_token_out_of_range_prove_nothing(scale: list[float], proves:
     below = bounds_anew._safely_below(np.array([4.0]), network, layer)
     assert below == (pytest.approx([4.0], rel=1e-12) if proves else [0.0])
     assert below < 4.0
+
+
+def test_tokens_that_are_sent_are_counted_where_they_are_known() -> None:
+    layer: Any = SimpleNamespace(demand=np.array([[1.0, 2.0], [3.0, 4.0]]))
+    assert PlacedLayer.tokens.fget(layer) == 10.0  # type: ignore[attr-defined]
+    assert PlacedLayer.tokens.fget(SimpleNamespace(demand=None)) == 0.0  # type: ignore[attr-defined]
 
 
 def test_where_memory_leaves_no_assignment_nothing_is_proved() -> None:

@@ -150,7 +150,8 @@ def test_a_mutation_is_reported_and_only_that(rule: str, variant: dict[str, Any]
 
 def test_every_rule_has_a_mutation() -> None:
     # Below, and in tests of these.
-    elsewhere = {"memory", "apart", "aggregate", "contradiction", "facts", "layer-time", "current", "moves"}
+    elsewhere = {"memory", "apart", "aggregate", "contradiction", "facts", "layer-time"}
+    elsewhere |= {"current", "moves", "migration"}
     assert {rule for rule, *_ in MUTATIONS} | elsewhere == set(RULES)
     assert len(set(RULES)) == len(RULES)
 
@@ -195,7 +196,9 @@ def test_replicas_of_one_expert_do_not_share_a_node_where_the_instance_asks() ->
         traffic = tiny_traffic(instance)
         gpu = in_order(instance)
         gpu[1] = [[0, 1], [2, 3], [4, 5], [6, 7]]
-        assert rules_of(instance, honest(instance, traffic, gpu), traffic) == rules
+        found = verify(instance, Placement.model_validate(honest(instance, traffic, gpu)), traffic)
+        assert sorted({violation.rule for violation in found.violations}) == rules
+        assert all("on node 0 like replica 0, required are different nodes" in str(v) for v in found.violations[:1])
         assert rules_of(instance, honest(instance, traffic), traffic) == []
 
 

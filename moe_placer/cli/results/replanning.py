@@ -38,6 +38,28 @@ class FreshPlan(TypedDict):
 
 
 @documented
+class MigrationFigures(TypedDict):
+    """How the weights travel."""
+
+    us: float
+    """Microseconds of all transfers."""
+    bound_us: float
+    """No order of these transfers takes less."""
+    longest_layer_us: float | None
+    """Of the layer that takes longest, where layers take turns; else null."""
+    transfers: int
+    """How many."""
+    most_extra_experts: int
+    """Experts that a GPU holds at most meanwhile, beyond what it holds before and after."""
+    busiest_link_bytes: float
+    """Bytes on the link between nodes that carries most."""
+    gain_us: float | None
+    """Microseconds that a step gains; null where it gains none."""
+    break_even_steps: float | None
+    """Steps after which the time of the transfers is won back; null without a gain."""
+
+
+@documented
 class ReplanResult(TypedDict):
     """What `moe-placer replan --json` prints."""
 
@@ -51,6 +73,8 @@ class ReplanResult(TypedDict):
     """Moves that the budget allows; null for any number."""
     bound: float | None
     """No placement within the budget has a smaller `total_z`; null where nothing is proved."""
+    migration: MigrationFigures
+    """How the weights travel."""
     gains: bool
     """Whether anything is gained; else nothing moves."""
     current: ReplanFigures

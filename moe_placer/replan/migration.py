@@ -1,0 +1,178 @@
+"""From one placement to another as a migration: transfers in time, what they carry and need, and when it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.fabric import link_bandwidths
+from moe_placer.instance import Instance
+from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts
+from moe_placer.placement import Placement
+from moe_placer.replan.timed import Drop, Timed, in_time
+from moe_placer.replan.transfers import Held, Wires, choose_sources, held_by, read_wires
+from moe_placer.verifier.transfer_file import SCHEMA, DropRecord, TransferRecord, Transfers
+
+__all__ = ["Migration", "migrate"]
+
+Ints = npt.NDArray[np.int64]
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Migration:
+    """Transfers in time.
+
+    Attributes
+    ----------
+    timed : tuple of Timed
+    drops : tuple of Drop
+    us, bound_us : float
+        How long they take, and what no order of these transfers is faster than.
+    layer_us : dict
+        MoE layer, counted among MoE layers, to how long its transfers take; where layers come one after the other.
+    extra : dict
+        GPU to the experts that it holds at most, beyond what it holds before and after.
+    link_bytes : dict
+        Bytes on each link between nodes that carries any.
+    """
+
+    timed: tuple[Timed, ...]
+    drops: tuple[Drop, ...]
+    us: float
+    bound_us: float
+    layer_us: dict[int, float]
+    extra: dict[int, int]
+    link_bytes: dict[str, float]
+
+    @property
+    def longest_layer_us(self) -> float:
+        """How long the layer with the longest transfers takes."""
+        return max(self.layer_us.values(), default=0.0)
+
+    def to_file(
+        self, instance: Instance, current: Placement, placement: Placement, gain_us: float | None = None
+    ) -> Transfers:
+        """Return what the file of transfers says.
+
+        Parameters
+        ----------
+        instance : Instance
+        current, placement : Placement
+            Before and after.
+        gain_us : float, optional
+            Microseconds that a step gains.
+        """
+        layers = instance.moe_layers
+        gains = gain_us is not None and gain_us > 0
+        return Transfers(
+            schema=SCHEMA,
+            current_sha256=current.gpu_sha256,
+            placement_sha256=placement.gpu_sha256,
+            expert_bytes=expert_bytes(instance),
+            us=self.us,
+            bound_us=self.bound_us * (1 - _ROUNDING),
+            by_layer=bool(self.layer_us),
+            longest_layer_us=self.longest_layer_us if self.layer_us else None,
+            link_bytes=self.link_bytes,
+            extra_experts={str(gpu): count for gpu, count in self.extra.items()},
+            gain_us=gain_us if gains else None,
+            break_even_steps=float(np.ceil(self.us / gain_us)) if gains and gain_us else None,
+            transfers=tuple(
+                TransferRecord(
+                    layer=layers[one.transfer.row],
+                    expert=one.transfer.expert,
+                    source=one.transfer.source,
+                    target=one.transfer.target,
+                    start_us=one.start,
+                    end_us=one.end,
+                )
+                for one in sorted(self.timed, key=lambda one: (one.start, one.transfer.row, one.transfer.target))
+            ),
+            drops=tuple(
+                DropRecord(layer=layers[drop.row], expert=drop.expert, gpu=drop.gpu, at_us=drop.at)
+                for drop in sorted(self.drops, key=lambda drop: (drop.at, drop.row, drop.gpu))
+            ),
+        )
+
+
+def migrate(instance: Instance, current: Placement, placement: Placement, by_layer: bool = False) -> Migration:
+    """Plan the transfers from one placement to another.
+
+    Parameters
+    ----------
+    instance : Instance
+    current, placement : Placement
+        Valid placements of the instance.
+    by_layer : bool
+        Whether layers come one after the other instead of all at once.
+
+    Raises
+    ------
+    NothingFoundError
+        No GPU has memory for one more expert, and without that nothing can begin.
+    """
+    wires, now, then = read_wires(instance), held_by(current), held_by(placement)
+    room = _room(instance)
+    transfers = choose_sources(wires, now, then)
+    if not by_layer:
+        table = in_time(wires, transfers, now, then, room)
+        return _migration(wires, table.timed, table.drops, (table.us, table.bound_us), {}, now, then, instance)
+    at = bound = 0.0
+    timed: list[Timed] = []
+    drops: list[Drop] = []
+    layer_us, state = {}, set(now)
+    for row in sorted({row for row, _, _ in now ^ then}):
+        own = [transfer for transfer in transfers if transfer.row == row]
+        after = {one for one in state if one[0] != row} | {one for one in then if one[0] == row}
+        table = in_time(wires, own, state, after, room)
+        timed += [Timed(one.transfer, at + one.start, at + one.end) for one in table.timed]
+        drops += [Drop(drop.row, drop.expert, drop.gpu, at + drop.at) for drop in table.drops]
+        at, bound, layer_us[row], state = at + table.us, bound + table.bound_us, table.us, after
+    return _migration(wires, timed, drops, (at, bound), layer_us, now, then, instance)
+
+
+def _migration(
+    wires: Wires,
+    timed: Sequence[Timed],
+    drops: Sequence[Drop],
+    times: tuple[float, float],
+    layer_us: dict[int, float],
+    now: Held,
+    then: Held,
+    instance: Instance,
+) -> Migration:
+    size, own = expert_bytes(instance), instance.cluster.fabric.node_gb_per_s / instance.cluster.gpus_per_node
+    carried = np.zeros(len(wires.links))
+    for one in timed:
+        carried += wires.share[wires.between(one.transfer)]
+    carried *= size * link_bandwidths(instance, wires.links) / own
+    links = {wires.links[k]: float(carried[k]) for k in np.flatnonzero(carried)}
+    return Migration(tuple(timed), tuple(drops), *times, layer_us, _extra(timed, drops, now, then), links)
+
+
+def _extra(timed: Sequence[Timed], drops: Sequence[Drop], now: Held, then: Held) -> dict[int, int]:
+    """Count the experts that each GPU holds at most, beyond what it holds before and after."""
+    named = [gpu for _, _, gpu in now | then] + [one.transfer.target for one in timed]
+    gpus = max(named, default=0) + 1
+    before, after = (np.bincount([gpu for _, _, gpu in held], minlength=gpus) for held in (now, then))
+    held, most = before.copy(), before.copy()
+    events = [(one.start, 1, one.transfer.target) for one in timed] + [(drop.at, 0, drop.gpu) for drop in drops]
+    for _, comes, gpu in sorted(events):
+        held[gpu] += 1 if comes else -1
+        most[gpu] = max(most[gpu], held[gpu])
+    extra = most - np.maximum(before, after)
+    return {int(gpu): int(extra[gpu]) for gpu in np.flatnonzero(extra > 0)}
+
+
+def _room(instance: Instance) -> Ints:
+    """Return the experts that the memory of each GPU takes beside what is resident; none on failed ones."""
+    size, resident = expert_bytes(instance), memory_parts(instance).total
+    free = np.array([gpu_memory_bytes(instance, gpu) - resident for gpu in range(instance.gpus)])
+    room = np.floor(np.maximum(0.0, free) / size * (1 + _ROUNDING)).astype(np.int64)
+    room[list(instance.placement.failed_gpus)] = 0
+    return np.asarray(room)

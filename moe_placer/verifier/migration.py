@@ -1,0 +1,256 @@
+"""Replays a migration: every state on the way is one that may run, and the last one is the plan."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.verifier.capacity import GB, fits_memory, sizes
+from moe_placer.verifier.loads import read_network
+from moe_placer.verifier.network import Network
+from moe_placer.verifier.transfer_file import TransferRecord, Transfers
+from moe_placer.verifier.verification import Violation
+
+__all__ = ["check_migration"]
+
+Key = tuple[int, int, int]  # layer, expert, GPU
+
+ROUNDING = 1e-6  # relative, of times and shares
+
+
+def check_migration(
+    instance: Instance, current: Placement, placement: Placement, transfers: Transfers
+) -> list[Violation]:
+    """Replay transfers from one placement to another, and list what is not so.
+
+    Every sender holds what it sends and nobody receives what it has; no GPU sends or receives two experts at once over
+    the network, or over NVLink; no link carries more than its bandwidth; memory holds; every expert has a replica at
+    every moment; the end is the plan; and times, bytes and the bound are as stated.
+
+    Parameters
+    ----------
+    instance : Instance
+    current, placement : Placement
+        Before and after; both are of the instance's shape.
+    transfers : Transfers
+        As read from a file that nobody vouches for.
+    """
+    found = [*_check_names(instance, current, placement, transfers)]
+    if found:
+        return found
+    replay = _Replay(instance, transfers)
+    found += replay.check_transfers()
+    found += replay.check_states(_held(instance, current), _held(instance, placement))
+    found += replay.check_ends()
+    found += replay.check_links()
+    return [*found, *replay.check_figures()]
+
+
+def _check_names(
+    instance: Instance, current: Placement, placement: Placement, transfers: Transfers
+) -> Iterator[Violation]:
+    if transfers.current_sha256 != current.gpu_sha256:
+        yield _wrong(f"begins at a placement with SHA-256 {transfers.current_sha256[:64]!r}, not at the current one")
+    if transfers.placement_sha256 != placement.gpu_sha256:
+        yield _wrong(f"ends in a placement with SHA-256 {transfers.placement_sha256[:64]!r}, not in this one")
+    layers, experts = set(instance.moe_layers), instance.model.experts
+    for one in transfers.transfers:
+        if one.layer not in layers or one.expert >= experts or max(one.source, one.target) >= instance.gpus:
+            yield _wrong(f"a transfer of expert {one.expert} from GPU {one.source} to {one.target}, which is not there")
+        elif one.source == one.target or not one.end_us > one.start_us:
+            yield _wrong(f"a transfer from GPU {one.source} to {one.target} that takes no time", one.layer, one.expert)
+    for drop in transfers.drops:
+        if drop.layer not in layers or drop.expert >= experts or drop.gpu >= instance.gpus:
+            yield _wrong(f"expert {drop.expert} is dropped on GPU {drop.gpu}, which is not there")
+
+
+def _wrong(message: str, layer: int | None = None, expert: int | None = None, gpu: int | None = None) -> Violation:
+    return Violation("migration", message, layer, expert, gpu=gpu)
+
+
+def _held(instance: Instance, placement: Placement) -> set[Key]:
+    return {
+        (layer, expert, gpu)
+        for row, layer in enumerate(instance.moe_layers)
+        for expert in range(len(placement.gpu[row]))
+        for replica in placement.shards(row, expert)
+        for gpu in replica
+    }
+
+
+class _Replay:
+    """The transfers, what they use, and how fast they can be."""
+
+    def __init__(self, instance: Instance, transfers: Transfers) -> None:
+        self.instance, self.file = instance, transfers
+        cluster, fabric = instance.cluster, instance.cluster.fabric
+        self.per_node = cluster.gpus_per_node
+        _, self.bytes = sizes(instance)
+        self.network = read_network(instance)
+        self.own = fabric.node_gb_per_s / cluster.gpus_per_node
+        self.network_us = 1e6 * self.bytes / (self.own * GB * fabric.link_utilization)
+        self.node_us = 1e6 * self.bytes / (cluster.nvlink_gb_per_s * GB * fabric.link_utilization)
+        self.routes = _routes(self.network)
+        self.slack = ROUNDING * max(self.network_us, transfers.us)
+
+    def _use(self, one: TransferRecord) -> dict[int, float]:
+        """Share of each link's bandwidth that a transfer uses at the speed of its GPU's part of the NICs."""
+        pair = (one.source // self.per_node, one.target // self.per_node)
+        return {link: share * self.own / self.network.bandwidth[link] for link, share in self.routes[pair].items()}
+
+    def _inside(self, one: TransferRecord) -> bool:
+        return one.source // self.per_node == one.target // self.per_node
+
+    def _least(self, one: TransferRecord) -> float:
+        if self._inside(one):
+            return self.node_us
+        return self.network_us * max(1.0, max(self._use(one).values(), default=0.0))
+
+    def check_transfers(self) -> Iterator[Violation]:
+        """No transfer is faster than its wires."""
+        for one in self.file.transfers:
+            if one.end_us - one.start_us < self._least(one) - self.slack:
+                took, least = one.end_us - one.start_us, self._least(one)
+                yield _wrong(f"sent in {took:.6g} us, required are {least:.6g}", one.layer, one.expert, one.target)
+
+    def check_states(self, before: set[Key], after: set[Key]) -> Iterator[Violation]:
+        """Go through all moments: who holds what, who has memory for what comes, and what the end is."""
+        holds, live = set(before), Counter((layer, expert) for layer, expert, _ in before)
+        used = Counter(gpu for _, _, gpu in before)
+        most = Counter(used)
+        events = [(drop.at_us, 1, i) for i, drop in enumerate(self.file.drops)]
+        events += [(one.end_us, 0, i) for i, one in enumerate(self.file.transfers)]
+        events += [(one.start_us, 2, i) for i, one in enumerate(self.file.transfers)]
+        sending: Counter[Key] = Counter()
+        coming: set[Key] = set()
+        for _, kind, i in sorted((round(at / self.slack), kind, i) for at, kind, i in events):
+            if kind == 1:
+                drop = self.file.drops[i]
+                key = (drop.layer, drop.expert, drop.gpu)
+                live[key[:2]] -= key in holds
+                if key not in holds or sending[key] or live[key[:2]] < 1:
+                    yield _wrong("dropped where it is not, while it is sent, or as the last replica", *key)
+                used[drop.gpu] -= key in holds
+                holds.discard(key)
+                continue
+            one = self.file.transfers[i]
+            source, target = (one.layer, one.expert, one.source), (one.layer, one.expert, one.target)
+            if kind == 0:
+                sending[source] -= 1
+                coming.discard(target)
+                holds.add(target)
+                live[target[:2]] += 1
+                continue
+            if source not in holds or target in holds or target in coming:
+                yield _wrong(f"sent from GPU {one.source}, which has it not, or to one that has it", *target)
+            sending[source] += 1
+            coming.add(target)
+            used[one.target] += 1
+            most[one.target] = max(most[one.target], used[one.target])
+        yield from self._check_memory(most, Counter(gpu for _, _, gpu in before), Counter(gpu for _, _, gpu in after))
+        for layer, expert, gpu in sorted(holds ^ after):
+            yield _wrong("at the end it is not as in the plan", layer, expert, gpu)
+
+    def _check_memory(self, most: Counter[int], before: Counter[int], after: Counter[int]) -> Iterator[Violation]:
+        resident, expert = sizes(self.instance)
+        for gpu, held in sorted(most.items()):
+            if not fits_memory(self.instance, gpu, resident + held * expert):
+                yield _wrong(f"holds {held} experts on the way, more than its memory takes", gpu=gpu)
+        extra = {str(gpu): held - max(before[gpu], after[gpu]) for gpu, held in most.items()}
+        needed = {gpu: held for gpu, held in extra.items() if held > 0}
+        if needed != {gpu: held for gpu, held in self.file.extra_experts.items() if held > 0}:
+            yield _wrong("states another number of extra experts on some GPU than the transfers need")
+
+    def check_ends(self) -> Iterator[Violation]:
+        """No GPU sends two experts at once over one medium, or receives two."""
+        at: dict[tuple[bool, bool, int], list[TransferRecord]] = defaultdict(list)
+        for one in self.file.transfers:
+            at[self._inside(one), True, one.source].append(one)
+            at[self._inside(one), False, one.target].append(one)
+        for (_, sends, gpu), some in sorted(at.items()):
+            some.sort(key=lambda one: one.start_us)
+            for first, second in pairwise(some):
+                if second.start_us < first.end_us - self.slack:
+                    word = "sends" if sends else "receives"
+                    yield _wrong(f"{word} two experts at once", second.layer, second.expert, gpu)
+
+    def check_links(self) -> Iterator[Violation]:
+        """No link carries more than its bandwidth at any moment."""
+        steps: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for one in self.file.transfers:
+            if not self._inside(one):
+                speed = self.network_us / (one.end_us - one.start_us)
+                for link, use in self._use(one).items():
+                    steps[link] += [(one.start_us, use * speed), (one.end_us, -use * speed)]
+        for link, changes in sorted(steps.items()):
+            load = 0.0
+            for _, change in sorted((round(at / self.slack), change) for at, change in changes):
+                load += change
+                if load > 1 + ROUNDING:
+                    yield _wrong(f"link {self.network.links[link]} carries {load:.4g} times its bandwidth at once")
+                    break
+
+    def check_figures(self) -> Iterator[Violation]:
+        """Duration, bound and bytes are as stated."""
+        file = self.file
+        last = max((one.end_us for one in file.transfers), default=0.0)
+        if not math.isclose(file.us, last, rel_tol=ROUNDING, abs_tol=self.slack):
+            yield _wrong(f"states {file.us:.9g} us, the last transfer ends after {last:.9g}")
+        rows = [[one for one in file.transfers if one.layer == layer] for layer in self.instance.moe_layers]
+        groups = rows if file.by_layer else [list(file.transfers)]
+        bound = sum(map(self._bound, groups))
+        if file.bound_us > bound + self.slack:
+            yield _wrong(f"states a bound of {file.bound_us:.9g} us, the busiest end or link gives {bound:.9g}")
+        if not math.isclose(file.expert_bytes, self.bytes, rel_tol=ROUNDING):
+            yield _wrong(f"states {file.expert_bytes:.9g} bytes for an expert, it has {self.bytes:.9g}")
+        stated, carried = {link: count for link, count in file.link_bytes.items() if count > 0}, self._carried()
+        alike = (math.isclose(stated.get(link, 0.0), count, rel_tol=ROUNDING) for link, count in carried.items())
+        if stated.keys() != carried.keys() or not all(alike):
+            yield _wrong("states other bytes on links than the transfers put there")
+        if file.by_layer:
+            yield from self._check_layers(rows)
+
+    def _check_layers(self, rows: list[list[TransferRecord]]) -> Iterator[Violation]:
+        """Layers come one after the other, and the longest takes as long as stated."""
+        spans = sorted((min(o.start_us for o in row), max(o.end_us for o in row)) for row in rows if row)
+        if any(later[0] < first[1] - self.slack for first, later in pairwise(spans)):
+            yield _wrong("states that layers come one after the other, and two overlap")
+        longest = max((end - start for start, end in spans), default=0.0)
+        if not math.isclose(self.file.longest_layer_us or 0.0, longest, rel_tol=ROUNDING, abs_tol=self.slack):
+            yield _wrong(f"states {self.file.longest_layer_us} us for the longest layer, it is {longest:.9g}")
+
+    def _bound(self, transfers: list[TransferRecord]) -> float:
+        """Microseconds of the busiest end or link."""
+        busy: dict[tuple[object, ...], float] = defaultdict(float)
+        for one in transfers:
+            inside = self._inside(one)
+            busy[inside, True, one.source] += self._least(one)
+            busy[inside, False, one.target] += self._least(one)
+            for link, use in self._use(one).items() if not inside else ():
+                busy["link", link] += use * self.network_us
+        return max(busy.values(), default=0.0)
+
+    def _carried(self) -> dict[str, float]:
+        """Bytes on each link between nodes that carries any."""
+        carried: dict[str, float] = defaultdict(float)
+        for one in self.file.transfers:
+            pair = (one.source // self.per_node, one.target // self.per_node)
+            for link, share in self.routes[pair].items() if not self._inside(one) else ():
+                carried[self.network.links[link]] += share * self.bytes
+        return carried
+
+
+def _routes(network: Network) -> dict[tuple[int, int], dict[int, float]]:
+    """Share of the traffic between two nodes on each link of the fabric; NICs of single GPUs are its ends."""
+    first = {int(node): place for place, node in reversed(list(enumerate(network.home.tolist())))}
+    wanted = {place: node for node, place in first.items()}
+    routes: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
+    columns = (network.link, network.source, network.target, network.share)
+    for link, source, target, share in zip(*(column.tolist() for column in columns), strict=True):
+        if target in wanted and "/nic" not in network.links[link]:
+            routes[source, wanted[target]][link] = share
+    return routes
