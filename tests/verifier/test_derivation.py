@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MESH, in_order, recomputed, tiny_instance, tiny_traffic
+from builders import MESH, honest, in_order, recomputed, tiny_instance, tiny_traffic
 
-from moe_placer.verifier import bounds_anew
+from moe_placer.bounds.bounds import Bound
+from moe_placer.placement import Placement
+from moe_placer.result import LayerResult, Stop
+from moe_placer.verifier import bounds_anew, verify
 from moe_placer.verifier.bounds_anew import memory_bound
-from moe_placer.verifier.facts import _alike
+from moe_placer.verifier.facts import _alike, _short
 from moe_placer.verifier.loads import read_network
 from moe_placer.verifier.placed import PlacedLayer
 
@@ -66,3 +69,24 @@ def test_the_link_with_most_to_do_over_all_layers_is_found_by_its_sum() -> None:
     us = np.zeros((2, links))
     us[:, :2] = [[1.0, 2.0], [3.0, 5.0]]
     assert replace(found, us=us).busiest_link_us == 7.0
+
+
+def test_a_layer_of_which_nothing_is_stated_has_no_bound() -> None:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    data = honest(instance, traffic)
+    del data["layers"][1]
+    found = verify(instance, Placement.model_validate(data), traffic)
+    assert not found.ok
+    assert [check.bound for check in found.layers if check.layer == instance.moe_layers[1]] == [0.0]
+
+
+def test_long_facts_are_cut_at_eighty_characters() -> None:
+    assert _short("x" * 80) == "x" * 80
+    assert _short("x" * 81) == "x" * 77 + "..."
+
+
+def test_a_gap_to_a_word_is_not_known() -> None:
+    result = LayerResult(np.zeros(1, dtype=np.int64), 2.0, Bound(1.0, "solver"), Stop.FINISHED)
+    assert result.gap == float("inf")
+    assert replace(result, bound=Bound(1.0, "dual")).gap == 1.0
