@@ -265,7 +265,7 @@ def costs_of(
     """
     network = network or read_network(instance)
     flows = find_flows(instance, placement, traffic, rule)
-    load = np.stack([network.load(flow) for flow in flows.sent])
+    load = flows.load(network)
     cost, us = load * network.scale, (load * network.us_per_token).max(axis=1, initial=0.0)
     at = np.unravel_index(int(cost.argmax()), cost.shape) if cost.any() else None
     nics = np.array([is_nic(name) for name in network.links], dtype=bool)

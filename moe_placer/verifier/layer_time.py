@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 TOLERANCE = 1e-6  # relative, of a stated time
 ROUNDING = 1e-9
+BOUND_ROUNDING = 4 * ROUNDING  # relative, of a stated bound: its parts are each derived within 1e-9, and rounded down
 
 
 def expert_token_us(instance: Instance) -> float:
@@ -96,6 +97,6 @@ def check_layer_time(record: LayerTimeRecord | None, found: Verification) -> Ite
     if not math.isclose(record.value_us, value, rel_tol=TOLERANCE, abs_tol=ROUNDING):
         message = f"states layer times of {record.value_us:.9g} µs in all, required are {value:.9g} µs, as recomputed"
         yield Violation("layer-time", message)
-    if record.bound_us > min(bound, value) * (1 + TOLERANCE) + ROUNDING:
+    if record.bound_us > min(bound, value) * (1 + BOUND_ROUNDING) + ROUNDING:
         required = f"required are at most the {min(bound, value):.9g} µs that its proofs and loads give"
         yield Violation("layer-time", f"states a bound on layer times of {record.bound_us:.9g} µs, {required}")

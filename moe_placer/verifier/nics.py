@@ -15,8 +15,9 @@ from moe_placer.instance import Instance
 from moe_placer.verifier.capacity import gpu_slots, node_slots
 from moe_placer.verifier.network import Network, link_speeds
 
-__all__ = ["place_slots", "receives_by_gpu", "with_nics"]
+__all__ = ["nic_load", "place_slots", "receives_by_gpu", "with_nics"]
 
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
@@ -44,9 +45,8 @@ def with_nics(instance: Instance, fabric: Network) -> Network:
     share: list[npt.NDArray[np.float64]] = [network.share]
     for place, node in enumerate(network.home.tolist()):
         at = range(each)
-        if receives_by_gpu(instance):  # NIC i is for the GPUs g with g / size and i / each in the same part
-            gpu = place % size
-            at = range(gpu * each // size, max(gpu * each // size + 1, (gpu + 1) * each // size))
+        if receives_by_gpu(instance):
+            at = _nics_of(place % size, each, size)
         others = np.array([other for other in range(nodes) if other != node])
         for first, ends, used in ((known, others, range(each)), (known + nodes * each, np.full(nodes - 1, node), at)):
             for nic in used:
@@ -69,6 +69,35 @@ def with_nics(instance: Instance, fabric: Network) -> Network:
         target=np.concatenate(target),
         share=np.concatenate(share),
     )
+
+
+def nic_load(instance: Instance, sent: Floats, start: Floats) -> Floats:
+    """Tokens per step on every NIC [2, nodes, NICs of a node], sent and received; no columns where none is a link.
+
+    Parameters
+    ----------
+    instance : Instance
+    sent : float array [nodes, places]
+        What each node would send to places of other nodes if all of its tokens were like these.
+    start : float array [nodes, GPUs of a node]
+        Which share of each node's tokens are like these, by the GPU where they start: they leave by its NICs.
+    """
+    nics, nodes, size = instance.cluster.nics, instance.cluster.nodes, instance.cluster.gpus_per_node
+    if nics is None or nics.receive == "shared" or nodes == 1:
+        return np.zeros((2, nodes, 0))
+    uses = np.zeros((size, nics.per_node))  # share of a GPU's tokens on each NIC
+    for gpu in range(size):
+        own = _nics_of(gpu, nics.per_node, size)
+        uses[gpu, own] = 1 / len(own)
+    leaves = start @ uses
+    sends = sent.sum(axis=1)[:, None] * leaves
+    arrives = (start.sum(axis=1) @ sent).reshape(nodes, size) @ uses if receives_by_gpu(instance) else sent.T @ leaves
+    return np.stack([sends, arrives])
+
+
+def _nics_of(gpu: int, each: int, size: int) -> range:
+    """Return the NICs of a GPU, both counted in its node: NIC i with g / size and i / each in the same part."""
+    return range(gpu * each // size, max(gpu * each // size + 1, (gpu + 1) * each // size))
 
 
 def _to_gpus(fabric: Network, size: int) -> Network:

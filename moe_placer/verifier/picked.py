@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.network import Network
-from moe_placer.verifier.nics import receives_by_gpu
+from moe_placer.verifier.nics import nic_load, receives_by_gpu
 from moe_placer.verifier.replica_choice import View, best_split
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.sending import reached, sends_every_choice
@@ -22,48 +22,42 @@ Floats = npt.NDArray[np.float64]
 
 def tokens_by_views(
     instance: Instance, traffic: Traffic, row: int, choices: Floats, replicas: Sequence[Replica], views: Sequence[View]
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Floats, Floats]:
     """Count as `moe_placer.verifier.sending.tokens_between` does, for tokens that pick replicas by these views.
 
-    Parameters
-    ----------
-    instance, traffic
-        With token sets, where a token is sent once to each place.
-    row : int
-        The MoE layer, in their order.
-    choices : float array [recordings, experts]
-        How often a token chooses each expert, in this layer.
-    replicas : sequence of Replica
-        All replicas of this layer, in the order of the views' chances.
-    views : sequence of View
-        Of this layer.
-
-    Returns
-    -------
-    flow : float array [nodes, places]
-        Replicas per step, those that stay in a node left out.
-    demand : float array [nodes, replicas]
-        Tokens per step.
+    Beside flow and demand it returns the tokens per step on every NIC [2, nodes, NICs of a node], what it sends and
+    what it receives, since ranks that pick unlike send unlike; without columns where no NIC is a link.
     """
     expert, demand = np.array([one.expert for one in replicas]), np.zeros((instance.cluster.nodes, len(replicas)))
     size, tokens = instance.cluster.gpus_per_node, _started(instance, traffic, choices)
-    for view in views:
-        demand += np.outer(view.weight, view.chance) * tokens[:, expert]
-    if sends_every_choice(instance):
-        return _sent(instance, replicas, demand), demand
-    per_gpu = instance.placement.dispatch == "per-gpu"
+    every, per_gpu = sends_every_choice(instance), instance.placement.dispatch == "per-gpu"
     places, part = instance.gpus if per_gpu else instance.cluster.nodes, 1 if per_gpu else size
     flow = np.zeros((instance.cluster.nodes, instance.gpus // (1 if receives_by_gpu(instance) else size)))
-    started = instance.traffic.tokens_per_gpu * size
+    on_nics = nic_load(instance, flow, np.zeros((instance.cluster.nodes, size)))
     for view in views:
-        chance = np.zeros((instance.model.experts, places))
-        for item, replica in enumerate(replicas):
-            chance[replica.expert, replica.gpus[0] // part] += view.chance[item]
-        for file, recording in enumerate(traffic.recordings):
-            assert recording.topk is not None
-            by_place = reached(recording.topk[:, row], chance).reshape(flow.shape[1], -1).sum(axis=1)
-            flow += np.outer(started * traffic.mix[:, file] * view.weight, by_place)
-    return _without_own(instance, flow), demand
+        asked = view.chance * tokens[:, expert]
+        demand += view.weight[:, None] * asked
+        if every:
+            sent = _sent(instance, replicas, asked)
+        else:
+            chance = np.zeros((instance.model.experts, places))
+            for item, replica in enumerate(replicas):
+                chance[replica.expert, replica.gpus[0] // part] += view.chance[item]
+            sent = _without_own(instance, _reached(instance, traffic, row, chance, flow.shape[1]))
+        flow += view.weight[:, None] * sent
+        on_nics += nic_load(instance, sent, view.start)
+    return flow, demand, on_nics
+
+
+def _reached(instance: Instance, traffic: Traffic, row: int, chance: Floats, places: int) -> Floats:
+    """Send every token of every node once to what it reaches with these chances [nodes, places]."""
+    flow = np.zeros((instance.cluster.nodes, places))
+    started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+    for file, recording in enumerate(traffic.recordings):
+        assert recording.topk is not None
+        by_place = reached(recording.topk[:, row], chance).reshape(places, -1).sum(axis=1)
+        flow += np.outer(started * traffic.mix[:, file], by_place)
+    return flow
 
 
 def split_best(

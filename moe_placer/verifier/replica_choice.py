@@ -34,14 +34,19 @@ class View:
 
     Attributes
     ----------
-    weight : float array [nodes]
-        Which share of each node's tokens; over all views it is 1.
+    start : float array [nodes, GPUs of a node]
+        Which share of each node's tokens, by the GPU where they start; over all views and GPUs of a node it is 1.
     chance : float array [replicas]
         Of each replica, if the token chooses its expert; over the replicas of one expert it is 1.
     """
 
-    weight: Floats
+    start: Floats
     chance: Floats
+
+    @property
+    def weight(self) -> Floats:
+        """Which share of each node's tokens pick so [nodes]."""
+        return np.asarray(self.start.sum(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +141,22 @@ def _by_rank(layer: _Layer, picks: Callable[[int], Floats]) -> list[View]:
     found: dict[bytes, View] = {}
     for gpu in range(layer.instance.gpus):
         chance = _given(layer, picks(gpu))
-        view = found.setdefault(chance.tobytes(), View(np.zeros(cluster.nodes), chance))
-        view.weight[gpu // cluster.gpus_per_node] += 1 / cluster.gpus_per_node
+        view = found.setdefault(chance.tobytes(), View(_everywhere(layer, 0.0), chance))
+        view.start[divmod(gpu, cluster.gpus_per_node)] += 1 / cluster.gpus_per_node
     return list(found.values())
+
+
+def _everywhere(layer: _Layer, share: float) -> Floats:
+    """Return the same share of every node's tokens, evenly over the GPUs where they start."""
+    cluster = layer.instance.cluster
+    return np.full((cluster.nodes, cluster.gpus_per_node), share / cluster.gpus_per_node)
 
 
 def _round_robin(layer: _Layer, hops: Ints) -> list[View]:
     """TensorRT-LLM: one after the other for each expert, whatever the source."""
     del hops
     chance = 1 / np.bincount(layer.expert)[layer.expert]
-    return [View(np.ones(layer.instance.cluster.nodes), _given(layer, chance))]
+    return [View(_everywhere(layer, 1.0), _given(layer, chance))]
 
 
 def _nearest(layer: _Layer, hops: Ints) -> list[View]:
@@ -253,7 +264,7 @@ def _vllm_hash(layer: _Layer, hops: Ints) -> list[View]:
     for residues, share in zip(classes, times / len(index), strict=True):
         picked = residues[np.searchsorted(sizes, count[layer.expert])]
         chance = (nth == picked).astype(np.float64)
-        views.append(View(np.full(layer.instance.cluster.nodes, share), _given(layer, chance)))
+        views.append(View(_everywhere(layer, share), _given(layer, chance)))
     return views
 
 

@@ -114,7 +114,14 @@ def test_what_is_stated_is_held_to_what_is_recomputed() -> None:
     record = placement.layer_time
     assert record is not None
     assert verify(instance, placement, traffic).ok
-    for change in ({"value_us": record.value_us * 1.001}, {"bound_us": record.value_us * 1.001}):
+    derived = verify(instance, placement, traffic).layer_us_bound
+    assert derived < record.value_us * 0.999
+    lies = (
+        {"value_us": record.value_us * 1.001},
+        {"bound_us": record.value_us * 1.001},
+        {"bound_us": derived * (1 + 1e-7)},
+    )
+    for change in lies:
         wrong: Placement = placement.model_copy(update={"layer_time": record.model_copy(update=change)})
         assert [one.rule for one in verify(instance, wrong, traffic).violations] == ["layer-time"]
 

@@ -38,11 +38,21 @@ class Flows:
         The same to places: to nodes, or to GPUs where these receive by NICs of their own.
     gpu : float array [MoE layers, GPUs]
         Whose expert work a GPU does; of an expert sharded over GPUs, each has its share.
+    on_nics : float array [MoE layers, 2, nodes, NICs of a node] or None
+        What every NIC sends and receives, where ranks of one node may send unlike; None where they send alike.
     """
 
     between: Floats
     sent: Floats
     gpu: Floats
+    on_nics: Floats | None = None
+
+    def load(self, network: Network) -> Floats:
+        """Tokens per step on every link [MoE layers, links]."""
+        load = np.stack([network.load(flow) for flow in self.sent])
+        if self.on_nics is not None and self.on_nics.size:
+            load[:, -self.on_nics[0].size :] = self.on_nics.reshape(len(load), -1)  # the last links, in this order
+        return load
 
 
 def find_flows(instance: Instance, placement: Placement, traffic: Traffic, rule: str | None = None) -> Flows:
@@ -61,20 +71,22 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic, rule:
     for replica in read_replicas(instance, placement):
         of_layer[replica.row].append(replica)
     between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
-    sent = []
+    sent: list[Floats] = []
+    on_nics: list[Floats] = []
     counted = _counts(instance, traffic, choices, of_layer, rule)
-    for row, (replicas, (flow, demand)) in enumerate(zip(of_layer, counted, strict=True)):
+    for row, (replicas, (flow, demand, *nics)) in enumerate(zip(of_layer, counted, strict=True)):
+        on_nics += nics
         between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2)
         sent.append(flow)
         for item, replica in enumerate(replicas):
             gpu[row, list(replica.gpus)] += demand[:, item].sum() / len(replica.gpus)
-    return Flows(between, np.stack(sent), gpu)
+    return Flows(between, np.stack(sent), gpu, np.stack(on_nics) if on_nics else None)
 
 
 def _counts(
     instance: Instance, traffic: Traffic, choices: Floats, layers: Sequence[Sequence[Replica]], rule: str | None
-) -> Iterator[tuple[Floats, Floats]]:
-    """Yield what every MoE layer sends and what its replicas work on."""
+) -> Iterator[tuple[Floats, ...]]:
+    """Yield what every MoE layer sends, what its replicas work on, and under rules of ranks what is on NICs."""
     if rule is None:
         for row, replicas in enumerate(layers):
             yield tokens_between(instance, traffic, row, choices[:, row], replicas)
@@ -93,7 +105,7 @@ def _counts(
 def find_dispatch_us(instance: Instance, placement: Placement, traffic: Traffic) -> float:
     """Microseconds of a verified placement's dispatch, all layers one after the other."""
     network = read_network(instance)
-    load = np.stack([network.load(flow) for flow in find_flows(instance, placement, traffic).sent])
+    load = find_flows(instance, placement, traffic).load(network)
     return dispatch_us(instance, link_bandwidths(instance, network.links), load)
 
 
@@ -106,7 +118,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     of working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
-    load = np.stack([network.load(flow) for flow in flows.sent])
+    load = flows.load(network)
     cost = load * network.scale
     z, pair = _largest(cost), _largest(flows.between.reshape(len(load), -1))
     works = np.full(instance.gpus, True)
