@@ -154,5 +154,7 @@ def test_problems_cannot_be_changed_and_are_compared_by_identity() -> None:
     first, second = (compile_problem(instance, tiny_traffic(instance)) for _ in range(2))
     with pytest.raises(FrozenInstanceError):
         first.name = "other"  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        first.layer(0).layer = 7  # type: ignore[misc]
     assert first != second  # comparing the arrays in them would raise
     assert first.layer(0) != second.layer(0)
