@@ -180,7 +180,7 @@ def _findings(name: str, found: Verification, cost: str) -> list[str]:
         f"  re-derived bound    {found.total_bound:,.1f}: no placement has less" if found.total_bound else "",
         f"  gap                 {_share(worst)} in the worst layer (re-checked here)",
         f"  layer times         {found.total_layer_us / 1e3:,.3f} ms: dispatch, slowest GPU, combine of layers in turn",
-        f"  re-derived bound    {found.layer_us_bound / 1e3:,.3f} ms: no placement has less",
+        f"  re-derived bound    {found.layer_us_bound / 1e3:,.3f} ms in any placement" if found.layer_us_bound else "",
         *_provenance(found),
         *_busiest_links(found),
     ]

@@ -50,7 +50,7 @@ SECONDS = ("first", "better", "bounded", "within_1_percent", "within_0_1_percent
 METRICS = {
     *("z_total", "z_largest", "z", "worst_link", "pair_total", "pair_largest", "inter_node_tokens", "token_hops"),
     *("gpu_balancedness", "node_balancedness", "busiest_gpu_tokens", "busiest_node_tokens", "communication_us"),
-    *("step_us", "link_cost", "gpu_load"),
+    *("step_us", "link_cost", "gpu_load", "nic_total", "other_links_total"),
 }
 
 
