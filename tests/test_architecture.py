@@ -175,3 +175,24 @@ def test_importing_loads_no_optimiser(name: str) -> None:
     loaded = _loaded_by(f"import {name}")
     assert name in loaded
     assert not loaded & set(HEAVY)
+
+
+def _dataclasses() -> Iterator[tuple[str, dict[str, bool], bool]]:
+    """Name, options and whether there are arrays among its fields, of every dataclass that proofs rest on."""
+    for name, file in MODULES.items():
+        if not name.startswith(tuple(f"moe_placer.{room}" for room in ("problem", "bounds", "verifier", "result"))):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            for made in getattr(node, "decorator_list", []) if isinstance(node, ast.ClassDef) else []:
+                if isinstance(made, ast.Call) and ast.unparse(made.func) == "dataclass":
+                    given = {one.arg: ast.literal_eval(one.value) for one in made.keywords if one.arg}
+                    fields = [ast.unparse(one.annotation) for one in node.body if isinstance(one, ast.AnnAssign)]
+                    arrays = any(word in field for field in fields for word in ("Floats", "Ints", "NDArray"))
+                    yield f"{name}.{node.name}", given, arrays  # type: ignore[attr-defined]
+
+
+def test_what_proofs_rest_on_cannot_be_changed_and_arrays_are_not_compared() -> None:
+    found = list(_dataclasses())
+    assert len(found) > 20
+    assert [name for name, given, _ in found if not given.get("frozen")] == []
+    assert [name for name, given, arrays in found if arrays and given.get("eq", True)] == []

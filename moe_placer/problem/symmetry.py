@@ -14,7 +14,7 @@ __all__ = ["SymmetryClasses"]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SymmetryClasses:
     """Items that are interchangeable, counted.
 
