@@ -25,10 +25,10 @@ _MEMORY_SHARE = 0.8  # of the machine's, for all runs at a time
 EXAMPLES = """
 \b
 Examples:
-  moe-placer compare instances/h100-128.yaml -o reports/2026-11-24-seed-plan
+  moe-placer compare instances/h100-128.yaml -o reports/2026-11-27-seed-plan
   moe-placer compare instances/dsv2-lite-128.yaml --solvers contiguous,eplb,auto \\
     --trace a1.npz --trace b1.npz --held-out a2.npz --held-out b2.npz --seeds 0,1
-  moe-placer compare --config reports/2026-11-24-real-traces/config.json --find parts -o reports/mine
+  moe-placer compare --config reports/2026-11-27-real-traces/config.json --find parts -o reports/mine
 """
 
 

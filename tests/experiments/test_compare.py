@@ -431,7 +431,7 @@ def test_a_config_runs_again(tmp_path: Path, compare: Compare, here: None) -> No
 
 
 def test_a_config_names_what_is_missing(tmp_path: Path, compare: Compare) -> None:
-    committed = REPO / "reports" / "2026-11-24-real-traces" / "config.json"
+    committed = REPO / "reports" / "2026-11-27-real-traces" / "config.json"
     done = compare("--config", committed, "--find", TINY.parent, "-o", tmp_path / "b")
     assert done.returncode == 1
     assert "esft_deepseek-v2-lite_intent_odd.npz, which is not in" in done.stderr
