@@ -25,8 +25,30 @@ def tokens_by_views(
 ) -> tuple[Floats, Floats, Floats]:
     """Count as `moe_placer.verifier.sending.tokens_between` does, for tokens that pick replicas by these views.
 
-    Beside flow and demand it returns the tokens per step on every NIC [2, nodes, NICs of a node], what it sends and
-    what it receives, since ranks that pick unlike send unlike; without columns where no NIC is a link.
+    Parameters
+    ----------
+    instance : Instance
+        The deployment.
+    traffic : Traffic
+        What tokens choose; all their choices, unless every chosen expert gets a copy of its own.
+    row : int
+        The MoE layer, in their order.
+    choices : float array [recordings, experts]
+        How often a token chooses each expert, in this layer.
+    replicas : sequence of Replica
+        All replicas of this layer, expert by expert.
+    views : sequence of View
+        Where tokens start, and by what chance these pick each replica.
+
+    Returns
+    -------
+    flow : float array [nodes, nodes or GPUs]
+        Tokens per step from every node to every other place.
+    demand : float array [nodes, replicas]
+        Tokens per step from every node that each replica works on.
+    on_nics : float array [2, nodes, NICs of a node]
+        Tokens per step that every NIC sends and receives, since ranks that pick unlike send unlike; without columns
+        where no NIC is a link.
     """
     expert, demand = np.array([one.expert for one in replicas]), np.zeros((instance.cluster.nodes, len(replicas)))
     size, tokens = instance.cluster.gpus_per_node, _started(instance, traffic, choices)
