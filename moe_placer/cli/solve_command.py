@@ -26,7 +26,7 @@ from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
-    from moe_placer.cli.results.placing import CoolingDone, SolveResult
+    from moe_placer.cli.results.placing import CoolingDone, LayerSolved, SolveResult
     from moe_placer.errors import VerificationError
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
@@ -294,7 +294,7 @@ def _report(
     from moe_placer.cli.plans import bound_us, verdict
     from moe_placer.cli.summary import name_deaths
 
-    verification, records, solver = solution.verification, solution.placement.layers, solution.placement.solver
+    verification, solver = solution.verification, solution.placement.solver
     gaps, own = solution.gaps.tolist(), solution.solver_gaps.tolist()
     contiguous = solution.baselines.get("contiguous")
     better = 1 - solution.objective / contiguous if isinstance(contiguous, float) and contiguous > 0 else None
@@ -334,22 +334,28 @@ def _report(
         "repaired": solution.repaired,
         "workers_died_of": name_deaths(solution.deaths),
         "seconds": solution.seconds,
-        "layers": [
-            {
-                "layer": record.layer,
-                "z": record.z,
-                "bound": record.bound,
-                "proof": record.proof,
-                "solver_bound": record.solver_bound,
-                "gap": gaps[index],
-                "worst_link": check.worst_link,
-                "worst_link_tokens": check.worst_link_tokens,
-                "worst_link_us": check.worst_link_us,
-                "status": str(solution.status[index]),
-                "stop": str(solution.stop[index]),
-            }
-            for index, (record, check) in enumerate(zip(records, verification.layers, strict=True))
-        ],
+        "layers": _layers(solution),
         "files": [str(path) for path in files],
         "estimate": {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)},
     }
+
+
+def _layers(solution: Solution) -> list[LayerSolved]:
+    """Say of every MoE layer what was found, what is proved, and why its search stopped."""
+    rows = zip(solution.placement.layers, solution.verification.layers, solution.gaps.tolist(), strict=True)
+    return [
+        {
+            "layer": record.layer,
+            "z": record.z,
+            "bound": record.bound,
+            "proof": record.proof,
+            "solver_bound": record.solver_bound,
+            "gap": gap,
+            "worst_link": check.worst_link,
+            "worst_link_tokens": check.worst_link_tokens,
+            "worst_link_us": check.worst_link_us,
+            "status": str(status),
+            "stop": str(stop),
+        }
+        for (record, check, gap), status, stop in zip(rows, solution.status, solution.stop, strict=True)
+    ]
