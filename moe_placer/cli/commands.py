@@ -45,7 +45,7 @@ Exit codes:
   3  proven infeasible: no placement can exist, and the message says why
   4  nothing found within the limits
   5  verification failed
-  6  a limit does not hold: of gate, or --fail-above-gap of solve, whose placement is written
+  6  a limit does not hold: of gate, of schedule --require, or --fail-above-gap of solve, whose placement is written
   7  screen: a trial is not recommended now; 8: there is too little evidence
  70  a defect of this program or of a solver: please report it
 130  ended by Ctrl-C, 143 by SIGTERM: files that are there are whole

@@ -56,6 +56,14 @@ __all__ = ["schedule"]
     show_default=True,
     help="2: one half of the tokens communicates while the other computes.",
 )
+@click.option(
+    "--require",
+    "required",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Hold the step to a target: mfu=60%, bandwidth=80% (of memory), links=80%, shares=40/35/15/10, latency=500ms, "
+    "throughput=2000 (tokens/s per GPU), memory=90%. Repeatable; the exit code is 6 where one does not hold.",
+)
 @what_if_options
 @click.option(
     "--chrome-trace",
@@ -92,6 +100,7 @@ def schedule(
     tokens_per_gpu: float | None,
     context: float,
     micro_batches: int,
+    required: tuple[str, ...],
     slow_gpus: tuple[str, ...],
     slow_links: tuple[str, ...],
     failed: tuple[int, ...],
@@ -108,23 +117,28 @@ def schedule(
     tensors are there (docs/schedule.md). Figures are of the model's own hardware parameters in INSTANCE.
 
     What-ifs simulate the step again: how much later is it, and which further replica of an expert would help most?
+    Targets (--require) are held against the step without them: what was asked, what came out, what limits it.
     """
+    from moe_placer.cli.targets import held_to, refuse_missed, target_content, target_lines
     from moe_placer.errors import UsageError
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
     from moe_placer.schedule.step_figures import find_figures
     from moe_placer.schedule.step_text import print_figures
+    from moe_placer.schedule.targets import read_target
     from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.workload import Workload
 
     if layer is not None and pictures is None and chakra is None:
         raise UsageError("--layer says what to draw or trace, and needs --pictures DIR or --chakra DIR")
     workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
+    targets = [read_target(text) for text in required]
     question = build_question(slow_gpus, slow_links, failed)
     opened, placed, traffic = open_verified(instance, placement, traces)
     record = chrome_trace is not None or pictures is not None
     timeline = simulate(compile_program(opened, placed, traffic), workload, record=record)
     figures = find_figures(timeline)
+    answers = held_to(targets, timeline, figures)
     # Files first: where one cannot be written, nothing else is said.
     written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
     if chakra is not None:
@@ -142,13 +156,18 @@ def schedule(
         content = _content(timeline, figures, placed.solver.name)
         if answer:
             content["what_if"] = answer_content(opened, question, answer)
+        if answers:
+            content["required"] = target_content(answers)
         click.echo(as_json(content))
     else:
         print_figures(timeline, figures, placed.solver.name)
         if answer:
             click.echo("\n" + "\n".join(answer_lines(opened, question, answer)))
+        if answers:
+            click.echo("\n" + "\n".join(target_lines(answers)))
     for path in written:
         log.info(f"Written: {path}", file=str(path))
+    refuse_missed(answers)
 
 
 def _written(

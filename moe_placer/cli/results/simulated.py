@@ -129,6 +129,27 @@ class WhatIfAnswered(TypedDict):
 
 
 @documented
+class TargetAnswered(TypedDict):
+    """A target of `--require`, and how the step stands to it."""
+
+    target: Literal["mfu", "bandwidth", "links", "shares", "latency", "throughput", "memory"]
+    """Its name."""
+    unit: str
+    """Of what is asked and what came out: share, ms, or tokens/s per GPU."""
+    asked: list[float]
+    """One value; of shares, computation, communication, synchronization and overhead."""
+    got: list[float]
+    """What came out, likewise."""
+    ok: bool
+    """Whether it holds; where one does not, the exit code is 6."""
+    limiter: str
+    """What limits it most, in a sentence."""
+    limits: dict[str, float]
+    """What limits it, the largest first: shares of what could be used; of the critical path (latency, throughput);
+    of the GPU's memory (memory); distances from what was asked (shares)."""
+
+
+@documented
 class ScheduleResult(TypedDict):
     """What `moe-placer schedule --json` prints."""
 
@@ -172,6 +193,8 @@ class ScheduleResult(TypedDict):
     """From start to end of the step."""
     what_if: NotRequired[WhatIfAnswered]
     """Where a what-if was asked."""
+    required: NotRequired[list[TargetAnswered]]
+    """Where targets were asked, in that order."""
 
 
 @documented
