@@ -22,6 +22,7 @@ from moe_placer.instance.sizes import (
     memory_parts,
     token_us,
 )
+from moe_placer.problem.advice import Advice, advise, memory_binds
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import demand
 from moe_placer.problem.shortage import slots_of_layer
@@ -112,6 +113,12 @@ class Description:
         Microseconds per layer: the hottest replica's matrices; a node's link, if experts sat anywhere.
     infeasible : str or None
         Why no placement can exist.
+    expert_tp : int
+        GPUs that share one expert.
+    memory_binds : bool
+        Whether a working GPU has memory for fewer replicas than its slots over all layers.
+    advice : Advice or None
+        Where no placement can exist, or memory binds: single changes that suffice, and those that do not.
     schema : str
         Name and version of the JSON that this becomes.
     """
@@ -145,6 +152,9 @@ class Description:
     wire_us: float | None
     estimate: Estimate
     infeasible: str | None
+    expert_tp: int
+    memory_binds: bool
+    advice: Advice | None
     schema: Literal["moe-placer/description/1"] = "moe-placer/description/1"
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +203,9 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
         estimate=estimate(instance, usable_cores(), dags=True),
         infeasible=why_infeasible(instance),
+        expert_tp=instance.parallelism.expert_tp,
+        memory_binds=memory_binds(instance),
+        advice=advise(instance),
     )
 
 
@@ -287,13 +300,14 @@ def _size_lines(d: Description) -> list[str]:
     if d.redundant_slots_in_all is not None:
         budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
         has = f"{budget}, at most; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
+    size = f"{d.expert_mb:,.2f} MB on {'a GPU' if d.expert_tp == 1 else f'each of {d.expert_tp} GPUs'}"
     return [
         f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, "
         f"on {d.gpus:,} GPUs{called}{failed} in {d.nodes} nodes.",
         f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
-        f"Sizes: an expert takes {d.expert_mb:,.2f} MB on a GPU, a token {d.token_bytes:,.0f} bytes on the wire{back}.",
+        f"Sizes: an expert takes {size}, a token {d.token_bytes:,.0f} bytes on the wire{back}.",
     ]
 
 
@@ -345,5 +359,9 @@ def _verdict_lines(d: Description) -> list[str]:
     if d.infeasible:
         lines.append(f"Verdict: INFEASIBLE. {d.infeasible}")
     else:
+        if d.memory_binds:
+            lines.append("Memory: on some GPUs it ends before the slots do, so layers compete for it.")
         lines.append("Verdict: feasible. Slots, memory, pins and the distance between replicas leave a placement.")
+    if d.advice is not None:
+        lines.append(f"Advice: {d.advice}")
     return lines

@@ -21,7 +21,7 @@ from moe_placer.cli.options import (
     refute_dags,
     trace_option,
 )
-from moe_placer.errors import GapError, UsageError, visible
+from moe_placer.errors import GapError, InfeasibleError, UsageError, visible
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
@@ -162,16 +162,22 @@ def _place(
 
     wish = listen("stopping: keeping the best placement so far (again to give up)")
     with show_progress(instance.name, limits.time_s, quiet) as progress:
-        return place(
-            instance,
-            solver=solver,
-            limits=limits,
-            seed=seed,
-            start=start,
-            progress=progress,
-            interrupted=wish,
-            cool_gpus=cool_gpus,
-        )
+        try:
+            return place(
+                instance,
+                solver=solver,
+                limits=limits,
+                seed=seed,
+                start=start,
+                progress=progress,
+                interrupted=wish,
+                cool_gpus=cool_gpus,
+            )
+        except InfeasibleError as error:
+            from moe_placer.problem.advice import advise
+
+            advice = advise(instance)
+            raise error if advice is None else InfeasibleError(f"{error} {advice}") from None
 
 
 def _check_gate(gap: float | None) -> None:

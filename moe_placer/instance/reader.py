@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance.contradictions import find_contradictions
+from moe_placer.instance.expert_tp import with_chosen_expert_tp, with_whole_experts
 from moe_placer.instance.gpu_presets import with_preset
 from moe_placer.instance.instance import Instance
 from moe_placer.instance.wording import Loc, expected, found, real_path, shown
@@ -82,7 +83,8 @@ def _checked(document: Document) -> Instance:
         fields = "a section of `field: value` lines"
         raise InputError([*document.mistakes, Mistake(what, fields, file=document.file, line=document.line(()))])
     try:
-        instance = Instance.model_validate(document.data)
+        whole = Instance.model_validate(with_whole_experts(document.data))
+        instance = with_chosen_expert_tp(document.data, whole)
     except ValidationError as error:
         mistakes = _wrong_fields(error, document)
     except InputError as error:
@@ -104,7 +106,7 @@ def _wrong_fields(error: ValidationError, document: Document) -> list[Mistake]:
         mistake = Mistake(found(detail), should, dotted(path), document.file, document.line(path))
         wrong.setdefault((mistake.line, mistake.path), mistake)
     sections: dict[str, Any] = {}
-    data = with_preset(document.data)
+    data = with_preset(with_whole_experts(document.data))
     for name, info in Instance.model_fields.items():
         with contextlib.suppress(ValidationError):
             value = data.get(name, info.get_default(call_default_factory=True))

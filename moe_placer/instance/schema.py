@@ -169,6 +169,12 @@ class Cluster(Section):
         return 1 if self.nics is None else min(self.nics.per_node, self.gpus_per_node)
 
 
+def _or_auto(schema: dict[str, Any]) -> None:
+    """Let editors offer the word that is replaced by a number when a file is read."""
+    number = {key: schema.pop(key) for key in ("type", "minimum", "maximum")}
+    schema["anyOf"] = [number, {"const": "auto"}]
+
+
 class Parallelism(Section):
     """How attention and dense layers are parallelised, and experts sharded and grouped."""
 
@@ -176,7 +182,14 @@ class Parallelism(Section):
         1, ge=1, le=MAX_GPUS, description="Data-parallel groups; group r: nodes [r*nodes/dp, (r+1)*nodes/dp)."
     )
     attention_tp: int = Field(1, ge=1, le=MAX_GPUS, description="GPUs that share attention, dense MLPs and embeddings.")
-    expert_tp: int = Field(1, ge=1, le=256, description="GPUs of one node that share one expert, a slot on each.")
+    expert_tp: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="GPUs of one node that share one expert, a slot on each; auto, in a file: the fewest with which "
+        "slots and memory hold all replicas.",
+        json_schema_extra=_or_auto,
+    )
 
 
 class RedundantSlots(Section):

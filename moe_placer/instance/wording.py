@@ -131,6 +131,8 @@ def _hint(path: Loc, kind: str, value: Any) -> str:
     """Say what else may stand there, or how a number is written."""
     if path == ("cluster", "gpu") and isinstance(value, str):
         return f", or one of {', '.join(NAMES)}"
+    if path == ("parallelism", "expert_tp") and isinstance(value, str) and not _LOOKS_LIKE_A_NUMBER.match(value):
+        return " or auto"
     if isinstance(value, float) and kind in {"int_type", "int_from_float"} and value.is_integer():
         return " without a decimal point"
     if not isinstance(value, str) or kind not in {"int_type", "float_type"} or not _LOOKS_LIKE_A_NUMBER.match(value):

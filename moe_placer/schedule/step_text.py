@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moe_placer.instance.sizes import GB
+from moe_placer.schedule.memory_limits import longest_context, most_tokens
 from moe_placer.schedule.simulate import Timeline
 from moe_placer.schedule.step_figures import Figures, plan_holds, planned_shares
 
@@ -124,12 +125,23 @@ def _more(timeline: Timeline, figures: Figures) -> list[str]:
         f"weights {memory.weights[full] / GB:,.1f}, KV cache {memory.kv_cache[full] / GB:,.1f}{kept}, "
         f"activations {memory.activations[full] / GB:,.1f}"
     )
-    fits = "fits" if memory.fits else "DOES NOT FIT: use fewer tokens per GPU, a shorter context, or more GPUs"
+    fits = "fits" if memory.fits else _would_fit(timeline, figures)
     lines.append(
         f"Memory: {memory.high_water[full] / GB:,.1f} GB at its height on GPU {full} ({parts} GB), of "
         f"{memory.size[full] / GB:,.1f} GB: {fits}."
     )
     return lines
+
+
+def _would_fit(timeline: Timeline, figures: Figures) -> str:
+    """Say which batch fits memory, and in decode which context."""
+    workload, memory = timeline.workload, figures.memory
+    most = most_tokens(memory, workload.batch(timeline.program.instance))
+    told = f"at most {most:,.4g} tokens per GPU fit"
+    if workload.phase == "decode":
+        longest = longest_context(memory, workload.context)
+        told += f", or a context of {longest:,.4g} tokens" if longest >= 1 else ", at any context"
+    return f"DOES NOT FIT: {told}"
 
 
 def _ms(us: float) -> str:

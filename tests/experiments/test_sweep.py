@@ -30,12 +30,12 @@ from moe_placer.experiments.sweep.sweep import (
     expert_parallelism,
     list_points,
     make_plan,
-    most_tokens,
     run_points,
 )
 from moe_placer.experiments.sweep.sweep_page import build_page
 from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
+from moe_placer.schedule.memory_limits import longest_context, most_tokens
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
 from moe_placer.schedule.step_figures import SHARES, find_figures
@@ -262,6 +262,15 @@ def test_the_most_tokens_just_fit(phase: Any, reserved_gb: float) -> None:
     most = most_tokens(memory, 7.0)
     assert find_figures(simulate(program, Workload(phase, most * 0.9999, 100.0))).memory.fits
     assert not find_figures(simulate(program, Workload(phase, most * 1.0001, 100.0))).memory.fits
+
+
+def test_the_longest_context_just_fits() -> None:
+    program = plan().program
+    memory = find_figures(simulate(program, Workload("decode", 7.0, 100.0))).memory
+    longest = longest_context(memory, 100.0)
+    assert find_figures(simulate(program, Workload("decode", 7.0, longest * 0.9999))).memory.fits
+    assert not find_figures(simulate(program, Workload("decode", 7.0, longest * 1.0001))).memory.fits
+    assert longest_context(replace(memory, size=memory.weights), 100.0) == 0
 
 
 def test_the_degree_of_expert_parallelism() -> None:

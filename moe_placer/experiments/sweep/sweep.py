@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from moe_placer.errors import UsageError
@@ -16,9 +15,10 @@ from moe_placer.experiments.compare.metrics import find_dispatch_us
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import FatTree
 from moe_placer.placement import Placement
+from moe_placer.schedule.memory_limits import most_tokens
 from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.simulate import simulate
-from moe_placer.schedule.step_figures import Memory, find_figures, planned_shares
+from moe_placer.schedule.step_figures import find_figures, planned_shares
 from moe_placer.schedule.workload import Phase, Workload
 from moe_placer.traffic.recording import Traffic
 from moe_placer.workers import run_each
@@ -31,12 +31,9 @@ __all__ = [
     "expert_parallelism",
     "list_points",
     "make_plan",
-    "most_tokens",
     "run_points",
     "sweep",
 ]
-
-Floats = npt.NDArray[np.float64]
 
 ROW = "moe-placer/sweep/1"
 Row = dict[str, Any]
@@ -184,19 +181,6 @@ def on_fabric(program: Program, oversubscription: float | None) -> Program:
         raise UsageError(f"oversubscription is {oversubscription:g}, expected 0.01 to 1000") from None
     cluster = instance.cluster.model_copy(update={"fabric": other})
     return replace(program, instance=instance.model_copy(update={"cluster": cluster}))
-
-
-def most_tokens(memory: Memory, tokens_per_gpu: float) -> float:
-    """Return the most tokens per GPU that every GPU's memory holds: all but weights and what is reserved grows."""
-    free = memory.size - memory.weights
-    reserved = _that_fit(free - memory.kv_reserved, memory.activations / tokens_per_gpu)
-    return min(reserved, _that_fit(free, (memory.kv_cache + memory.activations) / tokens_per_gpu))
-
-
-def _that_fit(free: Floats, per_token: Floats) -> float:
-    """Return the most tokens with which no GPU needs more than it has free; 0 where one has nothing free."""
-    most = np.divide(free, per_token, out=np.where(free >= 0, np.inf, 0.0), where=per_token > 0)
-    return max(0.0, float(most.min()))
 
 
 def run_points(
