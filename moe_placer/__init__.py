@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.replan.budget import Budget
+    from moe_placer.replan.change import Change
     from moe_placer.replan.replan import Replanned, replan
     from moe_placer.result import Status, Stop
     from moe_placer.schedule.step import simulate
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Budget": "replan.budget",
+    "Change": "replan.change",
     "CheckedFile": "engines.plans.export",
     "DefectError": "errors",
     "Draft": "engines.init",
@@ -126,6 +128,7 @@ _HOME = {
 
 __all__ = [
     "Budget",
+    "Change",
     "CheckedFile",
     "DefectError",
     "Draft",

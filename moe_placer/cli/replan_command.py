@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from moe_placer.cli.change_options import build_change, change_options, loss_content, loss_lines
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
 from moe_placer.errors import UsageError
@@ -25,13 +26,15 @@ __all__ = ["replan"]
 PLACEMENT = "placement.json"
 TRANSFERS = "transfers.json"
 CURVE = "curve.json"
-FILES = {PLACEMENT, TRANSFERS, CURVE}
+INSTANCE = "instance.yaml"
+FILES = {PLACEMENT, TRANSFERS, CURVE, INSTANCE}
 
 EXAMPLES = """
 \b
 Examples:
   moe-placer replan instances/h100-128.yaml out/h100-128/placement.json --trace today.npz --max-moves 200
   moe-placer replan instances/eplb-288.yaml now.json --max-bytes 50e9 --curve -o out/next
+  moe-placer replan instances/eplb-288.yaml now.json --failed-gpus 17 --slow-gpu 3=1.3 -o out/without-17
 """
 
 
@@ -50,6 +53,7 @@ Examples:
     type=click.Choice(["links", "gpus", "time"]),
     help="Busiest links, busiest GPUs, or both as time.  [time where placement changes what GPUs compute, else links]",
 )
+@change_options
 @click.option("--inside-nodes", is_flag=True, help="Only moves within a node, over NVLink: busiest GPUs gain.")
 @click.option("--time-limit", default=5.0, show_default=True, metavar="S", help="Seconds of search.")
 @click.option(
@@ -69,6 +73,11 @@ def replan(
     max_seconds: float | None,
     max_stall: float | None,
     minimise: Minimise | None,
+    failed_gpus: str | None,
+    failed_nodes: str | None,
+    drained: str | None,
+    added_nodes: int,
+    slow_gpus: tuple[str, ...],
     inside_nodes: bool,
     time_limit: float,
     fresh_time: float,
@@ -82,7 +91,11 @@ def replan(
 
     A move is a replica that a GPU must load. What need not move stays on its GPU, and where nothing is gained, nothing
     moves. One budget counts for all layers: each move goes to the layer where it gains most (docs/replanning.md).
+
+    What GPUs held that failed or are drained comes back first, elsewhere, and counts as moves; instance.yaml then is
+    the instance without them.
     """
+    from moe_placer.instance.writer import dump_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.replan.budget import Budget
@@ -94,17 +107,23 @@ def replan(
         raise UsageError(f"--fresh-time is {fresh_time:g} s, expected 0 or more")
     budget = Budget(max_moves, max_bytes, max_seconds, max_stall)
     limits = Limits(time_s=time_limit, work=work)
-    opened, now = open_instance(instance, traces), load_placement(current)
-    folder = output or Path("out") / f"{opened.name}-replan"
+    change = build_change(failed_gpus, failed_nodes, drained, added_nodes, slow_gpus)
+    given, now = open_instance(instance, traces), load_placement(current)
+    folder = output or Path("out") / f"{given.name}-replan"
     with only_writer(folder):
-        found = plan(opened, now, budget=budget, minimise=minimise, inside_nodes=inside_nodes, limits=limits, seed=seed)
-        fresh = None
+        found = plan(
+            given, now, budget=budget, minimise=minimise, inside_nodes=inside_nodes, change=change, limits=limits,
+            seed=seed,
+        )  # fmt: skip
+        opened, fresh = found.instance, None
         if fresh_time:
-            scratch = Limits(time_s=fresh_time, workers=usable_cores())
-            fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed)
+            scratch, slow = Limits(time_s=fresh_time, workers=usable_cores()), change.slowness(opened.gpus)
+            fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed, slow)
         with replaced_folder(folder, PLACEMENT, lambda name: name in FILES) as new:
             found.placement.write(new / PLACEMENT)
             write_atomically(new / TRANSFERS, found.transfers.to_json())
+            if opened is not given:
+                write_atomically(new / INSTANCE, dump_instance(opened))
             if curve:
                 write_atomically(new / CURVE, as_json(_curve_content(opened, found)) + "\n")
             names = sorted(path.name for path in new.iterdir() if path.name in FILES)
@@ -123,6 +142,7 @@ def _content(
         "schema": "moe-placer/replan/1",
         "instance": {"name": instance.name, "sha256": instance.sha256},
         "minimise": found.minimise,
+        "loss": loss_content(found.loss),
         "budget_moves": found.budget_moves,
         "bound": found.bound.value if found.bound else None,
         "migration": {
@@ -178,7 +198,9 @@ def _print(
     curve: bool,
     files: list[Path],
 ) -> None:
-    rows = [("current", found.before), ("within the budget", found.after)]
+    for line in loss_lines(found.loss):
+        click.echo(line)
+    rows = [("restored" if found.loss else "current", found.before), ("within the budget", found.after)]
     rows += [(f"fresh plan ({fresh[0]})", fresh[2])] if fresh else []
     allowed = "any number of moves" if found.budget_moves is None else f"at most {found.budget_moves:,} moves"
     click.echo(f"{instance.name}: {allowed}, minimising {_WORDS[found.minimise]}; verified, {found.seconds:.1f} s")
@@ -187,7 +209,8 @@ def _print(
         click.echo(f"No placement within the budget has less than {found.bound.value:,.1f} (re-checked) on its links.")
     share = _share(found, fresh)
     if not found.gains:
-        click.echo("Nothing to gain within the budget: nothing moves.")
+        more = "no more than that" if found.loss else "nothing"
+        click.echo(f"Nothing to gain within the budget: {more} moves.")
     elif share is not None and fresh is not None:
         moved = f"{found.after.moves / fresh[2].moves:.1%}" if fresh[2].moves else "more"
         click.echo(f"{share:.1%} of the fresh plan's gain with {moved} of its moves.")

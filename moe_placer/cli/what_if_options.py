@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.schedule.what_if import Advice, Answer, Question
 
-__all__ = ["answer_content", "answer_lines", "build_question", "what_if_options"]
+__all__ = ["answer_content", "answer_lines", "build_question", "slow_gpus_of", "what_if_options"]
 
 _SHOWN = 5  # experts without a replica that are named
 
@@ -67,17 +67,29 @@ def build_question(slow_gpus: Sequence[str], slow_links: Sequence[str], failed: 
     from moe_placer.schedule.what_if import Question
     from moe_placer.schedule.workload import Condition
 
+    gpus = slow_gpus_of(slow_gpus)
+    links = dict(_pairs("--slow-link", "NAME=SHARE, such as leaf0->spine1=0.5", slow_links))
+    if len(links) < len(slow_links):
+        raise UsageError("--slow-link names a link twice")
+    return Question(Condition(gpus, links), tuple(failed))
+
+
+def slow_gpus_of(texts: Sequence[str]) -> dict[int, float]:
+    """Read ``ID=FACTOR`` of ``--slow-gpu``: GPU to how many times as long it takes.
+
+    Raises
+    ------
+    UsageError
+        Text of another form, or a GPU that is named twice.
+    """
     gpus: dict[int, float] = {}
-    for name, factor in _pairs("--slow-gpu", "ID=FACTOR, such as 17=2", slow_gpus):
+    for name, factor in _pairs("--slow-gpu", "ID=FACTOR, such as 17=2", texts):
         if not name.isdecimal():
             raise UsageError(f"--slow-gpu names {name!r}, expected a global GPU id")
         if int(name) in gpus:
             raise UsageError(f"--slow-gpu names GPU {int(name)} twice")
         gpus[int(name)] = factor
-    links = dict(_pairs("--slow-link", "NAME=SHARE, such as leaf0->spine1=0.5", slow_links))
-    if len(links) < len(slow_links):
-        raise UsageError("--slow-link names a link twice")
-    return Question(Condition(gpus, links), tuple(failed))
+    return gpus
 
 
 def _pairs(option: str, form: str, texts: Sequence[str]) -> Iterator[tuple[str, float]]:

@@ -138,10 +138,7 @@ class Instance(schema.Section):
             field = str(wrong["loc"][0])
             expected = wrong["msg"].removeprefix("Input should be ")
             raise InputError(Mistake(str(changes.get(field)), expected, f"placement.{field}")) from None
-        copy = self.model_copy(update={"placement": placement})
-        copy._directory = self._directory
-        copy._refuse_contradictions()
-        return copy
+        return self._changed(placement=placement)
 
     def with_engine(self, engine: schema.Engine) -> Self:
         """Return this instance for an engine, as ``--engine`` does.
@@ -151,7 +148,33 @@ class Instance(schema.Section):
         InputError
             The instance breaks the engine's rules.
         """
-        copy = self.model_copy(update={"engine": engine})
+        return self._changed(engine=engine)
+
+    def with_hardware(self, added_nodes: int, failed_gpus: Sequence[int]) -> Self:
+        """Return this instance with nodes added after the last one, and with these GPUs marked as failed.
+
+        Where ``traffic.mix`` says what nodes' tokens are like, those of new nodes are like the mean of all others.
+
+        Raises
+        ------
+        InputError
+            The instance cannot be so.
+        """
+        cluster = self.cluster.model_copy(update={"nodes": self.cluster.nodes + added_nodes})
+        placement = self.placement.model_copy(update={"failed_gpus": tuple(failed_gpus)})
+        traffic, mix = self.traffic, getattr(self.traffic, "mix", None)
+        if mix and added_nodes:
+            mean = tuple(sum(column) / len(mix) for column in zip(*mix, strict=True))
+            traffic = traffic.model_copy(update={"mix": (*mix, *[mean] * added_nodes)})
+        return self._changed(cluster=cluster, placement=placement, traffic=traffic)
+
+    def with_redundant_slots(self, count: int) -> Self:
+        """Return this instance with another number of redundant slots in every layer."""
+        replicas = schema.RedundantSlots(redundant_slots=count)
+        return self._changed(placement=self.placement.model_copy(update={"replicas": replicas}))
+
+    def _changed(self, **sections: Any) -> Self:
+        copy = self.model_copy(update=sections)
         copy._directory = self._directory
         copy._refuse_contradictions()
         return copy

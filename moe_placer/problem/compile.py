@@ -78,6 +78,8 @@ class LayerProblem:
         of ``affected`` is then the NIC, which nothing but what GPUs hold loads.
     most_items : int
         Items that the layer may have, where how many is a choice.
+    least_replicas : int
+        Replicas that every expert must have, where how many is a choice.
     """
 
     layer: int
@@ -98,6 +100,7 @@ class LayerProblem:
     coverage: Coverage | None = None
     home: Ints | None = None
     most_items: int = 0
+    least_replicas: int = 1
 
     @property
     def items(self) -> int:
@@ -194,6 +197,8 @@ class Problem:
     by_node : Problem or None
         Where nodes are single GPUs that receive by NICs of their own: the problem of nodes, without these NICs, for
         methods that look at nodes.
+    least_replicas : int
+        Replicas that every expert must have, where how many is a choice.
     """
 
     name: str
@@ -221,6 +226,7 @@ class Problem:
     _change: Floats  # [N, M, N]: (node, affected link, source)
     home: Ints | None = None
     by_node: Problem | None = None
+    least_replicas: int = 1
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -272,6 +278,7 @@ class Problem:
             gpu_price=self.gpu_price,
             home=self.home,
             most_items=self._most_items(len(expert)),
+            least_replicas=self.least_replicas,
         )
 
     def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
@@ -12,16 +13,25 @@ from moe_placer.instance.sizes import expert_bytes
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
-from moe_placer.replan.current import Current, read_current
+from moe_placer.replan.current import read_current
 from moe_placer.replan.task import Figures, Minimise, goal_of
+from moe_placer.replan.transfers import held_by
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import Traffic
 
 __all__ = ["fresh_plan", "measure"]
 
+Floats = npt.NDArray[np.float64]
+
 
 def fresh_plan(
-    instance: Instance, current: Placement, traffic: Traffic, minimise: Minimise, limits: Limits, seed: int = 0
+    instance: Instance,
+    current: Placement,
+    traffic: Traffic,
+    minimise: Minimise,
+    limits: Limits,
+    seed: int = 0,
+    slowness: Floats | None = None,
 ) -> tuple[str, Placement, Figures]:
     """Plan from scratch, as if nothing were placed.
 
@@ -37,6 +47,8 @@ def fresh_plan(
     seed : int
     traffic : Traffic
         Routing statistics of the instance's sources.
+    slowness : float array [GPUs], optional
+        How many times as long each GPU takes to compute.
 
     Returns
     -------
@@ -51,7 +63,7 @@ def fresh_plan(
     measured = {}
     for name, plan in plans.items():
         try:
-            measured[name] = measure(instance, current, plan, traffic, minimise)
+            measured[name] = measure(instance, current, plan, traffic, minimise, slowness)
         except InputError:  # a heuristic whose plan breaks a rule is no plan
             continue
     best = min(measured, key=lambda name: measured[name].value)
@@ -59,9 +71,14 @@ def fresh_plan(
 
 
 def measure(
-    instance: Instance, current: Placement, placement: Placement, traffic: Traffic, minimise: Minimise
+    instance: Instance,
+    current: Placement,
+    placement: Placement,
+    traffic: Traffic,
+    minimise: Minimise,
+    slowness: Floats | None = None,
 ) -> Figures:
-    """Measure any valid placement on any traffic, and count its moves from the current one.
+    """Measure any valid placement on any traffic, and count its moves from the current one, which need not be valid.
 
     Parameters
     ----------
@@ -72,24 +89,20 @@ def measure(
         What ``value`` is, as for `moe_placer.replan`.
     traffic : Traffic
         Routing statistics of the instance's sources.
+    slowness : float array [GPUs], optional
+        How many times as long each GPU takes to compute.
 
     Raises
     ------
     InputError
-        A placement is not one of this instance.
+        The placement is not one of this instance.
     """
     problem = compile_problem(instance, traffic)
-    before, after = read_current(problem, current), read_current(problem, placement)
-    goal = goal_of(problem, minimise)
-    z = busiest = 0.0
-    moves = 0
+    after, goal = read_current(problem, placement), goal_of(problem, minimise)
+    factor = np.ones(instance.gpus) if slowness is None else slowness
+    moves, z, busiest = len(held_by(placement) - held_by(current)), 0.0, 0.0
     for index in range(len(problem)):
         layer = after.problem.layer(index)
         z += layer.z(after.gpu[index] // problem.gpus_per_node)
-        busiest += float(np.bincount(after.gpu[index], layer.load).max())
-        moves += _moves(before, after, index)
+        busiest += float((np.bincount(after.gpu[index], layer.load, instance.gpus) * factor).max())
     return Figures(moves, moves * expert_bytes(instance), z, busiest, goal.links * z + goal.gpus * busiest)
-
-
-def _moves(before: Current, after: Current, index: int) -> int:
-    return int(np.maximum(0, after.held(index) - before.held(index)).sum())

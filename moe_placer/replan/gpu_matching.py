@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,9 +13,12 @@ from moe_placer.problem.compile import LayerProblem
 __all__ = ["match_gpus"]
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
-def match_gpus(layer: LayerProblem, node: Ints, now: LayerProblem, gpu_now: Ints, slots: Ints) -> Ints:
+def match_gpus(
+    layer: LayerProblem, node: Ints, now: LayerProblem, gpu_now: Ints, slots: Ints, has_weights: Bools
+) -> Ints:
     """Return the GPU of each item, where GPUs take one item: those that stay keep theirs, others take what is left.
 
     Parameters
@@ -28,30 +33,33 @@ def match_gpus(layer: LayerProblem, node: Ints, now: LayerProblem, gpu_now: Ints
         Node of each item [items] after the moves.
     gpu_now : int array
         GPU of each item [items] now; -1: none.
+    has_weights : bool array
+        Items [items] of ``now`` whose GPU has their weights; others have to come there, or anywhere else.
     """
     per_node = len(slots) // layer.nodes
     gpu = np.full(layer.items, -1, dtype=np.int64)
     free = set(np.flatnonzero(slots > 0).tolist())
-    own = {(int(e), int(r)): int(g) for e, r, g in zip(now.expert, now.replica, gpu_now, strict=True)}
+    own: dict[tuple[int, int], int] = {}
+    coming: dict[tuple[int, int], int] = {}
+    for e, r, g, has in zip(now.expert, now.replica, gpu_now, has_weights, strict=True):
+        (own if has else coming)[int(e), int(r)] = int(g)
     of_expert: dict[int, list[int]] = {}
     for (e, _), g in own.items():
         of_expert.setdefault(e, []).append(g)
     keys = list(zip(layer.expert.tolist(), layer.replica.tolist(), node.tolist(), strict=True))
-    for i, (e, r, n) in enumerate(keys):
-        mine = own.get((e, r), -1)
-        if mine // per_node == n and mine in free:
-            gpu[i] = mine
-            free.discard(mine)
-    for i, (e, _, n) in enumerate(keys):  # another replica of the expert left this node: its weights are here
-        mine = next((g for g in of_expert.get(e, []) if g // per_node == n and g in free), -1) if gpu[i] < 0 else -1
-        if mine >= 0:
-            gpu[i] = mine
-            free.discard(mine)
-    for i, (_, _, n) in enumerate(keys):
-        if gpu[i] < 0:
-            left = [g for g in range(n * per_node, (n + 1) * per_node) if g in free]
-            if not left:
-                raise DefectError(f"node {n} has no GPU left for what was put there", ["slots"])
-            gpu[i] = left[0]
-            free.discard(left[0])
+    wishes: list[Callable[[int, int, int], Iterable[int]]] = [
+        lambda e, r, _: [own[e, r]] if (e, r) in own else [],
+        lambda e, _r, _: of_expert.get(e, []),  # another replica of the expert left this node: its weights are here
+        lambda e, r, _: [coming[e, r]] if (e, r) in coming else [],
+        lambda _e, _r, n: range(n * per_node, (n + 1) * per_node),
+    ]
+    for wish in wishes:
+        for i, (e, r, n) in enumerate(keys):
+            mine = next((g for g in wish(e, r, n) if g // per_node == n and g in free), -1) if gpu[i] < 0 else -1
+            if mine >= 0:
+                gpu[i] = mine
+                free.discard(mine)
+    if (gpu < 0).any():
+        node_without = int(node[gpu.argmin()])
+        raise DefectError(f"node {node_without} has no GPU left for what was put there", ["slots"])
     return gpu

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.errors import NothingFoundError
 from moe_placer.fabric import link_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts
 from moe_placer.placement import Placement
 from moe_placer.replan.timed import Drop, Timed, in_time
-from moe_placer.replan.transfers import Held, Wires, choose_sources, held_by, read_wires
-from moe_placer.verifier.transfer_file import SCHEMA, DropRecord, TransferRecord, Transfers
+from moe_placer.replan.transfers import Held, Transfer, Wires, choose_sources, held_by, read_wires
+from moe_placer.verifier.transfer_file import SCHEMA, DropRecord, ReloadRecord, TransferRecord, Transfers
 
 __all__ = ["Migration", "migrate"]
 
 Ints = npt.NDArray[np.int64]
+_InTime = tuple[
+    list[Timed], list[Drop], tuple[float, float], dict[int, float]
+]  # with duration, bound, layers' durations
 
 _ROUNDING = 1e-9
 
@@ -39,6 +43,10 @@ class Migration:
         GPU to the experts that it holds at most, beyond what it holds before and after.
     link_bytes : dict
         Bytes on each link between nodes that carries any.
+    lost : tuple of int
+        GPUs that hold nothing any more when it begins.
+    reloads : tuple of (MoE layer, expert, GPU)
+        What no GPU has any more, and is read from where the model is stored, before everything else.
     """
 
     timed: tuple[Timed, ...]
@@ -48,6 +56,8 @@ class Migration:
     layer_us: dict[int, float]
     extra: dict[int, int]
     link_bytes: dict[str, float]
+    lost: tuple[int, ...] = ()
+    reloads: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def longest_layer_us(self) -> float:
@@ -80,6 +90,8 @@ class Migration:
             longest_layer_us=self.longest_layer_us if self.layer_us else None,
             link_bytes=self.link_bytes,
             extra_experts={str(gpu): count for gpu, count in self.extra.items()},
+            lost_gpus=self.lost,
+            reloads=tuple(ReloadRecord(layer=layers[row], expert=e, gpu=gpu) for row, e, gpu in self.reloads),
             gain_us=gain_us if gains else None,
             break_even_steps=float(np.ceil(self.us / gain_us)) if gains and gain_us else None,
             transfers=tuple(
@@ -100,28 +112,79 @@ class Migration:
         )
 
 
-def migrate(instance: Instance, current: Placement, placement: Placement, by_layer: bool = False) -> Migration:
+def migrate(
+    instance: Instance,
+    current: Placement,
+    placement: Placement,
+    by_layer: bool = False,
+    lost: frozenset[int] = frozenset(),
+) -> Migration:
     """Plan the transfers from one placement to another.
 
     Parameters
     ----------
     instance : Instance
     current, placement : Placement
-        Valid placements of the instance.
+        Valid placements of the instance, but for GPUs of the current one that are out of service.
     by_layer : bool
         Whether layers come one after the other instead of all at once.
+    lost : frozenset of int
+        GPUs of the current placement that hold nothing any more.
 
     Raises
     ------
     NothingFoundError
         No GPU has memory for one more expert, and without that nothing can begin.
     """
-    wires, now, then = read_wires(instance), held_by(current), held_by(placement)
-    room = _room(instance)
+    wires, then, room = read_wires(instance), held_by(placement), _room(instance)
+    live = {one for one in held_by(current) if one[2] not in lost}
+    reloads, early = _reload(live, then, room)
+    now = (live | set(reloads)) - early
     transfers = choose_sources(wires, now, then)
-    if not by_layer:
-        table = in_time(wires, transfers, now, then, room)
-        return _migration(wires, table.timed, table.drops, (table.us, table.bound_us), {}, now, then, instance)
+    first = [Drop(*one, 0.0) for one in sorted(early)]
+    plan = _layer_by_layer if by_layer else _all_at_once
+    timed, drops, times, layer_us = plan(wires, transfers, now, then, room)
+    found = _migration(wires, timed, [*first, *drops], times, layer_us, live, then, instance, reloads)
+    return replace(found, lost=tuple(sorted(lost)), reloads=reloads)
+
+
+def _reload(live: Held, then: Held, room: Ints) -> tuple[tuple[tuple[int, int, int], ...], Held]:
+    """Choose where what no GPU has any more is read first, and what makes room for it at once.
+
+    What makes room is no part of the plan, and has another replica.
+    """
+    there = {one[:2] for one in live}
+    used = np.bincount([gpu for _, _, gpu in live], minlength=len(room))
+    holders: dict[tuple[int, int], int] = {}
+    for row, expert, _ in live:
+        holders[row, expert] = holders.get((row, expert), 0) + 1
+    targets: dict[tuple[int, int], list[int]] = {}
+    for row, expert, gpu in sorted(then):
+        if (row, expert) not in there:
+            targets.setdefault((row, expert), []).append(gpu)
+    reloads, early = [], set[tuple[int, int, int]]()
+    for (row, expert), gpus in targets.items():
+        gpu = max(gpus, key=lambda one: (min(1, int(room[one] - used[one])), -one))
+        if used[gpu] >= room[gpu]:
+            goes = sorted(one for one in live - then - early if one[2] == gpu and holders[one[:2]] > 1)
+            if not goes:
+                raise NothingFoundError(f"GPU {gpu} has no memory for an expert that has to be read again")
+            early.add(goes[0])
+            holders[goes[0][:2]] -= 1
+            used[gpu] -= 1
+        used[gpu] += 1
+        reloads.append((row, expert, gpu))
+    return tuple(reloads), early
+
+
+def _all_at_once(wires: Wires, transfers: Sequence[Transfer], now: Held, then: Held, room: Ints) -> _InTime:
+    """Give transfers times, whatever their layers."""
+    table = in_time(wires, transfers, now, then, room)
+    return [*table.timed], [*table.drops], (table.us, table.bound_us), {}
+
+
+def _layer_by_layer(wires: Wires, transfers: Sequence[Transfer], now: Held, then: Held, room: Ints) -> _InTime:
+    """Give transfers times, the layers one after the other."""
     at = bound = 0.0
     timed: list[Timed] = []
     drops: list[Drop] = []
@@ -133,7 +196,7 @@ def migrate(instance: Instance, current: Placement, placement: Placement, by_lay
         timed += [Timed(one.transfer, at + one.start, at + one.end) for one in table.timed]
         drops += [Drop(drop.row, drop.expert, drop.gpu, at + drop.at) for drop in table.drops]
         at, bound, layer_us[row], state = at + table.us, bound + table.bound_us, table.us, after
-    return _migration(wires, timed, drops, (at, bound), layer_us, now, then, instance)
+    return timed, drops, (at, bound), layer_us
 
 
 def _migration(
@@ -145,6 +208,7 @@ def _migration(
     now: Held,
     then: Held,
     instance: Instance,
+    reloads: Sequence[tuple[int, int, int]],
 ) -> Migration:
     size, own = expert_bytes(instance), instance.cluster.fabric.node_gb_per_s / instance.cluster.gpus_per_node
     carried = np.zeros(len(wires.links))
@@ -152,16 +216,19 @@ def _migration(
         carried += wires.share[wires.between(one.transfer)]
     carried *= size * link_bandwidths(instance, wires.links) / own
     links = {wires.links[k]: float(carried[k]) for k in np.flatnonzero(carried)}
-    return Migration(tuple(timed), tuple(drops), *times, layer_us, _extra(timed, drops, now, then), links)
+    return Migration(tuple(timed), tuple(drops), *times, layer_us, _extra(timed, drops, now, then, reloads), links)
 
 
-def _extra(timed: Sequence[Timed], drops: Sequence[Drop], now: Held, then: Held) -> dict[int, int]:
+def _extra(
+    timed: Sequence[Timed], drops: Sequence[Drop], now: Held, then: Held, reloads: Sequence[tuple[int, int, int]]
+) -> dict[int, int]:
     """Count the experts that each GPU holds at most, beyond what it holds before and after."""
     named = [gpu for _, _, gpu in now | then] + [one.transfer.target for one in timed]
     gpus = max(named, default=0) + 1
     before, after = (np.bincount([gpu for _, _, gpu in held], minlength=gpus) for held in (now, then))
     held, most = before.copy(), before.copy()
     events = [(one.start, 1, one.transfer.target) for one in timed] + [(drop.at, 0, drop.gpu) for drop in drops]
+    events += [(0.0, 1, gpu) for _, _, gpu in reloads]
     for _, comes, gpu in sorted(events):
         held[gpu] += 1 if comes else -1
         most[gpu] = max(most[gpu], held[gpu])

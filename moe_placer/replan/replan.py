@@ -17,10 +17,13 @@ from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.replan.allocation import allocate
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.budget_bound import BudgetBound, bound_budget
-from moe_placer.replan.current import read_current
+from moe_placer.replan.change import Change
+from moe_placer.replan.current import Current, read_current
 from moe_placer.replan.curve import Curve, Point
 from moe_placer.replan.migration import Migration, migrate
-from moe_placer.replan.task import Figures, Minimise, Task, default_goal
+from moe_placer.replan.restore import Loss, read_survivors
+from moe_placer.replan.task import Figures, Minimise, Task, default_goal, goal_of
+from moe_placer.replan.trades import Goal
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 from moe_placer.verifier.transfer_file import Transfers
@@ -44,6 +47,11 @@ class Replanned:
     placement : Placement
     before, after : Figures
         The current placement and this one, on the new traffic.
+    instance : Instance
+        As it is now: without the GPUs that are out of service, with nodes that came.
+    loss : Loss or None
+        What went out of service and had to come back first; ``before`` is then the placement with that restored. None
+        where the current placement can run as it is.
     curve : tuple of Figures
         The best found for several budgets, by moves; the first is what runs now, the last the best of all.
     budget_moves : int or None
@@ -62,6 +70,8 @@ class Replanned:
     """
 
     placement: Placement
+    instance: Instance
+    loss: Loss | None
     before: Figures
     after: Figures
     curve: tuple[Figures, ...]
@@ -88,11 +98,15 @@ def replan(
     budget: Budget | None = None,
     minimise: Minimise | None = None,
     inside_nodes: bool = False,
+    change: Change | None = None,
     limits: Limits | None = None,
     seed: int = 0,
     check: bool = True,
 ) -> Replanned:
     """Improve the current placement on new traffic by few moves, in memory: no files, no drawings.
+
+    Where GPUs are out of service, what they held comes back first, elsewhere: experts that no GPU has any more before
+    all others. What comes back counts as moves.
 
     Parameters
     ----------
@@ -108,6 +122,8 @@ def replan(
         Absent: ``time`` where placement changes what GPUs compute, else ``links``; ``gpus`` with ``inside_nodes``.
     inside_nodes : bool
         Only moves within a node: over NVLink.
+    change : Change, optional
+        GPUs that failed, drain, came or are slow since the current placement was made; the instance is changed by it.
     limits : Limits, optional
         Seconds or deterministic effort of the search; absent: 5 s.
     seed : int
@@ -119,8 +135,11 @@ def replan(
     ------
     InputError
         The current placement is of another model or cluster, or breaks a rule.
+    InfeasibleError
+        What is left of the cluster holds no placement, or more has to come back than the budget allows.
     NothingFoundError
-        The instance is of a kind that is not replanned: sharded experts, tokens sent once per place, the aggregate.
+        The instance is of a kind that is not replanned: sharded experts, tokens sent once per place, the aggregate. Or
+        what has to come back finds no place, or no time within the budget.
     DefectError
         The verifier disagrees: a defect of this program.
     """
@@ -129,19 +148,21 @@ def replan(
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
     deadline = replace(limits.deadline, at=min(limits.deadline.at, begun + limits.time_s))
+    change, budget = change or Change(), budget or Budget()
+    instance = change.applied_to(instance)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = compile_problem(instance, traffic)
     _refuse(problem)
-    now = read_current(problem, current)
-    minimise = minimise or default_goal(problem, inside_nodes)
+    slowness, most = change.slowness(instance.gpus), budget.most_moves(instance)
+    minimise = minimise or default_goal(problem, inside_nodes, slowness is not None)
+    out = _out_of_service(instance, change)
+    now, loss = _read(problem, current, out, goal_of(problem, minimise, slowness), most, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
-    task = Task(instance, now, weights, minimise)
-    budget = budget or Budget()
-    most = budget.most_moves(instance)
+    task = Task(instance, now, weights, minimise, slowness)
     curves = [Curve(start, task.goal, inside_nodes, _least(most, start.layer.items)) for start in task.starts]
     search_until = min(deadline.at, begun + _SEARCH * limits.time_s)
     _search(curves, limits, replace(deadline, at=search_until), seed)
-    divided, placement, migration = _within(_Divided(task, curves, most), budget, current, traffic, seed)
+    divided, placement, migration = _within(_Divided(task, curves, most), budget, current, traffic, seed, out[0])
     before, after = task.figures([curve.current for curve in curves]), task.figures(divided.chosen)
     bound = None
     if most is not None and not inside_nodes:
@@ -154,19 +175,50 @@ def replan(
     verification = _verified(instance, placement, traffic, current, transfers) if check else None
     seconds = time.monotonic() - begun
     return Replanned(
-        placement, before, after, divided.curve, most, bound, migration, transfers, minimise, verification, traffic,
-        seconds,
+        placement, instance, loss, before, after, divided.curve, most, bound, migration, transfers, minimise,
+        verification, traffic, seconds,
     )  # fmt: skip
 
 
+def _out_of_service(instance: Instance, change: Change) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the GPUs that hold nothing any more, and those that still send what they hold."""
+    per_node = instance.cluster.gpus_per_node
+    drained = change.out_of_service(per_node) - change.gone(per_node)
+    return frozenset(instance.placement.failed_gpus) - drained, drained
+
+
+def _read(
+    problem: Problem,
+    current: Placement,
+    out: tuple[frozenset[int], frozenset[int]],
+    goal: Goal,
+    most: int | None,
+    inside_nodes: bool,
+) -> tuple[Current, Loss | None]:
+    """Read the current placement; where it cannot run as it is, what is missing is added first."""
+    asked = problem.replicas.sum(axis=1).tolist()
+    free = problem.replicas_are_free and problem.redundant_in_all is None
+    others = free and [sum(map(len, row)) for row in current.gpu] != asked
+    touched = any(gpu in out[0] | out[1] for row in current.gpu for e in row for gpu in e)
+    if not (others or touched):
+        return read_current(problem, current), None
+    now, loss = read_survivors(problem, current, *out, goal, most)
+    if inside_nodes and loss.restored:
+        raise NothingFoundError(
+            f"{loss.restored:,} replicas have to come back first, which moves inside nodes cannot do: replan without "
+            "inside_nodes first"
+        )
+    return now, loss
+
+
 def _within(
-    divided: _Divided, budget: Budget, current: Placement, traffic: Traffic, seed: int
+    divided: _Divided, budget: Budget, current: Placement, traffic: Traffic, seed: int, lost: frozenset[int]
 ) -> tuple[_Divided, Placement, Migration]:
     """Take away moves until the transfers keep to the limits on time, and return what is left."""
     task = divided.task
     while True:
         placement = task.placement(traffic, divided.chosen, seed)
-        migration = migrate(task.instance, current, placement, by_layer=budget.stall_ms is not None)
+        migration = migrate(task.instance, current, placement, budget.stall_ms is not None, lost)
         stalled = [
             row for row, us in migration.layer_us.items() if budget.stall_ms is not None and us > 1e3 * budget.stall_ms
         ]
@@ -278,12 +330,17 @@ class _Divided:
         for row in rows:
             moves = self.chosen[row].moves
             self.points[row] = [point for point in self.points[row] if point.moves < moves]
+            if not self.points[row]:
+                layer = self.task.problem.moe_layers[row]
+                raise NothingFoundError(f"layer {layer}: what has to come back takes longer than the budget allows")
         self._divide(self.spent)
 
     def reduce(self, share: float) -> None:
         """Leave all layers together about this share of their moves, and fewer than they have."""
-        moves = sum(point.moves for point in self.chosen)
-        self._divide(min(moves - 1, int(share * moves)))
+        moves, least = sum(point.moves for point in self.chosen), sum(row[0].moves for row in self.points)
+        if moves == least:
+            raise NothingFoundError("what has to come back takes longer than the budget allows")
+        self._divide(max(least, min(moves - 1, int(share * moves))))
 
     def _choose(self, budget: int) -> list[Point]:
         return [row[at] for row, at in zip(self.points, self.allocation.choose(budget), strict=True)]
@@ -291,7 +348,9 @@ class _Divided:
     @property
     def curve(self) -> tuple[Figures, ...]:
         """Measure the best found for budgets that double, up to the one that is given."""
-        budgets = sorted({0, self.spent, *(self.spent >> shift for shift in range(_SHOWN))})
+        least = sum(row[0].moves for row in self.points)
+        more = self.spent - least
+        budgets = sorted({least, self.spent, *(least + (more >> shift) for shift in range(_SHOWN))})
         found: list[Figures] = []
         for budget in budgets:
             figures = self.task.figures(self._choose(budget))

@@ -98,7 +98,7 @@ def _candidates(state: LayerState, target_z: float) -> tuple[Ints, Ints, Ints]:
     """List what goes, what comes, and where: into the slot that becomes free, or the coldest free one."""
     layer = state.layer
     replicas = count_replicas(layer)
-    could_go = np.flatnonzero((replicas[layer.expert] > 1) & (layer.pinned < 0))
+    could_go = np.flatnonzero((replicas[layer.expert] > layer.least_replicas) & (layer.pinned < 0))
     if not len(could_go):
         return could_go, could_go, could_go
     item, expert = np.divmod(np.arange(len(could_go) * len(replicas)), len(replicas))
@@ -156,11 +156,11 @@ def _loads(state: LayerState, item: Ints, expert: Ints, place: Ints) -> Floats:
     """Tokens of every GPU [changes, places] after each change."""
     layer = state.layer
     replicas, load = count_replicas(layer), np.bincount(layer.expert, layer.load)
-    loads = np.tile(state.gpu_load, (len(item), 1))
+    change = np.zeros((len(item), len(state.gpu_load)))
     rows = np.arange(len(item))
     e = layer.expert[item]
-    loads += state.on[e] * (load[e] * (1 / (replicas[e] - 1) - 1 / replicas[e]))[:, None]
-    loads[rows, state.place[item]] -= load[e] / (replicas[e] - 1)
-    loads += state.on[expert] * (load[expert] * (1 / (replicas[expert] + 1) - 1 / replicas[expert]))[:, None]
-    loads[rows, place] += load[expert] / (replicas[expert] + 1)
-    return loads
+    change += state.on[e] * (load[e] * (1 / (replicas[e] - 1) - 1 / replicas[e]))[:, None]
+    change[rows, state.place[item]] -= load[e] / (replicas[e] - 1)
+    change += state.on[expert] * (load[expert] * (1 / (replicas[expert] + 1) - 1 / replicas[expert]))[:, None]
+    change[rows, place] += load[expert] / (replicas[expert] + 1)
+    return np.asarray(state.gpu_load + state.slowness * change)

@@ -44,7 +44,8 @@ class Figures:
     total_z : float
         Sum over layers of the busiest link's cost (tokens per step at node-link speed).
     busiest_gpu : float
-        Sum over layers of the tokens per step of the busiest GPU.
+        Sum over layers of the tokens per step of the busiest GPU; those of a slow one count as many times as it takes
+        longer.
     value : float
         What was minimised.
     """
@@ -56,25 +57,34 @@ class Figures:
     value: float
 
 
-def default_goal(problem: Problem, inside_nodes: bool) -> Minimise:
+def default_goal(problem: Problem, inside_nodes: bool, slow: bool = False) -> Minimise:
     """Return what counts where nobody says: both links and GPUs, where placement changes what GPUs compute."""
     if inside_nodes:
         return "gpus"
-    return "time" if problem.capacity.per_gpu > 1 or problem.replicas_are_free else "links"
+    return "time" if problem.capacity.per_gpu > 1 or problem.replicas_are_free or slow else "links"
 
 
-def goal_of(problem: Problem, minimise: Minimise) -> Goal:
-    """Return the weights of links and GPUs in what is minimised."""
+def goal_of(problem: Problem, minimise: Minimise, slowness: Floats | None = None) -> Goal:
+    """Return the weights of links and GPUs in what is minimised, and how slow GPUs are where any is."""
     price = problem.gpu_price or 1.0
-    return {"links": Goal(1.0, 0.0), "gpus": Goal(0.0, price), "time": Goal(1.0, price)}[minimise]
+    links, gpus = {"links": (1.0, 0.0), "gpus": (0.0, price), "time": (1.0, price)}[minimise]
+    return Goal(links, gpus, slowness)
 
 
 class Task:
     """The layers as they are now, and how points become a placement."""
 
-    def __init__(self, instance: Instance, now: Current, known: Sequence[Floats | None], minimise: Minimise) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        now: Current,
+        known: Sequence[Floats | None],
+        minimise: Minimise,
+        slowness: Floats | None = None,
+    ) -> None:
         self.instance, self.now, self.problem, self.minimise = instance, now, now.problem, minimise
-        self.goal = goal = goal_of(now.problem, minimise)
+        self.slowness = slowness
+        self.goal = goal = goal_of(now.problem, minimise, slowness)
         # A GPU of one slot computes what its item brings, wherever that is: then nodes suffice as places.
         self.per_place = self.problem.gpus_per_node if goal.gpus == 0 and self.problem.capacity.per_gpu == 1 else 1
         self.starts: list[LayerStart] = []
@@ -86,7 +96,8 @@ class Task:
             bound = largest(tried_bounds)
             self.bounds.append(bound)
             slots = self.problem.capacity.slots[index].reshape(-1, self.per_place).sum(axis=1)
-            gpus = int(np.count_nonzero(self.problem.capacity.slots[index]))
+            works = self.problem.capacity.slots[index] > 0
+            speed = works.astype(np.float64) if slowness is None else works / slowness  # of a GPU that is not slow: 1
             alone = 0.0 if self.problem.replicas_are_free else float(layer.load.max(initial=0.0))
             self.starts.append(
                 LayerStart(
@@ -95,7 +106,7 @@ class Task:
                     now.held(index, self.per_place),
                     slots,
                     bound.value,
-                    max(alone, float(layer.load.sum()) / max(1, gpus)),
+                    max(alone, float(layer.load.sum()) / max(1.0, float(speed.sum()))),
                 )
             )
 
@@ -112,9 +123,26 @@ class Task:
             moves,
             moves * expert_bytes(self.instance),
             sum(point.z for point in points),
-            sum(_busiest(point, self.per_place) for point in points),
+            sum(self._busiest(index, point) for index, point in enumerate(points)),
             sum(point.value for point in points),
         )
+
+    def _busiest(self, index: int, point: Point) -> float:
+        """Tokens of the busiest GPU; a slow one's count as many times as it takes longer."""
+        if self.per_place == 1 and point.busiest_gpu:
+            return point.busiest_gpu
+        if self.slowness is None and self.per_place > 1:  # GPUs take one item each
+            return float(point.layer.load.max())
+        slowness = np.ones(len(self.problem.capacity.memory_slots)) if self.slowness is None else self.slowness
+        return float((np.bincount(self._gpus(index, point), point.layer.load, len(slowness)) * slowness).max())
+
+    def _gpus(self, index: int, point: Point) -> Ints:
+        """GPU of each item; where places are nodes, those that stay keep theirs."""
+        if self.per_place == 1:
+            return point.place
+        start, slots = self.starts[index], self.problem.capacity.slots[index]
+        has_weights = self.now.has_weights(index)
+        return match_gpus(point.layer, point.place, start.layer, self.now.gpu[index], slots, has_weights)
 
     def gain_us(self, before: Figures, after: Figures) -> float:
         """Return the microseconds that a step gains: links, there and back, and busiest GPUs."""
@@ -135,11 +163,7 @@ class Task:
         )
 
     def _result(self, index: int, point: Point) -> LayerResult:
-        problem, gpu = self.problem, point.place
-        if self.per_place > 1:
-            start = self.starts[index]
-            slots = problem.capacity.slots[index]
-            gpu = match_gpus(point.layer, point.place, start.layer, self.now.gpu[index], slots)
+        problem, gpu = self.problem, self._gpus(index, point)
         node = gpu // problem.gpus_per_node
         bound = self._bound(index, point.layer)
         z = point.layer.z(node)
@@ -151,14 +175,3 @@ class Task:
         if not self.problem.replicas_are_free:
             return known
         return best_bound(layer, known.weights) if known.weights is not None else known
-
-
-def _busiest(point: Point, per_place: int) -> float:
-    """Tokens of the busiest GPU; where places are nodes, GPUs take one item each."""
-    return point.busiest_gpu if per_place == 1 and point.busiest_gpu else float(_gpu_loads(point, per_place).max())
-
-
-def _gpu_loads(point: Point, per_place: int) -> Floats:
-    if per_place > 1:
-        return point.layer.load
-    return np.asarray(np.bincount(point.place, point.layer.load), dtype=np.float64)

@@ -32,10 +32,13 @@ class Goal:
     ----------
     links, gpus : float
         Weights; the second is a cost per token. 0: it does not count.
+    slowness : float array [GPUs] or None
+        How many times as long each GPU takes to compute: a token counts as so many; None: all are alike.
     """
 
     links: float
     gpus: float
+    slowness: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,13 @@ class LayerState:
     on : int array [experts, places]
         The same now.
     gpu_load : float array [places]
-        Tokens per step of each GPU; zeros where places are nodes.
+        Tokens per step of each GPU, those of a slow one as many times as it takes longer; zeros where places are nodes.
     """
 
     def __init__(self, layer: LayerProblem, place: Ints, held: Ints, slots: Ints, goal: Goal) -> None:
         self.layer, self.held, self.slots, self.goal = layer, held, slots, goal
         self.per_node = held.shape[1] // layer.nodes
+        self.slowness = np.ones(held.shape[1]) if goal.slowness is None else goal.slowness
         self.place = place.copy()
         self.links = Moves(layer, self.node)
         self._count()
@@ -161,7 +165,7 @@ class LayerState:
         self.taken = np.bincount(self.place, minlength=self.held.shape[1])
         self.gpu_load: Floats = np.zeros(self.held.shape[1])
         if self.goal.gpus:
-            np.add.at(self.gpu_load, self.place, self.layer.load)
+            np.add.at(self.gpu_load, self.place, self.layer.load * self.slowness[self.place])
 
     def _partners(self) -> tuple[Ints, Ints]:
         """Every item, and one free slot of every place that has any (item -1), with their places."""
@@ -181,8 +185,9 @@ class LayerState:
             load = np.append(self.layer.load, 0.0)
             more = load[partners][None, :] - load[items][:, None]  # of the item's GPU
             here, there = self.gpu_load[self.place[items]][:, None], self.gpu_load[places][None, :]
-            gpus = _square(here + more - target_gpu) - _square(here - target_gpu)
-            gpus += _square(there - more - target_gpu) - _square(there - target_gpu)
+            slow_here, slow_there = self.slowness[self.place[items]][:, None], self.slowness[places][None, :]
+            gpus = _square(here + slow_here * more - target_gpu) - _square(here - target_gpu)
+            gpus += _square(there - slow_there * more - target_gpu) - _square(there - target_gpu)
             change += goal.gpus**2 * gpus
         return change
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 
 from moe_placer.instance import Instance
@@ -19,7 +19,7 @@ __all__ = ["check_migration"]
 
 Key = tuple[int, int, int]  # layer, expert, GPU
 
-ROUNDING = 1e-6  # relative, of times and shares
+ROUNDING = 4e-9  # relative, of times and shares: far above what double precision loses, far below any overlap
 
 
 def check_migration(
@@ -44,7 +44,7 @@ def check_migration(
         return found
     replay = _Replay(instance, transfers)
     found += replay.check_transfers()
-    found += replay.check_states(_held(instance, current), _held(instance, placement))
+    found += replay.check_states(_held(instance, current, transfers.lost_gpus), _held(instance, placement))
     found += replay.check_ends()
     found += replay.check_links()
     return [*found, *replay.check_figures()]
@@ -66,20 +66,90 @@ def _check_names(
     for drop in transfers.drops:
         if drop.layer not in layers or drop.expert >= experts or drop.gpu >= instance.gpus:
             yield _wrong(f"expert {drop.expert} is dropped on GPU {drop.gpu}, which is not there")
+    yield from _check_losses(instance, transfers)
+
+
+def _check_losses(instance: Instance, transfers: Transfers) -> Iterator[Violation]:
+    """Only GPUs that failed lost what they held, and only GPUs that work read what is gone."""
+    layers, experts = set(instance.moe_layers), instance.model.experts
+    working = set(range(instance.gpus)) - set(instance.placement.failed_gpus)
+    for reload in transfers.reloads:
+        if reload.layer not in layers or reload.expert >= experts or reload.gpu not in working:
+            yield _wrong(f"expert {reload.expert} is read by GPU {reload.gpu}, which is not there")
+    for gpu in sorted(set(transfers.lost_gpus) & working):
+        yield _wrong("it works, and is said to have lost what it held", gpu=gpu)
 
 
 def _wrong(message: str, layer: int | None = None, expert: int | None = None, gpu: int | None = None) -> Violation:
     return Violation("migration", message, layer, expert, gpu=gpu)
 
 
-def _held(instance: Instance, placement: Placement) -> set[Key]:
+def _held(instance: Instance, placement: Placement, lost: Collection[int] = ()) -> set[Key]:
     return {
         (layer, expert, gpu)
         for row, layer in enumerate(instance.moe_layers)
         for expert in range(len(placement.gpu[row]))
         for replica in placement.shards(row, expert)
         for gpu in replica
+        if gpu not in lost
     }
+
+
+class _States:
+    """What GPUs hold, one event after the other."""
+
+    def __init__(self, before: set[Key]) -> None:
+        self.holds, self.live = set(before), Counter((layer, expert) for layer, expert, _ in before)
+        self.used = Counter(gpu for _, _, gpu in before)
+        self.most = Counter(self.used)
+        self.sending: Counter[Key] = Counter()
+        self.coming: set[Key] = set()
+
+    def drop(self, key: Key) -> Iterator[Violation]:
+        """Forget a replica that another one stands in for, and that is not sent."""
+        self.live[key[:2]] -= key in self.holds
+        if key not in self.holds or self.sending[key] or self.live[key[:2]] < 1:
+            yield _wrong("dropped where it is not, while it is sent, or as the last replica", *key)
+        self.used[key[2]] -= key in self.holds
+        self.holds.discard(key)
+
+    def reload(self, key: Key) -> Iterator[Violation]:
+        """Read an expert that no GPU has."""
+        if self.live[key[:2]] > 0:
+            yield _wrong("read from where the model is stored, although a GPU has it", *key)
+        self.holds.add(key)
+        self.live[key[:2]] += 1
+        self._take(key[2])
+
+    def start(self, source: Key, target: Key) -> Iterator[Violation]:
+        """Begin to send; the memory of the target is taken from now on."""
+        if source not in self.holds or target in self.holds or target in self.coming:
+            yield _wrong(f"sent from GPU {source[2]}, which has it not, or to one that has it", *target)
+        self.sending[source] += 1
+        self.coming.add(target)
+        self._take(target[2])
+
+    def end(self, source: Key, target: Key) -> Iterator[Violation]:
+        """Arrive."""
+        self.sending[source] -= 1
+        self.coming.discard(target)
+        self.holds.add(target)
+        self.live[target[:2]] += 1
+        yield from ()
+
+    def _take(self, gpu: int) -> None:
+        self.used[gpu] += 1
+        self.most[gpu] = max(self.most[gpu], self.used[gpu])
+
+
+def _in_order(events: list[tuple[float, int, int]], slack: float) -> list[tuple[int, int]]:
+    """Sort events (moment, kind, index) by moment, and those of one moment, up to rounding, by kind."""
+    ordered, first, moment = [], -math.inf, 0
+    for at, kind, i in sorted(events):
+        if at - first > slack:
+            first, moment = at, moment + 1
+        ordered.append((moment, kind, i))
+    return [(kind, i) for _, kind, i in sorted(ordered)]
 
 
 class _Replay:
@@ -119,40 +189,25 @@ class _Replay:
 
     def check_states(self, before: set[Key], after: set[Key]) -> Iterator[Violation]:
         """Go through all moments: who holds what, who has memory for what comes, and what the end is."""
-        holds, live = set(before), Counter((layer, expert) for layer, expert, _ in before)
-        used = Counter(gpu for _, _, gpu in before)
-        most = Counter(used)
+        states = _States(before)
         events = [(drop.at_us, 1, i) for i, drop in enumerate(self.file.drops)]
         events += [(one.end_us, 0, i) for i, one in enumerate(self.file.transfers)]
-        events += [(one.start_us, 2, i) for i, one in enumerate(self.file.transfers)]
-        sending: Counter[Key] = Counter()
-        coming: set[Key] = set()
-        for _, kind, i in sorted((round(at / self.slack), kind, i) for at, kind, i in events):
+        events += [(0.0, 2, i) for i in range(len(self.file.reloads))]
+        events += [(one.start_us, 3, i) for i, one in enumerate(self.file.transfers)]
+        for kind, i in _in_order(events, self.slack):
             if kind == 1:
                 drop = self.file.drops[i]
-                key = (drop.layer, drop.expert, drop.gpu)
-                live[key[:2]] -= key in holds
-                if key not in holds or sending[key] or live[key[:2]] < 1:
-                    yield _wrong("dropped where it is not, while it is sent, or as the last replica", *key)
-                used[drop.gpu] -= key in holds
-                holds.discard(key)
-                continue
-            one = self.file.transfers[i]
-            source, target = (one.layer, one.expert, one.source), (one.layer, one.expert, one.target)
-            if kind == 0:
-                sending[source] -= 1
-                coming.discard(target)
-                holds.add(target)
-                live[target[:2]] += 1
-                continue
-            if source not in holds or target in holds or target in coming:
-                yield _wrong(f"sent from GPU {one.source}, which has it not, or to one that has it", *target)
-            sending[source] += 1
-            coming.add(target)
-            used[one.target] += 1
-            most[one.target] = max(most[one.target], used[one.target])
+                yield from states.drop((drop.layer, drop.expert, drop.gpu))
+            elif kind == 2:
+                reload = self.file.reloads[i]
+                yield from states.reload((reload.layer, reload.expert, reload.gpu))
+            else:
+                one = self.file.transfers[i]
+                source, target = (one.layer, one.expert, one.source), (one.layer, one.expert, one.target)
+                yield from states.end(source, target) if kind == 0 else states.start(source, target)
+        most = states.most
         yield from self._check_memory(most, Counter(gpu for _, _, gpu in before), Counter(gpu for _, _, gpu in after))
-        for layer, expert, gpu in sorted(holds ^ after):
+        for layer, expert, gpu in sorted(states.holds ^ after):
             yield _wrong("at the end it is not as in the plan", layer, expert, gpu)
 
     def _check_memory(self, most: Counter[int], before: Counter[int], after: Counter[int]) -> Iterator[Violation]:
@@ -187,9 +242,9 @@ class _Replay:
                 for link, use in self._use(one).items():
                     steps[link] += [(one.start_us, use * speed), (one.end_us, -use * speed)]
         for link, changes in sorted(steps.items()):
-            load = 0.0
-            for _, change in sorted((round(at / self.slack), change) for at, change in changes):
-                load += change
+            load, events = 0.0, [(at, int(change > 0), i) for i, (at, change) in enumerate(changes)]
+            for _, i in _in_order(events, self.slack):
+                load += changes[i][1]
                 if load > 1 + ROUNDING:
                     yield _wrong(f"link {self.network.links[link]} carries {load:.4g} times its bandwidth at once")
                     break

@@ -131,9 +131,10 @@ def budget_bound(
         return 0.0
     move = int(on_grid(np.array([price]), unit)[0])
     total, free = -move * record.max_moves, replicas_are_free(instance)
+    failed = set(instance.placement.failed_gpus)  # what these hold helps nobody: it has to come to another GPU
     for layer, own, held in zip(layers, prices, _held(current), strict=True):
         assert layer.replicas is not None
-        away = _away(instance, network, held)
+        away = _away(instance, network, Counter(one for one in held if one[1] not in failed))
         expert = np.arange(len(away)) if free else np.repeat(np.arange(len(away)), layer.replicas)
         paid = on_grid(own, unit) + move * away[expert]
         if free:

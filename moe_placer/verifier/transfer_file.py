@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationE
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import parse_json, read_bounded
 
-__all__ = ["SCHEMA", "DropRecord", "TransferRecord", "Transfers", "load_transfers"]
+__all__ = ["SCHEMA", "DropRecord", "ReloadRecord", "TransferRecord", "Transfers", "load_transfers"]
 
 SCHEMA = "moe-placer/transfers/1"
 _MAX_BYTES = 512_000_000
@@ -43,6 +43,14 @@ class DropRecord(_Record):
     at_us: NonNegativeFloat = Field(description="Not earlier than this, in microseconds after the beginning.")
 
 
+class ReloadRecord(_Record):
+    """A GPU reads an expert that no GPU has any more from where the model is stored, before everything else."""
+
+    layer: Index
+    expert: Index
+    gpu: Index
+
+
 class Transfers(_Record):
     """A migration from one placement to another, in time.
 
@@ -60,6 +68,10 @@ class Transfers(_Record):
         Bytes that cross each link between nodes; links that carry none are left out.
     extra_experts : dict
         GPU to the experts that it holds at most, beyond what it holds before and after.
+    lost_gpus : tuple of int
+        GPUs that failed: what they held is not there when it begins.
+    reloads : tuple of ReloadRecord
+        Experts that no GPU has any more. How long reading them takes is not part of ``us``.
     gain_us, break_even_steps : float or None
         Microseconds that a step gains, and steps after which the transfers' time is won back; None without a gain.
     """
@@ -74,6 +86,8 @@ class Transfers(_Record):
     longest_layer_us: NonNegativeFloat | None = None
     link_bytes: dict[str, NonNegativeFloat]
     extra_experts: dict[str, Index]
+    lost_gpus: tuple[Index, ...] = ()
+    reloads: tuple[ReloadRecord, ...] = ()
     gain_us: float | None = None
     break_even_steps: NonNegativeFloat | None = None
     transfers: tuple[TransferRecord, ...]
@@ -82,6 +96,9 @@ class Transfers(_Record):
     def to_json(self) -> str:
         """Return the file's text, one transfer a line."""
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for name in ("lost_gpus", "reloads"):
+            if not content[name]:
+                del content[name]
         rows = {key: content.pop(key) for key in ("transfers", "drops")}
         head = json.dumps(content, indent=1)[:-2]
         parts = [f' "{key}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows[key]) + "\n ]" for key in rows]

@@ -246,3 +246,20 @@ def test_a_file_of_transfers_is_read_back(tmp_path: Any) -> None:
     path.write_text(file.to_json().replace('"source": 0', '"source": -1'))
     with pytest.raises(InputError, match=r"transfers\.\d\.source"):
         load_transfers(path)
+
+
+def test_an_overlap_of_a_ten_millionth_is_noticed_and_rounding_is_not() -> None:
+    """GPU 0 sends two experts one after the other; the second is moved forward a little, and takes as long."""
+    changes = {**FOUR, "placement": {"slots_per_gpu": 2}}
+    before, after = [[[0], [0], [2], [3]]], [[[1], [2], [2], [3]]]
+    instance = with_memory(4, **changes)
+    _, file = replayed(instance, before, after)
+    first, second = file.transfers
+    assert second.start_us == pytest.approx(first.end_us)
+    for share, noticed in ((1e-7, True), (1e-9, False)):
+        moved = second.model_copy(
+            update={"start_us": second.start_us - share * file.us, "end_us": second.end_us - share * file.us}
+        )
+        earlier = file.model_copy(update={"us": file.us * (1 - share), "transfers": (first, moved)})
+        found = check_migration(instance, placed(before), placed(after), earlier)
+        assert bool(found) is noticed, [str(one) for one in found]

@@ -22,7 +22,7 @@ class ReplanFigures(TypedDict):
     total_z: float
     """Sum over layers of the busiest link's cost: tokens per step at node-link speed."""
     busiest_gpu: float
-    """Sum over layers of the tokens per step of the busiest GPU."""
+    """Sum over layers of the tokens per step of the busiest GPU; a slow one's count as many times as it is slower."""
     value: float
     """What was minimised."""
 
@@ -60,6 +60,34 @@ class MigrationFigures(TypedDict):
 
 
 @documented
+class GoneExpert(TypedDict):
+    """An expert of which no GPU has the weights any more."""
+
+    layer: int
+    """Index in the model."""
+    expert: int
+    """Its number."""
+
+
+@documented
+class ReplanLoss(TypedDict):
+    """What went out of service with its GPUs."""
+
+    failed_gpus: list[int]
+    """GPUs that failed: what they held is gone."""
+    drained_gpus: list[int]
+    """GPUs that give away what they hold."""
+    replicas: int
+    """On all of them."""
+    gone: list[GoneExpert]
+    """Experts that have to be read from storage."""
+    restored: int
+    """Replicas that come back, or come instead: the least number of moves."""
+    dropped: int
+    """Replicas that go, since slots have become fewer or an expert that was gone needs them."""
+
+
+@documented
 class ReplanResult(TypedDict):
     """What `moe-placer replan --json` prints."""
 
@@ -69,6 +97,8 @@ class ReplanResult(TypedDict):
     """What was replanned."""
     minimise: Literal["links", "gpus", "time"]
     """What was minimised: busiest links, busiest GPUs, or both as time."""
+    loss: ReplanLoss | None
+    """What went out of service and had to come back first; null where the current placement can run as it is."""
     budget_moves: int | None
     """Moves that the budget allows; null for any number."""
     bound: float | None
@@ -78,7 +108,7 @@ class ReplanResult(TypedDict):
     gains: bool
     """Whether anything is gained; else nothing moves."""
     current: ReplanFigures
-    """The placement that runs."""
+    """The placement that runs; with a `loss`, what is left of it with that restored."""
     within_budget: ReplanFigures
     """The placement that was written."""
     fresh: FreshPlan | None
