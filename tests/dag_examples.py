@@ -51,10 +51,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "placement": {"slots_per_gpu": 4},
     },
     "no-dense-layers": {"model": {"dense_layers": []}},
-    "dense-between": {"model": {"dense_layers": [2]}},
     "one-expert": {"model": {"experts": 1, "top_k": 1}},
     "no-tensor-parallelism": {"parallelism": {"attention_tp": 1}},
-    "tensor-parallel-over-nodes": {"parallelism": {"attention_tp": 4}},
+    "tensor-parallel-over-nodes": {
+        "model": {"attention": {"kind": "gqa", "kv_heads": 2}, "shared_expert_hidden_size": 16, "expert_matrices": 3},
+        "parallelism": {"attention_tp": 4},
+    },
     "uneven-tensor-parallelism": {"parallelism": {"attention_tp": 3}},
     "sharded-experts": {"parallelism": {"expert_tp": 2, "dp": 1}},
     "redundant": {
@@ -71,6 +73,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "fractions": {"traffic": {"tokens_per_gpu": 0.37}},
     "many-groups": {"cluster": {"nodes": 6}, "parallelism": {"dp": 6}, "placement": {"slots_per_gpu": 2}},
+    "latent-attention-and-dense-between": {
+        "model": {
+            "dense_layers": [2],
+            "attention": {"kind": "mla", "kv_lora_rank": 24, "qk_rope_head_dim": 8, "q_lora_rank": 40},
+            "shared_expert_hidden_size": 48,
+            "dense_hidden_size": 80,
+            "dense_matrices": 3,
+            "dtype": "fp8",
+            "dtypes": {"scores": "bf16", "kv_cache": "bf16", "gate": "fp32", "head": "bf16", "activations": "bf16"},
+        },
+        "cluster": {"gpu": {"memory_gb": 1.0, "dtype_tflops": {"bf16": 300.0, "fp8": 500.0}}},
+        "placement": {"dispatch_dtype": "fp8", "combine_dtype": "bf16"},
+    },
     "special-characters": {"name": "a<b>&\"c\"'d'{|}; ü→ ]]>--%"},
 }
 

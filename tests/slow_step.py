@@ -11,6 +11,7 @@ from moe_placer.dag.build import build_dag
 from moe_placer.dag.operation import Dag, Operation
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import Gqa, Mla, Model
 from moe_placer.placement import Placement
 from moe_placer.schedule.workload import Condition, Timing, Workload
 from moe_placer.traffic.recording import Traffic
@@ -83,25 +84,48 @@ def cost_of(
     )
 
 
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}
+PART = {"attention": "attention", "gate": "gate", "expert": "experts", "aggregate": "activations"}
+
+
+def precision(instance: Instance, op: Operation) -> str:
+    model, part = instance.model, PART.get(op.kind, "head")
+    if op.kind == "mlp":
+        part = "dense" if op.layer in model.dense_layers else "shared"
+    return (getattr(model.dtypes, part) if model.dtypes else None) or model.dtype
+
+
+def over_context(model: Model, phase: str) -> tuple[float, float, float, str]:
+    """FLOPs for each pair of tokens, values kept of one, over how many GPUs at most, and the dtype of both products."""
+    heads, width, kind = model.attention_heads, model.head_dim, model.attention
+    scores = (model.dtypes.scores if model.dtypes else None) or model.dtype
+    if isinstance(kind, Mla):
+        rope, latent = kind.qk_rope_head_dim, kind.kv_lora_rank
+        on_scores, on_values = (latent + rope, latent) if phase == "decode" else (width + rope, width)
+        return 2 * heads * on_scores + 2 * heads * on_values, latent + rope, 1, scores
+    kept = kind.kv_heads if isinstance(kind, Gqa) else heads
+    return 2 * heads * width + 2 * heads * width, kept * width + kept * width, kept, scores
+
+
 def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, share: float) -> float:
     """µs of computing, on each of the operation's GPUs."""
     gpu, model = instance.cluster.gpu, instance.model
     fed = sum(edge.bytes for edge in dag.incoming(op.id))
     weights = op.bytes_read - fed
-    flops, size = op.flops * share, (op.bytes_read * share if op.kind == "embedding" else weights + fed * share)
+    size = (op.bytes_read * share if op.kind == "embedding" else weights + fed * share) / len(op.gpus)
+    peak = gpu.dtype_tflops.get(precision(instance, op), gpu.peak_tflops)
+    seconds = op.flops * share / len(op.gpus) / (peak * 1e6 * gpu.mfu)
     if op.kind == "attention":
         (shape,) = (edge.shape for edge in dag.incoming(op.id))
-        tokens, width = shape[0] * share, model.attention_heads * model.head_dim
-        value = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}[model.dtype]
-        if workload.phase == "decode":
-            flops += tokens * workload.context * 4 * width
-            size += tokens * workload.context * 2 * width * value
-        else:  # the first token of a sequence sees itself, the last one all
-            flops += tokens * (workload.context + 1) / 2 * 4 * width
-            size += tokens * 2 * width * value
-    calculating = flops / len(op.gpus) / (gpu.peak_tflops * 1e6 * gpu.mfu)
-    reading = size / len(op.gpus) / (gpu.memory_bandwidth_tb_per_s * 1e6 * gpu.memory_utilization)
-    return max(calculating, reading)
+        pair, kept, most, dtype = over_context(model, workload.phase)
+        # In prefill the first token of a sequence sees itself, the last one all.
+        seen = workload.context if workload.phase == "decode" else (workload.context + 1) / 2
+        peak = gpu.dtype_tflops.get(dtype, gpu.peak_tflops)
+        seconds += shape[0] * share * seen * pair / len(op.gpus) / (peak * 1e6 * gpu.mfu)
+        value = BYTES[(model.dtypes.kv_cache if model.dtypes else None) or model.dtype]
+        tokens = shape[0] * share * (workload.context if workload.phase == "decode" else 1)
+        size += tokens * kept * value / min(len(op.gpus), most)
+    return max(seconds, size / (gpu.memory_bandwidth_tb_per_s * 1e6 * gpu.memory_utilization))
 
 
 def fair_rates(crossed: npt.NDArray[np.float64], capacity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -10,9 +10,9 @@ import numpy as np
 from moe_placer.fabric import COST, kinds_in
 from moe_placer.instance import Instance
 from moe_placer.instance.engine_rules import ENGINES
+from moe_placer.instance.model_parts import kv_shards, kv_values, part_bytes
 from moe_placer.instance.schema import Gpu, SharedSlots
 from moe_placer.instance.sizes import (
-    BYTES_PER_VALUE,
     GB,
     combine_wire,
     dispatch_wire,
@@ -236,10 +236,10 @@ def _replicas(instance: Instance) -> list[int]:
 
 
 def _kv_tokens(instance: Instance, free_gb: float) -> int:
-    """Tokens whose keys and values fit: 2 * heads * head_dim values a layer, spread over attention_tp GPUs."""
+    """Tokens whose keys and values fit, spread over the attention_tp GPUs as far as the kind of attention lets them."""
     model = instance.model
-    per_token = 2 * model.attention_heads * model.head_dim * BYTES_PER_VALUE[model.dtype] * model.layers
-    return max(0, int(free_gb * GB * instance.parallelism.attention_tp / per_token))
+    per_token = kv_values(model) * part_bytes(model, "kv_cache") * model.layers
+    return max(0, int(free_gb * GB * kv_shards(model, instance.parallelism.attention_tp) / per_token))
 
 
 def _skew(instance: Instance, traffic: Traffic) -> Skew:

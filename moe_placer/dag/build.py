@@ -13,6 +13,7 @@ from moe_placer.dag.operation import Dag, Operation
 from moe_placer.dag.weave import Weaver
 from moe_placer.fabric import link_us, token_cost
 from moe_placer.instance import Instance
+from moe_placer.instance.model_parts import dense_weights, part_bytes
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 
@@ -92,7 +93,7 @@ def _per_token(instance: Instance, flows: Flows) -> dict[str, list[float]]:
 
 def _begin(weaver: Weaver, tp_groups: list[TpGroup]) -> list[Operation]:
     """Split the tokens over the DP replicas, down to tensor-parallel groups, and embed them."""
-    instance, size = weaver.instance, weaver.precision
+    instance, size = weaver.instance, part_bytes(weaver.instance.model, "head")
     tokens = sum(tp_group.total for tp_group in tp_groups)
     first = first_gpu(instance)
     home = first // instance.cluster.gpus_per_node
@@ -118,14 +119,11 @@ def _begin_inside(weaver: Weaver, tp_groups: list[TpGroup]) -> list[Operation]:
 
 def _add_dense_layer(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation], layer: int) -> list[Operation]:
     """Attention and a dense MLP under tensor parallelism."""
-    model = weaver.instance.model
-    width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
-    after = []
+    model, after = weaver.instance.model, []
     for tp_group, before in zip(tp_groups, hidden, strict=True):
         attended = weaver.attend(tp_group, before, layer)
         mlp = weaver.add(f"L{layer}.mlp.g{tp_group.index}", "mlp", tp_group.gpus, layer, tp_group.group)
-        weights = model.expert_matrices * model.hidden_size * width
-        mlp.flops, mlp.bytes_read = 2 * tp_group.total * weights, weights * weaver.precision
+        weaver.multiply(mlp, tp_group.total, dense_weights(model), "dense")
         weaver.connect(attended, mlp, f"attended.g{tp_group.index}", (tp_group.total, model.hidden_size))
         after.append(weaver.reduce(mlp, tp_group, "mlp_reduce", "mlp", layer))
     return after
@@ -151,10 +149,9 @@ def _predict(weaver: Weaver, tp_group: TpGroup, before: Operation) -> Operation:
     model, g, shape = weaver.instance.model, tp_group.index, (tp_group.total, weaver.instance.model.hidden_size)
     norm = weaver.add(f"norm.g{g}", "norm", tp_group.gpus, group=tp_group.group)
     norm.flops = 4 * tp_group.total * model.hidden_size  # square, add, scale by the norm, scale by the weight
-    norm.bytes_read = model.hidden_size * weaver.precision
+    norm.bytes_read = model.hidden_size * part_bytes(model, "head")
     head = weaver.add(f"head.g{g}", "head", tp_group.gpus, group=tp_group.group)
-    head.flops = 2 * tp_group.total * model.hidden_size * model.vocab_size
-    head.bytes_read = model.hidden_size * model.vocab_size * weaver.precision
+    weaver.multiply(head, tp_group.total, model.hidden_size * model.vocab_size, "head")
     sample = weaver.add(f"sample.g{g}", "sample", tp_group.gpus, group=tp_group.group)
     sample.flops = tp_group.total * model.vocab_size
     weaver.connect(before, norm, f"hidden.g{g}", shape)

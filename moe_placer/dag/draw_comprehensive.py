@@ -45,11 +45,12 @@ STAGES = (
     ("input", "split", "embedding", "embedding_reduce"),
     ("attention", "attention_reduce", "mlp", "mlp_reduce"),
     (
-        *("attention", "attention_reduce", "gate", "gate_scatter", "dispatch_send"),
+        *("attention", "attention_reduce", "gate", "gate_scatter", "mlp", "mlp_reduce", "dispatch_send"),
         *("dispatch_receive", "expert", "expert_reduce", "combine_send", "combine_receive", "aggregate"),
     ),
     ("norm", "head", "sample", "sample_reduce", "gather", "output"),
 )
+_SHARED = frozenset({"mlp", "mlp_reduce"})  # in a MoE layer: of shared experts, where there are some
 CROSSED = frozenset({"dispatch_receive", "combine_receive"})  # columns with room for crossing edges before them
 # Pixels; the smallest text is 9 px at 100%.
 WIDE, HIGH, GAP, CROSSING = 120, 30, 118, 140
@@ -77,6 +78,7 @@ class _Wall(Layout):
         self.title = f"{dag.name}: all layers, every expert on its GPU" + ("; shapes are on the page" if lean else "")
         last = dag.facts["layers"][-1]
         self.kinds: set[str] = {op.kind for op in dag.operations()}
+        self.shares = any(op.layer in dag.facts["links"] for op in dag.operations("mlp"))
         self.stage: dict[str, int] = {}  # of an operation: -1, its layer, or the layer after the last
         self.homes: dict[str, int] = {}
         self.cells: dict[tuple[int, int], list[Operation]] = {}
@@ -100,7 +102,7 @@ class _Wall(Layout):
         index = 0 if stage < 0 else 3 if stage > facts["layers"][-1] else index
         x, columns = 0.0, dict[str, float]()
         for kind in STAGES[index]:
-            if kind in self.kinds:
+            if kind in self.kinds and (index != 2 or kind not in _SHARED or self.shares):
                 x += CROSSING if kind in CROSSED else 0
                 columns[kind] = x
                 x += WIDE + GAP

@@ -30,13 +30,15 @@ CROSSING = 300.0  # where edges between nodes cross each other; no text there
 TALL = 50.0
 SMALL, TEXT = 8.0, 10.0
 # Kind to column; a column is a symbol and what is left of it.
-_TP_GROUP_KINDS = ("input", "attention", "attention_reduce", "gate", "gate_scatter")
+_TP_GROUP_KINDS = ("input", "attention", "attention_reduce", "gate", "gate_scatter", "mlp", "mlp_reduce")
 _TITLES = {
     "input": "Hidden states",
     "attention": "MHA, tensor parallel",
     "attention_reduce": "Sum over shards",
     "gate": "Gating, head GPU",
     "gate_scatter": "Choices to all",
+    "mlp": "Shared experts",
+    "mlp_reduce": "Sum over shards",
     "dispatch_send": "Dispatch: send",
     "dispatch_receive": "Dispatch: receive",
     "expert": "Experts",

@@ -29,7 +29,7 @@ TITLES = {
     "embedding_reduce": "All-reduce",
     "attention": "MHA",
     "attention_reduce": "MHA all-reduce",
-    "mlp": "Dense MLP",
+    "mlp": "MLP",
     "mlp_reduce": "All-reduce",
     "gate": "Gating",
     "gate_scatter": "Gating scatter",

@@ -12,6 +12,7 @@ from moe_placer.dag.flows import LayerFlow
 from moe_placer.dag.groups import TpGroup, node_gpus, ring
 from moe_placer.dag.operation import Operation
 from moe_placer.dag.weave import Weaver
+from moe_placer.instance.model_parts import expert_weights, shared_weights
 from moe_placer.instance.sizes import combine_wire, dispatch_wire
 
 __all__ = ["add_moe_layer"]
@@ -64,10 +65,28 @@ def add_moe_layer(
     moe = _survey(weaver, layer, row)
     attended = [weaver.attend(tp_group, before, layer) for tp_group, before in zip(tp_groups, hidden, strict=True)]
     routed = [_gate(weaver, moe, tp_group, before) for tp_group, before in zip(tp_groups, attended, strict=True)]
+    shared = _share(weaver, moe, tp_groups, attended)
     senders = _send(weaver, moe, tp_groups, attended, routed)
     returned = _compute(weaver, moe, senders)
     back = _combine(weaver, moe, returned)
-    return _aggregate(weaver, moe, tp_groups, attended, routed, back)
+    totals = _aggregate(weaver, moe, tp_groups, attended, routed, back)
+    for tp_group, made, total in zip(tp_groups, shared, totals, strict=bool(shared)):
+        weaver.connect(made, total, f"shared.g{tp_group.index}", (tp_group.total, weaver.instance.model.hidden_size))
+        total.flops += tp_group.total * weaver.instance.model.hidden_size
+    return totals
+
+
+def _share(weaver: Weaver, moe: _Layer, tp_groups: list[TpGroup], attended: list[Operation]) -> list[Operation]:
+    """Add the shared experts, an MLP that all tokens go through on their own GPUs; none where the model has none."""
+    model, made = weaver.instance.model, []
+    if not shared_weights(model):
+        return []
+    for tp_group, before in zip(tp_groups, attended, strict=True):
+        mlp = weaver.add(moe.name(f"mlp.g{tp_group.index}"), "mlp", tp_group.gpus, moe.index, tp_group.group)
+        weaver.multiply(mlp, tp_group.total, shared_weights(model), "shared")
+        weaver.connect(before, mlp, f"attended.g{tp_group.index}", (tp_group.total, model.hidden_size))
+        made.append(weaver.reduce(mlp, tp_group, "mlp_reduce", "mlp", moe.index))
+    return made
 
 
 def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
@@ -104,8 +123,7 @@ def _gate(weaver: Weaver, moe: _Layer, tp_group: TpGroup, attended: Operation) -
     """Gate on the TP group's head GPU, and hand the choices to all of its GPUs."""
     model, g = weaver.instance.model, tp_group.index
     gate = weaver.add(moe.name(f"gate.g{g}"), "gate", tp_group.head, moe.index, tp_group.group)
-    weights = model.hidden_size * model.experts
-    gate.flops, gate.bytes_read = 2 * tp_group.total * weights, weights * weaver.precision
+    weaver.multiply(gate, tp_group.total, model.hidden_size * model.experts, "gate")
     weaver.connect(attended, gate, f"attended.g{g}", (tp_group.total, model.hidden_size))
     if not tp_group.shares:
         return gate
@@ -156,7 +174,6 @@ def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
     """Add receivers and experts; return for each node what makes its experts' results, in the order of ``replicas``."""
     instance, model = weaver.instance, weaver.instance.model
     receivers = _receive(weaver, moe, senders)
-    weights = model.expert_matrices * model.hidden_size * model.expert_hidden_size
     results: dict[int, list[Operation]] = {node: [] for node in receivers}
     tokens = moe.flow.tokens.sum(axis=0).tolist()
     for (expert, replica, gpus), node, count in zip(moe.flow.replicas, moe.home, tokens, strict=True):
@@ -164,7 +181,7 @@ def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
         compute = weaver.add(moe.name(f"expert.{name}"), "expert", gpus, moe.index)
         compute.group = replica if instance.placement.replica_routing == "group" else None
         compute.experts = ((expert, replica),)
-        compute.flops, compute.bytes_read = 2 * count * weights, weights * weaver.precision
+        weaver.multiply(compute, count, expert_weights(model), "experts")
         shared = len(gpus) > 1
         nodes = {gpu // instance.cluster.gpus_per_node for gpu in gpus}
         weaver.connect(receivers[node], compute, f"tokens.{name}", shape)

@@ -12,8 +12,8 @@ __all__ = ["BATCHES", "overlap"]
 BATCHES = 2
 _ONCE = frozenset({"input", "split", "gather", "output"})  # one step, before it is divided and after it is joined
 # The order on a node's GPUs and on the network: two-batch overlap. While one micro-batch's tokens are on the links, the
-# other attends or runs its experts.
-_COMPUTE = (("attention", 0), ("attention", 1), ("expert", 0), ("expert", 1))
+# other attends or runs its experts; shared experts come just before, where there are any.
+_COMPUTE = (("attention", 0), ("attention", 1), ("mlp", 0), ("expert", 0), ("mlp", 1), ("expert", 1))
 _DENSE = (("attention", 0), ("mlp", 0), ("attention", 1), ("mlp", 1))
 _NETWORK = (("dispatch", 0), ("dispatch", 1), ("combine", 0), ("combine", 1))
 

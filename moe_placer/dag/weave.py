@@ -8,7 +8,8 @@ from moe_placer.dag.flows import Flows
 from moe_placer.dag.groups import TpGroup, ring
 from moe_placer.dag.operation import Dag, Edge, Kind, Operation, Shape, Travel, value_bytes
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import BYTES_PER_VALUE, Wire
+from moe_placer.instance.model_parts import Part, attention_weights, dtype_of, part_bytes
+from moe_placer.instance.sizes import Wire
 
 __all__ = ["Weaver"]
 
@@ -21,12 +22,15 @@ class Weaver:
     Attributes
     ----------
     precision : float
-        Bytes of one value of the model.
+        Bytes of one value of a hidden state.
+    dtype : str
+        Its dtype.
     """
 
     def __init__(self, instance: Instance, dag: Dag, flows: Flows) -> None:
         self.instance, self.dag, self.flows = instance, dag, flows
-        self.precision = BYTES_PER_VALUE[instance.model.dtype]
+        self.dtype = dtype_of(instance.model, "activations")
+        self.precision = part_bytes(instance.model, "activations")
         self._links: dict[tuple[int, int], dict[str, float]] = {}
 
     def add(
@@ -95,7 +99,7 @@ class Weaver:
             self.dag.routes.update((pair, self.links(pair)) for pair in routes if pair not in self.dag.routes)
         elif moves and len({*source.gpus, *target.gpus}) > 1:
             travel = "nvlink"
-        dtype = wire.dtype if wire is not None else dtype or self.instance.model.dtype
+        dtype = wire.dtype if wire is not None else dtype or self.dtype
         size = value_bytes(dtype, self.precision)
         for length in shape:
             size *= length
@@ -115,13 +119,27 @@ class Weaver:
         return self._links[pair]
 
     def attend(self, tp_group: TpGroup, before: Operation, layer: int) -> Operation:
-        """Add multi-head attention and the sum over its tensor-parallel shards."""
+        """Add attention, of whichever kind, and the sum over its tensor-parallel shards."""
         model = self.instance.model
-        weights = 4 * model.hidden_size * model.attention_heads * model.head_dim
         attention = self.add(f"L{layer}.attention.g{tp_group.index}", "attention", tp_group.gpus, layer, tp_group.group)
-        attention.flops, attention.bytes_read = 2 * tp_group.total * weights, weights * self.precision
+        self.multiply(attention, tp_group.total, attention_weights(model), "attention")
         self.connect(before, attention, f"hidden.g{tp_group.index}", (tp_group.total, model.hidden_size))
         return self.reduce(attention, tp_group, "attention_reduce", "attention", layer)
+
+    def multiply(self, op: Operation, tokens: float, weights: int, part: Part) -> None:
+        """Have an operation take 2 FLOPs for every token and weight, and read the weights.
+
+        Parameters
+        ----------
+        op : Operation
+        tokens : float
+            Tokens that it works on.
+        weights : int
+            Values of its matrices.
+        part : Part
+            Part of the model whose precision they have.
+        """
+        op.flops, op.bytes_read = 2 * tokens * weights, weights * part_bytes(self.instance.model, part)
 
     def reduce(self, op: Operation, tp_group: TpGroup, kind: Kind, what: str, layer: int | None = None) -> Operation:
         """Add the all-reduce of what a TP group's GPUs computed in part; without tensor parallelism there is none.

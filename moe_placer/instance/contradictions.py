@@ -13,6 +13,7 @@ from moe_placer.instance.schema import (
     AnyTraffic,
     Cluster,
     Dragonfly,
+    Gqa,
     LoadTraffic,
     Model,
     Objective,
@@ -57,6 +58,30 @@ def _layers(model: Model) -> Iterator[Found]:
 def _top_k(model: Model) -> Iterator[Found]:
     if model.top_k > model.experts:
         yield ("model", "top_k"), str(model.top_k), f"at most model.experts ({model.experts})"
+
+
+def _expert_groups(model: Model) -> Iterator[Found]:
+    """Require groups of equal size, and enough experts in those that a token chooses."""
+    groups, top = model.expert_groups, model.top_groups
+    if groups is None or top is None:
+        if (groups is None) != (top is None):
+            absent = "expert_groups" if groups is None else "top_groups"
+            yield ("model", absent), "nothing", "both of expert_groups and top_groups, or neither"
+        return
+    if model.experts % groups:
+        yield ("model", "expert_groups"), str(groups), f"a divisor of model.experts ({model.experts})"
+    elif top > groups:
+        yield ("model", "top_groups"), str(top), f"at most model.expert_groups ({groups})"
+    elif top * (model.experts // groups) < model.top_k:
+        found = f"{top} groups of {model.experts // groups} experts"
+        yield ("model", "top_groups"), found, f"at least model.top_k ({model.top_k}) experts in them"
+
+
+def _attention(model: Model) -> Iterator[Found]:
+    kind = model.attention
+    if isinstance(kind, Gqa) and model.attention_heads % kind.kv_heads:
+        expected = f"a divisor of model.attention_heads ({model.attention_heads})"
+        yield ("model", "attention", "kv_heads"), str(kind.kv_heads), expected
 
 
 def _shares(schedule: Schedule) -> Iterator[Found]:
@@ -278,6 +303,8 @@ def _engine(
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("model",), _layers),
     (("model",), _top_k),
+    (("model",), _attention),
+    (("model",), _expert_groups),
     (("cluster",), _gpus),
     (("cluster",), _fabric),
     (("cluster",), _nics),

@@ -110,7 +110,8 @@ NAMES = ("h100-seed", *sorted([*PRESETS, *_SXM]))
 def with_preset(sections: Any) -> Any:
     """Put the figures of a GPU in the place of its name, ``cluster.gpu: h100-sxm``; what is no such name stays.
 
-    The peak is that of ``model.dtype``. NVLink's bandwidth is taken where the cluster has none of its own.
+    The peak is that of ``model.dtype``; where parts of the model have others, all peaks are taken. NVLink's bandwidth
+    is taken where the cluster has none of its own.
     """
     cluster = sections.get("cluster") if isinstance(sections, Mapping) else None
     if not isinstance(cluster, Mapping):
@@ -125,4 +126,6 @@ def with_preset(sections: Any) -> Any:
         model = sections.get("model")
         dtype = model.get("dtype", "bf16") if isinstance(model, Mapping) else getattr(model, "dtype", "bf16")
         gpu, nvlink = preset.figures(dtype if isinstance(dtype, str) else "bf16"), preset.nvlink_gb_per_s
+        if isinstance(model, Mapping) and model.get("dtypes"):
+            gpu["dtype_tflops"] = dict(preset.tflops)
     return {**sections, "cluster": {"nvlink_gb_per_s": nvlink, **cluster, "gpu": gpu}}

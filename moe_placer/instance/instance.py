@@ -17,6 +17,16 @@ from moe_placer.instance.gpu_presets import with_preset
 
 __all__ = ["Instance"]
 
+# Fields that are younger than the first placement files: what is absent does not change the hash.
+_YOUNGER = {
+    "model": (
+        *("attention", "dtypes", "dense_matrices", "shared_expert_hidden_size"),
+        *("expert_groups", "top_groups"),
+    ),
+    "cluster": ("nics",),
+    "placement": ("dispatch_dtype", "combine_dtype"),
+}
+
 
 class Instance(schema.Section):
     """A model, a cluster, a fabric, routing statistics, and what a placement must respect.
@@ -95,11 +105,12 @@ class Instance(schema.Section):
         content["traffic"].pop("files", None)
         del content["schedule"]  # what is expected of a step, not of a placement
         del content["engine"]  # it only forbids; what is allowed costs the same with and without it
-        if self.cluster.nics is None:
-            del content["cluster"]["nics"]  # the field is younger than the first placement files
-        for field in ("dispatch_dtype", "combine_dtype"):
-            if content["placement"][field] is None:
-                del content["placement"][field]
+        for section, fields in _YOUNGER.items():
+            for field in fields:
+                if not content[section][field]:
+                    del content[section][field]
+        if not content["cluster"]["gpu"]["dtype_tflops"]:
+            del content["cluster"]["gpu"]["dtype_tflops"]
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # and so is this one
         if content["traffic"].get("sources") == "mix":

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Strict, Tag
+from pydantic import Discriminator, Field, PositiveFloat, Tag
 
 from moe_placer.instance.gpu_presets import NAMES
+from moe_placer.instance.model_section import Dtypes, Gqa, Mha, Mla, Model
+from moe_placer.instance.section import Dtype, ListOf, Section
 
 __all__ = [
     "AnyTraffic",
     "Cluster",
     "Dragonfly",
     "Dtype",
+    "Dtypes",
     "Engine",
     "FatTree",
     "FullMesh",
     "Gpu",
+    "Gqa",
     "LoadTraffic",
+    "Mha",
+    "Mla",
     "Model",
     "Nics",
     "Objective",
@@ -34,44 +40,11 @@ __all__ = [
 ]
 
 Engine = Literal["sglang", "vllm", "trtllm"]
-Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
-
-T = TypeVar("T")
-ListOf = Annotated[tuple[T, ...], Strict(False)]  # a YAML list; kept as a tuple, since an instance never changes
 
 MAX_NODES = 1024
 MAX_GPUS = 16_384
 # Control and direction characters, for patterns of names: those that `moe_placer.errors.visible` spells out.
 ACTS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, strict, and closed to unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Model(Section):
-    """The Mixture-of-Experts model."""
-
-    layers: int = Field(ge=1, le=1000, description="Transformer layers, dense ones included.")
-    dense_layers: ListOf[Annotated[int, Field(ge=0)]] = Field(
-        (), max_length=1000, description="Indices (from 0) of the layers without experts; every other layer is MoE."
-    )
-    hidden_size: int = Field(ge=1, le=1_000_000, description="Token dimension.")
-    attention_heads: int = Field(ge=1, le=100_000)
-    head_dim: int = Field(ge=1, le=100_000)
-    experts: int = Field(ge=1, le=8192, description="Logical experts per MoE layer.")
-    top_k: int = Field(ge=1, le=256, description="Experts that one token chooses in one layer.")
-    expert_hidden_size: int = Field(ge=1, le=1_000_000)
-    expert_matrices: Literal[2, 3] = Field(2, description="2: plain MLP (up, down); 3: gated MLP.")
-    dtype: Dtype = Field(
-        "bf16", description="Precision of weights, KV cache and, unless placement says otherwise, tokens on the wire."
-    )
-    dense_hidden_size: int | None = Field(
-        None, ge=1, le=10_000_000, description="MLP width of the dense layers; absent: top_k * expert_hidden_size."
-    )
-    vocab_size: int = Field(129_280, ge=1, le=100_000_000, description="For the embedding and the output head.")
 
 
 class Gpu(Section):
@@ -82,6 +55,11 @@ class Gpu(Section):
     )
     memory_gb: PositiveFloat = Field(le=100_000, description="GB (1e9 bytes).")
     peak_tflops: PositiveFloat = Field(400.0, le=1e6, description="Dense peak at the model's precision, TFLOP/s.")
+    dtype_tflops: dict[Dtype, Annotated[PositiveFloat, Field(le=1e6)]] = Field(
+        default_factory=dict,
+        description="Dense peaks by dtype, TFLOP/s, for models whose parts differ (model.dtypes); a dtype that is not "
+        "there runs as the next wider one, and peak_tflops serves where there is none.",
+    )
     mfu: float = Field(0.60, gt=0, le=1, description="Share of the peak that is reached.")
     memory_bandwidth_tb_per_s: PositiveFloat = Field(1.8, le=1e4)
     memory_utilization: float = Field(0.80, gt=0, le=1)

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_placer.instance.instance import Instance
+from moe_placer.instance.model_parts import (
+    BYTES_PER_VALUE,
+    attention_weights,
+    dense_weights,
+    expert_weights,
+    part_bytes,
+    peak_tflops,
+    shared_weights,
+)
 
 __all__ = [
     "BYTES_PER_VALUE",
@@ -24,8 +33,6 @@ __all__ = [
 ]
 
 GB = 1e9
-BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
-
 
 # Values that share a scale on the wire, and its bytes: a float32 for 128 values of fp8 (DeepEP, DeepGEMM), a byte of
 # fp8 for 16 of fp4 (NVFP4).
@@ -99,15 +106,14 @@ def _wire(instance: Instance, dtype: str | None) -> Wire:
 def expert_bytes(instance: Instance) -> float:
     """Bytes that one replica of an expert takes on each GPU that holds it (a 1/expert_tp share of its matrices)."""
     model = instance.model
-    values = model.expert_matrices * model.hidden_size * model.expert_hidden_size
-    return values * BYTES_PER_VALUE[model.dtype] / instance.parallelism.expert_tp
+    return expert_weights(model) * part_bytes(model, "experts") / instance.parallelism.expert_tp
 
 
 def expert_us(instance: Instance, tokens: float) -> float:
     """Microseconds of one expert's matrices over so many tokens: 2 FLOPs per weight and token, at the GPU's MFU."""
-    model, gpu = instance.model, instance.cluster.gpu
-    flops = 2 * model.expert_matrices * model.hidden_size * model.expert_hidden_size * tokens
-    return 1e6 * flops / instance.parallelism.expert_tp / (gpu.peak_tflops * 1e12 * gpu.mfu)
+    flops = 2 * expert_weights(instance.model) * tokens
+    reached = peak_tflops(instance, "experts") * 1e12 * instance.cluster.gpu.mfu
+    return 1e6 * flops / instance.parallelism.expert_tp / reached
 
 
 def token_us(instance: Instance) -> float:
@@ -130,16 +136,16 @@ def gpu_memory_bytes(instance: Instance, gpu: int) -> float:
 def memory_parts(instance: Instance) -> MemoryParts:
     """Bytes that are resident on every GPU beside the experts.
 
-    Attention: four projections of hidden_size x (attention_heads * head_dim) in every layer. Dense layers: gated or
-    plain MLPs like the experts', ``dense_hidden_size`` wide. Embeddings: the table and the output head.
+    Attention: the projections of its kind in every layer. Dense layers: gated or plain MLPs, ``dense_hidden_size``
+    wide; beside them the shared experts of MoE layers. Embeddings: the table and the output head. All of it is divided
+    evenly over ``attention_tp`` GPUs.
     """
-    model = instance.model
-    size = BYTES_PER_VALUE[model.dtype]
-    shards = instance.parallelism.attention_tp
-    width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
+    model, shards = instance.model, instance.parallelism.attention_tp
+    dense = len(model.dense_layers) * dense_weights(model) * part_bytes(model, "dense")
+    shared = len(instance.moe_layers) * shared_weights(model) * part_bytes(model, "shared")
     return MemoryParts(
-        attention=model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim * size / shards,
-        dense=len(model.dense_layers) * model.expert_matrices * model.hidden_size * width * size / shards,
-        embeddings=2 * model.vocab_size * model.hidden_size * size / shards,
+        attention=model.layers * attention_weights(model) * part_bytes(model, "attention") / shards,
+        dense=(dense + shared) / shards,
+        embeddings=2 * model.vocab_size * model.hidden_size * part_bytes(model, "head") / shards,
         kv_cache=instance.placement.kv_cache_gb * GB,
     )

@@ -9,15 +9,25 @@ import numpy.typing as npt
 
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import BYTES_PER_VALUE, GB
+from moe_placer.instance.model_parts import Part, kv_shards, kv_values, pair_flops, part_bytes, peak_tflops
+from moe_placer.instance.sizes import GB
 from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, REDUCES, SENDS, Program
 from moe_placer.schedule.workload import Condition, Timing, Workload
 
-__all__ = ["Durations", "context_flops", "find_durations", "kv_bytes_per_token"]
+__all__ = ["Durations", "context_flops", "find_durations", "kv_bytes_per_token", "part_of"]
 
 Floats = npt.NDArray[np.float64]
 
 _US = 1e6  # µs in a second
+# Whose precision the matrices of a kind of operation have; sums of results have that of hidden states.
+_PARTS: dict[str, Part] = {
+    "attention": "attention",
+    "mlp": "dense",
+    "gate": "gate",
+    "expert": "experts",
+    "aggregate": "activations",
+    **dict.fromkeys(("embedding", "norm", "head", "sample"), "head"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +63,7 @@ class Durations:
 def find_durations(program: Program, workload: Workload, timing: Timing, condition: Condition) -> Durations:
     """Return how long each operation takes.
 
-    An operation that computes takes the longer of its FLOPs at ``peak_tflops * mfu`` and its bytes at
+    An operation that computes takes the longer of its FLOPs at ``mfu`` times the peak of its dtype and its bytes at
     ``memory_bandwidth_tb_per_s * memory_utilization``, on its slowest GPU (the roofline model: Williams et al.,
     Communications of the ACM 52, 2009). A reduction of S bytes over p GPUs is a ring: 2 (p - 1) / p * S over each GPU's
     link, in 2 (p - 1) steps (Patarasuk and Yuan, Journal of Parallel and Distributed Computing 69, 2009).
@@ -80,9 +90,13 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     computes, reduces = program.of_kinds(COMPUTATION), program.of_kinds(REDUCES)
     collective, sends = program.of_kinds(COLLECTIVES), program.of_kinds(SENDS)
     attending = program.attending * scale
-    flops = program.flops * scale + context_flops(instance, workload, attending) / size
-    read = program.weights + program.fed * scale + _kv_bytes_read(instance, workload, attending) / size
-    calculating = flops / (gpu.peak_tflops * 1e12 * gpu.mfu)
+    over_context = context_flops(instance, workload, attending) / size
+    flops = program.flops * scale + over_context
+    kept_on = np.array([kv_shards(instance.model, int(gpus)) for gpus in size])
+    read = program.weights + program.fed * scale + _kv_bytes_read(instance, workload, attending) / kept_on
+    peaks = np.array([peak_tflops(instance, part_of(program, p)) for p in range(len(program))])
+    calculating = program.flops * scale / peaks + over_context / peak_tflops(instance, "scores")
+    calculating /= 1e12 * gpu.mfu
     reading = read / (gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization)
     busy = _US * np.where(computes, np.maximum(calculating, reading), 0.0) * _slowness(program, condition)
     busy += _US * scale * _moving(program, timing, reduces, size)
@@ -98,20 +112,26 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     return Durations(busy, overhead + steps * step_us, latency, flops, read, scale, workload.micro_batches)
 
 
+def part_of(program: Program, operation: int) -> Part:
+    """Return the part of the model whose precision an operation's matrices have; an MLP of a MoE layer is shared."""
+    kind = program.kinds[operation]
+    if kind == "mlp" and int(program.layer[operation]) in program.instance.moe_layers:
+        return "shared"
+    return _PARTS.get(kind, "activations")
+
+
 def context_flops(instance: Instance, workload: Workload, tokens: Floats) -> Floats:
-    """FLOPs of scores and values: 4 * heads * head_dim for each token and each that it attends to.
+    """FLOPs of scores and values, for each token and each that it attends to.
 
     In prefill these are its predecessors in a sequence of ``context`` tokens, half of them on average (causal mask).
     """
-    model = instance.model
     seen = workload.context if workload.phase == "decode" else (workload.context + 1) / 2
-    return 4.0 * tokens * seen * model.attention_heads * model.head_dim
+    return pair_flops(instance.model, workload.phase) * tokens * seen
 
 
 def kv_bytes_per_token(instance: Instance) -> float:
-    """Bytes of keys and values of one token in one layer: 2 * heads * head_dim values, over all GPUs of its group."""
-    model = instance.model
-    return 2 * model.attention_heads * model.head_dim * BYTES_PER_VALUE[model.dtype]
+    """Bytes that the KV cache keeps of one token in one layer, once."""
+    return kv_values(instance.model) * part_bytes(instance.model, "kv_cache")
 
 
 def _kv_bytes_read(instance: Instance, workload: Workload, tokens: Floats) -> Floats:

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts, token_bytes
+from moe_placer.instance.model_parts import attention_held, kv_shards, part_bytes
+from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts
 from moe_placer.schedule.durations import kv_bytes_per_token
 from moe_placer.schedule.program import COMPUTATION, STREAMS
 from moe_placer.schedule.simulate import Timeline
+from moe_placer.schedule.workload import Phase
 
 __all__ = ["SHARES", "Figures", "Memory", "find_figures", "plan_holds", "planned_shares"]
 
@@ -220,35 +222,42 @@ def _memory(timeline: Timeline) -> Memory:
             group[on], size[on] = program.attending[p] * asked, len(on)
     parts = memory_parts(instance)
     resident = group * (workload.context if workload.phase == "decode" else 1.0)
+    kept_on = np.array([kv_shards(instance.model, int(gpus)) for gpus in size])
     received = program.expert_tokens.max(axis=0, initial=0.0) * asked
     return Memory(
         weights=parts.total - parts.kv_cache + held * expert_bytes(instance),
-        kv_cache=resident * kv_bytes_per_token(instance) * instance.model.layers / size,
+        kv_cache=resident * kv_bytes_per_token(instance) * instance.model.layers / kept_on,
         kv_reserved=np.full(instance.gpus, parts.kv_cache),
-        activations=_activations(instance, group, size, received),
+        activations=_activations(instance, workload.phase, group, size, received),
         size=np.array([gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus)]),
     )
 
 
-def _activations(instance: Instance, group: Floats, size: Floats, received: Floats) -> Floats:
+def _activations(instance: Instance, phase: Phase, group: Floats, size: Floats, received: Floats) -> Floats:
     """Bytes of hidden states, before and after a part of the model, and of the largest of these parts.
 
     Parameters
     ----------
+    instance : Instance
+    phase : str
+        ``prefill`` or ``decode``.
     group, size : float array [GPUs]
         Tokens and GPUs of each GPU's tensor-parallel group.
     received : float array [GPUs]
         Tokens for its experts, in the layer with most.
     """
-    model, token = instance.model, token_bytes(instance)
-    value, inner = token / model.hidden_size, model.expert_matrices - 1  # up, and gate where there is one
-    dense = model.dense_hidden_size or model.top_k * model.expert_hidden_size
+    model = instance.model
+    value = part_bytes(model, "activations")
+    token, inner = model.hidden_size * value, model.expert_matrices - 1  # up, and gate where there is one
+    dense = (model.dense_hidden_size or model.top_k * model.expert_hidden_size) if model.dense_layers else 0
+    dense *= (model.dense_matrices or model.expert_matrices) - 1
     copies = group / size * model.top_k  # as they are sent
     parts = (
-        4 * group * model.attention_heads * model.head_dim * value / size,  # queries, keys, values, result
-        inner * group * (dense if model.dense_layers else 0) * value / size,
+        attention_held(model, phase) * group * value / size,
+        dense * group * value / size,
         token * (2 * received + copies)
-        + inner * received * model.expert_hidden_size * value / instance.parallelism.expert_tp,
+        + inner * received * model.expert_hidden_size * value / instance.parallelism.expert_tp
+        + inner * group * (model.shared_expert_hidden_size or 0) * value / size,
         group * model.vocab_size * value / size,  # logits
     )
     most: Floats = np.max(parts, axis=0)

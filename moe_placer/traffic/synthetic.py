@@ -30,11 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import Model
 from moe_placer.traffic.recording import Recording, Traffic
 
 __all__ = ["DOMAINS", "Domain", "make_domain", "sample_domain", "steepness", "synthesize"]
 
 Floats = npt.NDArray[np.float64]
+Groups = tuple[int, int] | None
 
 DOMAINS = 4
 TOKENS = 1024  # per domain
@@ -77,17 +79,17 @@ def synthesize(instance: Instance, seed: int, tokens: int = TOKENS, window: int 
         Which draw of tokens from the same domains; 0 is the first.
     """
     rng = np.random.default_rng(seed)
-    layers, experts = len(instance.moe_layers), instance.model.experts
+    layers, experts, groups = len(instance.moe_layers), instance.model.experts, _groups(instance.model)
     common = rng.standard_normal((layers, experts))
     steep = steepness(experts, instance.model.top_k)
     sigma = SIGMA * steep * np.exp(SIGMA_SPREAD * rng.standard_normal(layers))
     recordings = []
     for number in range(DOMAINS):
         domain = make_domain(rng, common, sigma, TOPIC_SIGMA * steep)
-        topk = sample_domain(domain, tokens, instance.model.top_k, rng)
+        topk = sample_domain(domain, tokens, instance.model.top_k, rng, groups)
         if window:  # beside the first, whose draws decide what the next domain is
             later = np.random.default_rng((seed, number, window))
-            topk = sample_domain(domain, tokens, instance.model.top_k, later)
+            topk = sample_domain(domain, tokens, instance.model.top_k, later, groups)
         load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
         count = np.full(layers, float(tokens))
         name = f"synthetic-{number}" + (f", window {window}" if window else "")
@@ -125,7 +127,13 @@ def make_domain(rng: np.random.Generator, common: Floats, sigma: Floats, topic_s
     return Domain(chance)
 
 
-def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
+def _groups(model: Model) -> Groups:
+    return None if model.expert_groups is None or model.top_groups is None else (model.expert_groups, model.top_groups)
+
+
+def sample_domain(
+    domain: Domain, tokens: int, top_k: int, rng: np.random.Generator, groups: Groups = None
+) -> npt.NDArray[np.uint16]:
     """Draw tokens' choices [tokens, layers, top_k].
 
     Parameters
@@ -138,12 +146,14 @@ def sample_domain(domain: Domain, tokens: int, top_k: int, rng: np.random.Genera
         Experts that a token chooses.
     rng : Generator
         Source of everything random.
+    groups : (int, int) or None
+        Groups of neighbouring experts, and how many of them a token's experts are from; None: any.
     """
     topics = domain.chance.shape[1]
     # Some topics are common and some rare (Zipf), as in text.
     frequency = 1 / (np.arange(topics) + 3.0)
     topic = _draw(np.cumsum(frequency / frequency.sum()), rng.random(tokens))
-    return np.stack([_choose(chance, topic, top_k, rng) for chance in domain.chance], axis=1)
+    return np.stack([_choose(chance, topic, top_k, rng, groups) for chance in domain.chance], axis=1)
 
 
 def _draw(cumulative: Floats, u: Floats) -> npt.NDArray[np.int64]:
@@ -151,12 +161,13 @@ def _draw(cumulative: Floats, u: Floats) -> npt.NDArray[np.int64]:
 
 
 def _choose(
-    chance: Floats, topic: npt.NDArray[np.int64], top_k: int, rng: np.random.Generator
+    chance: Floats, topic: npt.NDArray[np.int64], top_k: int, rng: np.random.Generator, groups: Groups
 ) -> npt.NDArray[np.uint16]:
     """Draw top_k different experts for each token: those of the smallest exponential keys.
 
     Choosing by the smallest of keys ``Exponential / chance`` is drawing one after the other without replacement in
-    proportion to what is left (Efraimidis and Spirakis, 2006).
+    proportion to what is left (Efraimidis and Spirakis, 2006). With groups, those with the best pair of experts stay
+    (DeepSeek-V3, 2024, section 2.1.2): the smallest product of two keys, which is the largest sum of logarithms.
     """
     experts = chance.shape[1]
     rate = (1 / np.maximum(chance, 1e-30)).astype(np.float32)
@@ -165,8 +176,21 @@ def _choose(
         block = topic[start : start + _BLOCK]
         keys = rng.standard_exponential((len(block), experts), dtype=np.float32)
         keys *= rate[block]
+        if groups is not None:
+            _forbid_groups(keys, *groups)
         chosen[start : start + _BLOCK] = _smallest(keys, top_k)
     return chosen
+
+
+def _forbid_groups(keys: npt.NDArray[np.float32], count: int, top: int) -> None:
+    """Make infinite the keys of experts in all but each token's best groups."""
+    by_group = keys.reshape(len(keys), count, -1)
+    pair = min(2, by_group.shape[2])
+    best = np.partition(by_group, pair - 1, axis=2)[:, :, :pair].prod(axis=2, dtype=np.float64)
+    chosen = np.argsort(best, axis=1, kind="stable")[:, :top]
+    others = np.ones(best.shape, dtype=bool)
+    np.put_along_axis(others, chosen, False, axis=1)
+    by_group[others] = np.inf
 
 
 def _smallest(keys: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:

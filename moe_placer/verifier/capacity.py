@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dtype, Model
+from moe_placer.verifier.model_sizes import BYTES_PER_VALUE, precision_of, resident_bytes
 
 __all__ = [
-    "BYTES_PER_VALUE",
     "GB",
     "fits_memory",
     "gpu_slots",
@@ -24,22 +24,17 @@ __all__ = [
 
 Ints = npt.NDArray[np.int64]
 
-BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5}
 GB = 1e9
 ROUNDING = 1e-9
 
 
 def sizes(instance: Instance) -> tuple[float, float]:
     """Bytes of what is resident on a working GPU, and of one expert (or its shard)."""
-    model, tp = instance.model, instance.parallelism.attention_tp
-    dense_width = model.dense_hidden_size or model.top_k * model.expert_hidden_size
-    attention = model.layers * 4 * model.hidden_size * model.attention_heads * model.head_dim
-    dense = len(model.dense_layers) * model.expert_matrices * model.hidden_size * dense_width
-    embeddings = 2 * model.vocab_size * model.hidden_size
-    size = BYTES_PER_VALUE[model.dtype]
-    resident = (attention + dense + embeddings) * size / tp + instance.placement.kv_cache_gb * GB
-    expert = model.expert_matrices * model.hidden_size * model.expert_hidden_size * size
-    return resident, expert / instance.parallelism.expert_tp
+    model = instance.model
+    resident = resident_bytes(instance) + instance.placement.kv_cache_gb * GB
+    values = model.expert_matrices * model.hidden_size * model.expert_hidden_size
+    size = values * BYTES_PER_VALUE[precision_of(model, "experts")]
+    return resident, size / instance.parallelism.expert_tp
 
 
 def wire_bytes(model: Model, dtype: Dtype | None) -> float:

@@ -14,6 +14,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import LayerTimeRecord
 from moe_placer.verifier.capacity import gpu_slots
+from moe_placer.verifier.model_sizes import peak_of
 from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Verification, Violation
@@ -29,9 +30,9 @@ BOUND_ROUNDING = 4 * ROUNDING  # relative, of a stated bound: its parts are each
 
 def expert_token_us(instance: Instance) -> float:
     """Microseconds of one token of one expert on one of its GPUs: 2 FLOPs for every weight there."""
-    model, gpu = instance.model, instance.cluster.gpu
+    model = instance.model
     weights = model.expert_matrices * model.hidden_size * model.expert_hidden_size / instance.parallelism.expert_tp
-    return 1e6 * 2 * weights / (gpu.peak_tflops * 1e12 * gpu.mfu)
+    return 1e6 * 2 * weights / (peak_of(instance, "experts") * 1e12 * instance.cluster.gpu.mfu)
 
 
 def busiest_gpu(layer: PlacedLayer, replicas: Sequence[Replica]) -> float:

@@ -37,7 +37,7 @@ def test_what_nobody_said_is_assumed_and_said_to_be(tmp_path: Path) -> None:
         "2 source ranks: each node has the traffic of its own",
         "all nodes on one switch that never blocks",
         "SGLang prefers near replicas",
-        "shared experts are on every GPU",
+        "v_head_dim",
     ):
         assert said in text.replace("\n#   ", " "), said
     truth = make()

@@ -12,11 +12,13 @@ from drafted import CONFIGS, EXPECTED, SMALL, draft, recorded, write
 from engine_recordings import make, write_routed_experts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_figures import parameters
 
 from moe_placer.engines.init import PRESETS, read_model_config
 from moe_placer.engines.init.model_config import FAMILIES
 from moe_placer.engines.recordings import Options, read_recording, write_recording
 from moe_placer.errors import InputError
+from moe_placer.instance.schema import Model
 from moe_placer.traffic import load_traffic
 
 # --- models --------------------------------------------------------------------------------------------------------
@@ -33,6 +35,57 @@ def test_model_configs(tmp_path: Path, name: str) -> None:
     assert tuple(fields[key] for key in keys) == EXPECTED[name]
     assert fields["hidden_size"] == CONFIGS[name]["hidden_size"]
     assert fields.get("dense_hidden_size") == (CONFIGS[name]["intermediate_size"] if fields["dense_layers"] else None)
+
+
+# 1e9 parameters in all and those that a token meets, as their makers state them (model cards and reports).
+STATED = {
+    "deepseek_v3": (671.0, 37.0),
+    "deepseek_v2": (15.7, 2.61),  # V2-Lite; the report counts 2.4, without the embedding's 0.21
+    "kimi_k2": (1026.0, 32.9),
+    "glm4_moe": (355.0, 32.0),
+    "qwen3_moe": (235.0, 22.0),
+    "olmoe": (6.9, 1.3),
+    "mixtral": (46.7, 12.9),
+    "gpt_oss": (116.8, 5.68),  # the card counts 5.1, without the embedding's 0.58
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_configs_come_to_the_parameters_that_their_makers_state(tmp_path: Path, name: str) -> None:
+    model = Model.model_validate(read_model_config(write(tmp_path, "config.json", CONFIGS[name])).fields)
+    assert parameters(model) == pytest.approx(STATED[name], rel=0.055)  # rounded to whole 1e9, the embedding in or out
+
+
+def test_attention_groups_and_precisions_are_those_of_the_config(tmp_path: Path) -> None:
+    def fields(name: str) -> dict[str, Any]:
+        return read_model_config(write(tmp_path, "config.json", CONFIGS[name])).fields
+
+    assert fields("deepseek_v3")["attention"] == {
+        "kind": "mla", "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "q_lora_rank": 1536,
+    }  # fmt: skip
+    assert "q_lora_rank" not in fields("deepseek_v2")["attention"]
+    assert fields("qwen3_moe")["attention"] == {"kind": "gqa", "kv_heads": 4}
+    assert fields("olmoe")["attention"] == {"kind": "mha"}
+    shared = {name: fields(name).get("shared_expert_hidden_size") for name in CONFIGS}
+    assert {name: width for name, width in shared.items() if width} == {
+        "deepseek_v3": 2048, "deepseek_v2": 2816, "kimi_k2": 2048, "glm4_moe": 1536, "qwen2_moe": 20480,
+    }  # fmt: skip
+    assert (fields("deepseek_v3")["expert_groups"], fields("deepseek_v3")["top_groups"]) == (8, 4)
+    assert "expert_groups" not in fields("kimi_k2")  # one group: any expert
+    parts = {name: fields(name).get("dtypes") for name in ("deepseek_v3", "gpt_oss", "olmoe")}
+    assert parts["olmoe"] is None
+    assert parts["deepseek_v3"] is not None
+    assert "attention" not in parts["deepseek_v3"]
+    assert parts["gpt_oss"] is not None
+    assert parts["gpt_oss"]["attention"] == "bf16"
+
+
+def test_an_fp8_model_brings_both_peaks_and_both_wires(tmp_path: Path) -> None:
+    np.savez(tmp_path / "load.npz", load=np.ones((58, 256)))
+    instance = draft(tmp_path, tmp_path / "load.npz", CONFIGS["deepseek_v3"], gpus=32, engine="sglang")
+    assert instance.cluster.gpu.dtype_tflops == {"fp8": 1979, "bf16": 989, "fp32": 67}
+    assert (instance.placement.dispatch_dtype, instance.placement.combine_dtype) == ("fp8", "bf16")
+    assert "multi-token prediction is left out" in (tmp_path / "instance.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

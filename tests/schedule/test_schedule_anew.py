@@ -16,7 +16,7 @@ from slow_step import SEND, SlowStep, stream_of
 
 from moe_placer.dag.operation import Operation
 from moe_placer.experiments.compare.metrics import find_flows
-from moe_placer.instance.sizes import token_bytes
+from moe_placer.instance.sizes import combine_wire, dispatch_wire
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
@@ -62,9 +62,10 @@ def test_links_carry_the_loads_that_the_verifier_derives(name: str, workload: Wo
     instance, placement, traffic = example(name)
     timeline = simulate(compile_program(instance, placement, traffic), workload)
     network, between = read_network(instance), find_flows(instance, placement, traffic).between.sum(axis=0)
-    tokens = network.load(between) + network.load(between.T)  # dispatch, and combine: dispatch reversed
+    out, back = dispatch_wire(instance).token_bytes, combine_wire(instance).token_bytes
+    size = network.load(between) * out + network.load(between.T) * back  # combine is dispatch reversed
     scale = (workload.tokens_per_gpu or instance.traffic.tokens_per_gpu) / instance.traffic.tokens_per_gpu
-    expected = dict(zip(network.links, tokens * scale * token_bytes(instance), strict=True))
+    expected = dict(zip(network.links, size * scale, strict=True))
     carried = dict(zip(timeline.network.routes.links, timeline.network.carried.tolist(), strict=True))
     assert carried == pytest.approx(expected)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from builders import tiny_instance
 
+from moe_placer.errors import InputError
 from moe_placer.traffic import synthetic
 from moe_placer.traffic.statistics import correlation, layer_information, log_spread, pair_excess, pair_lift, skew
 
@@ -43,6 +44,42 @@ def test_the_same_seed_gives_the_same_traffic() -> None:
     instance = tiny_instance(traffic={"kind": "synthetic"})
     assert synthetic.synthesize(instance, 3).sha256 == synthetic.synthesize(instance, 3).sha256
     assert synthetic.synthesize(instance, 3).sha256 != synthetic.synthesize(instance, 4).sha256
+
+
+def test_tokens_choose_from_few_groups_where_the_model_has_them() -> None:
+    model = {"experts": 32, "top_k": 4}
+    free = tiny_instance(model=model, traffic={"kind": "synthetic"}, placement={"slots_per_gpu": 8})
+    bound = {**model, "expert_groups": 8, "top_groups": 2}
+    limited = tiny_instance(model=bound, traffic={"kind": "synthetic"}, placement={"slots_per_gpu": 8})
+    groups = [
+        np.mean([len(set(choice // 4)) for choice in recording.topk[:, 0]])
+        for traffic in (synthetic.synthesize(free, 0), synthetic.synthesize(limited, 0))
+        for recording in traffic.recordings
+        if recording.topk is not None
+    ]
+    assert len(groups) == 2 * synthetic.DOMAINS
+    assert min(groups[: synthetic.DOMAINS]) > 2.3
+    assert max(groups[synthetic.DOMAINS :]) <= 2
+
+
+def test_the_groups_with_the_best_pair_of_experts_stay() -> None:
+    keys = np.array([[0.1, 9.0, 0.5, 0.6, 5.0, 7.0]], dtype=np.float32)  # products 0.9, 0.3, 35
+    synthetic._forbid_groups(keys, 3, 1)
+    assert np.isfinite(keys).tolist() == [[False, False, True, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ({"expert_groups": 2}, "top_groups: found nothing, expected both"),
+        ({"expert_groups": 3, "top_groups": 1}, "expert_groups: found 3, expected a divisor"),
+        ({"expert_groups": 2, "top_groups": 3}, "top_groups: found 3, expected at most"),
+        ({"expert_groups": 4, "top_groups": 1}, "top_groups: found 1 groups of 1 experts, expected at least"),
+    ],
+)
+def test_groups_that_make_no_sense_are_refused(groups: dict[str, int], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        tiny_instance(model=groups)
 
 
 @pytest.mark.parametrize(("experts", "top_k", "nodes"), [(1, 1, 4), (4, 4, 4), (5, 4, 1), (40, 3, 7)])

@@ -127,6 +127,7 @@ def draft_instance(
     _put_cluster(draft, preset, topology, wishes, (nodes, per_node))
     _put_parallelism(draft, wishes)
     _put_placement(draft, model, wishes, nodes * per_node, engine)
+    _put_wires(draft, model)
     _put_traffic(draft, traffic, wishes, nodes, folder)
     draft.data["objective"] = {"metric": "time"}
     _check(draft)
@@ -165,6 +166,8 @@ def _put_cluster(
     peak, of = preset.peak(draft.data["model"]["dtype"])
     gpu = {"name": preset.name, "memory_gb": preset.memory_gb, "peak_tflops": peak, "mfu": 0.5}
     gpu |= {"memory_bandwidth_tb_per_s": preset.memory_bandwidth_tb_per_s, "memory_utilization": 0.8}
+    if "dtypes" in draft.data["model"]:
+        gpu["dtype_tflops"] = dict(preset.tflops)
     draft.put("cluster", "gpu", gpu, f"{preset.source}; peak of {of}; mfu and memory_utilization are assumed")
     kind = "" if wishes.gpu or wishes.system else f"{preset.name} (--gpu); "
     draft.assumed.append(f"cluster.gpu: {kind}mfu 0.5 and memory_utilization 0.8 of the peaks")
@@ -270,6 +273,14 @@ def _put_placement(draft: Draft, model: ConfigModel, wishes: Wishes, gpus: int, 
     kernels = ", ".join(f"{kernel}: {unit}" for kernel, unit in ENGINES[engine].dispatch.items()) if engine else ""
     comment = f"{sent} ({kernels})" if kernels else sent
     draft.put("placement", "dispatch", dispatch, comment, assumed=wishes.dispatch is None)
+
+
+def _put_wires(draft: Draft, model: ConfigModel) -> None:
+    """Say in which precision tokens travel, where the model has several."""
+    if "dtypes" in model.fields:
+        there = "fp8" if model.fields["dtype"] == "fp8" else "bf16"
+        draft.put("placement", "dispatch_dtype", there, "as DeepEP sends tokens to experts of this precision", True)
+        draft.put("placement", "combine_dtype", "bf16", "results come back in the precision of hidden states", True)
 
 
 def _put_traffic(draft: Draft, traffic: RecordedTraffic, wishes: Wishes, nodes: int, folder: Path) -> None:

@@ -43,14 +43,14 @@ class ConfigModel:
 
 @dataclass(frozen=True)
 class _Family:
-    """Names of a family's fields; ``dense`` lists its layers without experts."""
+    """Names of a family's fields; ``dense`` lists layers without experts, ``shared`` is the width of shared ones."""
 
     experts: str
     expert_hidden_size: str
     dense: Callable[[_Reader], list[int]]
     top_k: str = "num_experts_per_tok"
     mla: bool = False
-    matrices_note: str = ""
+    shared: Callable[[_Reader], int] = lambda _: 0
 
 
 def _no_dense(reader: _Reader) -> list[int]:
@@ -72,15 +72,25 @@ def _sparse_step(reader: _Reader) -> list[int]:
     return [i for i in range(reader.count("num_hidden_layers")) if i in set(listed) or (i + 1) % step]
 
 
-_DEEPSEEK = _Family("n_routed_experts", "moe_intermediate_size", _first_k_dense, mla=True)
-_QWEN = _Family("num_experts", "moe_intermediate_size", _sparse_step)
+def _shared_count(reader: _Reader) -> int:
+    """DeepSeek and GLM: shared experts are as wide as routed ones, and counted."""
+    return reader.count("n_shared_experts", default=0, least=0) * reader.count("moe_intermediate_size")
+
+
+def _shared_width(reader: _Reader) -> int:
+    """Qwen2-MoE: one shared expert with a width of its own."""
+    return reader.count("shared_expert_intermediate_size", default=0, least=0)
+
+
+_DEEPSEEK = _Family("n_routed_experts", "moe_intermediate_size", _first_k_dense, mla=True, shared=_shared_count)
+_QWEN = _Family("num_experts", "moe_intermediate_size", _sparse_step, shared=_shared_width)
 _LOCAL = _Family("num_local_experts", "intermediate_size", _no_dense)
 
 FAMILIES: dict[str, _Family] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
-    "glm4_moe": _Family("n_routed_experts", "moe_intermediate_size", _first_k_dense),
+    "glm4_moe": _Family("n_routed_experts", "moe_intermediate_size", _first_k_dense, shared=_shared_count),
     "qwen2_moe": _QWEN,
     "qwen3_moe": _QWEN,
     "olmoe": _Family("num_experts", "intermediate_size", _no_dense),
@@ -90,6 +100,11 @@ FAMILIES: dict[str, _Family] = {
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _QUANTIZED = {"fp8": "fp8", "mxfp4": "fp4", "nvfp4": "fp4"}
+# What quantized checkpoints leave as it was: fp8 (DeepSeek-V3) quantizes all large projections, fp4 only the experts.
+_UNQUANTIZED = {
+    "fp8": ("scores", "kv_cache", "gate", "head", "activations"),
+    "fp4": ("attention", "scores", "kv_cache", "dense", "shared", "gate", "head", "activations"),
+}
 
 
 def read_model_config(file: Path, dtype: str | None = None) -> ConfigModel:
@@ -148,16 +163,33 @@ class _Reader:
             "expert_matrices": 3,
             "dtype": precision,
             "vocab_size": self.count("vocab_size"),
+            "attention": self._attention(family, heads),
         }
         if dense:
             fields["dense_hidden_size"] = self.count("intermediate_size")
+        if shared := family.shared(self):
+            fields["shared_expert_hidden_size"] = shared
+        if isinstance(self.config.get("topk_group"), int) and self.count("n_group", default=1) > 1:
+            fields |= {"expert_groups": self.count("n_group"), "top_groups": self.count("topk_group")}
+        if kept := _UNQUANTIZED.get(precision):
+            fields["dtypes"] = dict.fromkeys(kept, "bf16")
         if self.mistakes:
             raise InputError(self.mistakes)
         comments = {"dtype": why, "expert_matrices": "gate, up and down"}
-        comments["head_dim"] = (
-            "v_head_dim; " * family.mla + "attention counts as four full projections: no less than it has"
-        )
+        if family.mla:
+            comments["head_dim"] = "v_head_dim"
+        if kept:
+            comments["dtypes"] = f"what {precision} checkpoints leave as it is"
         return ConfigModel(name, fields, comments, tuple(self._notes()))
+
+    def _attention(self, family: _Family, heads: int) -> dict[str, Any]:
+        """Return the section ``attention``."""
+        if not family.mla:
+            kept = self.count("num_key_value_heads", default=heads)
+            return {"kind": "mha"} if kept == heads else {"kind": "gqa", "kv_heads": kept}
+        names = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim")
+        ranks = {"q_lora_rank": self.count("q_lora_rank")} if self.config.get("q_lora_rank") is not None else {}
+        return {"kind": "mla", **{name: self.count(name) for name in names}, **ranks}
 
     def count(self, key: str, default: int | None = None, least: int = 1) -> int:
         """Return a whole number of the config; of a wrong one, note the mistake and go on."""
@@ -192,8 +224,9 @@ class _Reader:
         return "bf16", ""
 
     def _notes(self) -> list[str]:
-        shared = self.config.get("n_shared_experts") or self.config.get("shared_expert_intermediate_size")
-        notes = ["shared experts are on every GPU: their memory is not counted, placement.kv_cache_gb can keep it free"]
-        predict = self.config.get("num_nextn_predict_layers")
-        mtp = [f"{predict} layer for multi-token prediction is left out"] if predict else []
-        return (notes if shared else []) + mtp
+        notes = []
+        if predict := self.config.get("num_nextn_predict_layers"):
+            notes.append(f"{predict} layer for multi-token prediction is left out")
+        if self.config.get("sliding_window") and self.config.get("use_sliding_window", True):
+            notes.append("attention over a sliding window counts as attention over the whole context")
+        return notes

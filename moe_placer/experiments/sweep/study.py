@@ -15,7 +15,7 @@ from moe_placer.experiments.environment import describe_environment
 from moe_placer.experiments.sweep.sweep import Grid, Plan, list_points, make_plan, run_points
 from moe_placer.files import read_bounded
 from moe_placer.instance import load_instance
-from moe_placer.instance.schema import ListOf, Section
+from moe_placer.instance.section import ListOf, Section
 from moe_placer.limits import Limits
 from moe_placer.schedule.workload import Phase
 from moe_placer.solve.solve import solve

@@ -57,9 +57,11 @@ def check_layers(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
     for layer in layers:
         kinds = {op["kind"] for _, op in found[layer]}
         required = {"attention", "gate", "expert", "aggregate"} if layer in moe else {"attention", "mlp"}
+        if layer in moe and model.shared_expert_hidden_size is not None:
+            required = required | {"mlp"}
         for kind in sorted(required - kinds):
             yield dag.breach("dag-layers", "", f"layer {layer} has no {kind}")
-        for kind in sorted(kinds & ({"mlp"} if layer in moe else {"gate", "expert", "aggregate"})):
+        for kind in sorted(kinds & ({"mlp"} if layer in moe else {"gate", "expert", "aggregate"}) - required):
             yield dag.breach("dag-layers", "", f"layer {layer} has {kind}, which is none of its parts")
 
 

@@ -6,9 +6,16 @@ import math
 from collections.abc import Iterator
 
 from moe_placer.instance import Instance
-from moe_placer.verifier.capacity import BYTES_PER_VALUE
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
+from moe_placer.verifier.model_sizes import (
+    BYTES_PER_VALUE,
+    attention_matrices,
+    dense_matrices,
+    precision_of,
+    shared_matrices,
+    values_of,
+)
 
 __all__ = ["check_arithmetic"]
 
@@ -22,10 +29,10 @@ _PASS_ON = {
 def check_arithmetic(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
     """Rule ``dag-arithmetic``.
 
-    FLOPs are 2 for every weight and token that meet (Kaplan et al. 2020, section 2.1): attention by its four
-    projections, an MLP or expert by its matrices, gate and head by one; a norm takes 4 and a choice of the likeliest 1
-    for every value; summing results takes 2 for each and 1 for the residual. Bytes read: weights once for every
-    tensor-parallel group or expert, and the inputs.
+    FLOPs are 2 for every weight and token that meet (Kaplan et al. 2020, section 2.1): attention by its projections, an
+    MLP or expert by its matrices, gate and head by one; a norm takes 4 and a choice of the likeliest 1 for every value;
+    summing results takes 2 for each and 1 for the residual, and for what shared experts make. Bytes read: weights once
+    for every tensor-parallel group or expert, and the inputs.
     """
     arrived: dict[str, float] = dict.fromkeys(dag.operations, 0.0)
     for row in dag.edges:
@@ -34,7 +41,8 @@ def check_arithmetic(dag: DagFile, instance: Instance) -> Iterator[DagViolation]
         flops = _flops(op, instance)
         if differs(op["flops"], flops):
             yield dag.breach("dag-arithmetic", name, f"{op['flops']:,.0f} FLOPs, required are {flops:,.0f}")
-        size = arrived[name] + _weights(op, instance) * BYTES_PER_VALUE[instance.model.dtype]
+        precision = precision_of(instance.model, _part(op, instance))
+        size = arrived[name] + _weights(op, instance) * BYTES_PER_VALUE[precision]
         if differs(op["bytes_read"], size):
             yield dag.breach("dag-arithmetic", name, f"{op['bytes_read']:,.0f} bytes read, required are {size:,.0f}")
         yield from _check_tokens(dag, name, op)
@@ -62,41 +70,49 @@ def _choices(op: Row) -> float:
     )
 
 
-def _dense_width(instance: Instance) -> int:
-    model = instance.model
-    return model.dense_hidden_size or model.top_k * model.expert_hidden_size
+def _mlp(op: Row, instance: Instance) -> int:
+    """Values of an MLP: of shared experts in a MoE layer, else of a dense layer."""
+    moe = op.get("layer") in instance.moe_layers
+    return values_of(shared_matrices(instance.model) if moe else dense_matrices(instance.model))
+
+
+def _part(op: Row, instance: Instance) -> str:
+    """Name the part of the model whose precision an operation's weights have."""
+    if op["kind"] == "mlp":
+        return "shared" if op.get("layer") in instance.moe_layers else "dense"
+    return {"attention": "attention", "gate": "gate", "expert": "experts"}.get(op["kind"], "head")
 
 
 def _flops(op: Row, instance: Instance) -> float:
     model, kind, tokens = instance.model, op["kind"], _rows(op, "inputs")
+    if kind == "aggregate":
+        return model.hidden_size * (2 * _choices(op) + _rows(op, "inputs", "attended", "shared"))
     per_token = {
-        "attention": 2 * 4 * model.hidden_size * model.attention_heads * model.head_dim,
-        "mlp": 2 * model.expert_matrices * model.hidden_size * _dense_width(instance),
         "gate": 2 * model.hidden_size * model.experts,
         "expert": 2 * model.expert_matrices * model.hidden_size * model.expert_hidden_size,
         "norm": 4 * model.hidden_size,
         "head": 2 * model.hidden_size * model.vocab_size,
         "sample": model.vocab_size,
     }
-    if kind == "aggregate":
-        return model.hidden_size * (2 * _choices(op) + _rows(op, "inputs", "attended"))
+    if kind in {"attention", "mlp"}:
+        return 2 * tokens * (values_of(attention_matrices(model)) if kind == "attention" else _mlp(op, instance))
     return per_token.get(kind, 0) * tokens
 
 
 def _weights(op: Row, instance: Instance) -> float:
     """Values of the weights that an operation reads: all of them, but of an embedding only the rows looked up."""
-    model = instance.model
+    model, kind = instance.model, op["kind"]
     groups = len({gpu // instance.parallelism.attention_tp for gpu in op["gpus"]})
+    if kind in {"attention", "mlp"}:
+        return groups * (values_of(attention_matrices(model)) if kind == "attention" else _mlp(op, instance))
     values = {
-        "attention": groups * 4 * model.hidden_size * model.attention_heads * model.head_dim,
-        "mlp": groups * model.expert_matrices * model.hidden_size * _dense_width(instance),
         "gate": groups * model.hidden_size * model.experts,
         "expert": len(op.get("experts", [])) * model.expert_matrices * model.hidden_size * model.expert_hidden_size,
         "norm": groups * model.hidden_size,
         "head": groups * model.hidden_size * model.vocab_size,
         "embedding": _rows(op, "inputs") * model.hidden_size,
     }
-    return values.get(op["kind"], 0.0)
+    return values.get(kind, 0.0)
 
 
 def _check_tokens(dag: DagFile, name: str, op: Row) -> Iterator[DagViolation]:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import networkx as nx
 
 from moe_placer.instance import Instance
-from moe_placer.verifier.capacity import BYTES_PER_VALUE, wire_bytes
+from moe_placer.verifier.capacity import wire_bytes
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
+from moe_placer.verifier.model_sizes import BYTES_PER_VALUE, precision_of
 
 __all__ = ["ALL_TO_ALL", "check_acyclic", "check_connected", "check_shapes"]
 
@@ -69,8 +70,8 @@ def _reached(begin: list[str], following: dict[str, list[str]]) -> set[str]:
 def check_shapes(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
     """Rule ``dag-shapes``: both ends of an edge know its tensor by one shape, and its bytes are those of the shape.
 
-    Values have the model's data type, but for tokens on their way to experts and back; ids have 4 bytes, choices an id
-    and a weight.
+    Values have the data type of hidden states, but for tokens on their way to experts and back; ids have 4 bytes,
+    choices an id and a weight.
     """
     carried: dict[str, dict[str, set[str]]] = {"inputs": defaultdict(set), "outputs": defaultdict(set)}
     for row in dag.edges:
@@ -91,13 +92,13 @@ def check_shapes(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
 
 
 def _check_bytes(dag: DagFile, row: Row, instance: Instance) -> Iterator[DagViolation]:
-    where, precision = f"{row['source']} -> {row['target']}", instance.model.dtype
+    where, precision = f"{row['source']} -> {row['target']}", precision_of(instance.model, "activations")
     of_model = BYTES_PER_VALUE[precision]
     sizes = {precision: of_model, "tokens": INDEX_BYTES, "choices": INDEX_BYTES + of_model}
     ends = dag.operations[row["source"]]["kind"], dag.operations[row["target"]]["kind"]
     if ends in ALL_TO_ALL:
         own = getattr(instance.placement, ALL_TO_ALL[ends])
-        name = precision if own is None else f"{own}+scales" if own in {"fp8", "fp4"} else own
+        name = instance.model.dtype if own is None else f"{own}+scales" if own in {"fp8", "fp4"} else own
         sizes = {name: wire_bytes(instance.model, own) / instance.model.hidden_size}
     if row["dtype"] not in sizes:
         yield dag.breach("dag-shapes", where, f"dtype is {row['dtype']!r}, required is one of {', '.join(sizes)}")
