@@ -79,10 +79,8 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def made(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report folder of these rows, with page, Markdown and pictures."""
-    from report_rows import write_folder
-
-    from moe_placer.experiments.report import write_report
+    from report_rows import draw_here, write_folder
 
     folder = write_folder(tmp_path_factory.mktemp("report") / "drawn", rows)
-    write_report(folder)
+    draw_here(folder)
     return folder

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from builders import DRAGONFLY, tiny_instance, tiny_traffic
 
+from moe_placer.experiments.report.report_files import draw_report
 from moe_placer.fabric import build_fabric
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
@@ -194,6 +195,14 @@ def write_folder(folder: Path, rows: list[dict[str, Any]], question: str | None 
     lines = (json.dumps(row, sort_keys=True, allow_nan=False) for row in rows)
     (folder / "results.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
+
+
+def draw_here(folder: Path) -> set[str]:
+    """Write a report as `write_report` does, without a process of its own; return the files' names."""
+    contents = draw_report(folder)
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return set(contents)
 
 
 def drawn_rows() -> Rows:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from builders import tiny_instance
 from click.testing import CliRunner
-from report_rows import EVIL, Rows, failed_row, luminance, write_folder
+from report_rows import EVIL, Rows, draw_here, failed_row, luminance, write_folder
 
 from moe_placer.cli import main
 from moe_placer.cli.commands import cli
@@ -50,22 +50,21 @@ def changed(rows: Rows, place: int, **changes: Any) -> Rows:
     return again
 
 
-def test_the_same_rows_give_the_same_bytes(made: Path, rows: Rows, tmp_path: Path) -> None:
+def test_the_command_writes_the_same_bytes_from_the_same_rows_and_names_them(
+    made: Path, rows: Rows, tmp_path: Path
+) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    again = write_report(write_folder(tmp_path, rows))
+    said = CliRunner().invoke(cli, ["report", str(write_folder(tmp_path, rows))])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10  # of one core, however busy
-    assert {path.name for path in again} >= {
-        "index.html",
-        "README.md",
-        "links.svg",
-        "gpus.svg",
-        "fabric.svg",
-        "time.svg",
-    }
-    for path in again:
-        assert path.read_bytes() == (made / path.name).read_bytes(), path.name
-        assert path.stat().st_size < 6_000_000
+    assert said.exit_code == 0
+    assert said.output.splitlines()[0] == str(tmp_path / "index.html")
+    again = {path.name for path in tmp_path.iterdir()}
+    assert again == {path.name for path in made.iterdir()}
+    assert again >= {"index.html", "README.md", "links.svg", "gpus.svg", "fabric.svg", "time.svg"}
+    for name in again:
+        assert (tmp_path / name).read_bytes() == (made / name).read_bytes(), name
+        assert (tmp_path / name).stat().st_size < 6_000_000
 
 
 def test_the_order_in_which_runs_ended_does_not_matter(made: Path, rows: Rows, tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_the_order_in_which_runs_ended_does_not_matter(made: Path, rows: Rows, t
     runs = [row for row in rows if row["kind"] == "run"]
     write_folder(tmp_path, [*instances, *reversed(runs)])
     shutil.copy(made / "config.json", tmp_path)  # it names the solvers in the order that was asked for
-    write_report(tmp_path)
+    draw_here(tmp_path)
     assert (tmp_path / "index.html").read_bytes() == (made / "index.html").read_bytes()
 
 
@@ -98,7 +97,7 @@ def test_markdown_has_every_solver_and_what_failed(made: Path, rows: Rows) -> No
 def test_text_of_rows_does_no_harm(rows: Rows, tmp_path: Path) -> None:
     evil = json.loads(json.dumps(rows).replace('"tiny"', json.dumps(EVIL)).replace('"eplb"', json.dumps(EVIL)))
     evil[-1]["reason"] = EVIL
-    write_report(write_folder(tmp_path, evil, question=EVIL))
+    draw_here(write_folder(tmp_path, evil, question=EVIL))
     assert "<script>alert" not in (tmp_path / "index.html").read_text()
     markdown = (tmp_path / "README.md").read_text()
     assert "<script" not in markdown
@@ -125,17 +124,25 @@ def test_plain_text_stays_plain() -> None:
     ],
     ids=["truncated", "list", "nan", "schema", "no instance row", "empty", "field", "deep"],
 )
-def test_damaged_rows_are_named_by_line(
-    damage: Any, line: int | None, said: str, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_rows_are_named_by_line(damage: Any, line: int | None, said: str, rows: Rows, tmp_path: Path) -> None:
     file = write_folder(tmp_path, rows) / "results.jsonl"
     file.write_text("\n".join(damage(file.read_text().splitlines())))
+    with pytest.raises(InputError) as caught:
+        draw_report(tmp_path)
+    assert said in str(caught.value)
+    assert line is None or f"results.jsonl:{line}: " in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_command_tells_damage_in_one_line(rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_folder(tmp_path, rows) / "results.jsonl"
+    file.write_text(file.read_text()[:-50])
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     error = capsys.readouterr().err
     assert ended.value.code == 1
-    assert said in error
-    assert line is None or f"results.jsonl:{line}: " in error
+    assert "cut off" in error
+    assert f"results.jsonl:{len(rows)}: " in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "index.html").exists()
 
@@ -218,7 +225,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.
 
 
 def test_nothing_placed_is_a_report_too(rows: Rows, tmp_path: Path) -> None:
-    write_report(write_folder(tmp_path, [rows[0], rows[-1]]))
+    draw_here(write_folder(tmp_path, [rows[0], rows[-1]]))
     assert "No run gave a placement" in (tmp_path / "README.md").read_text()
     assert not list(tmp_path.glob("*.svg"))
 
@@ -355,9 +362,9 @@ def test_where_nothing_flows_no_link_is_drawn(rows: Rows, tmp_path: Path) -> Non
     layers, links = len(still["z"]), len(rows[0]["links"])
     still.update(z=[0.0] * layers, bound=[0.0] * layers)
     set_metrics(still, z_total=0.0, z=[0.0] * layers, link_cost=[[0.0] * links] * layers, worst_link=[""] * layers)
-    made = write_report(write_folder(tmp_path, [rows[0], still]))
-    assert {path.name for path in made} & {"links.svg", "fabric.svg", "layers.svg", "time.svg"} == set()
-    assert "gpus.svg" in {path.name for path in made}
+    made = draw_here(write_folder(tmp_path, [rows[0], still]))
+    assert made & {"links.svg", "fabric.svg", "layers.svg", "time.svg"} == set()
+    assert "gpus.svg" in made
 
 
 def test_what_is_far_above_the_best_is_left_out_of_the_curves(rows: Rows, tmp_path: Path) -> None:
@@ -395,7 +402,7 @@ def test_bars_of_steps_say_how_far_they_are_from_contiguous(rows: Rows, tmp_path
         ("contiguous", 20.0, "20.0 ms"),
         ("eplb", 30.0, "30.0 ms, +50.0%"),
     ]
-    assert "step.svg" in {path.name for path in write_report(tmp_path)}
+    assert "step.svg" in draw_here(tmp_path)
     assert steps(read_comparison(write_folder(tmp_path / "without", rows))) == []  # rows of older versions
 
 
@@ -446,12 +453,6 @@ def test_colours_can_be_seen_on_light_and_dark(colour: str, paper: str) -> None:
 def test_the_help_shows_the_example_on_a_line_of_its_own() -> None:
     lines = CliRunner().invoke(cli, ["report", "--help"]).output.splitlines()
     assert "    moe-placer report reports/2026-11-24-methods" in lines
-
-
-def test_the_command_names_what_it_wrote(made: Path) -> None:
-    said = CliRunner().invoke(cli, ["report", str(made)])
-    assert said.exit_code == 0
-    assert said.output.splitlines()[0] == str(made / "index.html")
 
 
 # Comparisons; sweeps and cross-checks are made by others, and tested with these.

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_rows import EVIL, Rows, luminance, write_folder
-
-from moe_placer.experiments.report import write_report
+from report_rows import EVIL, Rows, draw_here, luminance, write_folder
 
 READY = "body[data-ready]"
 CHARTS = ["profile", "held-out", "time", "layer-chart", "fabric", "links", "gpus"]
@@ -161,7 +159,7 @@ def test_what_assistive_technology_meets(made: Path, tab: Any) -> None:
 def test_a_script_in_a_name_does_not_run(rows: Rows, tmp_path: Path, tab: Any) -> None:
     evil = json.loads(json.dumps(rows).replace('"tiny"', json.dumps(EVIL)).replace('"eplb"', json.dumps(EVIL)))
     evil[-1]["reason"] = "<img src=x onerror=alert(1)>"
-    write_report(write_folder(tmp_path, evil, question=EVIL))
+    draw_here(write_folder(tmp_path, evil, question=EVIL))
     page = opened(tab, tmp_path)
     page.locator("#layer-table tbody button").first.click()
     assert EVIL.replace("\n", " ") in page.inner_text(".question")

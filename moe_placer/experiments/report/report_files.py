@@ -71,11 +71,13 @@ def write_report(folder: Path) -> list[Path]:
 
 def draw_report(folder: Path) -> dict[str, str]:
     """Return what a report folder's files contain, by name, drawn in this process; raises what `write_report` does."""
-    from moe_placer.experiments.report.html_page import to_page
-    from moe_placer.experiments.report.markdown import to_markdown
     from moe_placer.experiments.report.rows import read_comparison
 
     comparison = read_comparison(folder)
+    # Drawing libraries take a second to load: what is damaged is told before.
+    from moe_placer.experiments.report.html_page import to_page
+    from moe_placer.experiments.report.markdown import to_markdown
+
     return {"index.html": to_page(comparison), **to_markdown(comparison)}
 
 
