@@ -133,8 +133,8 @@ def test_files_agree_and_are_the_same_bytes_again(name: str, view: str, tmp_path
     graph = nx.node_link_graph(json.loads(written["json"].read_text()), edges="edges")
     drawn = VIEWS[view].build(*parts)
     assert set(graph) == set(drawn.graph)
-    if name not in {"small", "sharded-experts", "special-characters"}:
-        return  # pydot's parser is slow; the rest differs in numbers only
+    if name != "special-characters":
+        return  # pydot's parser is slow; the rest differs in numbers and plainer names only
     (dot,) = pydot.graph_from_dot_data(written["dot"].read_text())
     assert {json.loads(node.get_name()) for node in dot.get_nodes()} - {"\\n"} == set(graph)
     assert len(dot.get_edges()) == graph.number_of_edges() == drawn.graph.number_of_edges()

@@ -6,6 +6,8 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,15 +24,25 @@ SVG = "{http://www.w3.org/2000/svg}"
 EXAMPLES = [*VARIANTS, "reference"]
 
 
-def drawn(name: str, view: str, folder: Path) -> Path:
-    parts = reference() if name == "reference" else example(name)
-    return next(path for path in write_dags(*parts, folder, [view]) if path.suffix == ".svg")
+Drawn = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Draw an example's view, once for all tests; the seed plan's take seconds."""
+
+    @cache
+    def draw(name: str, view: str) -> Path:
+        parts = reference() if name == "reference" else example(name)
+        return next(path for path in write_dags(*parts, tmp_path_factory.mktemp(view), [view]) if path.suffix == ".svg")
+
+    return draw
 
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_no_text_overlaps_another_or_leaves_its_box(name: str, view: str, tmp_path: Path) -> None:
-    picture = measure(drawn(name, view, tmp_path))
+def test_no_text_overlaps_another_or_leaves_its_box(name: str, view: str, drawn: Drawn) -> None:
+    picture = measure(drawn(name, view))
     assert picture.texts
     assert [(a.what, b.what) for a, b in overlapping_texts(picture)] == []
     assert [(text.what, symbol.what) for text, symbol in escaping_texts(picture)] == []
@@ -50,10 +62,10 @@ def test_the_geometry_test_sees_what_it_should() -> None:
 
 @pytest.mark.parametrize("name", ["small", "one-gpu", "failed-node", "many-groups", "sharded-experts"])
 def test_what_is_too_large_is_drawn_lean_and_still_names_every_expert(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: Drawn
 ) -> None:
     view = VIEWS["comprehensive_moe_dag"]
-    full = drawn(name, view.name, tmp_path / "full").stat().st_size
+    full = drawn(name, view.name).stat().st_size
     monkeypatch.setattr("moe_placer.dag.drawing_files.MOST_SVG_BYTES", 1000)
     notes: list[str] = []
     paths = write_dags(*example(name), tmp_path, [view.name], note=notes.append)
@@ -85,9 +97,9 @@ def test_the_number_of_tensors_is_about_right() -> None:
 
 
 @pytest.mark.parametrize("view", ["simplified_moe_dag", "detailed_expert_dag"])
-def test_every_operation_has_its_symbol(view: str, tmp_path: Path) -> None:
+def test_every_operation_has_its_symbol(view: str, drawn: Drawn) -> None:
     dag = VIEWS[view].build(*reference())
-    root = ET.parse(drawn("reference", view, tmp_path)).getroot()
+    root = ET.parse(drawn("reference", view)).getroot()
     tips = {}
     for use in root.iter(f"{SVG}use"):
         title = use.find(f"{SVG}title")
@@ -99,9 +111,9 @@ def test_every_operation_has_its_symbol(view: str, tmp_path: Path) -> None:
     assert edges == dag.graph.number_of_edges()
 
 
-def test_dashes_and_warnings_are_those_of_the_graph(tmp_path: Path) -> None:
+def test_dashes_and_warnings_are_those_of_the_graph(drawn: Drawn) -> None:
     dag = VIEWS["detailed_expert_dag"].build(*reference())
-    root = inherited(ET.parse(drawn("reference", "detailed_expert_dag", tmp_path)).getroot())
+    root = inherited(ET.parse(drawn("reference", "detailed_expert_dag")).getroot())
     paths = [path for path in root.iter(f"{SVG}path") if path.find(f"{SVG}title") is not None]
     assert sum("stroke-dasharray" in path.attrib for path in paths) == sum(edge.dashed for edge in dag.edges())
     on_the_worst = sum(edge.hot > 0.999999 for edge in dag.edges())
@@ -141,8 +153,8 @@ def test_links_are_named_with_plain_tokens_time_and_cost(view: str, tmp_path: Pa
     assert any(words in text for text in named), (layer, words)
 
 
-def test_names_are_escaped_and_kept(tmp_path: Path) -> None:
-    text = drawn("special-characters", "simplified_moe_dag", tmp_path).read_text()
+def test_names_are_escaped_and_kept(drawn: Drawn) -> None:
+    text = drawn("special-characters", "simplified_moe_dag").read_text()
     title = ET.fromstring(text).find(f"{SVG}title")
     assert title is not None
     assert title.text is not None
@@ -172,9 +184,9 @@ def test_hatches_can_be_seen_and_forty_nodes_told_apart() -> None:
         assert max(0.6 * abs(int(stripe[i : i + 2], 16) - int(colour[i : i + 2], 16)) for i in (1, 3, 5)) > 50
 
 
-def test_sizes(tmp_path: Path) -> None:
+def test_sizes(drawn: Drawn) -> None:
     for view in VIEWS:
-        path = drawn("reference", view, tmp_path)
+        path = drawn("reference", view)
         assert path.stat().st_size < 6e6
         assert not re.search(r"https?://(?!www\.w3\.org/)", path.read_text()), "an SVG that is not self-contained"
 
@@ -209,14 +221,14 @@ def test_what_recurs_is_written_once_and_what_looks_alike_together() -> None:
 
 
 @pytest.mark.parametrize("view", ["comprehensive_moe_dag", "complete_deployment_dag"])
-def test_large_drawings_can_be_read_at_full_size(view: str, tmp_path: Path) -> None:
-    root = inherited(ET.parse(drawn("reference", view, tmp_path)).getroot())
+def test_large_drawings_can_be_read_at_full_size(view: str, drawn: Drawn) -> None:
+    root = inherited(ET.parse(drawn("reference", view)).getroot())
     sizes = Counter(float(text.attrib["font-size"]) for text in root.iter(f"{SVG}text"))
     assert min(sizes) >= 9, sizes
 
 
-def test_symbols_of_the_complete_deployment_state_gpus_and_shapes(tmp_path: Path) -> None:
-    texts = [text.what for text in measure(drawn("reference", "complete_deployment_dag", tmp_path)).texts]
+def test_symbols_of_the_complete_deployment_state_gpus_and_shapes(drawn: Drawn) -> None:
+    texts = [text.what for text in measure(drawn("reference", "complete_deployment_dag")).texts]
     assert texts.count("8 experts A") == texts.count("8 experts B") == 16 * 58
     assert texts.count("GPU 120-127") == 2 * 58
     assert any(re.fullmatch(r"\[32\d{3}\.\d, 7168\]", text) for text in texts)
