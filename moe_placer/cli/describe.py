@@ -26,11 +26,10 @@ from moe_placer.problem.advice import Advice, advise, memory_binds
 from moe_placer.problem.capacity import why_infeasible
 from moe_placer.problem.compile import demand
 from moe_placer.problem.shortage import slots_of_layer
-from moe_placer.solve.estimate import Estimate, estimate
+from moe_placer.solve.estimate import Estimate, estimate, useful_workers
 from moe_placer.solve.nic_words import floors_of, nic_facts, nic_lines
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.statistics import log_spread, skew
-from moe_placer.workers import usable_cores
 
 __all__ = ["Description", "Skew", "describe"]
 
@@ -201,7 +200,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         skew=tokens,
         hottest_compute_us=None if tokens is None else expert_us(instance, tokens.busiest_gpu_tokens),
         wire_us=None if tokens is None else per_token * _tokens_leaving(instance),
-        estimate=estimate(instance, usable_cores(), dags=True),
+        estimate=estimate(instance, useful_workers(instance), dags=True),
         infeasible=why_infeasible(instance),
         expert_tp=instance.parallelism.expert_tp,
         memory_binds=memory_binds(instance),

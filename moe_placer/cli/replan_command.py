@@ -12,7 +12,6 @@ from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
 from moe_placer.errors import UsageError
 from moe_placer.files import write_atomically
-from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.replanning import ReplanResult
@@ -101,6 +100,7 @@ def replan(
     from moe_placer.replan.budget import Budget
     from moe_placer.replan.fresh import fresh_plan
     from moe_placer.replan.replan import replan as plan
+    from moe_placer.solve.estimate import useful_workers
     from moe_placer.solve.folder import only_writer, replaced_folder
 
     if fresh_time < 0:
@@ -117,7 +117,7 @@ def replan(
         )  # fmt: skip
         opened, fresh = found.instance, None
         if fresh_time:
-            scratch, slow = Limits(time_s=fresh_time, workers=usable_cores()), change.slowness(opened.gpus)
+            scratch, slow = Limits(time_s=fresh_time, workers=useful_workers(opened)), change.slowness(opened.gpus)
             fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed, slow)
         with replaced_folder(folder, PLACEMENT, lambda name: name in FILES) as new:
             found.placement.write(new / PLACEMENT)

@@ -18,7 +18,6 @@ from moe_placer.cli.options import (
     trace_option,
 )
 from moe_placer.cli.what_if_options import answer_content, answer_lines, build_question, what_if_options
-from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.simulated import ScheduleResult
@@ -148,9 +147,11 @@ def schedule(
         written.append(chakra)
     answer = None
     if question:
+        from moe_placer.solve.estimate import useful_workers
+
         answer = ask(
             opened, placed, traffic, workload, question,
-            before_us=figures.latency_us, most=replicas, workers=usable_cores(),
+            before_us=figures.latency_us, most=replicas, workers=useful_workers(opened),
         )  # fmt: skip
     if json_:
         content = _content(timeline, figures, placed.solver.name)

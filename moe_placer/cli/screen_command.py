@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from moe_placer.cli.init_command import CLUSTER_OPTIONS
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import json_option, open_instance, share
 from moe_placer.errors import ScreenError, UsageError
-from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.deciding import ScreenResult
@@ -50,7 +50,7 @@ def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Whose plan to screen.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds of its search.")
 @click.option(
-    "--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Worker processes."
+    "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the search and of the draws.")
 @click.option(
@@ -68,7 +68,7 @@ def screen(
     current: Path | None,
     solver: str,
     time_limit: float,
-    workers: int,
+    workers: int | None,
     seed: int,
     min_gain: float,
     confidence: float,
@@ -88,10 +88,13 @@ def screen(
     from moe_placer.decisions.screen import screen as judge
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
+    from moe_placer.solve.estimate import useful_workers
 
-    limits = Limits(time_s=time_limit, workers=workers)
-    settings = ScreenSettings(solver, limits, seed, min_gain, confidence, draws, horizon)
+    limits = Limits(time_s=time_limit, workers=1 if workers is None else workers)
     opened = _instance(recordings, instance, config, wishes)
+    if workers is None:
+        limits = replace(limits, workers=useful_workers(opened))
+    settings = ScreenSettings(solver, limits, seed, min_gain, confidence, draws, horizon)
     before = None if current is None else load_placement(current)
     if not log.silent(quiet, json_):
         log.info(f"{opened.name}: planning with {solver}, at most {time_limit:g} s", instance=opened.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from moe_placer.cli.options import (
     trace_option,
 )
 from moe_placer.errors import GapError, InfeasibleError, UsageError, visible
-from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
@@ -55,7 +55,7 @@ Examples:
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
 @click.option(
-    "--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Worker processes."
+    "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
@@ -91,7 +91,7 @@ def solve(
     solver: str,
     time_limit: float,
     gap: float,
-    workers: int,
+    workers: int | None,
     seed: int,
     work: float | None,
     memory: float | None,
@@ -112,12 +112,16 @@ def solve(
     """
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
+    from moe_placer.solve.estimate import useful_workers
     from moe_placer.solve.folder import only_writer, replaced_folder
 
     allowed = None if memory is None else 1e9 * memory
-    limits = Limits(time_s=time_limit, gap=gap, workers=workers, work=work, memory_bytes=allowed, bounds=not no_bound)
+    count = 1 if workers is None else workers
+    limits = Limits(time_s=time_limit, gap=gap, workers=count, work=work, memory_bytes=allowed, bounds=not no_bound)
     _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
+    if workers is None:
+        limits = replace(limits, workers=useful_workers(opened))
     if step and opened.placement.counts_tokens_once:
         unit = opened.placement.dispatch
         raise UsageError(f"--step simulates a copy per chosen expert, and placement.dispatch is {unit}; leave it out")

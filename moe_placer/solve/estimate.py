@@ -15,9 +15,10 @@ from moe_placer.instance.schema import Dragonfly, FatTree, SyntheticTraffic
 from moe_placer.traffic.synthetic import DOMAINS, TOKENS, TOPICS
 from moe_placer.workers import available_memory, usable_cores
 
-__all__ = ["Estimate", "demand_bytes", "estimate", "refuse_too_large"]
+__all__ = ["Estimate", "demand_bytes", "estimate", "refuse_too_large", "useful_workers"]
 
 _PROCESS = 110e6  # bytes of this program with its libraries
+_WORTH_WORKERS = 10_000  # layers x replicas x nodes: a worker starts in about the second that these take to solve
 _WORKER = 185e6  # bytes of a worker process with its solver library
 _FLOAT = 8
 _PER_LINK = 600  # bytes of the fabric's graph
@@ -121,6 +122,12 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
         memory["DAGs"] = _PROCESS + demand + _PER_FLOW * flows + _PER_ROUTE * nodes * nodes
         seconds["DAGs"] = _S_PER_FLOW * flows + _S_PER_ROUTE * nodes * nodes
     return Estimate(started, memory, seconds)
+
+
+def useful_workers(instance: Instance) -> int:
+    """Return the worker processes that shorten a solve: one per usable core, or 1 where starting them takes longer."""
+    sizes = len(instance.moe_layers) * instance.replicas_per_layer * instance.cluster.nodes
+    return usable_cores() if sizes > _WORTH_WORKERS else 1
 
 
 def demand_bytes(instance: Instance) -> float:

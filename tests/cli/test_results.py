@@ -16,7 +16,7 @@ from engine_recordings import make, write_routed_experts
 from told import told
 
 import moe_placer
-from moe_placer.cli import interrupts, log, schedule_command
+from moe_placer.cli import interrupts, log
 from moe_placer.cli.commands import cli
 from moe_placer.cli.results import RESULTS, result_schema
 from moe_placer.cli.schema_command import SCHEMAS
@@ -110,8 +110,7 @@ def test_what_looks_at_a_placement(solved: Path, tmp_path: Path, monkeypatch: py
     check("placement", json.loads(placed[1].read_text()))
 
 
-def test_what_simulates(solved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule_command, "usable_cores", lambda: 1)
+def test_what_simulates(solved: Path) -> None:
     placed = (TINY, solved / "placement.json")
     check("schedule", told("schedule", *placed, "--json").json)
     slow = told("schedule", *placed, "--slow-gpu", "0=2", "--copies", 1, "--json").json

@@ -73,7 +73,7 @@ def test_every_shipped_instance_loads(file: Path) -> None:
         ("name: h100-128", "name: ..", "name", "the text '..'"),
         (
             "failed_gpus: []",
-            f"failed_gpus: {list(range(200_000))}",
+            f"failed_gpus: {list(range(17_000))}",
             "placement.failed_gpus",
             "more than 16,384 entries",
         ),
@@ -159,7 +159,7 @@ def test_what_is_no_instance_at_all(tmp_path: Path, text: str | bytes, says: str
 
 @pytest.mark.parametrize("field", ["failed_gpus: [{}]", "failed_gpus: [[{}]]", "kv_cache_gb: [{}]"])
 def test_long_lists_are_refused_in_seconds(tmp_path: Path, field: str) -> None:
-    text = SEED_PLAN.replace("failed_gpus: []", field.format(", ".join(["1"] * 250_000)))
+    text = SEED_PLAN.replace("failed_gpus: []", field.format(", ".join(["1"] * 60_000)))
     started = time.process_time()
     with pytest.raises(InputError):
         load(tmp_path, text)

@@ -33,7 +33,7 @@ def several(minimise: str = "layers", **placement: Any) -> tuple[Instance, Traff
 
 def solved(minimise: str = "layers", gap: float = 0.02, solver: str = "auto", cool: bool | None = None) -> Solution:
     instance, traffic = several(minimise)
-    return solve(instance, traffic, solver=solver, limits=Limits(gap=gap, work=2), cool_gpus=cool)
+    return solve(instance, traffic, solver=solver, limits=Limits(gap=gap, work=0.5), cool_gpus=cool)
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.02])

@@ -19,7 +19,7 @@ from moe_placer.cli.describe import describe
 from moe_placer.errors import NothingFoundError, UsageError
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.problem.compile import compile_problem
-from moe_placer.solve.estimate import Estimate, _fabric, demand_bytes, estimate, refuse_too_large
+from moe_placer.solve.estimate import Estimate, _fabric, demand_bytes, estimate, refuse_too_large, useful_workers
 
 MODULE = sys.modules["moe_placer.solve.estimate"]  # the package's function hides it
 REPO = Path(__file__).parents[2]
@@ -63,6 +63,15 @@ def test_workers_and_drawings_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert estimate(instance, workers=2).peak_bytes > 2 * estimate(instance).peak_bytes
     assert "DAGs" not in estimate(instance).seconds
     assert estimate(instance, dags=True).seconds["DAGs"] > 0
+
+
+def test_small_instances_get_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "usable_cores", lambda: 6)
+    assert useful_workers(tiny_instance()) == 1
+    assert useful_workers(load_instance(REPO / "instances" / "h100-128.yaml")) == 6
+    sizes = {"layers": 11, "dense_layers": [0], "experts": 250}
+    just = tiny_instance(model=sizes, cluster={"nodes": 4, "gpus_per_node": 63}, parallelism={"dp": 1})
+    assert (len(just.moe_layers) * just.replicas_per_layer * just.cluster.nodes, useful_workers(just)) == (10_000, 1)
 
 
 def test_recorded_traffic_is_told_by_its_files_and_not_here() -> None:
