@@ -5,6 +5,7 @@
     k sum_n x[j, n] = replicas of class j                                                        every replica is placed
     once sum_j x[j, n] <= slots[n]                                                               slots
     sum of x[j, n] over the classes j of expert e <= together[n]                              replicas apart
+    sum of x[j, n] over the classes j of expert e and the nodes n of a failure domain <= replicas - 1
     x[j, n] >= pinned items of class j on node n                                             pins
 
 Items of one class (replicas of an expert that attract the same demand) are counted, not told apart, which leaves no
@@ -161,6 +162,17 @@ class Model:
             for n in range(self.layer.nodes):
                 if self.classes.count[classes].sum() > self.layer.together[n]:
                     self.model.add(sum(self.x[j][n] for j in classes) <= int(self.layer.together[n]))
+            self._spread_over_domains(classes)
+
+    def _spread_over_domains(self, classes: Ints) -> None:
+        """Sum of x[j, n] over the classes j of one expert and nodes n of one failure domain <= its replicas - 1."""
+        domain = self.layer.domain
+        for d in np.unique(domain) if domain is not None else ():
+            nodes = np.flatnonzero(domain == d)
+            self.model.add(sum(self.x[j][n] for j in classes for n in nodes) <= self._all_but_one(classes))
+
+    def _all_but_one(self, classes: Ints) -> Any:
+        return int(self.classes.count[classes].sum()) - 1
 
     def _cover_every_link(self) -> None:
         """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""

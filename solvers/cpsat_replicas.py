@@ -51,7 +51,7 @@ class ReplicasModel(Model):
         self.choices = classes
         fewest = np.full(int(layer.expert.max()) + 1, layer.items)
         np.minimum.at(fewest, layer.expert[classes.item], classes.count)
-        self.some_must_pay = bool(fewest.max() > 1)
+        self.some_must_pay = bool(fewest.max() > layer.least_replicas)
         super().__init__(layer, lower, hint)
 
     @property
@@ -80,6 +80,9 @@ class ReplicasModel(Model):
             if pin >= 0:
                 model.add(sum(self.x[j][pin] for j in mine) >= 1)
         self._let_replicas_pay()
+
+    def _all_but_one(self, classes: Ints) -> Any:
+        return sum((int(self.classes.count[j]) - 1) * self.u[j] for j in classes)
 
     def _let_replicas_pay(self) -> None:
         """Keep z + price * load[e] / m * u[e, m] within the time of the start, where that is a new hottest replica."""

@@ -133,9 +133,9 @@ def _within_nodes(problem: Problem, index: int, rng: np.random.Generator) -> Lay
     replicas = np.ones(experts, dtype=np.int64)
     for n in range(nodes):
         mine = np.flatnonzero(home == n)
-        if together[n] * len(mine) < total // nodes:
+        if together[n] * len(mine) < total // nodes or problem.least_replicas * len(mine) > total // nodes:
             return None
-        replicas[mine] = replicas_by_load(load[mine], total // nodes, int(together[n]))
+        replicas[mine] = replicas_by_load(load[mine], total // nodes, int(together[n]), least=problem.least_replicas)
     layer = problem.layer(index, replicas)
     return _packed(problem, index, layer, home[layer.expert], rng, replicas)
 

@@ -121,6 +121,12 @@ class Model:
                 mine = np.flatnonzero(expert == e)
                 if classes.count[mine].sum() > layer.together[n]:
                     self.model.add_linear_constraint(sum_(self.x[j][n] for j in mine) <= int(layer.together[n]))
+        for d in np.unique(layer.domain) if layer.domain is not None else ():
+            nodes = np.flatnonzero(layer.domain == d)
+            for e in np.unique(expert):
+                mine = np.flatnonzero(expert == e)
+                inside = sum_(self.x[j][n] for j in mine for n in nodes)
+                self.model.add_linear_constraint(inside <= int(classes.count[mine].sum()) - 1)
 
     def _cover_every_link(self) -> None:
         """z >= base[k] + sum delta[j, n, m] x[j, n] for every link k."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.survival import Spread
 from moe_placer.result import LayerResult
 from moe_placer.solve.heuristic import EngineRule, gpu_result, heuristic_result
 from moe_placer.solvers.eplb import Eplb, ranks_within_nodes
@@ -119,10 +120,20 @@ class _State:
         wrong = np.zeros((len(here), len(there)), dtype=bool)
         if self.crowded:
             wrong |= self._overloads(here, there) | self._overloads(there, here).T
+        if self.layer.domain is not None:
+            wrong |= self._gathers(here, there)
         if self.apart_binds:
             strangers = self.layer.expert[here][:, None] != self.layer.expert[there][None, :]
             wrong |= strangers & (self._crowds(here, there) | self._crowds(there, here).T)
         return wrong
+
+    def _gathers(self, here: Ints, there: Ints) -> Bools:
+        """Mask [here, there] of trades after which one failure would end an expert."""
+        spread = Spread(self.layer)
+        spread.reset(self.node)
+        mine, theirs = self.layer.expert[here][:, None], self.layer.expert[there][None, :]
+        away, back = self.node[here][:, None], self.node[there][None, :]
+        return np.asarray((mine != theirs) & (spread.gathers(mine, away, back) | spread.gathers(theirs, back, away)))
 
     def trade(self, i: int, j: int) -> None:
         """Let two items take each other's place."""

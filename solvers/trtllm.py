@@ -47,7 +47,11 @@ class TensorRtLlm(EngineRule):
         if problem.replicas_are_free:
             load = problem.demand[index].sum(axis=0)
             replicas = replicas_later_first(
-                load, layer.items, int(layer.together.sum()), partial(problem.capacity.allows, index)
+                load,
+                layer.items,
+                int(layer.together.sum()),
+                partial(problem.capacity.allows, index),
+                problem.least_replicas,
             )
             layer = problem.layer(index, replicas)
         if problem.shards > 1:
@@ -55,7 +59,9 @@ class TensorRtLlm(EngineRule):
         return gpu_result(problem, layer, _pack(problem, layer, problem.capacity.slots[index]), rng, replicas)
 
 
-def replicas_later_first(load: Floats, total: int, most: int, fits: Callable[[Ints], bool] | None = None) -> Ints:
+def replicas_later_first(
+    load: Floats, total: int, most: int, fits: Callable[[Ints], bool] | None = None, least: int = 1
+) -> Ints:
     """Return `replicas_by_load`, but of equals the expert with the higher number gets the replica.
 
     Parameters
@@ -68,9 +74,11 @@ def replicas_later_first(load: Floats, total: int, most: int, fits: Callable[[In
         Replicas that one expert may have.
     fits : callable or None
         Whether replicas [experts] have places.
+    least : int
+        Replicas that every expert has.
     """
     reverse = None if fits is None else lambda replicas: fits(replicas[::-1])
-    return replicas_by_load(load[::-1], total, most, reverse)[::-1]
+    return replicas_by_load(load[::-1], total, most, reverse, least)[::-1]
 
 
 def _pack(problem: Problem, layer: LayerProblem, slots: Ints) -> Ints:

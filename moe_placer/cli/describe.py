@@ -114,6 +114,10 @@ class Description:
         Why no placement can exist.
     expert_tp : int
         GPUs that share one expert.
+    survives : str
+        ``placement.survives``: the kind of failure after which every expert has a replica.
+    second_replica_gb : float
+        What a second replica of every expert takes on a GPU, if spread evenly, where ``survives`` asks for it; else 0.
     memory_binds : bool
         Whether a working GPU has memory for fewer replicas than its slots over all layers.
     advice : Advice or None
@@ -152,6 +156,8 @@ class Description:
     estimate: Estimate
     infeasible: str | None
     expert_tp: int
+    survives: Literal["none", "gpu", "node", "leaf"]
+    second_replica_gb: float
     memory_binds: bool
     advice: Advice | None
     schema: Literal["moe-placer/description/1"] = "moe-placer/description/1"
@@ -203,6 +209,8 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         estimate=estimate(instance, useful_workers(instance), dags=True),
         infeasible=why_infeasible(instance),
         expert_tp=instance.parallelism.expert_tp,
+        survives=instance.placement.survives,
+        second_replica_gb=_second_replica_gb(instance),
         memory_binds=memory_binds(instance),
         advice=advise(instance),
     )
@@ -224,6 +232,15 @@ def _memory(instance: Instance) -> dict[str, float]:
         "kv_cache_reserved": parts.kv_cache / GB,
         "left": float(capacity - experts - parts.total) / GB,
     }
+
+
+def _second_replica_gb(instance: Instance) -> float:
+    """GB on each GPU that a second replica of every expert takes, where it is asked for."""
+    if instance.placement.survives == "none":
+        return 0.0
+    working = max(1, instance.gpus - len(instance.placement.failed_gpus))
+    replicas = instance.model.experts * len(instance.moe_layers) * instance.parallelism.expert_tp / working
+    return replicas * expert_bytes(instance) / GB
 
 
 def _replicas(instance: Instance) -> list[int]:
@@ -299,12 +316,15 @@ def _size_lines(d: Description) -> list[str]:
     if d.redundant_slots_in_all is not None:
         budget = f"{d.redundant_slots_in_all:,} redundant slots over all layers"
         has = f"{budget}, at most; with equal shares, a layer has {d.replicas_per_layer:,} expert replicas"
+    survival = f"Survival: every expert has a replica when any {d.survives} fails; the second replicas take "
+    survives = [f"{survival}{d.second_replica_gb:.2f} GB on each GPU."] if d.survives != "none" else []
     size = f"{d.expert_mb:,.2f} MB on {'a GPU' if d.expert_tp == 1 else f'each of {d.expert_tp} GPUs'}"
     return [
         f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, "
         f"on {d.gpus:,} GPUs{called}{failed} in {d.nodes} nodes.",
         f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
+        *survives,
         f"KV cache: what is reserved and left holds {d.kv_cache_tokens:,} tokens on the GPUs that share attention.",
         f"Sizes: an expert takes {size}, a token {d.token_bytes:,.0f} bytes on the wire{back}.",
     ]

@@ -13,6 +13,7 @@ from moe_placer.instance.schema import (
     AnyTraffic,
     Cluster,
     Dragonfly,
+    FatTree,
     Gqa,
     LoadTraffic,
     Model,
@@ -170,6 +171,41 @@ def _dispatch(parallelism: Parallelism, placement: Placement, traffic: AnyTraffi
         yield ("placement", "replicas_apart"), "node", expected
 
 
+def _survives(model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
+    """Require a second replica of every expert, and parts that can fail one without the other."""
+    kind, fabric = placement.survives, cluster.fabric
+    if kind == "none":
+        return
+    at = ("placement", "survives")
+    yield from (
+        (at, f"{kind}, with {found}", expected) for found, expected in _one_replica(model, parallelism, placement)
+    )
+    if kind == "leaf" and not (isinstance(fabric, FatTree) and fabric.nodes_per_leaf < cluster.nodes):
+        yield at, f"{kind}, on a fabric without two leaves", "node or gpu, or cluster.fabric of kind fat-tree"
+    if kind == "node" and cluster.nodes < 2:
+        yield at, f"{kind}, with one node", "gpu"
+    if kind == "gpu" and placement.replicas_apart == "none":
+        yield at, f"{kind}, with placement.replicas_apart: none", "replicas_apart: gpu or node"
+
+
+def _one_replica(model: Model, parallelism: Parallelism, placement: Placement) -> Iterator[tuple[str, str]]:
+    """Say where experts cannot all have a second replica: what was found, what is expected."""
+    replicas = placement.replicas
+    if isinstance(replicas, str):
+        if parallelism.dp < 2:
+            yield "one replica of every expert", "parallelism.dp of 2 or more, or redundant slots"
+        return
+    name, there, layers = "redundant_slots", 0, 1
+    if isinstance(replicas, SharedSlots):
+        name, there = "redundant_slots_in_all", replicas.redundant_slots_in_all
+        layers = model.layers - len(set(model.dense_layers))
+    else:
+        there = replicas.redundant_slots
+    if there < model.experts * layers:
+        expected = f"at least {model.experts * layers:,} in placement.replicas.{name}: a second replica of every expert"
+        yield f"{there:,} redundant slots", expected
+
+
 def _layer_time(parallelism: Parallelism, placement: Placement, objective: Objective) -> Iterator[Found]:
     """Have links count as time, and every expert on one GPU, where times of layers are minimised."""
     if objective.minimise != "layer-time":
@@ -313,6 +349,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "parallelism"), _expert_tp),
     (("parallelism", "placement", "objective"), _layer_time),
     (("parallelism", "placement", "traffic"), _dispatch),
+    (("model", "cluster", "parallelism", "placement"), _survives),
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),

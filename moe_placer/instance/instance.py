@@ -111,6 +111,8 @@ class Instance(schema.Section):
                     del content[section][field]
         if not content["cluster"]["gpu"]["dtype_tflops"]:
             del content["cluster"]["gpu"]["dtype_tflops"]
+        if content["placement"]["survives"] == "none":
+            del content["placement"]["survives"]  # likewise
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # and so is this one
         if content["traffic"].get("sources") == "mix":

@@ -220,6 +220,11 @@ class Placement(Section):
         description="Where replicas of one expert never meet; none: two may share a GPU, as plans of engines do "
         "(solvers put them apart all the same).",
     )
+    survives: Literal["none", "gpu", "node", "leaf"] = Field(
+        "none",
+        description="Every expert keeps a replica when any one GPU, node or leaf switch with its nodes fails: no such "
+        "part holds all replicas of an expert (docs/replanning.md).",
+    )
     dispatch: Literal["per-expert", "per-gpu", "per-node"] = Field(
         "per-expert",
         description="What a token is sent once for, between nodes: every chosen expert, every GPU or every node that "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from moe_placer.errors import InfeasibleError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
+from moe_placer.problem.failure_domains import least_replicas
 from moe_placer.problem.node_limits import most_of_experts, most_replicas, most_together
 from moe_placer.problem.openings import Asked, open_gpus
 from moe_placer.problem.pins import fits_pins
@@ -58,6 +59,8 @@ class Capacity:
         Whether replicas of one expert keep to different nodes, not just GPUs.
     pins : tuple
         Per layer, the pairs (expert, GPU) that are pinned.
+    least : int
+        Replicas that every expert must have, where how many is a choice.
     """
 
     memory_slots: Ints
@@ -73,6 +76,7 @@ class Capacity:
     gpus_per_node: int
     apart: bool
     pins: tuple[tuple[tuple[int, int], ...], ...]
+    least: int = 1
 
     @cached_property
     def node_slots(self) -> Ints:
@@ -178,7 +182,7 @@ def why_infeasible(instance: Instance) -> str | None:
 def _closed_blindly(instance: Instance) -> Capacity:
     """Return the capacity with GPUs closed in some layers, where memory binds, whatever is to be placed."""
     layers, per_gpu, shards = len(instance.moe_layers), instance.placement.slots_per_gpu, instance.parallelism.expert_tp
-    works, usable = working_gpus(instance), usable_slots(instance)
+    works, usable, least = working_gpus(instance), usable_slots(instance), least_replicas(instance)
     binds = bool((usable[works] < per_gpu * layers).any())
     shares = isinstance(instance.placement.replicas, SharedSlots)
     pins: dict[int, list[tuple[int, int]]] = {layer: [] for layer in instance.moe_layers}
@@ -192,12 +196,13 @@ def _closed_blindly(instance: Instance) -> Capacity:
         binds=binds,
         slots=_spread(usable, layers, per_gpu) if binds else np.tile(np.where(works, per_gpu, 0), (layers, 1)),
         widest=widest_nodes(instance),
-        replicas=np.full(layers, instance.model.experts) if shares else np.array(instance.replicas_by_layer),
+        replicas=np.full(layers, least * instance.model.experts) if shares else np.array(instance.replicas_by_layer),
         experts=instance.model.experts,
         shards=shards,
         gpus_per_node=instance.cluster.gpus_per_node,
         apart=instance.placement.replicas_apart == "node",
         pins=tuple(map(tuple, pins.values())),
+        least=least,
     )
 
 
@@ -219,7 +224,7 @@ def _serves(instance: Instance, capacity: Capacity) -> bool:
 
 def _some_replicas(capacity: Capacity, index: int, total: int) -> Ints:
     """Choose replicas of each expert that a layer has a placement for, as many in all as it can have."""
-    return replicas_by_load(np.ones(capacity.experts), total, total, lambda replicas: capacity.allows(index, replicas))
+    return replicas_by_load(np.ones(capacity.experts), total, total, partial(capacity.allows, index), capacity.least)
 
 
 def _asked(instance: Instance, capacity: Capacity) -> Asked:
@@ -230,7 +235,8 @@ def _asked(instance: Instance, capacity: Capacity) -> Asked:
         gpus_per_node=capacity.gpus_per_node,
         least=capacity.replicas,
         most=capacity.replicas + budget,
-        in_all=int(capacity.replicas.sum()) + budget,
+        in_all=capacity.experts * len(capacity.replicas) + budget if budget else int(capacity.replicas.sum()),
+        least_of_expert=capacity.least,
         dp=instance.parallelism.dp if instance.placement.replicas == "dp" else None,
         pins=capacity.pins,
         apart=capacity.apart,
@@ -246,7 +252,7 @@ def _with_shares(instance: Instance, capacity: Capacity) -> Capacity:
         return capacity
     most = np.array([capacity.most_of_experts(index)[-1] for index in range(len(capacity.replicas))])
     replicas = np.minimum(instance.replicas_by_layer, most)
-    left = budget.redundant_slots_in_all - int(replicas.sum() - capacity.replicas.sum())
+    left = budget.redundant_slots_in_all - int(replicas.sum() - capacity.experts * len(replicas))
     while left > 0 and (open_ := np.flatnonzero(replicas < most)[:left]).size:
         more = np.minimum(max(1, left // len(open_)), (most - replicas)[open_])
         replicas[open_] += more

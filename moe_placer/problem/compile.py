@@ -21,6 +21,7 @@ from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import back_ratio, expert_us, token_us
 from moe_placer.problem.capacity import Capacity, find_capacity
 from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
@@ -80,6 +81,8 @@ class LayerProblem:
         Items that the layer may have, where how many is a choice.
     least_replicas : int
         Replicas that every expert must have, where how many is a choice.
+    domain : int array [N] or None
+        Failure domain of each node, none of which may hold all replicas of an expert; None: there is no such rule.
     """
 
     layer: int
@@ -101,6 +104,7 @@ class LayerProblem:
     home: Ints | None = None
     most_items: int = 0
     least_replicas: int = 1
+    domain: Ints | None = None
 
     @property
     def items(self) -> int:
@@ -139,12 +143,17 @@ class LayerProblem:
         return known[self.affected]
 
     def valid(self, node: Ints) -> bool:
-        """Whether slots, replicas apart and pins are respected."""
+        """Whether slots, replicas apart, failure domains and pins are respected."""
         if (np.bincount(node, minlength=self.nodes) > self.slots).any():
             return False
         pins = self.pinned >= 0
         if (node[pins] != self.pinned[pins]).any():
             return False
+        if self.domain is not None:
+            on = np.zeros((int(self.expert.max()) + 1, int(self.domain.max()) + 1), dtype=np.int64)
+            np.add.at(on, (self.expert, self.domain[node]), 1)
+            if (on >= np.bincount(self.expert)[:, None]).any():
+                return False
         pairs, count = np.unique(node * (self.expert.max() + 1) + self.expert, return_counts=True)
         return bool((count <= self.together[pairs // (self.expert.max() + 1)]).all())
 
@@ -199,6 +208,8 @@ class Problem:
         methods that look at nodes.
     least_replicas : int
         Replicas that every expert must have, where how many is a choice.
+    domain : int array [nodes] or None
+        As in `LayerProblem`.
     """
 
     name: str
@@ -227,6 +238,7 @@ class Problem:
     home: Ints | None = None
     by_node: Problem | None = None
     least_replicas: int = 1
+    domain: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -279,6 +291,7 @@ class Problem:
             home=self.home,
             most_items=self._most_items(len(expert)),
             least_replicas=self.least_replicas,
+            domain=self.domain,
         )
 
     def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:
@@ -314,6 +327,7 @@ class Problem:
             demand=self.demand[:, node] / self.gpus_per_node,
             capacity=capacity_by_gpu(self.capacity),
             gpus_per_node=1,
+            domain=None if self.domain is None else self.domain[node],
             hops=self.hops[np.ix_(node, node)],
             coverage=sent_by_gpu(self.coverage, node) if self.coverage else (),
             affected=self.affected[node],
@@ -381,6 +395,8 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         affected=affected,
         _reference=reference,
         _change=change,
+        least_replicas=least_replicas(instance),
+        domain=failure_domains(instance),
     )
     nics = receivers(instance)
     if nics is not None:
@@ -403,5 +419,5 @@ def _choose_replicas(instance: Instance, tokens: Floats, capacity: Capacity) -> 
     replicas = np.empty((layers, experts), dtype=np.int64)
     for index, (load, total) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
         fits = partial(capacity.allows, index)
-        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits)
+        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits, least_replicas(instance))
     return replicas

@@ -39,6 +39,7 @@ def merged_by_node(layer: LayerProblem) -> LayerProblem:
         affected=np.where(affected == layer.links, nics, affected),
         delta=np.ascontiguousarray(layer.delta[:, first, :-1]),
         home=None,
+        domain=None if layer.domain is None else layer.domain[first],
     )
 
 

@@ -42,6 +42,8 @@ class Asked:
         Replicas of each layer.
     in_all : int
         Replicas that all layers may have together.
+    least_of_expert : int
+        Replicas that every expert must have, where these are a choice.
     dp : int or None
         Replicas of each expert; None where these are a choice.
     pins : sequence
@@ -60,6 +62,7 @@ class Asked:
     least: Ints
     most: Ints
     in_all: int
+    least_of_expert: int
     dp: int | None
     pins: Sequence[Sequence[tuple[int, int]]]
     apart: bool
@@ -156,7 +159,7 @@ class _Program:
         at = self._add(least, most)
         self.taken.append((layer, at))
         shards = experts * asked.shards
-        self._row(at, shards * (asked.dp or 1), np.inf if asked.dp is None else shards * asked.dp)
+        self._row(at, shards * (asked.dp or asked.least_of_expert), np.inf if asked.dp is None else shards * asked.dp)
         for gpus in at.reshape(-1, asked.gpus_per_node):
             if asked.shards == 1:
                 if asked.apart:

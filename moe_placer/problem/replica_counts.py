@@ -13,8 +13,10 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def replicas_by_load(load: Floats, total: int, most: int, fits: Callable[[Ints], bool] | None = None) -> Ints:
-    """Give each expert one replica, and each further one to the expert with the most load per replica.
+def replicas_by_load(
+    load: Floats, total: int, most: int, fits: Callable[[Ints], bool] | None = None, least: int = 1
+) -> Ints:
+    """Give each expert the least number of replicas, and each further one to the expert with the most load per replica.
 
     Greedy marginal allocation minimises the largest load per replica (the first step of the public EPLB heuristic).
     Where the result does not fit, a replica goes to the next expert with which it fits; which choices fit is a
@@ -30,7 +32,9 @@ def replicas_by_load(load: Floats, total: int, most: int, fits: Callable[[Ints],
     most : int
         Replicas that one expert may have.
     fits : callable, optional
-        Whether replicas [experts] have places; one of each expert must.
+        Whether replicas [experts] have places; the least of each expert must.
+    least : int
+        Replicas that every expert has.
 
     Examples
     --------
@@ -39,13 +43,13 @@ def replicas_by_load(load: Floats, total: int, most: int, fits: Callable[[Ints],
     >>> replicas_by_load(np.array([6.0, 3.0, 1.0]), total=5, most=2).tolist()
     [2, 2, 1]
     """
-    replicas = np.ones(len(load), dtype=np.int64)
-    for _ in range(total - len(load)):
+    replicas = np.full(len(load), least)
+    for _ in range(total - int(replicas.sum())):
         per_replica = np.where(replicas < most, load / replicas, -1.0)
         replicas[int(per_replica.argmax())] += 1
     if fits is None or fits(replicas):
         return replicas
-    replicas, open_ = np.ones(len(load), dtype=np.int64), np.ones(len(load), dtype=bool)
+    replicas, open_ = np.full(len(load), least), np.ones(len(load), dtype=bool)
     while replicas.sum() < total and open_.any():
         expert = int(np.where(open_, load / replicas, -1.0).argmax())
         replicas[expert] += 1

@@ -90,5 +90,5 @@ def fewest_replicas(layer: LayerProblem, most: float) -> Ints:
     """Return the fewest replicas of each expert [E] with which no replica gets more than ``most`` tokens per step."""
     load = np.bincount(layer.expert, layer.load)
     if most <= 0 or not np.isfinite(most):
-        return np.ones(len(load), dtype=np.int64)
-    return np.maximum(1, np.ceil(load / most * (1 - _ROUNDING))).astype(np.int64)
+        return np.full(len(load), layer.least_replicas)
+    return np.maximum(layer.least_replicas, np.ceil(load / most * (1 - _ROUNDING))).astype(np.int64)

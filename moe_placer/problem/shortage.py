@@ -10,6 +10,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import GB, expert_bytes, gpu_memory_bytes, memory_parts
+from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.node_limits import most_of_experts, most_replicas
 
 __all__ = [
@@ -30,7 +31,8 @@ _SHOWN = 8  # pins that a message lists
 
 def find_shortage(instance: Instance) -> str | None:
     """Say what is missing, as far as counting slots, places and memory shows; None where that suffices."""
-    return _too_few_slots(instance) or _too_close(instance) or _too_little_memory(instance) or _too_many_pins(instance)
+    checks = (_too_few_slots, _too_close, _too_few_elsewhere, _too_little_memory, _too_many_pins)
+    return next((reason for check in checks if (reason := check(instance))), None)
 
 
 def slots_of_layer(instance: Instance) -> int:
@@ -54,7 +56,7 @@ def _on_nodes(instance: Instance, of_gpu: Ints) -> Ints:
 def fewest_replicas(instance: Instance) -> int:
     """Replicas that a layer must have: of a budget that layers share, it need not take anything."""
     shared = isinstance(instance.placement.replicas, SharedSlots)
-    return instance.model.experts if shared else instance.replicas_per_layer
+    return least_replicas(instance) * instance.model.experts if shared else instance.replicas_per_layer
 
 
 def _too_few_slots(instance: Instance) -> str | None:
@@ -73,7 +75,7 @@ def _too_few_slots(instance: Instance) -> str | None:
 
 def _too_close(instance: Instance) -> str | None:
     """Say whether the replicas of one expert cannot be kept apart."""
-    replicas = instance.parallelism.dp if instance.placement.replicas == "dp" else 1
+    replicas = instance.parallelism.dp if instance.placement.replicas == "dp" else least_replicas(instance)
     apart, experts = instance.placement.replicas_apart, instance.model.experts
     places = working_gpus(instance).reshape(instance.cluster.nodes, -1).sum(axis=1) // instance.parallelism.expert_tp
     if apart == "node":
@@ -93,12 +95,31 @@ def _too_close(instance: Instance) -> str | None:
     )
 
 
+def _too_few_elsewhere(instance: Instance) -> str | None:
+    """Say whether some failure domain leaves too few slots for one replica of every expert outside of it."""
+    domain, experts = failure_domains(instance), instance.model.experts
+    if domain is None:
+        return None
+    of_node = _on_nodes(instance, _slots(instance))
+    outside = int(of_node.sum()) - np.bincount(domain, of_node).astype(np.int64)
+    worst = int(outside.argmin())
+    if outside[worst] >= experts:
+        return None
+    kind = instance.placement.survives
+    return (
+        f"{instance.name} asks that every expert survives the loss of any {kind} (placement.survives), but outside of "
+        f"{kind} {worst} there are slots for {outside[worst]:,} replicas in a layer, and {experts:,} experts each need "
+        f"one there. Use more {'leaves' if kind == 'leaf' else 'nodes'}, more placement.slots_per_gpu, or another "
+        "placement.survives."
+    )
+
+
 def _too_little_memory(instance: Instance) -> str | None:
     usable, shards = usable_slots(instance), instance.parallelism.expert_tp
     there = int(_on_nodes(instance, usable).sum())
     shared = isinstance(instance.placement.replicas, SharedSlots)
     layers = len(instance.moe_layers)
-    needed = instance.model.experts * layers if shared else sum(instance.replicas_by_layer)
+    needed = fewest_replicas(instance) * layers if shared else sum(instance.replicas_by_layer)
     size, taken = expert_bytes(instance) / 1e6, memory_parts(instance).total / GB
     if there < needed:
         on = "" if shards == 1 else f" on each of {shards} GPUs of one node"

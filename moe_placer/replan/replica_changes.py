@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.replicas import count_replicas, placed
+from moe_placer.problem.survival import Spread
 from moe_placer.replan.trades import LayerState
 from moe_placer.search.moves import excess
 from moe_placer.search.replication import State
@@ -123,11 +124,22 @@ def _candidates(state: LayerState, target_z: float) -> tuple[Ints, Ints, Ints]:
     node = place // state.per_node
     on_node = state.on.reshape(len(replicas), layer.nodes, -1).sum(axis=2)
     allowed &= on_node[expert, node] < layer.together[node]
+    if layer.domain is not None:
+        allowed &= ~_leaves_all_in_one(state, item)
     item, expert, place = item[allowed], expert[allowed], place[allowed]
     if len(item) > _LISTED:
         few = _promising(state, item, expert, place, target_z)
         item, expert, place = item[few], expert[few], place[few]
     return item, expert, place
+
+
+def _leaves_all_in_one(state: LayerState, item: Ints) -> npt.NDArray[np.bool_]:
+    """Mask of items without which one failure domain has all replicas of their expert."""
+    spread, layer = Spread(state.layer), state.layer
+    spread.reset(state.node)
+    on = spread.on[layer.expert[item]]
+    on[np.arange(len(item)), spread.domain[state.node[item]]] -= 1
+    return np.asarray((on >= (spread.count[layer.expert[item]] - 1)[:, None]).any(axis=1))
 
 
 def _promising(state: LayerState, item: Ints, expert: Ints, place: Ints, target_z: float) -> Ints:

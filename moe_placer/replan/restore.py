@@ -218,6 +218,10 @@ class _Restored:
         close = np.bincount(self.gpu[mine] // per_node, minlength=layer.nodes) >= layer.together
         allowed = ~close[node]
         allowed[self.gpu[mine]] = False
+        if layer.domain is not None and len(mine) == int((layer.expert == layer.expert[i]).sum()) - 1:
+            domains = np.unique(layer.domain[self.gpu[mine] // per_node])
+            if len(domains) == 1:  # all others would fail together
+                allowed &= layer.domain[node] != domains[0]
         pin = self.problem.pinned.get((self.index, int(layer.expert[i]), int(layer.replica[i])))
         if pin is not None:
             allowed &= np.arange(gpus) == pin

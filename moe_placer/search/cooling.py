@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.survival import Spread
 
 __all__ = ["Cooled", "cool"]
 
@@ -126,6 +127,11 @@ class _State:
         barred |= (self.on_node[mine][:, home[to]] >= layer.together[home[to]]) & away
         back = self.on_gpu[theirs, hot] > 0
         back |= (self.on_node[theirs, home[hot]] >= layer.together[home[hot]]) & away
+        if layer.domain is not None:
+            spread, there = Spread(layer), home[to][None, :]
+            spread.reset(self.node)
+            from_hot = np.full((len(items), 1), home[hot])
+            barred |= spread.gathers(mine[:, None], from_hot, there) | spread.gathers(theirs[None, :], there, from_hot)
         barred |= (back & (partners >= 0)) | (mine[:, None] == theirs)
         return np.asarray(barred | away if self.inside else barred)
 

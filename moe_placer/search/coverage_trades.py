@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.survival import Spread
 from moe_placer.search.coverage_tables import Tables, tables
 
 __all__ = ["CoverageTrades", "Trades"]
@@ -62,7 +63,7 @@ class CoverageTrades:
         self._upper = np.triu(np.ones((layer.items, layer.items), dtype=bool), 1)
         stuck = layer.pinned >= 0
         self._stuck = stuck[:, None] | stuck[None, :]
-        self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
+        self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min()) or layer.domain is not None
         self._work = 0
         self.reset(node)
 
@@ -210,4 +211,9 @@ class CoverageTrades:
         layer = self.layer
         replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         np.add.at(replicas, (layer.expert, self.node), 1)
-        return np.asarray(replicas[layer.expert] < layer.together[None, :])
+        fits = replicas[layer.expert] < layer.together[None, :]
+        if layer.domain is not None:
+            spread = Spread(layer)
+            spread.reset(self.node)
+            fits &= ~spread.gathers(layer.expert[:, None], self.node[:, None], np.arange(layer.nodes)[None, :])
+        return np.asarray(fits)

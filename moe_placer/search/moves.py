@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.survival import Spread, gathered
 from moe_placer.search.nearest import nearest_valid
 
 __all__ = ["CALL", "Moves", "excess", "repair"]
@@ -40,6 +41,7 @@ class Moves:
         self._delta = np.concatenate([layer.delta, np.zeros((1, *layer.delta.shape[1:]))])  # last: an empty slot
         self._replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
+        self._spread = None if layer.domain is None else Spread(layer)
         self.reset(node)
 
     def reset(self, node: Ints) -> None:
@@ -154,6 +156,11 @@ class Moves:
             full = self._replicas[mine][:, nodes] >= layer.together[nodes][None, :]
             full_back = (layer.together[here][:, None] <= self._replicas[theirs][:, here].T) & real[None, :]
             blocked = blocked | (~same & (full | full_back))
+        if self._spread is not None:
+            mine, theirs = layer.expert[items][:, None], np.where(real, layer.expert[partners], -1)[None, :]
+            away, back = (here[:, None], nodes[None, :]), (nodes[None, :], here[:, None])
+            gathers = self._spread.gathers(mine, *away) | self._spread.gathers(theirs, *back)
+            blocked = blocked | ((mine != theirs) & gathers)
         return blocked
 
     def _refresh(self) -> None:
@@ -161,6 +168,8 @@ class Moves:
         if self._apart_binds:
             self._replicas[:] = 0
             np.add.at(self._replicas, (self.layer.expert, self.node), 1)
+        if self._spread is not None:
+            self._spread.reset(self.node)
 
 
 def excess(cost: Floats, target: float) -> Floats:
@@ -194,8 +203,9 @@ def _shared_links(affected: Ints, links: int) -> Ints:
 def repair(layer: LayerProblem, node: Ints, rng: np.random.Generator) -> Ints | None:
     """Return ``node`` with few changes that make it valid, or None if there is no valid placement.
 
-    Pinned items go home; items of overfull nodes and replicas that are too close move to where there is room, or trade
-    places with an item for which both sides are allowed. Where that fails, a linear program decides.
+    Pinned items go home; items of overfull nodes, replicas that are too close, and those of experts that a single
+    failure would end move to where there is room, or trade places with an item for which both sides are allowed. Where
+    that fails, a linear program decides.
     """
     node = np.where(layer.pinned >= 0, layer.pinned, node)
     for _ in range(_REPAIRS * layer.items):
@@ -222,7 +232,7 @@ def _misplaced(layer: LayerProblem, node: Ints) -> Ints:
     replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
     np.add.at(replicas, (layer.expert, node), 1)
     close = (replicas > layer.together[None, :])[layer.expert, node]
-    return np.flatnonzero(movable & (overfull[node] | close))
+    return np.flatnonzero(movable & (overfull[node] | close | gathered(layer, node)))
 
 
 def _rehouse(layer: LayerProblem, node: Ints, item: int, rng: np.random.Generator) -> bool:
@@ -230,12 +240,18 @@ def _rehouse(layer: LayerProblem, node: Ints, item: int, rng: np.random.Generato
     here, expert = node[item], layer.expert[item]
     replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
     np.add.at(replicas, (layer.expert, node), 1)
-    welcome = (replicas[expert] < layer.together) & (np.arange(layer.nodes) != here)
+    everywhere = np.arange(layer.nodes)
+    welcome = (replicas[expert] < layer.together) & (everywhere != here)
+    fits_here = (replicas[layer.expert, here] < layer.together[here]) & (layer.expert != expert)
+    if layer.domain is not None:
+        spread = Spread(layer)
+        spread.reset(node)
+        welcome &= ~spread.gathers(np.full(layer.nodes, expert), np.full(layer.nodes, here), everywhere)
+        fits_here &= ~spread.gathers(layer.expert, node, np.full(layer.items, here))
     room = np.flatnonzero(welcome & (np.bincount(node, minlength=layer.nodes) < layer.slots))
     if len(room):
         node[item] = rng.choice(room)
         return True
-    fits_here = (replicas[layer.expert, here] < layer.together[here]) & (layer.expert != expert)
     partners = np.flatnonzero(welcome[node] & fits_here & (layer.pinned < 0) & (node != here))
     if not len(partners):
         return False

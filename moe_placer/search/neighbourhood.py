@@ -63,6 +63,7 @@ def cut_out(layer: LayerProblem, node: Ints, nodes: Ints) -> Neighbourhood:
         delta=np.ascontiguousarray(layer.delta[items][:, nodes]),
         load=layer.load[items],
         home=None,  # part of a node's GPUs
+        domain=None,  # the other replicas of an expert may be elsewhere
     )
     return Neighbourhood(part, items, nodes)
 

@@ -180,7 +180,7 @@ class _Market:
 def _could_go(state: State) -> tuple[Ints, Ints, Ints]:
     """List the replicas that could go: item, no expert, no node."""
     layer = state.layer
-    item = np.flatnonzero((state.replicas[layer.expert] > 1) & (layer.pinned < 0))
+    item = np.flatnonzero((state.replicas[layer.expert] > layer.least_replicas) & (layer.pinned < 0))
     nothing = np.full(len(item), -1)
     return item, nothing, nothing
 

@@ -78,7 +78,7 @@ def _candidates(now: Timed, slots: Ints, per_node: int) -> tuple[list[int], list
     tokens = np.bincount(gpu, layer.load, gpus)
     on_gpu = np.zeros((len(replicas), gpus), dtype=np.int64)
     np.add.at(on_gpu, (layer.expert, gpu), 1)
-    goes = np.flatnonzero((replicas[layer.expert] > 1) & (layer.pinned < 0))
+    goes = np.flatnonzero((replicas[layer.expert] > layer.least_replicas) & (layer.pinned < 0))
     hot = np.unique(layer.expert[gpu == tokens.argmax()])
     more = np.arange(len(replicas)) if layer.items * len(replicas) <= _SMALL else hot
     free = np.flatnonzero(np.bincount(gpu, minlength=gpus) < slots)

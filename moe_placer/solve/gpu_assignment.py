@@ -15,6 +15,7 @@ from moe_placer.errors import NothingFoundError
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.nearest_gpus import nearest_gpus
+from moe_placer.solve.spread import spread_out
 
 __all__ = ["fit_to_gpus", "pack", "pack_layer"]
 
@@ -55,6 +56,8 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
 def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerResult]:
     """Return results whose replicas go on the GPUs of their nodes: where pins or memory forbid that, few are moved.
 
+    Replicas of an expert that a single failure would end are moved, too: not all methods know of that rule.
+
     A node's slots and the distance between replicas suffice for that, unless GPUs differ in slots or replicas are
     pinned.
 
@@ -63,8 +66,9 @@ def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerR
     NothingFoundError
         The replicas of a layer's experts have no GPUs, wherever they go.
     """
+    results = [spread_out(problem, index, result) for index, result in enumerate(results)]
     if not problem.pinned and not problem.capacity.binds:
-        return list(results)
+        return results
     fitted = []
     for index, result in enumerate(results):
         if result.gpu is None and result.node is not None and not _packs(problem, index, result):

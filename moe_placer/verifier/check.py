@@ -74,6 +74,7 @@ def verify(
         *rules.check_slots(instance, replicas),
         *rules.check_memory(instance, memory),
         *rules.check_apart(instance, replicas),
+        *rules.check_survives(instance, replicas),
         *rules.check_failed(instance, replicas),
         *rules.check_pinned(instance, replicas),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import RedundantSlots, SharedSlots
+from moe_placer.instance.schema import FatTree, RedundantSlots, SharedSlots
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.capacity import GB, fits_memory, memory_of, sizes
@@ -193,6 +193,28 @@ def check_apart(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Vio
             other, word = first[replica.row, replica.expert, met[0]], "GPU" if apart == "gpu" else "node"
             message = f"on {word} {met[0]} like replica {other}, required are different {word}s"
             yield replica.violates("apart", message, met[0] if apart == "gpu" else None)
+
+
+def check_survives(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
+    """Rule ``survives``: whichever GPU, node or leaf fails, every expert has a replica of which no shard was there."""
+    kind = instance.placement.survives
+    if kind == "none":
+        return
+    gpus = {"gpu": 1, "node": instance.cluster.gpus_per_node, "leaf": _gpus_of_leaf(instance)}[kind]
+    touched: dict[tuple[int, int], list[set[int]]] = {}
+    for replica in replicas:
+        places = {gpu // gpus for gpu in replica.gpus if gpu < instance.gpus}
+        touched.setdefault((replica.layer, replica.expert), []).append(places)
+    for (layer, expert), own in sorted(touched.items()):
+        for place in sorted(set.intersection(*own)):
+            found = f"all its {len(own)} replicas are on {kind} {place}" if len(own) > 1 else f"only on {kind} {place}"
+            yield Violation("survives", f"{found}, required is one that survives it", layer, expert)
+
+
+def _gpus_of_leaf(instance: Instance) -> int:
+    fabric = instance.cluster.fabric
+    nodes = fabric.nodes_per_leaf if isinstance(fabric, FatTree) else instance.cluster.nodes
+    return nodes * instance.cluster.gpus_per_node
 
 
 def check_failed(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:

@@ -25,6 +25,7 @@ RULES: tuple[str, ...] = (
     "slots",  # no GPU holds more than slots_per_gpu experts of a layer
     "memory",  # experts of all layers and what is resident fit every GPU
     "apart",  # replicas of one expert do not meet
+    "survives",  # no GPU, node or leaf holds all replicas of an expert, where that is required
     "failed",  # failed GPUs hold nothing
     "pinned",  # pinned replicas are where they are pinned
     "z",  # the stated z is the cost of the busiest link
@@ -42,7 +43,9 @@ RULES: tuple[str, ...] = (
     "facts",  # what is said of traffic, fabric and replicas is so
 )
 # A placement that breaks none of these is one that may be deployed, whatever is stated of it.
-CONSTRAINTS = frozenset({"shape", "replicas", "shards", "gpu-id", "slots", "memory", "apart", "failed", "pinned"})
+CONSTRAINTS = frozenset(
+    {"shape", "replicas", "shards", "gpu-id", "slots", "memory", "apart", "survives", "failed", "pinned"}
+)
 
 
 def sum_below(terms: Iterable[float]) -> float:

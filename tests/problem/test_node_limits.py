@@ -107,7 +107,7 @@ def test_gpus_are_opened_exactly_where_there_is_a_way(seed: int) -> None:
     slots, held = rng.integers(0, 3, (2, gpus)), rng.integers(0, 4, gpus)
     pins = [[(int(rng.integers(experts)), int(rng.integers(gpus)))] if rng.random() < 0.4 else [] for _ in (0, 1)]
     replicas = np.full(2, experts * dp)
-    asked = Asked(experts, shards, per_node, replicas, replicas, 2 * experts * dp, dp, pins, apart, slots, held)
+    asked = Asked(experts, shards, per_node, replicas, replicas, 2 * experts * dp, 1, dp, pins, apart, slots, held)
 
     @cache
     def used(layer: int) -> set[tuple[int, ...]]:

@@ -101,6 +101,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "parallelism": {"dp": 1},
         "placement": {"dispatch": "per-gpu"},
     },
+    "survives a leaf": {
+        "model": {"experts": 2},
+        "cluster": {"nodes": 4, "gpus_per_node": 1},
+        "placement": {"survives": "leaf"},
+    },
+    "survives a node, budget": {
+        "model": {"experts": 3},
+        "cluster": {"nodes": 3, "gpus_per_node": 3},
+        "parallelism": {"dp": 1},
+        "placement": {"replica_routing": "even", "replicas": {"redundant_slots": 3}, "survives": "node"},
+    },
     "one node": {"cluster": {"nodes": 1, "gpus_per_node": 4}, "parallelism": {"dp": 1}},
 }
 
