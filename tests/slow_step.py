@@ -13,7 +13,8 @@ from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Gqa, Mla, Model
 from moe_placer.placement import Placement
-from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.schedule.timing import Timing
+from moe_placer.schedule.workload import Condition, Workload
 from moe_placer.traffic.recording import Traffic
 
 Name = tuple[str, int]  # operation and micro-batch
@@ -57,7 +58,12 @@ def cost_of(
     inside = cluster.nvlink_gb_per_s * 1e3 * timing.nvlink_utilization  # bytes/µs
     between = cluster.fabric.node_gb_per_s * 1e3 * cluster.fabric.link_utilization / cluster.gpus_per_node
     if op.kind in SEND:
-        cost, stays = Cost(timing.collective_us), 0.0
+        start = timing.collective_us if timing.all_to_all_us is None else timing.all_to_all_us
+        cost, stays = Cost(start), 0.0
+        if timing.all_to_all_nvlink is not None:
+            inside *= timing.all_to_all_nvlink / timing.nvlink_utilization
+        if workload.micro_batches == 2:
+            inside /= timing.all_to_all_slowdown
         for edge in dag.outgoing(op.id):
             if edge.travel == "network":
                 (pair,) = edge.routes
@@ -79,9 +85,18 @@ def cost_of(
         step = timing.network_step_us if network else timing.nvlink_step_us
         return Cost(timing.collective_us + step, nvlink / inside + network / between)
     slow = max(condition.slow_gpus.get(gpu, 1.0) for gpu in op.gpus)
-    return Cost(
-        timing.kernel_us, roofline(dag, op, instance, workload, share) * slow + nvlink / inside + network / between
-    )
+    busy = roofline(dag, op, instance, workload, timing, share) * slow
+    return Cost(start_of(dag, op, timing), busy + nvlink / inside + network / between)
+
+
+def start_of(dag: Dag, op: Operation, timing: Timing) -> float:
+    """µs before an operation computes; experts of one GPU and layer share what is started once for all of them."""
+    if op.kind != "expert":
+        launches = {"attention": timing.attention_launches, "mlp": timing.mlp_launches, "gate": timing.gate_launches}
+        return timing.kernel_us * launches.get(op.kind, 1.0)
+    beside = [one for one in dag.operations("expert") if (one.layer, one.gpus) == (op.layer, op.gpus)]
+    launched = timing.expert_launches / len(beside) if timing.expert_launches else 1.0
+    return timing.kernel_us * launched + timing.all_to_all_compute_us / len(beside)
 
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}
@@ -107,25 +122,34 @@ def over_context(model: Model, phase: str) -> tuple[float, float, float, str]:
     return 2 * heads * width + 2 * heads * width, kept * width + kept * width, kept, scores
 
 
-def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, share: float) -> float:
+def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, timing: Timing, share: float) -> float:
     """µs of computing, on each of the operation's GPUs."""
     gpu, model = instance.cluster.gpu, instance.model
     fed = sum(edge.bytes for edge in dag.incoming(op.id))
     weights = op.bytes_read - fed
     size = (op.bytes_read * share if op.kind == "embedding" else weights + fed * share) / len(op.gpus)
+    reached = gpu.mfu * (1 - timing.communication_sms * (workload.micro_batches == 2) / timing.gpu_sms) * 1e6
     peak = gpu.dtype_tflops.get(precision(instance, op), gpu.peak_tflops)
-    seconds = op.flops * share / len(op.gpus) / (peak * 1e6 * gpu.mfu)
+    seconds = op.flops * share / len(op.gpus) / (peak * reached)
+    over, kept_bytes = 0.0, 0.0
     if op.kind == "attention":
         (shape,) = (edge.shape for edge in dag.incoming(op.id))
         pair, kept, most, dtype = over_context(model, workload.phase)
         # In prefill the first token of a sequence sees itself, the last one all.
         seen = workload.context if workload.phase == "decode" else (workload.context + 1) / 2
         peak = gpu.dtype_tflops.get(dtype, gpu.peak_tflops)
-        seconds += shape[0] * share * seen * pair / len(op.gpus) / (peak * 1e6 * gpu.mfu)
+        over = shape[0] * share * seen * pair / len(op.gpus) / (peak * reached)
         value = BYTES[(model.dtypes.kv_cache if model.dtypes else None) or model.dtype]
         tokens = shape[0] * share * (workload.context if workload.phase == "decode" else 1)
-        size += tokens * kept * value / min(len(op.gpus), most)
-    return max(seconds, size / (gpu.memory_bandwidth_tb_per_s * 1e6 * gpu.memory_utilization))
+        kept_bytes = tokens * kept * value / min(len(op.gpus), most)
+    bandwidth = gpu.memory_bandwidth_tb_per_s * 1e6 * gpu.memory_utilization
+    if op.kind == "expert":
+        (shape,) = (edge.shape for edge in dag.incoming(op.id))
+        over = shape[0] * share * shape[1] * timing.expert_passes / len(op.gpus) / bandwidth
+        return max(seconds, size / bandwidth) + over
+    if timing.separate_scores:
+        return max(seconds, size / bandwidth) + max(over, kept_bytes / bandwidth)
+    return max(seconds + over, (size + kept_bytes) / bandwidth)
 
 
 def fair_rates(crossed: npt.NDArray[np.float64], capacity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -179,6 +203,8 @@ class SlowStep:
         self.nodes, self.shares = instance.cluster.nodes, routes.shares.toarray()
         slow = np.array([condition.slow_links.get(link, 1.0) for link in routes.links])
         self.capacity = routes.bandwidth * 1e3 * instance.cluster.fabric.link_utilization * slow
+        if workload.micro_batches == 2:
+            self.capacity /= timing.all_to_all_slowdown
         self.start: dict[Name, float] = {}
         self.end: dict[Name, float] = {}
         self.plan: dict[Name, float] = {}  # ends that are known

@@ -63,6 +63,11 @@ __all__ = ["schedule"]
     help="Hold the step to a target: mfu=60%, bandwidth=80% (of memory), links=80%, shares=40/35/15/10, latency=500ms, "
     "throughput=2000 (tokens/s per GPU), memory=90%. Repeatable; the exit code is 6 where one does not hold.",
 )
+@click.option(
+    "--kernels",
+    type=click.Choice(["plain", "deepep"]),
+    help="Preset of what kernels charge (docs/kernels.md).  [the instance's]",
+)
 @what_if_options
 @click.option(
     "--chrome-trace",
@@ -99,6 +104,7 @@ def schedule(
     tokens_per_gpu: float | None,
     context: float,
     micro_batches: int,
+    kernels: str | None,
     required: tuple[str, ...],
     slow_gpus: tuple[str, ...],
     slow_links: tuple[str, ...],
@@ -134,6 +140,7 @@ def schedule(
     targets = [read_target(text) for text in required]
     question = build_question(slow_gpus, slow_links, failed)
     opened, placed, traffic = open_verified(instance, placement, traces)
+    opened = opened.with_kernels(kernels)
     record = chrome_trace is not None or pictures is not None
     timeline = simulate(compile_program(opened, placed, traffic), workload, record=record)
     figures = find_figures(timeline)

@@ -153,6 +153,15 @@ class Instance(schema.Section):
             raise InputError(Mistake(str(changes.get(field)), expected, f"placement.{field}")) from None
         return self._changed(placement=placement)
 
+    def with_kernels(self, preset: str | None) -> Self:
+        """Return this instance with the kernels of a preset, and no parameters of its own; None keeps its own."""
+        if preset is None:
+            return self
+        kernels = schema.Kernels.model_validate({"preset": preset})
+        copy = self.model_copy(update={"schedule": self.schedule.model_copy(update={"kernels": kernels})})
+        copy._directory = self._directory
+        return copy
+
     def with_engine(self, engine: schema.Engine) -> Self:
         """Return this instance for an engine, as ``--engine`` does.
 

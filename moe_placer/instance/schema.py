@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveFloat, Tag
 
 from moe_placer.instance.gpu_presets import NAMES
+from moe_placer.instance.kernel_section import KernelParameters, Kernels
 from moe_placer.instance.model_section import Dtypes, Gqa, Mha, Mla, Model
 from moe_placer.instance.section import Dtype, ListOf, Section
 
@@ -21,6 +22,8 @@ __all__ = [
     "FullMesh",
     "Gpu",
     "Gqa",
+    "KernelParameters",
+    "Kernels",
     "LoadTraffic",
     "Mha",
     "Mla",
@@ -316,6 +319,9 @@ class Schedule(Section):
         None,
         description="Where a deployment plan says that the time of a step goes: `schedule` and `sweep` then say "
         "whether the simulated step is within 5 percentage points of it.",
+    )
+    kernels: Kernels | None = Field(
+        None, description="What kernels charge beside FLOPs and bytes (docs/kernels.md); absent: preset plain."
     )
 
 

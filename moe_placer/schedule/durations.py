@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,20 @@ from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, kv_shards, kv_values, pair_flops, part_bytes, peak_tflops
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, REDUCES, SENDS, Program
-from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.schedule.timing import Timing
+from moe_placer.schedule.workload import Condition, Workload
 
-__all__ = ["Durations", "context_flops", "find_durations", "kv_bytes_per_token", "part_of"]
+__all__ = [
+    "Durations",
+    "Work",
+    "computing_us",
+    "context_flops",
+    "find_durations",
+    "find_work",
+    "kv_bytes_per_token",
+    "part_of",
+    "starting_us",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,32 +96,116 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     UsageError
         A GPU that is to be slow does not exist.
     """
-    instance, gpu = program.instance, program.instance.cluster.gpu
+    instance = program.instance
     scale = workload.batch(instance) / instance.traffic.tokens_per_gpu / workload.micro_batches
     size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
     computes, reduces = program.of_kinds(COMPUTATION), program.of_kinds(REDUCES)
-    collective, sends = program.of_kinds(COLLECTIVES), program.of_kinds(SENDS)
-    attending = program.attending * scale
-    over_context = context_flops(instance, workload, attending) / size
-    flops = program.flops * scale + over_context
-    kept_on = np.array([kv_shards(instance.model, int(gpus)) for gpus in size])
-    read = program.weights + program.fed * scale + _kv_bytes_read(instance, workload, attending) / kept_on
-    peaks = np.array([peak_tflops(instance, part_of(program, p)) for p in range(len(program))])
-    calculating = program.flops * scale / peaks + over_context / peak_tflops(instance, "scores")
-    calculating /= 1e12 * gpu.mfu
-    reading = read / (gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization)
-    busy = _US * np.where(computes, np.maximum(calculating, reading), 0.0) * _slowness(program, condition)
-    busy += _US * scale * _moving(program, timing, reduces, size)
+    work = find_work(program, workload, scale)
+    computing = computing_us(program, work, timing, workload.micro_batches)
+    busy = np.where(computes, computing, 0.0) * _slowness(program, condition)
+    busy += _US * scale * _moving(program, timing, reduces, size, timing.stretch(workload.micro_batches))
     # A tensor-parallel group with one GPU left has nobody to exchange anything with.
     alone = (reduces | program.of_kinds(GATING)) & (size == 1)
-    steps = np.where(reduces, 2 * (size - 1), np.where(collective & ~alone, 1, 0))
+    steps = np.where(reduces, 2 * (size - 1), np.where(program.of_kinds(COLLECTIVES) & ~alone, 1, 0))
     step_us = np.where(program.network > 0, timing.network_step_us, timing.nvlink_step_us)
-    talks = (collective | sends) & ~alone
-    overhead = np.where(computes, timing.kernel_us, np.where(talks, timing.collective_us, 0.0))
+    overhead = np.where(computes, starting_us(program, timing), 0.0)
+    overhead += np.where(program.of_kinds(COLLECTIVES) & ~alone, timing.collective_us, 0.0)
+    overhead += np.where(program.of_kinds(SENDS), timing.all_to_all_start_us, 0.0)
     latency = np.zeros(len(program))
     for p, sent in program.sent.items():
         latency[p] = timing.network_step_us if sent.any() else timing.nvlink_step_us
-    return Durations(busy, overhead + steps * step_us, latency, flops, read, scale, workload.micro_batches)
+    overhead += steps * step_us
+    return Durations(busy, overhead, latency, work.flops, work.read, scale, workload.micro_batches)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What each of the P operations computes on each of its GPUs, in one micro-batch.
+
+    Attributes
+    ----------
+    products, scores : float array [P]
+        FLOPs of its matrices, and of scores and weighted values over the context.
+    fetched, kept : float array [P]
+        Bytes of weights and tensors, and of keys and values.
+    tokens : float array [P]
+        What it works on, all of its GPUs together.
+    """
+
+    products: Floats
+    scores: Floats
+    fetched: Floats
+    kept: Floats
+    tokens: Floats
+
+    @property
+    def flops(self) -> Floats:
+        """All FLOPs [P]."""
+        return self.products + self.scores
+
+    @property
+    def read(self) -> Floats:
+        """All bytes read [P]."""
+        return self.fetched + self.kept
+
+
+def find_work(program: Program, workload: Workload, scale: float) -> Work:
+    """Return FLOPs and bytes of every operation, for ``scale`` times the instance's own tokens."""
+    instance = program.instance
+    size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
+    shards = np.array([kv_shards(instance.model, int(gpus)) for gpus in size])
+    attending = program.attending * scale
+    return Work(
+        program.flops * scale,
+        context_flops(instance, workload, attending) / size,
+        program.weights + program.fed * scale,
+        _kv_bytes_read(instance, workload, attending) / shards,
+        program.tokens * scale,
+    )
+
+
+def computing_us(program: Program, work: Work, timing: Timing, micro_batches: int) -> Floats:
+    """Return µs of every operation's FLOPs or bytes, whichever takes longer, on a GPU that is not slow.
+
+    Parameters
+    ----------
+    program : Program
+    work : Work
+        FLOPs and bytes of every operation.
+    timing : Timing
+        What kernels charge.
+    micro_batches : int
+        2: all-to-alls run beside computation, and take multiprocessors from it.
+    """
+    instance, gpu = program.instance, program.instance.cluster.gpu
+    rate = 1e12 * gpu.mfu / timing.slowdown(micro_batches)
+    bandwidth = gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization
+    peaks = np.array([peak_tflops(instance, part_of(program, p)) for p in range(len(program))])
+    products, scores = work.products / peaks / rate, work.scores / peak_tflops(instance, "scores") / rate
+    if timing.separate_scores:
+        seconds = np.maximum(products, work.fetched / bandwidth) + np.maximum(scores, work.kept / bandwidth)
+    else:
+        seconds = np.maximum(products + scores, work.read / bandwidth)
+    experts = program.of_kinds(frozenset({"expert"}))
+    values = work.tokens * instance.model.hidden_size / instance.parallelism.expert_tp
+    around: Floats = np.where(experts, values * timing.expert_passes / bandwidth, 0.0)
+    return np.asarray(_US * (seconds + around))
+
+
+def starting_us(program: Program, timing: Timing) -> Floats:
+    """Return µs that starting every operation's kernels takes, were it one that computes."""
+    launches = np.ones(len(program))
+    for kind in ("attention", "mlp", "gate"):
+        launches[program.of_kinds(frozenset({kind}))] = getattr(timing, f"{kind}_launches")
+    started = launches * timing.kernel_us
+    experts = np.flatnonzero(program.of_kinds(frozenset({"expert"}))).tolist()
+    together = Counter((int(program.layer[p]), program.gpus[p]) for p in experts)
+    for p in experts:
+        share = 1 / together[int(program.layer[p]), program.gpus[p]]
+        if timing.expert_launches:
+            started[p] = timing.kernel_us * timing.expert_launches * share
+        started[p] += timing.all_to_all_compute_us * share
+    return started
 
 
 def part_of(program: Program, operation: int) -> Part:
@@ -150,18 +246,33 @@ def _slowness(program: Program, condition: Condition) -> Floats:
     return np.array([factor[list(gpus)].max() for gpus in program.gpus])
 
 
-def _moving(program: Program, timing: Timing, reduces: npt.NDArray[np.bool_], size: Floats) -> Floats:
+def _moving(program: Program, timing: Timing, reduces: npt.NDArray[np.bool_], size: Floats, stretch: float) -> Floats:
     """Seconds of moving bytes between an operation's GPUs, for the instance's own tokens.
 
     Each GPU sends its part at once. Between nodes it has its share of the node's links, which it is not made to share
     with dispatch and combine: only tensor-parallel groups over several nodes send anything there.
+
+    Parameters
+    ----------
+    program : Program
+    timing : Timing
+        What collectives and all-to-alls reach of NVLink.
+    reduces : bool array [P]
+        Which operations are reductions.
+    size : float array [P]
+        GPUs of each.
+    stretch : float
+        How many times as long all-to-alls take beside computation.
     """
     cluster = program.instance.cluster
     inside = cluster.nvlink_gb_per_s * GB * timing.nvlink_utilization
     between = cluster.fabric.node_gb_per_s * GB * cluster.fabric.link_utilization / cluster.gpus_per_node
     ring = np.where(reduces, 2 * (size - 1) / size, 1.0)
     over_nvlink = np.array(program.nvlink)
+    of_sends = stretch * timing.nvlink_utilization / timing.all_to_all_nvlink_utilization
     for p in program.sent:
+        over_nvlink[p] *= of_sends
         # Of what stays in a node, all but the part for the same GPU moves, from every GPU at once.
         over_nvlink[p] *= (size[p] - 1) / size[p] ** 2
-    return ring * (over_nvlink / inside + program.network / between)
+    seconds: Floats = ring * (over_nvlink / inside + program.network / between)
+    return seconds

@@ -58,6 +58,8 @@ class Network:
         Link name to what its bandwidth is multiplied with: 0.5 is a link at half speed.
     routes : Routes, optional
         Those of the instance, where they are already compiled.
+    slowdown : float
+        How many times as long all links take, as computation beside them makes them (`Timing.stretch`).
     tolerance : float
         Span over what the mean transfer has left, or over all the time of the shortest one in flight where that is
         less; from 0 (exact max-min fairness) to 0.5.
@@ -90,6 +92,7 @@ class Network:
         link_factor: Mapping[str, float] | None = None,
         *,
         routes: Routes | None = None,
+        slowdown: float = 1.0,
         tolerance: float = 0.02,
         record: bool = False,
     ) -> None:
@@ -103,7 +106,7 @@ class Network:
         self.links = routes.links + (() if self.nics is None else self.nics.names)
         speeds = link_bandwidths(instance, self.links[len(routes.links) :])
         usable = instance.cluster.fabric.link_utilization * _factors(self.links, link_factor or {})
-        self.capacity: Floats = np.append(routes.bandwidth, speeds) * usable * GB / _US
+        self.capacity: Floats = np.append(routes.bandwidth, speeds) * usable * GB / _US / slowdown
         self._shape = (nodes, nodes)
         self._tolerance = tolerance
         self._paths = np.flatnonzero(~np.eye(nodes, dtype=bool))

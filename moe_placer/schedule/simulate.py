@@ -18,7 +18,8 @@ from moe_placer.placement import Placement
 from moe_placer.schedule.durations import Durations, find_durations
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.program import ONCE, Program, compile_program
-from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.schedule.timing import Timing, timing_of
+from moe_placer.schedule.workload import Condition, Workload
 from moe_placer.traffic.recording import Traffic
 
 __all__ = ["Timeline", "simulate", "simulate_placement"]
@@ -130,9 +131,10 @@ def simulate(
     UsageError, InputError
         ``condition`` names a GPU or a link that is not there.
     """
-    timing, condition = timing or Timing(), condition or Condition()
+    timing, condition = timing or timing_of(program.instance, workload.phase), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
-    network = Network(program.instance, condition.slow_links, record=record)
+    slowdown = timing.stretch(workload.micro_batches)
+    network = Network(program.instance, condition.slow_links, slowdown=slowdown, record=record)
     run = _Run(program, durations, network)
     run.whole_step()
     start, end = np.array(run.start), np.array(run.end)

@@ -1,14 +1,14 @@
-"""What a step is asked to do, and what hardware charges beside FLOPs and bytes."""
+"""What a step is asked to do, and which hardware is slow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 
-__all__ = ["Condition", "Phase", "Timing", "Workload"]
+__all__ = ["Condition", "Phase", "Workload"]
 
 Phase = Literal["prefill", "decode"]
 
@@ -52,44 +52,6 @@ class Workload:
     def batch(self, instance: Instance) -> float:
         """Return the tokens that start on each GPU in one step of an instance."""
         return self.tokens_per_gpu or instance.traffic.tokens_per_gpu
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What hardware charges beside FLOPs and bytes; times in µs.
-
-    Attributes
-    ----------
-    kernel_us : float
-        Start of an operation that computes: what is left between kernels of a CUDA graph, about 2 µs; without a graph
-        a launch costs about 5 µs (NVIDIA, Constant Time Launch for Straight-Line CUDA Graphs, 2024).
-    collective_us : float
-        Start of a collective operation: NCCL's base latency of a ring with protocol LL (``baseLat`` in its
-        src/graph/tuning.cc).
-    nvlink_step_us, network_step_us : float
-        One step of a ring over NVLink, one message between nodes: NCCL's ``hwLat`` of ring and LL for NVLINK and NET.
-    nvlink_utilization : float
-        Share of NVLink's bandwidth that is reached: about 360 of 450 GB/s in NCCL's all-reduce on 8 H100s.
-
-    Raises
-    ------
-    UsageError
-        A time below 0, or a utilization that is not above 0 and at most 1.
-    """
-
-    kernel_us: float = 2.0
-    collective_us: float = 6.6
-    nvlink_step_us: float = 0.6
-    network_step_us: float = 2.7
-    nvlink_utilization: float = 0.8
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name.endswith("_us") and not 0 <= value <= 1e6:
-                raise UsageError(f"{one.name} is {value:g}, expected 0 to 1e6 µs")
-        if not 0 < self.nvlink_utilization <= 1:
-            raise UsageError(f"nvlink_utilization is {self.nvlink_utilization:g}, expected more than 0, at most 1")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from builders import honest, level_traffic, tiny_instance, tiny_traffic
 from click.testing import CliRunner
+from command_line import run
 from dag_examples import VARIANTS, example, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,12 +21,14 @@ from hypothesis import strategies as st
 from moe_placer.cli.commands import cli
 from moe_placer.errors import InputError, UsageError
 from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.instance.sizes import back_ratio
 from moe_placer.placement import Placement
 from moe_placer.schedule.program import SENDS, Program, compile_program
 from moe_placer.schedule.simulate import Timeline, simulate, simulate_placement
 from moe_placer.schedule.step_figures import SHARES, find_figures, plan_holds, planned_shares
 from moe_placer.schedule.step_text import print_figures
-from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.schedule.timing import Timing
+from moe_placer.schedule.workload import Condition, Workload
 
 ANY = pytest.mark.parametrize("name", VARIANTS)
 WORKLOADS = [Workload(), Workload(micro_batches=1), Workload("decode", 3.0, 100.0)]
@@ -162,7 +165,8 @@ def links_carry_what_is_sent(timeline: Timeline) -> None:
     by_kind = {kind: np.zeros((nodes, nodes)) for kind in SENDS}
     for p, sent in program.sent.items():
         by_kind[program.kinds[p]][program.home[p]] += sent
-    assert by_kind["dispatch_send"] == pytest.approx(by_kind["combine_send"].T)
+    back = by_kind["dispatch_send"] * back_ratio(program.instance)
+    assert back == pytest.approx(by_kind["combine_send"].T)
 
 
 def the_critical_path_has_no_gaps(timeline: Timeline) -> None:
@@ -263,6 +267,9 @@ def test_an_unknown_link_is_refused() -> None:
         simulate(program_of(), Workload(), condition=Condition(slow_links={"node0->node9": 0.5}))
 
 
+DEEPEP = ["--kernels", "deepep"]
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     instance = tiny_instance()
@@ -287,6 +294,12 @@ def test_the_command_reports_in_words_and_in_json(files: list[str]) -> None:
     assert found["schema"] == "moe-placer/schedule/1"
     assert found["latency_us"] == pytest.approx(found["critical_path"][-1]["end_us"])
     assert sum(found["shares"].values()) == pytest.approx(1)
+
+
+def test_the_command_takes_another_preset_of_kernels(files: list[str]) -> None:
+    plain, deepep = (json.loads(run("schedule", *files, "--json", *kernels).stdout) for kernels in ([], DEEPEP))
+    assert (plain["timing"]["communication_sms"], deepep["timing"]["communication_sms"]) == (0, 24)
+    assert deepep["latency_us"] > plain["latency_us"]
 
 
 def test_a_placement_that_breaks_a_rule_is_not_simulated(files: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import networkx as nx
@@ -22,7 +23,8 @@ from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.step import step_time
 from moe_placer.schedule.step_figures import find_figures
-from moe_placer.schedule.workload import Condition, Timing, Workload
+from moe_placer.schedule.timing import Timing
+from moe_placer.schedule.workload import Condition, Workload
 from moe_placer.verifier.loads import read_network
 
 ANY = pytest.mark.parametrize("name", VARIANTS)
@@ -33,6 +35,21 @@ WORKLOADS = {
 }
 # Long enough beside the small instances' microseconds to matter, and no multiples of each other.
 TIMING = Timing(kernel_us=0.7, collective_us=1.9, nvlink_step_us=0.31, network_step_us=2.3, nvlink_utilization=0.77)
+ENGINE = replace(
+    TIMING,
+    all_to_all_us=3.7,
+    all_to_all_nvlink=0.41,
+    all_to_all_slowdown=1.3,
+    all_to_all_compute_us=1.7,
+    communication_sms=20.0,
+    attention_launches=3.0,
+    mlp_launches=2.5,
+    gate_launches=1.5,
+    expert_launches=4.5,
+    expert_passes=11.0,
+    separate_scores=True,
+)
+TIMINGS = {"prefill": ENGINE, "whole": TIMING, "decode": ENGINE}
 
 
 @pytest.fixture
@@ -42,15 +59,16 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @ANY
-@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+@pytest.mark.parametrize("kind", WORKLOADS)
 @pytest.mark.usefixtures("exact")
-def test_a_slow_and_obvious_simulation_agrees(name: str, workload: Workload) -> None:
+def test_a_slow_and_obvious_simulation_agrees(name: str, kind: str) -> None:
+    workload, timing = WORKLOADS[kind], TIMINGS[kind]
     instance, placement, traffic = example(name)
     links = read_network(instance).links
     condition = Condition(slow_gpus={instance.gpus - 1: 1.7}, slow_links={links[0]: 0.6} if links else {})
-    timeline = simulate(compile_program(instance, placement, traffic), workload, TIMING, condition)
+    timeline = simulate(compile_program(instance, placement, traffic), workload, timing, condition)
     size, index = len(timeline.program), {name: p for p, name in enumerate(timeline.program.names)}
-    expected = SlowStep(instance, placement, traffic, workload, TIMING, condition).run()
+    expected = SlowStep(instance, placement, traffic, workload, timing, condition).run()
     assert len(timeline.tasks()) == len(expected)
     found = np.array([[array[b * size + index[n]] for array in (timeline.start, timeline.end)] for n, b in expected])
     assert found == pytest.approx(np.array(list(expected.values())), rel=1e-6)

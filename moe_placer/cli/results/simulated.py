@@ -7,7 +7,7 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from moe_placer.cli.results.documented import InstanceName, documented
-from moe_placer.schedule.workload import Timing
+from moe_placer.schedule.timing import Timing
 
 __all__ = ["CompareResult", "ScheduleResult", "SweepResult"]
 

@@ -1,0 +1,1 @@
+"""Predictions against what others measured: kernels, and whole systems."""

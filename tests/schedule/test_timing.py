@@ -1,0 +1,122 @@
+"""What kernels charge: presets, what an instance sets itself, and every parameter by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from builders import tiny_instance
+from dag_examples import REFERENCE, example
+
+from benchmarks.fidelity.deployments import balanced, contiguous, deployment
+from moe_placer.errors import InputError
+from moe_placer.instance import load_instance
+from moe_placer.schedule.durations import Durations, find_durations
+from moe_placer.schedule.program import Program, compile_program
+from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.timing import PRESETS, Timing, timing_of
+from moe_placer.schedule.workload import Condition, Workload
+
+DECODE = Workload("decode", 64, 4096, 1)
+
+
+@pytest.fixture(scope="module")
+def deepseek() -> Program:
+    """One MoE layer of DeepSeek-V3 on two nodes: 16 experts on each GPU."""
+    instance = deployment("deepseek", nodes=2, gpu="H800", tokens_per_gpu=64, layers=1)
+    return compile_program(instance, contiguous(instance), balanced(instance))
+
+
+def durations(program: Program, workload: Workload = DECODE, **changes: Any) -> Durations:
+    timing = replace(timing_of(program.instance, workload.phase), **changes)
+    return find_durations(program, workload, timing, Condition())
+
+
+def first(program: Program, kind: str) -> int:
+    return program.kinds.index(kind)  # type: ignore[arg-type]
+
+
+def test_instances_that_say_nothing_have_plain_kernels() -> None:
+    reference = load_instance(REFERENCE)
+    assert timing_of(reference, "prefill") == timing_of(reference, "decode") == Timing()
+    deepep = reference.with_kernels("deepep")
+    assert deepep.sha256 == reference.sha256
+    assert timing_of(deepep, "decode") == Timing(**PRESETS["deepep"]["decode"])  # type: ignore[arg-type]
+    assert timing_of(deepep.with_kernels(None), "prefill").communication_sms == 24
+    assert timing_of(deepep.with_kernels("plain"), "prefill") == Timing()
+
+
+def test_an_instance_sets_single_parameters_of_a_phase() -> None:
+    kernels = {"preset": "deepep", "decode": {"all_to_all_us": 30.0, "separate_scores": False}}
+    instance = tiny_instance(schedule={"kernels": kernels})
+    decode = timing_of(instance, "decode")
+    assert (decode.all_to_all_start_us, decode.separate_scores, decode.expert_launches) == (30, False, 10)
+    assert timing_of(instance, "prefill").all_to_all_start_us == 60
+
+
+def test_too_few_multiprocessors_are_refused() -> None:
+    instance = tiny_instance(schedule={"kernels": {"preset": "deepep", "prefill": {"gpu_sms": 20.0}}})
+    with pytest.raises(InputError, match=r"schedule\.kernels\.prefill: found communication_sms is 24 of 20"):
+        timing_of(instance, "prefill")
+
+
+def test_experts_of_a_gpu_are_started_together(deepseek: Program) -> None:
+    expert = first(deepseek, "expert")
+    assert durations(deepseek).overhead[expert] == pytest.approx((10 * 2.0 + 60.0) / 16)
+    assert durations(deepseek, expert_launches=0.0, all_to_all_compute_us=0.0).overhead[expert] == 2
+    assert durations(deepseek).overhead[first(deepseek, "attention")] == 20 * 2
+    assert durations(deepseek).overhead[first(deepseek, "mlp")] == 8 * 2
+
+
+def test_projections_and_scores_each_take_what_takes_longer(deepseek: Program) -> None:
+    attention, weights, kept = first(deepseek, "attention"), 187_105_280, 64 * 4096 * 576 * 2
+    fed = 64 * 7168 * 2  # hidden states in bf16
+    bandwidth, scores = 3.35e6 * 0.8, 64 * 4096 * 2 * 128 * 1088 / (989e6 * 0.6)  # bytes/µs, µs
+    found = durations(deepseek)
+    assert kept / bandwidth < scores
+    assert found.busy[attention] == pytest.approx((weights + fed) / bandwidth + scores)
+    together = durations(deepseek, separate_scores=False)
+    products = 2 * 64 * weights / (1979e6 * 0.6)
+    assert together.busy[attention] == pytest.approx(max(products + scores, (weights + fed + kept) / bandwidth))
+
+
+def test_all_to_alls_take_multiprocessors_from_products_in_two_micro_batches(deepseek: Program) -> None:
+    workload = Workload("prefill", 16384, 4096, 2)
+    attention = first(deepseek, "attention")
+    taken, free = durations(deepseek, workload), durations(deepseek, workload, communication_sms=0.0)
+    assert taken.busy[attention] == pytest.approx(free.busy[attention] * 132 / 108)
+    alone = Workload("prefill", 8192, 4096, 1)
+    assert durations(deepseek, alone).busy[attention] == pytest.approx(free.busy[attention])
+
+
+def test_passes_around_experts_move_bytes_of_their_own(deepseek: Program) -> None:
+    expert, workload = first(deepseek, "expert"), Workload("prefill", 16384, 4096, 1)
+    passing, free = durations(deepseek, workload), durations(deepseek, workload, expert_passes=0.0)
+    tokens = 16 * 16384 * 8 / 256
+    assert passing.busy[expert] - free.busy[expert] == pytest.approx(tokens * 7168 * 11 / (3.35e6 * 0.8))
+
+
+def test_all_to_alls_beside_computation_carry_the_same_bytes_more_slowly() -> None:
+    program, workload = compile_program(*example("small")), Workload(context=10.0)
+    plain, slow = simulate(program, workload), simulate(program, workload, Timing(all_to_all_slowdown=1.5))
+    assert slow.network.carried == pytest.approx(plain.network.carried)
+    assert slow.network.capacity == pytest.approx(plain.network.capacity / 1.5)
+    alone = replace(workload, micro_batches=1)
+    assert simulate(program, alone, Timing(all_to_all_slowdown=1.5)).makespan == simulate(program, alone).makespan
+
+
+def test_a_dispatch_starts_when_its_kernel_does(deepseek: Program) -> None:
+    send = first(deepseek, "dispatch_send")
+    found = durations(deepseek)
+    assert (found.overhead[send], found.latency[send]) == (22, 2.7)
+    # Of 8 copies 4 stay in the node, of which 1/8 is for the same GPU; in fp8 with scales, at 0.7 of 200 GB/s.
+    assert found.busy[send] == pytest.approx(64 * 4 * 7392 * 7 / 8 / (200e3 * 0.7))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"all_to_all_slowdown": 0.5}, {"all_to_all_nvlink": 0.0}, {"mlp_launches": -1.0}, {"expert_passes": 1e9}]
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(Exception, match=f"{next(iter(wrong))} is"):
+        Timing(**wrong)  # type: ignore[arg-type]
