@@ -40,9 +40,8 @@ LAUNCHERS = ("slurm", "mpi", "kubernetes")
 @click.option("--launcher", type=click.Choice(LAUNCHERS), help="Also write which host runs which rank.")
 @click.option(
     "--hosts",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="For --launcher: host of each node, in the instance's order, one a line or as node[01-16].",
+    metavar="FILE|LIST",
+    help="For --launcher: host of each node, in the instance's order: a file, one a line, or node[01-16].",
 )
 @click.option("--cores-per-node", type=click.IntRange(1, 4096), metavar="N", help="For --launcher mpi.")
 @json_option
@@ -53,7 +52,7 @@ def export(
     output: Path,
     mtp_layers: int,
     launcher: str | None,
-    hosts: Path | None,
+    hosts: str | None,
     cores_per_node: int | None,
     json_: bool,
 ) -> None:
@@ -63,7 +62,7 @@ def export(
     one GPU. FILE.start.txt says what is printed: flags, environment, warnings. rank-cost-matrix needs no PLACEMENT.
     """
     from moe_placer.cli.options import open_instance
-    from moe_placer.engines.launchers.hosts import read_hosts
+    from moe_placer.engines.launchers.hosts import find_hosts
     from moe_placer.engines.launchers.launch import plan_launch
     from moe_placer.engines.plans.export import RANK_COSTS, export_plan
     from moe_placer.engines.plans.forms import FORMS
@@ -72,14 +71,14 @@ def export(
     from moe_placer.placement import load_placement
 
     if (launcher is None) != (hosts is None):
-        raise UsageError("--launcher and --hosts FILE go together")
+        raise UsageError("--launcher and --hosts go together")
     opened = open_instance(instance, ())
     placed = None if placement is None or form == RANK_COSTS else load_placement(placement)
     exported = export_plan(opened, placed, form, output, mtp_layers)
     launch = None
     if launcher is not None and hosts is not None:
         engine = "sglang" if form == RANK_COSTS else FORMS[form].layout.engine
-        names = read_hosts(hosts, opened.cluster.nodes)
+        names = find_hosts(hosts, opened.cluster.nodes)
         launch = plan_launch(launcher, exported.deployment, names, engine, cores_per_node)
     beside = None if launch is None else output.with_name(f"{output.name}.{launch.ending}")
     start = output.with_name(f"{output.name}.start.txt")
@@ -94,10 +93,6 @@ def export(
         click.echo(text, nl=False)
     for path in (output, *([beside] if beside else []), start):
         log.info(f"Written: {path}", file=str(path))
-
-
-def _usage(launch: Launch, beside: Path) -> list[str]:
-    return [line.replace("FILE", str(beside.resolve())) for line in launch.usage]
 
 
 def _text(exported: Export, launch: Launch | None, beside: Path | None, output: Path) -> str:
@@ -115,7 +110,7 @@ def _text(exported: Export, launch: Launch | None, beside: Path | None, output: 
     )
     lines += [f"# Warning: {warning}" for warning in exported.warnings]
     if launch is not None and beside is not None:
-        lines += [f"# Launch: {line}" for line in _usage(launch, beside)]
+        lines += [f"# Launch: {line}" for line in launch.usage_of(beside)]
     return "\n".join(lines) + "\n\n" + exported.start.to_text()
 
 
@@ -141,5 +136,5 @@ def _content(
         "config": exported.start.config or None,
         "warnings": list(exported.warnings),
         "launcher_file": None if beside is None else str(beside),
-        "launch": None if launch is None or beside is None else _usage(launch, beside),
+        "launch": None if launch is None or beside is None else launch.usage_of(beside),
     }

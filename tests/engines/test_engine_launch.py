@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_placer.cli.export_command import LAUNCHERS as OFFERED
-from moe_placer.engines.launchers.hosts import expand_hosts, read_hosts
+from moe_placer.engines.launchers.hosts import expand_hosts, find_hosts, read_hosts
 from moe_placer.engines.launchers.launch import LAUNCHERS, plan_launch
 from moe_placer.engines.plans.plan import read_deployment
 from moe_placer.errors import InputError, UsageError
@@ -30,6 +32,17 @@ def test_slurm_runs_task_i_on_line_i() -> None:
     assert "--nodes=4 --ntasks=4 --distribution=arbitrary --nodelist=n3,n1,n4,n2" in by_node.usage[0]
     by_gpu = plan_launch("slurm", DEPLOYMENT, HOSTS, "trtllm")
     assert by_gpu.content == "n3\nn3\nn1\nn1\nn4\nn4\nn2\nn2\n"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_usage_names_the_file_and_nothing_else_changes(launcher: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan of today.json"
+    lines = plan_launch(launcher, DEPLOYMENT, HOSTS, "trtllm", 8).usage_of(file)
+    assert sum(shlex.quote(str(file)) in line for line in lines) == 1
+    assert not any("{" in line for line in lines if "nodeSelector" not in line)
+    if launcher == "slurm":
+        words = shlex.split(lines[0])
+        assert words[:2] == [f"SLURM_HOSTFILE={file}", "srun"]
 
 
 def test_mpi_gives_every_rank_its_host_and_its_cores() -> None:
@@ -97,3 +110,16 @@ def test_a_host_file_must_name_every_node_once(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):
         read_hosts(file, 2)
+
+
+def test_hosts_are_a_file_or_a_list(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("n1\nn2\n")
+    assert find_hosts(str(tmp_path / "hosts"), 2) == find_hosts("n[1-2]", 2) == find_hosts("n1,n2", 2) == ("n1", "n2")
+    for text, message in (
+        ("n[1-3]", "--hosts: found 3 host names, expected 2"),
+        ("n1,n1", "--hosts: found host n1 twice"),
+        ("n[1-", "--hosts: found no such file, and brackets that do not match"),
+        ("hosts", "hosts: found no such file, expected 2 host names"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            find_hosts(text, 2)

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from moe_placer.engines.topology.hostlist import MOST_HOSTS, expand
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
 
-__all__ = ["expand_hosts", "read_hosts"]
+__all__ = ["expand_hosts", "find_hosts", "read_hosts"]
 
 MAX_BYTES = 1_000_000
-MAX_HOSTS = 16_384
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?$")
+
+
+def find_hosts(text: str, nodes: int) -> tuple[str, ...]:
+    """Return the hosts of a file, or of a list such as ``node[01-16]`` where there is no such file.
+
+    Parameters
+    ----------
+    text : str
+        A path, or names in Slurm's short form.
+    nodes : int
+        How many there must be.
+
+    Raises
+    ------
+    InputError
+        As `read_hosts`, or the text is neither.
+    """
+    file = Path(text)
+    if file.exists() or not set(text) & {"[", ","}:
+        return read_hosts(file, nodes)
+    expected = _expected(nodes)
+    try:
+        hosts = expand_hosts(text)
+    except ValueError as error:
+        raise InputError(Mistake(f"no such file, and {error}", expected, "--hosts")) from None
+    return _checked(hosts, nodes, Mistake("", expected, "--hosts"))
 
 
 def read_hosts(file: Path, nodes: int) -> tuple[str, ...]:
@@ -31,7 +58,7 @@ def read_hosts(file: Path, nodes: int) -> tuple[str, ...]:
     InputError
         A name is none, stands twice, or there are too few or too many.
     """
-    expected = f"{nodes} host names, one for each node of the instance, in its order"
+    expected = _expected(nodes)
     try:
         text = read_bounded(file, MAX_BYTES, expected).decode()
     except UnicodeDecodeError:
@@ -39,63 +66,39 @@ def read_hosts(file: Path, nodes: int) -> tuple[str, ...]:
     hosts: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            hosts += expand_hosts(line.partition("#")[0].strip())
+            hosts += expand_hosts(line.partition("#")[0])
+            if len(hosts) > MOST_HOSTS:
+                raise ValueError(f"more than {MOST_HOSTS:,} hosts")
         except ValueError as error:
             raise InputError(Mistake(str(error), expected, file=file, line=number)) from None
-    repeated = [host for host in dict.fromkeys(hosts) if hosts.count(host) > 1] if len(hosts) <= MAX_HOSTS else []
-    if repeated:
-        raise InputError(Mistake(f"host {repeated[0]} twice", expected, file=file))
+    return _checked(hosts, nodes, Mistake("", expected, file=file))
+
+
+def _expected(nodes: int) -> str:
+    return f"{nodes} host names, one for each node of the instance, in its order"
+
+
+def _checked(hosts: Sequence[str], nodes: int, where: Mistake) -> tuple[str, ...]:
+    """Return as many different hosts as nodes, or refuse them."""
+    repeated = next((host for host, times in Counter(hosts).items() if times > 1), None)
+    if repeated is not None:
+        raise InputError(Mistake(f"host {repeated} twice", where.expected, where.path, where.file))
     if len(hosts) != nodes:
-        raise InputError(Mistake(f"{len(hosts)} host names", expected, file=file))
+        raise InputError(Mistake(f"{len(hosts)} host names", where.expected, where.path, where.file))
     return tuple(hosts)
 
 
 def expand_hosts(text: str) -> list[str]:
-    """Return the names in Slurm's short form; leading zeros stay: ``a[08-10]`` is a08, a09, a10.
+    """Return the names in Slurm's short form, also separated by blanks; leading zeros stay: ``a[08-10]``.
 
     Raises
     ------
     ValueError
         It is not of that form.
     """
-    hosts: list[str] = []
-    for part in _split(text):
-        names = [""]
-        for fixed, choices in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", part):
-            endings = [fixed] if fixed else _numbers(choices)
-            if len(names) * len(endings) > MAX_HOSTS:
-                raise ValueError(f"more than {MAX_HOSTS:,} hosts")
-            names = [name + ending for name in names for ending in endings]
-        for name in names:
-            if not _HOST.match(name) or len(name) > 253:
-                raise ValueError(f"{part[:60]!r}, which is no host name")
-        hosts += names
+    words = [word.strip(",") for word in text.split()]
+    hosts = [host for word in words if word for host in expand(word)]
+    for host in hosts:
+        if not _HOST.match(host) or len(host) > 253:
+            raise ValueError(f"{host[:60]!r}, which is no host name")
     return hosts
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas and blanks that are outside brackets."""
-    parts, depth, begun = [], 0, 0
-    for at, letter in enumerate(text):
-        depth += (letter == "[") - (letter == "]")
-        if depth not in (0, 1):
-            raise ValueError(f"brackets that do not match in {text[:60]!r}")
-        if depth == 0 and letter in ", \t":
-            parts.append(text[begun:at])
-            begun = at + 1
-    if depth:
-        raise ValueError(f"a bracket without an end in {text[:60]!r}")
-    return [part for part in (*parts, text[begun:]) if part]
-
-
-def _numbers(choices: str) -> list[str]:
-    found: list[str] = []
-    for choice in choices.split(","):
-        match = _RANGE.match(choice)
-        if match is None:
-            raise ValueError(f"{choice[:60]!r} in brackets, which is no number or range")
-        first, last = match[1], match[2] or match[1]
-        if int(last) < int(first) or int(last) - int(first) >= MAX_HOSTS:
-            raise ValueError(f"the range {choice[:60]!r}")
-        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from moe_placer.engines.plans.plan import Deployment
 from moe_placer.errors import UsageError
@@ -27,12 +29,16 @@ class Launch:
         Of the file's name.
     content : str
     usage : tuple of str
-        How it is used.
+        How it is used, with ``{file}`` where its name belongs.
     """
 
     ending: str
     content: str
     usage: tuple[str, ...]
+
+    def usage_of(self, file: Path) -> list[str]:
+        """Return how it is used, once it has a name."""
+        return [line.replace("{file}", shlex.quote(str(file.resolve()))) for line in self.usage]
 
 
 def plan_launch(
@@ -71,7 +77,7 @@ def _slurm(hosts: Sequence[str], each: int) -> Launch:
     lines = [host for host in hosts for _ in range(each)]
     rank = "Task i is node i of the plan: NODE_RANK=$SLURM_PROCID." if each == 1 else "Task i is rank i of the plan."
     usage = (
-        f"SLURM_HOSTFILE=FILE srun --nodes={len(hosts)} --ntasks={len(lines)} --distribution=arbitrary "
+        f"SLURM_HOSTFILE={{file}} srun --nodes={len(hosts)} --ntasks={len(lines)} --distribution=arbitrary "
         f"--nodelist={','.join(hosts)} ...",
         rank,
     )
@@ -90,9 +96,8 @@ def _mpi(hosts: Sequence[str], each: int, cores: int | None) -> Launch:
             first, last = local * share, (local + 1) * share - 1
             slots = str(first) if first == last else f"{first}-{last}"
             lines.append(f"rank {node * each + local}={host} slot={slots}\n")
-    usage = [
-        f"mpirun -n {len(lines)} --host {','.join(f'{host}:{each}' for host in hosts)} --map-by rankfile:file=FILE ..."
-    ]
+    names = ",".join(f"{host}:{each}" for host in hosts)
+    usage = [f"mpirun -n {len(lines)} --host {names} --map-by rankfile:file={{file}} ..."]
     if each == 1:
         usage.append("Process i is node i of the plan: NODE_RANK=$OMPI_COMM_WORLD_RANK.")
     return Launch("rankfile", "".join(lines), tuple(usage))
@@ -117,7 +122,7 @@ def _kubernetes(hosts: Sequence[str], deployment: Deployment) -> Launch:
     # JSON is YAML, and quotes what YAML would take for a number.
     content = "".join(f"---\n{json.dumps(document, indent=1)}\n" for document in documents)
     usage = (
-        "kubectl apply --server-side -f FILE",
+        "kubectl apply --server-side -f {file}",
         f"LeaderWorkerSet: size {len(hosts)}, {deployment.gpus_per_node} GPUs for each pod.",
         f'leaderTemplate: nodeSelector {{moe-placer/plan: {name}, moe-placer/node-rank: "0"}}.',
         f"workerTemplate: nodeSelector {{moe-placer/plan: {name}}}.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["compress", "expand"]
+__all__ = ["MOST_HOSTS", "compress", "expand"]
 
 MOST_HOSTS = 100_000
 _RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?$")
