@@ -18,8 +18,8 @@ from pathlib import Path
 # The released version that messages name, and the one before it.
 VERSIONS = {"sglang": ("0.5.23", "0.5.22"), "vllm": ("0.33.0", "0.32.0"), "vllm-ascend": ("0.23.0.post1", "0.23.0")}
 WANTED = {
-    "sglang": ("sglang/srt/eplb/",),
-    "vllm": ("vllm/distributed/eplb/", "vllm/plugins/__init__.py", "vllm/envs.py"),
+    "sglang": ("sglang/srt/eplb/", "sglang/srt/arg_groups/fields/"),
+    "vllm": ("vllm/distributed/eplb/", "vllm/plugins/__init__.py", "vllm/envs.py", "vllm/engine/arg_utils.py"),
     "vllm-ascend": ("vllm_ascend/eplb/core/",),
 }
 BUILD_TOOLS = ("setuptools>=77,<81", "setuptools-scm", "setuptools-rust", "wheel", "packaging", "jinja2")
@@ -28,7 +28,7 @@ BUILD_TOOLS = ("setuptools>=77,<81", "setuptools-scm", "setuptools-rust", "wheel
 def fetch(package: str, version: str, folder: Path) -> None:
     """Download one version, and unpack what is wanted of it."""
     target = folder / f"{package}-{version}"
-    if target.exists():
+    if all((target / wanted).exists() for wanted in WANTED[package]):
         return
     source = [] if package == "sglang" else ["--no-binary", ":all:", "--no-build-isolation"]
     environment = {
@@ -45,12 +45,8 @@ def fetch(package: str, version: str, folder: Path) -> None:
         unpacked = Path(scratch) / "unpacked"
         unpack(archive, unpacked, WANTED[package])
         folder.mkdir(parents=True, exist_ok=True)
-        unpacked.rename(target) if same_disk(unpacked, folder) else copy(unpacked, target)
+        copy(unpacked, target)
     print(f"{package} {version}: {sum(1 for path in target.rglob('*.py'))} modules")
-
-
-def same_disk(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
 
 
 def copy(source: Path, target: Path) -> None:

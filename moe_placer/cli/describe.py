@@ -334,7 +334,9 @@ def _engine_lines(d: Description) -> list[str]:
     if d.engine is None:
         return []
     rules = ENGINES[d.engine]
-    even = "as modelled here" if rules.replica_routing == "even" else "modelled here as any replica with equal chance"
+    even = "as modelled here" if rules.replica_routing == "even" else "a solve takes any replica with equal chance"
+    if rules.replica_routing != "even" and rules.routing_rule:
+        even += f" (`moe-placer evaluate --routing {rules.routing_rule}` counts this rule)"
     return [
         f"Engine: {rules.label}, {d.replicas_per_layer // d.gpus} slots on each of {d.gpus:,} GPUs in every layer.",
         f"Replicas: {rules.replica_rule}; {even}.",

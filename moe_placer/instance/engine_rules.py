@@ -36,6 +36,8 @@ class EngineRules:
         node, else one of the rest; ``source-fixed``: one replica for each source rank.
     replica_rule : str
         The same in the engine's own terms.
+    routing_rule : str
+        The name by which ``evaluate --routing`` counts it; empty where it does not.
     dispatch : dict of str
         How often a token is sent, by all-to-all backend: ``per-expert``, ``per-node``, or ``everywhere`` for
         all-gather, where placement does not change link loads. Empty where it is not known.
@@ -47,6 +49,7 @@ class EngineRules:
     slots_word: str
     replica_routing: ReplicaRouting
     replica_rule: str
+    routing_rule: str = ""
     enforced: str = "requires it"
     ranks_word: str = "ep_size"
     equal_slots: bool = True
@@ -77,6 +80,7 @@ ENGINES: dict[str, EngineRules] = {
                 "first on its own node, else one for each source rank, drawn once (_fair_choices, seed 42); without "
                 "one: token row modulo replicas"
             ),
+            routing_rule="sglang-static",
             dispatch=_DEEPEP,
         ),
         EngineRules(
@@ -86,6 +90,7 @@ ENGINES: dict[str, EngineRules] = {
             slots_word="num_physical_experts",
             replica_routing="even",
             replica_rule="a hash of the token's index in its rank's batch, modulo replicas; blind to the source",
+            routing_rule="vllm-hash",
             dispatch={
                 "deepep_high_throughput": "per-node",
                 "deepep_low_latency": "per-expert",
@@ -100,6 +105,7 @@ ENGINES: dict[str, EngineRules] = {
             slots_word="num_slots",
             replica_routing="even",
             replica_rule="round robin over an expert's replicas (moe_load_balance_routing), optionally offset by rank",
+            routing_rule="trtllm-round-robin",
         ),
         EngineRules(
             name="vllm-ascend",
@@ -111,6 +117,7 @@ ENGINES: dict[str, EngineRules] = {
             replica_routing="source-fixed",
             replica_rule="replicas listed by rank: ep_rank modulo replicas, or (tp_rank + dp_rank + expert) modulo "
             "replicas",
+            routing_rule="vllm-ascend",
         ),
         EngineRules(
             name="omni",

@@ -8,9 +8,11 @@ only downloads another one, OmniPlacement, and open pull requests) is held to go
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -278,6 +280,32 @@ def test_what_vllm_plans_itself_can_be_read_and_costed(tmp_path: Path) -> None:
     _, verification = placement_from_plan(lenient, traffic, checked.plan, deployment, "vllm-plan", checked.raw)
     assert verification.ok
     assert verification.total_z > verification.total_bound > 0
+
+
+@pytest.mark.parametrize("version", versions_of("sglang"))
+def test_sglang_knows_the_flags(version: str) -> None:
+    """Its flags are the fields of its settings, and what they name as aliases."""
+    folder = source_of("sglang", version) / "sglang" / "srt" / "arg_groups" / "fields"
+    trees = [ast.parse(path.read_text()) for path in folder.glob("*.py")]
+    fields = [node.target for tree in trees for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
+    known = {f"--{field.id.replace('_', '-')}" for field in fields if isinstance(field, ast.Name)}
+    assert {"--tp-size", "--attn-dp-size"} <= flags_of("sglang") <= known
+
+
+@pytest.mark.parametrize("version", versions_of("vllm"))
+def test_vllm_knows_the_flags(version: str) -> None:
+    text = (source_of("vllm", version) / "vllm" / "engine" / "arg_utils.py").read_text()
+    found = flags_of("vllm-plan") - {"--headless"}  # of `vllm serve`, which is elsewhere
+    assert "--all2all-backend" in found
+    assert {flag for flag in found if f'"{flag}"' not in text} == set()
+
+
+def flags_of(form: str) -> set[str]:
+    """Return the flags that we print, for one group of attention on each node."""
+    instance = engine_instance(4, 2)
+    shared = instance.model_copy(update={"parallelism": instance.parallelism.model_copy(update={"attention_tp": 2})})
+    exported = export_plan(shared, placed(shared, drawn_plan(read_deployment(shared), 1))[0], form, Path("plan.json"))
+    return set(re.findall(r"--[a-z0-9-]+", " ".join(exported.start.flags)))
 
 
 def test_stubs_leave_nothing_behind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from moe_placer.engines.plans.forms import FORMS
 from moe_placer.engines.plans.from_placement import plan_from_placement
 from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
 from moe_placer.engines.plans.rank_costs import WARNINGS, check_rank_costs, encode_rank_costs, rank_costs
+from moe_placer.engines.plans.sglang import SERVER, parallel_flags
 from moe_placer.errors import InputError, Mistake, UsageError
 from moe_placer.files import read_bounded
 from moe_placer.instance import Instance
@@ -122,7 +124,12 @@ def export_plan(
         content=chosen.encode(plan, deployment, mtp_layers),
         engine=chosen.reader,
         start=chosen.start(plan, deployment, file),
-        warnings=(*chosen.warnings(plan, deployment), *_routing(chosen, plan, deployment), *_repeats(plan)),
+        warnings=(
+            *chosen.warnings(plan, deployment),
+            *_routing(chosen, plan, deployment),
+            *_dispatch(chosen, deployment),
+            *_repeats(plan),
+        ),
         deployment=deployment,
         plan=plan,
     )
@@ -130,11 +137,12 @@ def export_plan(
 
 def _export_costs(instance: Instance, file: Path) -> Export:
     deployment = read_deployment(instance)
-    flags = ("--enable-eplb", "--eplb-algorithm topology_aware", f"--eplb-topology {file.resolve()}")
+    topology = f"--eplb-topology {shlex.quote(str(file.resolve()))}"
+    flags = (*parallel_flags(deployment), "--enable-eplb", "--eplb-algorithm topology_aware", topology)
     return Export(
         content=encode_rank_costs(rank_costs(instance)),
         engine="SGLang with pull request #37923 (open)",
-        start=Start("python -m sglang.launch_server", flags),
+        start=Start(SERVER, flags),
         warnings=WARNINGS,
         deployment=deployment,
         plan=None,
@@ -146,9 +154,24 @@ def _routing(form: PlanForm, plan: Plan, deployment: Deployment) -> Sequence[str
     same = form.rules.replica_routing == deployment.replica_routing
     if same or plan.slots_by_layer == (plan.experts,) * plan.layers:
         return ()
+    rule = form.rules.routing_rule
+    counted = f": `moe-placer evaluate --routing {rule}` counts them" if rule else ""
     return (
         f"The plan was made for replica_routing: {deployment.replica_routing}. {form.rules.label} picks a replica "
-        f"otherwise ({form.rules.replica_rule}), so that loads of links will differ from the plan's.",
+        f"otherwise ({form.rules.replica_rule}), so that loads of links and GPUs will differ from the plan's{counted}.",
+    )
+
+
+def _dispatch(form: PlanForm, deployment: Deployment) -> Sequence[str]:
+    """Say which of the engine's kernels send tokens as the plan counts them."""
+    units, planned = form.rules.dispatch, deployment.dispatch
+    if not units:
+        return ()
+    same = " or ".join(kernel for kernel, unit in units.items() if unit == planned)
+    others = ", ".join(f"{kernel} {unit}" for kernel, unit in units.items() if unit != planned)
+    sends = f"as {same} sends them" if same else f"as no kernel of {form.rules.title} sends them"
+    return (
+        f"The plan counts tokens {planned}, {sends} (others: {others}; `moe-placer evaluate --dispatch` counts such).",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from moe_placer.engines.plans.plan import Deployment, Plan
 __all__ = ["MAX_BYTES", "PlanForm", "Start", "default_slots"]
 
 MAX_BYTES = 512_000_000
+# Variables of commands that the plan does not know.
+_YOURS = {"MODEL": "the model's path or name", "NODE_RANK": "this node's number", "HEAD": "the host of node 0"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Start:
     command : str
         The program, as users call it.
     flags : tuple of str
-        Only those that the plan decides.
+        Those that the plan decides, and those without which no process finds the others.
     environment : mapping
         Variables that every process needs.
     config : str
@@ -40,10 +43,12 @@ class Start:
 
     def to_text(self) -> str:
         """Return shell lines."""
-        exports = [f"export {name}={value}" for name, value in self.environment.items()]
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         command = " \\\n  ".join([self.command, *self.flags])
+        yours = [name for name in _YOURS if f"${name}" in command or f"(({name} " in command]
+        named = ["# Set " + "; ".join(f"{name}: {_YOURS[name]}" for name in yours) + "."] if yours else []
         config = ["# In the configuration file:", *self.config.rstrip().splitlines(), ""] if self.config else []
-        return "\n".join([*config, *exports, command]) + "\n"
+        return "\n".join([*config, *named, *exports, command]) + "\n"
 
 
 class PlanForm(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import numpy.typing as npt
 from moe_placer.engines.plans.checks import check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start
 from moe_placer.engines.plans.plan import Deployment, Plan
+from moe_placer.engines.plans.vllm import across_nodes, parallel_flags
+from moe_placer.traffic.readers import array_of_bytes
 
 __all__ = ["OmniForm"]
 
@@ -98,31 +100,30 @@ class OmniForm(PlanForm):
         return Start(
             "vllm serve $MODEL",
             (
-                f"--data-parallel-size {deployment.ranks}",
-                "--enable-expert-parallel",
-                f"--additional-config '{json.dumps(additional)}'",
+                *parallel_flags(deployment),
+                f"--additional-config {shlex.quote(json.dumps(additional))}",
             ),
         )
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say what its published code does not check."""
-        del deployment
         uneven = any(len({len(held) for held in ranks}) > 1 for ranks in plan.slots)
-        warnings = ["OmniPlacement does not combine redundant experts with all-gather communication."]
+        warnings = [
+            *across_nodes(deployment),
+            "OmniPlacement does not combine redundant experts with all-gather communication.",
+        ]
         if uneven:
             warnings.append("Ranks hold different numbers of experts: OmniPlacement sizes weights by the largest.")
         return warnings
 
 
 def _read(raw: bytes, file: Path) -> npt.NDArray[np.int64]:
-    try:
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
-        raise refuse(
-            f"no array ({str(error).splitlines()[0][:80] if str(error) else 'cut short'})", _EXPECTED, "", file
-        ) from None
-    if not isinstance(array, np.ndarray):
+    if raw[:2] == b"PK":
         raise refuse("an archive of arrays", _EXPECTED, "", file)
+    try:
+        array = array_of_bytes(raw)
+    except (ValueError, OverflowError) as error:
+        raise refuse(f"no array ({str(error).splitlines()[0][:80]})", _EXPECTED, "", file) from None
     if array.ndim != _DIMENSIONS or 0 in array.shape:
         raise refuse(f"an array of shape {array.shape}", _EXPECTED, "", file)
     if array.dtype.kind not in "iub":

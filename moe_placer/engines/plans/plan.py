@@ -85,6 +85,10 @@ class Deployment:
         Slots of each MoE layer over all ranks; None where only their sum over layers is limited.
     replica_routing : str
         The instance's rule by which a token picks a replica.
+    dispatch : str
+        How often the instance sends a token: ``per-expert``, ``per-gpu`` or ``per-node``.
+    attention_tp : int
+        GPUs that share attention; the others start tokens of their own.
     """
 
     name: str
@@ -96,6 +100,13 @@ class Deployment:
     gpus_per_node: int
     slots_by_layer: tuple[int, ...] | None
     replica_routing: str
+    dispatch: str
+    attention_tp: int
+
+    @property
+    def attention_groups(self) -> int:
+        """Groups of GPUs that start tokens of their own (data-parallel attention)."""
+        return self.ranks // self.attention_tp
 
     @property
     def ranks(self) -> int:
@@ -119,7 +130,8 @@ def read_deployment(instance: Instance) -> Deployment:
     Raises
     ------
     InputError
-        Engines cannot number its GPUs: experts are sharded, or part of a node has failed.
+        Engines cannot number its GPUs: experts are sharded, part of a node has failed, or attention is shared by a
+        number of GPUs that does not divide all of them.
     """
     mistakes = []
     if instance.parallelism.expert_tp > 1:
@@ -135,6 +147,10 @@ def read_deployment(instance: Instance) -> Deployment:
             found = f"{len(down)} of the {per_node} GPUs of node {node}"
             expected = "all GPUs of a node, or none: engines number ranks node by node, equally many on each"
             mistakes.append(Mistake(found, expected, "placement.failed_gpus"))
+    ranks, attention_tp = len(working) * per_node, instance.parallelism.attention_tp
+    if not mistakes and ranks % attention_tp:
+        expected = f"a divisor of the {ranks} GPUs that work: engines run attention in groups of so many ranks"
+        mistakes.append(Mistake(str(attention_tp), expected, "parallelism.attention_tp"))
     if mistakes:
         raise InputError(mistakes)
     shared = not isinstance(instance.placement.replicas, str) and hasattr(
@@ -150,4 +166,6 @@ def read_deployment(instance: Instance) -> Deployment:
         gpus_per_node=per_node,
         slots_by_layer=None if shared else instance.replicas_by_layer,
         replica_routing=instance.placement.replica_routing,
+        dispatch=instance.placement.dispatch,
+        attention_tp=instance.parallelism.attention_tp,
     )

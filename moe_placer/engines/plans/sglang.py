@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,9 @@ from moe_placer.engines.stored_tensors import Integers, StoredTensor
 from moe_placer.engines.torch_file import TorchFile, read_torch_file
 from moe_placer.files import parse_json
 
-__all__ = ["SglangForm"]
+__all__ = ["SERVER", "SglangForm", "parallel_flags"]
+
+SERVER = "python -m sglang.launch_server"
 
 _ZIP = b"PK"  # how files of torch.save begin
 _MOST_SLOTS = 10_000_000  # over all layers
@@ -62,14 +65,11 @@ class SglangForm(PlanForm):
     def start(self, plan: Plan, deployment: Deployment, file: Path) -> Start:
         """Return the flags of every node's process."""
         return Start(
-            "python -m sglang.launch_server",
+            SERVER,
             (
-                f"--nnodes {len(deployment.nodes)}",
-                "--node-rank $NODE_RANK",
-                f"--tp-size {deployment.ranks}",
-                f"--ep-size {deployment.ranks}",
+                *parallel_flags(deployment),
                 "--moe-a2a-backend deepep",
-                f"--init-expert-location {file.resolve()}",
+                f"--init-expert-location {shlex.quote(str(file.resolve()))}",
                 f"--ep-num-redundant-experts {plan.redundant}",
                 "--ep-dispatch-algorithm static",
             ),
@@ -83,6 +83,18 @@ class SglangForm(PlanForm):
             "Without an all-to-all backend (--moe-a2a-backend none) SGLang refuses --ep-dispatch-algorithm static, and "
             "placement does not change link loads.",
         )
+
+
+def parallel_flags(deployment: Deployment) -> tuple[str, ...]:
+    """Return the flags of nodes, of attention and of expert parallelism."""
+    nodes, groups = len(deployment.nodes), deployment.attention_groups
+    return (
+        "--model-path $MODEL",
+        *((f"--nnodes {nodes}", "--node-rank $NODE_RANK", "--dist-init-addr $HEAD:20000") if nodes > 1 else ()),
+        f"--tp-size {deployment.ranks}",
+        *((f"--attn-dp-size {groups}",) if groups > 1 else ()),
+        f"--ep-size {deployment.ranks}",
+    )
 
 
 def _saved(file: Path) -> Any:

@@ -77,8 +77,13 @@ class TrtllmForm(PlanForm):
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say when the engine ignores the file without a word."""
-        del plan, deployment
+        del plan
+        shared = (
+            f"parallelism.attention_tp is {deployment.attention_tp}: with attention DP, which the file needs, every "
+            "GPU runs attention on its own.",
+        )
         return (
+            *(shared if deployment.attention_tp > 1 else ()),
             "TensorRT-LLM ignores the file without a word unless moe_expert_parallel_size > 1, moe_cluster_size <= 1, "
             f"attention DP is on, and it knows the model's architecture ({_ARCHITECTURES}).",
             "With multi-token prediction it looks for those layers too, and stops with a KeyError: --mtp-layers N adds "

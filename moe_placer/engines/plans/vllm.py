@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from moe_placer.engines.layouts import ENGINES
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start
 from moe_placer.engines.plans.plan import Deployment, Plan
 from moe_placer.files import parse_json
 
-__all__ = ["VllmInitialMapForm", "VllmPlanForm", "eplb_config", "parallel_flags"]
+__all__ = ["VllmInitialMapForm", "VllmPlanForm", "across_nodes", "eplb_config", "parallel_flags"]
 
 _EXPECTED = "a JSON list: the expert of each slot, or such a list for each MoE layer"
 
@@ -72,8 +74,9 @@ class VllmPlanForm(PlanForm):
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say when the plan takes effect, and what keeps the plug-in out."""
-        del plan, deployment
+        del plan
         return (
+            *across_nodes(deployment),
             "vLLM 0.33.0 reads no map file: install moe-placer beside vLLM on every node (pip install --no-deps "
             "moe-placer is enough), and if VLLM_PLUGINS is set, add moe_placer to it.",
             "The plan takes effect at the first rebalance, after a quarter of step_interval steps (750 of 3000); "
@@ -103,8 +106,9 @@ class VllmInitialMapForm(VllmPlanForm):
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say that no release reads it."""
-        del plan, deployment
+        del plan
         return (
+            *across_nodes(deployment),
             "Pull request #49572 is open: vLLM 0.33.0 does not know initial_expert_map_path. The same file works "
             "there with this package's plug-in (--format vllm-plan).",
         )
@@ -112,18 +116,41 @@ class VllmInitialMapForm(VllmPlanForm):
 
 def eplb_config(content: dict[str, Any]) -> str:
     """Return the flag that carries EPLB's settings."""
-    return f"--eplb-config '{json.dumps(content)}'"
+    return f"--eplb-config {shlex.quote(json.dumps(content))}"
 
 
 def parallel_flags(deployment: Deployment) -> tuple[str, ...]:
-    """Return the flags of data and expert parallelism that every node's process needs."""
+    """Return the flags of attention and expert parallelism that every node's process needs."""
+    shards, per_node = deployment.attention_tp, deployment.gpus_per_node
+    flags = [f"--data-parallel-size {deployment.attention_groups}"]
+    if shards > 1:
+        flags.insert(0, f"--tensor-parallel-size {shards}")
+    if len(deployment.nodes) > 1 and per_node % shards == 0:
+        local = per_node // shards
+        flags += [
+            f"--data-parallel-size-local {local}",
+            f"--data-parallel-start-rank $((NODE_RANK * {local}))",
+            "--data-parallel-address $HEAD --data-parallel-rpc-port 13345",
+            "$([ $NODE_RANK = 0 ] || echo --headless)",
+        ]
+    return (*flags, "--enable-expert-parallel")
+
+
+def across_nodes(deployment: Deployment) -> tuple[str, ...]:
+    """Warn of attention that is shared beyond a node, which these flags do not start."""
+    if len(deployment.nodes) == 1 or deployment.gpus_per_node % deployment.attention_tp == 0:
+        return ()
     return (
-        f"--data-parallel-size {deployment.ranks}",
-        f"--data-parallel-size-local {deployment.gpus_per_node}",
-        f"--data-parallel-start-rank $((NODE_RANK * {deployment.gpus_per_node}))",
-        "--enable-expert-parallel",
+        f"{deployment.attention_tp} GPUs share attention, {deployment.gpus_per_node} are on a node: vLLM starts that "
+        "over nodes in other ways (Ray); keep rank r on GPU r of the plan.",
     )
 
 
+def _backend(deployment: Deployment) -> tuple[str, ...]:
+    """Return the all-to-all that sends tokens as the plan counts them; vLLM's own default does not depend on plans."""
+    units = ENGINES["vllm"].dispatch
+    return tuple(f"--all2all-backend {kernel}" for kernel, unit in units.items() if unit == deployment.dispatch)
+
+
 def _balanced(deployment: Deployment, config: dict[str, Any]) -> tuple[str, ...]:
-    return (*parallel_flags(deployment), "--enable-eplb", eplb_config(config))
+    return (*parallel_flags(deployment), *_backend(deployment), "--enable-eplb", eplb_config(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start
 from moe_placer.engines.plans.plan import Deployment, Plan
-from moe_placer.engines.plans.vllm import parallel_flags
+from moe_placer.engines.plans.vllm import across_nodes, parallel_flags
 from moe_placer.files import parse_json
 
 __all__ = ["VllmAscendForm"]
@@ -72,13 +73,14 @@ class VllmAscendForm(PlanForm):
         config = {"expert_map_path": str(file.resolve()), "num_redundant_experts": plan.redundant}
         return Start(
             "vllm serve $MODEL",
-            (*parallel_flags(deployment), f"--additional-config '{json.dumps({'eplb_config': config})}'"),
+            (*parallel_flags(deployment), f"--additional-config {shlex.quote(json.dumps({'eplb_config': config}))}"),
         )
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say that this way ends soon, and where it does not lead."""
-        del plan, deployment
+        del plan
         return (
+            *across_nodes(deployment),
             "vllm-ascend 0.23.0.post1 says that static expert maps will be removed in 0.25.1.",
             "Model Runner V2 ignores the file without a word; its planner is vLLM's (--format vllm-plan).",
             "Compare answers before you rely on it: a public audit found that checkpoint loading keeps another map "

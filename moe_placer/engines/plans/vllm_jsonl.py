@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from moe_placer.engines.plans.checks import Fault, Row, build_plan, check_row_count, refuse
 from moe_placer.engines.plans.form import PlanForm, Start
 from moe_placer.engines.plans.plan import Deployment, Plan
-from moe_placer.engines.plans.vllm import VllmInitialMapForm, eplb_config
+from moe_placer.engines.plans.vllm import VllmInitialMapForm, across_nodes, eplb_config
 from moe_placer.files import parse_json
 
 __all__ = ["VllmJsonlForm"]
@@ -79,8 +79,9 @@ class VllmJsonlForm(PlanForm):
 
     def warnings(self, plan: Plan, deployment: Deployment) -> Sequence[str]:
         """Say that no release reads it."""
-        del plan, deployment
+        del plan
         return (
+            *across_nodes(deployment),
             "Pull request #41141 is open: vLLM 0.33.0 does not know initial_mapping_path, and later revisions of it "
             "have renamed flags. The released engine takes --format vllm-plan.",
         )
