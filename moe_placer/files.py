@@ -20,6 +20,7 @@ from moe_placer.errors import InputError, Mistake, visible
 __all__ = [
     "is_unfinished",
     "move_files",
+    "not_json",
     "parse_json",
     "policy_hash",
     "read_bounded",
@@ -93,13 +94,19 @@ def parse_json(raw: bytes, expected: str, path: Path) -> Any:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
         refuse_hidden_characters(text, content, expected, path)
         return content
-    except RecursionError:
-        raise InputError(Mistake("deeply nested JSON", expected, file=path)) from None
     except UnicodeDecodeError as error:
         found = f"bytes that are not JSON: no UTF-8 text from byte {error.start} on"
         raise InputError(Mistake(found, expected, file=path)) from None
-    except ValueError as error:
-        raise InputError(Mistake(f"text that is not JSON ({error})", expected, file=path)) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(Mistake(not_json(error), expected, file=path)) from None
+
+
+def not_json(error: ValueError | RecursionError) -> str:
+    """Say what is wrong with text that `json.loads` refused."""
+    if isinstance(error, RecursionError):
+        return "text that is not JSON, or deeply nested"
+    told = str(error).splitlines()[0][:100] if str(error) else "cut short"
+    return f"text that is not JSON ({'a number of too many digits' if 'digits' in told else told})"
 
 
 def refuse_hidden_characters(raw: str, content: Any, expected: str, path: Path, line: int | None = None) -> None:

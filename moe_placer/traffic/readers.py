@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -288,7 +289,10 @@ def _read_header(stream: IO[bytes], size: int, most: int | None = None) -> Array
     if version not in {(1, 0), (2, 0), (3, 0)}:
         raise ValueError(f"its format version {version} is unknown")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    try:
+        shape, fortran, dtype = read(stream)
+    except (SyntaxError, tokenize.TokenError):  # NumPy tries headers of Python 2 too, and lets these through
+        raise ValueError("its header is damaged") from None
     if dtype.hasobject:
         raise ValueError("it contains pickled Python objects, which are never loaded")
     header = ArrayHeader(shape, fortran, dtype)

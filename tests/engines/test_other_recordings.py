@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from engine_recordings import (
 from hypothesis import given
 from hypothesis import strategies as st
 from recording_reading import EACH, KINDS, TRUTHS, fresh, mistake_of, read, write_counts
+
+from moe_placer.engines.recordings.tally import MOST_WINDOWS
 
 # --- TensorRT-LLM --------------------------------------------------------------------------------------------------
 
@@ -118,11 +121,29 @@ def test_routed_experts(tmp_path: Path, truth: Truth, kind: str, with_dense: boo
         assert recorded.about.steps == arrays
 
 
+def test_one_long_array_is_cut_into_windows(tmp_path: Path) -> None:
+    """Windows of equally many tokens, however many tokens are read at a time."""
+    ids = np.random.default_rng(0).permuted(np.tile(np.arange(8), (1000, 2, 1)), axis=2)[:, :, :2]
+    np.save(tmp_path / "routed.npy", ids)
+    recorded = read(tmp_path / "routed.npy")
+    assert recorded.about.windows == len(recorded.arrays["window_load"]) == MOST_WINDOWS
+    sizes = recorded.arrays["window_load"].sum(axis=(1, 2)) // 4
+    assert (sizes.min(), sizes.max(), sizes.sum()) == (3, 4, 1000)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    first = [[np.bincount(ids[start : start + size, layer].ravel(), minlength=8) for layer in (0, 1)]
+             for start, size in zip(starts, sizes, strict=True)]  # fmt: skip
+    assert np.array_equal(recorded.arrays["window_load"], first)
+    assert np.array_equal(recorded.arrays["token_window"], np.repeat(np.arange(MOST_WINDOWS), sizes))
+
+
 def test_experts_that_nobody_chose_are_there_where_they_are_counted(tmp_path: Path) -> None:
     file = write_routed_experts(make(), tmp_path, "npy", with_dense=False)
     assert read(file, experts=9).load.shape == (2, 9)
     assert read(file, experts=9).about.experts_known
     assert mistake_of(file, experts=5).found == "expert 5"
+
+
+DAMAGED_NPY = b"\x93NUMPY\x01\x00\x0b\x00{'shape': ("  # a header that neither Python 3 nor 2 could have written
 
 
 def test_wrong_routed_experts(tmp_path: Path) -> None:
@@ -134,6 +155,7 @@ def test_wrong_routed_experts(tmp_path: Path) -> None:
         (as_base64(np.zeros((2, 2), np.int32)), "int32 of shape [2, 2]"),
         (as_base64(np.zeros((2, 2, 2))), "float64 of shape"),
         (as_base64(np.array([None])), "pickled"),
+        (base64.b64encode(DAMAGED_NPY).decode(), "its header is damaged"),
         ([[[1, 2], [3]]], "what is no array"),
         ([[[1, 2**70]]], "object of shape"),
         (5, "neither text nor a list"),

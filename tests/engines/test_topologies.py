@@ -256,6 +256,14 @@ def test_a_network_and_the_inside_of_its_nodes(tmp_path: Path) -> None:
     assert mistake_of(nodes, node).found == "2 GPUs"
 
 
+def test_a_network_and_a_node_of_different_bandwidths_are_refused(tmp_path: Path) -> None:
+    """A file of one rail beside the topology of a node with all of its NICs."""
+    fabric, node = write(tmp_path, "fabric.out", IBNET), write(tmp_path, "node.xml", NCCL)
+    assert mistake_of(fabric, node).found == "NICs of 75 GB/s together, but 100 GB/s in fabric.out"
+    same = write(tmp_path, "node.xml", NCCL.replace('speed="200000"', 'speed="400000"'))
+    assert read_topologies([fabric, same], Choice()).node_gb_per_s == 100.0
+
+
 @pytest.mark.parametrize("name", ["a.conf", "a.yaml", "a.json", "a.xml", "a.out"])
 def test_missing_and_other_files(tmp_path: Path, name: str) -> None:
     assert mistake_of(tmp_path / name).found == "no such file"

@@ -217,7 +217,8 @@ def _fabric(
     if spines is None:
         said.append("4 spines, whose number changes no cost, since ECMP is even")
     if not wishes.node_gb_per_s:
-        (said if measured else assumed).append(f"node_gb_per_s as {'measured' if measured else f'in {preset.source}'}")
+        source = topology.format if topology and measured else preset.source
+        (said if measured else assumed).append(f"node_gb_per_s as in {source}")
     fabric = {
         "kind": "fat-tree",
         "nodes_per_leaf": min(leaf, nodes),

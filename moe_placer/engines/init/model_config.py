@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded
+from moe_placer.files import not_json, read_bounded
 
 __all__ = ["ConfigModel", "read_model_config"]
 
@@ -118,8 +118,7 @@ def read_model_config(file: Path, dtype: str | None = None) -> ConfigModel:
     try:
         config = json.loads(read_bounded(file, _MOST_BYTES, _EXPECTED))
     except (ValueError, RecursionError) as error:
-        found = f"text that is not JSON ({str(error).splitlines()[0][:100]})"
-        raise InputError(Mistake(found, _EXPECTED, file=file)) from None
+        raise InputError(Mistake(not_json(error), _EXPECTED, file=file)) from None
     if not isinstance(config, dict):
         raise InputError(Mistake("no JSON object", _EXPECTED, file=file))
     known = ", ".join(FAMILIES)

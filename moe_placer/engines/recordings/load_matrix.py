@@ -20,7 +20,7 @@ from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Tally
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded
+from moe_placer.files import not_json, read_bounded
 from moe_placer.traffic.readers import names_of_arrays, read_array
 
 __all__ = ["LOAD_SUFFIXES", "read_load_matrices"]
@@ -93,8 +93,7 @@ def _json(file: Path) -> npt.NDArray[Any]:
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        found = f"text that is not JSON ({str(error).splitlines()[0][:100]})"
-        raise InputError(Mistake(found, _KIND, file=file)) from None
+        raise InputError(Mistake(not_json(error), _KIND, file=file)) from None
     if isinstance(content, dict):
         known = [key for key in ("logical_count", "load_history", "load") if key in content]
         if not known:

@@ -22,7 +22,7 @@ from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally, count_choices, draw_tokens
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded
+from moe_placer.files import not_json, read_bounded
 from moe_placer.traffic.readers import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_rows
 
 __all__ = ["is_routed_experts", "read_routed_experts"]
@@ -84,8 +84,11 @@ def read_routed_experts(files: Sequence[Path], options: Options) -> Recorded:
     with options.progress(total, "tokens") as advance:
         for number, sequence in enumerate(sequences):
             for ids in sequence.blocks():
-                step = number if len(sequences) > 1 else tally.tokens * steps // total
-                _add(tally, sequence, ids, step, number if len(sequences) > 1 else None, options)
+                if len(sequences) > 1:
+                    _add(tally, sequence, ids, number, number, options)
+                else:
+                    for step, part in _cut(ids, tally.tokens, steps, total):
+                        _add(tally, sequence, part, step, None, options)
                 advance(len(ids))
     dense = _dense(tally, top_k)
     tally.load[dense], tally.by_window[:, dense] = 0, 0
@@ -104,6 +107,16 @@ def read_routed_experts(files: Sequence[Path], options: Options) -> Recorded:
         notes=notes,
     )
     return finish(tally, found)
+
+
+def _cut(ids: npt.NDArray[Any], before: int, steps: int, total: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Cut tokens, of which there were so many before, where one of equally many steps begins."""
+    start = 0
+    while start < len(ids):
+        step = (before + start) * steps // total
+        end = min(len(ids), -(-(step + 1) * total // steps) - before)
+        yield step, ids[start:end]
+        start = end
 
 
 def _add(
@@ -196,8 +209,7 @@ def _parsed(file: Path, text: bytes, line: int | None) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        found = f"text that is not JSON ({str(error).splitlines()[0][:100]})"
-        raise InputError(Mistake(found, "a response", file=file, line=line)) from None
+        raise InputError(Mistake(not_json(error), "a response", file=file, line=line)) from None
 
 
 def _find(document: Any) -> Iterator[Any]:

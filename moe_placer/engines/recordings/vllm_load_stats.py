@@ -14,6 +14,7 @@ from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
 from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally
 from moe_placer.errors import InputError, Mistake
+from moe_placer.files import not_json
 
 __all__ = ["read_load_stats"]
 
@@ -73,7 +74,7 @@ def _parsed(file: Path, line: int, text: bytes) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _wrong(file, line, f"text that is not JSON ({str(error).splitlines()[0][:100]})", _KIND) from None
+        raise _wrong(file, line, not_json(error), _KIND) from None
     if not isinstance(record, dict):
         raise _wrong(file, line, "no JSON object", _KIND)
     return record

@@ -11,7 +11,7 @@ from typing import Any
 from moe_placer.engines.topology.tiers import Choice, choose, topology_of_tiers
 from moe_placer.engines.topology.topology import Topology
 from moe_placer.errors import InputError, Mistake
-from moe_placer.files import read_bounded
+from moe_placer.files import not_json, read_bounded
 
 __all__ = ["read_json_topology"]
 
@@ -36,8 +36,7 @@ def read_json_topology(file: Path, choice: Choice) -> Topology:
         content = json.loads(read_bounded(file, _MOST_BYTES, _KIND))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
-        found = f"text that is not JSON ({str(error).splitlines()[0][:100]})"
-        raise InputError(Mistake(found, _KIND, file=file, line=line)) from None
+        raise InputError(Mistake(not_json(error), _KIND, file=file, line=line)) from None
     if isinstance(content, dict) and isinstance(content.get("instances"), list):
         return _graph(file, content["instances"], choice)
     items = content.get("items") if isinstance(content, dict) else None

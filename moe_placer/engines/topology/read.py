@@ -22,6 +22,7 @@ KINDS = (
     "output, or NCCL's topology (.xml)"
 )
 _PEEKED = 100_000
+_SAME_SPEED = 0.05  # files round: NCCL states Mbit/s, ibnetdiscover lanes
 
 
 def read_topologies(files: Sequence[Path], choice: Choice) -> Topology:
@@ -49,6 +50,11 @@ def read_topologies(files: Sequence[Path], choice: Choice) -> Topology:
     if network.gpus_per_node and network.gpus_per_node != inside.gpus_per_node:
         expected = f"{network.gpus_per_node} as in {networks[0][0].name}"
         raise InputError(Mistake(f"{inside.gpus_per_node} GPUs", expected, file=nodes[0][0]))
+    one, other = network.node_gb_per_s, inside.node_gb_per_s
+    if one and other and abs(one - other) > _SAME_SPEED * one:
+        found = f"NICs of {other:g} GB/s together, but {one:g} GB/s in {networks[0][0].name}"
+        expected = "the same in both: are rails missing in one, or NICs of other networks in the other?"
+        raise InputError(Mistake(found, expected, file=nodes[0][0]))
     return dataclasses.replace(
         network,
         format=f"{network.format} and {inside.format}",
