@@ -91,7 +91,7 @@ def some_node(layer: LayerProblem) -> Ints:
 def stated(name: str, seed: int) -> tuple[Instance, Traffic, dict[str, Any]]:
     """Solve a case, and return the content of its placement file, whose first layer's proof is of this kind."""
     instance, traffic, _ = case(name, seed)
-    solution = solve(instance, traffic, limits=Limits(time_s=240.0, gap=0.0, work=0.3))
+    solution = solve(instance, traffic, limits=Limits(time_s=240.0, gap=0.0, work=0.1))
     data = solution.placement.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert data["layers"][0]["proof"] == "companions"
     return instance, traffic, data
@@ -270,7 +270,7 @@ def test_where_replicas_are_a_choice_it_is_about_those_as_given() -> None:
         placement={"dispatch": "per-node", "replica_routing": "even", "replicas": {"redundant_slots": 2}},
     )
     traffic = tiny_tokens(instance, 3)
-    solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.3))
+    solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.1))
     record = solution.placement.layers[0]
     assert record.bound == 0
     assert record.bound_given_replicas is not None

@@ -75,7 +75,7 @@ def least_aggregate(problem: Problem) -> float:
 
 
 def solved(instance: Instance, traffic: Traffic, **limits: Any) -> Solution:
-    return solve(instance, traffic, limits=Limits(**{"time_s": 20.0, "gap": 0.0, "work": 3.0} | limits))
+    return solve(instance, traffic, limits=Limits(**{"time_s": 20.0, "gap": 0.0, "work": 1.0} | limits))
 
 
 @pytest.mark.parametrize("name", CASES)

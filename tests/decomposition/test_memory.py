@@ -112,7 +112,7 @@ def least_sum(problem: Problem) -> float:
 
 
 def solved(instance: Instance, traffic: Traffic, **limits: Any) -> Solution:
-    return solve(instance, traffic, limits=Limits(**{"time_s": 20.0, "gap": 0.0, "work": 4.0} | limits))
+    return solve(instance, traffic, limits=Limits(**{"time_s": 20.0, "gap": 0.0, "work": 1.5} | limits))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -126,7 +126,7 @@ def test_the_bound_that_counts_memory_is_below_every_placement_that_fits(name: s
     solution = solved(instance, traffic)
     stated, apart = solution.placement.memory, sum(record.bound for record in solution.placement.layers)
     if stated is None:  # then the layers' bounds come to as much
-        division = divide_memory(problem, Limits(gap=0.0, work=4.0))
+        division = divide_memory(problem, Limits(gap=0.0, work=1.5))
         assert division is not None
         assert division.total <= apart * (1 + 1e-9)
     else:
@@ -151,7 +151,7 @@ def test_a_bound_that_is_known_by_hand() -> None:
     solution = solved(instance, traffic)
     assert solution.verification.total_z == pytest.approx(175)
     assert solution.bound == pytest.approx(150)  # somebody must hold expert 0, in either layer
-    division = divide_memory(compile_problem(instance, traffic), Limits(gap=0.0, work=4.0))
+    division = divide_memory(compile_problem(instance, traffic), Limits(gap=0.0, work=1.5))
     assert division is not None
     assert division.total == pytest.approx(125, rel=1e-4)
     data = solution.placement.model_dump(mode="json", by_alias=True)

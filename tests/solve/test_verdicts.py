@@ -32,7 +32,7 @@ SOLVERS = [name for name in BUILT_IN if name not in {"coverage", "affinity"}]
 
 def solved(case: str, solver: str = "auto", **limits: Any) -> Solution:
     instance = load_instance(CASES / f"{case}.yaml")
-    return solve(instance, solver=solver, limits=Limits(**{"time_s": 60.0, "gap": 0.0, "work": 2.0} | limits))
+    return solve(instance, solver=solver, limits=Limits(**{"time_s": 60.0, "gap": 0.0, "work": 1.0} | limits))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
