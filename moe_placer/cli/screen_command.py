@@ -137,9 +137,16 @@ def _gain(found: Interval, confidence: float) -> str:
 
 def _lines(instance: Instance, confidence: float, found: Screening) -> list[str]:
     lines = []
+    cut: dict[str, list[str]] = {}
     for units in found.units:
         parts = f"planned on {len(units.plan)} {units.kind}, scored on {len(units.score)} others"
-        lines.append(f"{units.name}: " + (parts if units.score else "nothing to tell apart"))
+        cut.setdefault(parts if units.score else "nothing to tell apart", []).append(units.name)
+    for parts, names in cut.items():
+        lines.append(f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {parts}")
+    if getattr(instance.traffic, "sources", "mix") == "recorded" and len(found.units) == 1 < instance.cluster.nodes:
+        lines.append(
+            "  nodes         taken alike: counts of windows do not tell source ranks apart, whole tokens would"
+        )
     if found.time and found.links and found.gpus and found.migration and found.solution:
         placed, moved = found.solution.placement.solver.name, found.migration
         lines.append(f"  {instance.name}: {placed} against {found.current}; gains are shares saved, losses below 0")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.decisions.resampling import Interval, LayerTimes, draw_weights, find_gain, time_layers
-from moe_placer.decisions.units import Units, pool, read_units
+from moe_placer.decisions.units import Units, pool, read_units, read_units_by_node
 from moe_placer.errors import InputError, Mistake, UsageError
 from moe_placer.experiments.compare.migration import check_plan, plan_of
 from moe_placer.instance import Instance
@@ -137,7 +137,7 @@ class Screening:
     reason : str
         Why, in a sentence.
     units : tuple of Units
-        How each recording was cut; what was planned on was not scored on.
+        How each recording was cut, or each node's part of one; what was planned on was not scored on.
     time, links, gpus : Interval or None
         Gain over all layers: in layer time; in dispatch alone; in what busiest GPUs compute. None where too little was
         recorded to score on.
@@ -174,7 +174,8 @@ def screen(
     ----------
     instance : Instance
         Model, cluster and slots. Its traffic gives the tokens of a step and, where it has as many columns as there are
-        recordings, the mix of these on each node; else they are mixed evenly.
+        recordings, the mix of these on each node; else they are mixed evenly. With ``sources: recorded`` and one
+        recording of whole tokens, each node has the tokens of its own ranks.
     recordings : sequence of paths
         What `import_recording` wrote, or recorded tokens, one per domain.
     current : Placement, optional
@@ -195,13 +196,16 @@ def screen(
     chosen = settings or ScreenSettings()
     if not recordings:
         raise UsageError("no recording is given, expected at least one")
-    units = tuple(read_units(Path(file), instance) for file in recordings)
+    if len(recordings) == 1:
+        units = read_units_by_node(Path(recordings[0]), instance)
+    else:
+        units = tuple(read_units(Path(file), instance) for file in recordings)
     few = next((one for one in units if len(one.score) < FEWEST_UNITS), None)
     if few is not None:
         found = f"{few.name} has {len(few.plan) + len(few.score)} {few.kind if few.kind != 'whole' else 'unit'}"
         reason = f"{found}, expected at least {2 * FEWEST_UNITS}: {FEWEST_UNITS} to score on; record longer"
         return Screening(Verdict.INSUFFICIENT_EVIDENCE, reason, units)
-    mix = _mix(instance, len(units))
+    mix = np.eye(len(units)) if len(units) > len(recordings) else _mix(instance, len(units))
     past = Traffic(tuple(pool(one.plan) for one in units), mix)
     solution = solve(instance, past, solver=chosen.solver, limits=chosen.limits, seed=chosen.seed)
     before, name = _current(instance, solution, current)

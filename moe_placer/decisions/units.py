@@ -13,8 +13,9 @@ from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.instance import Instance
 from moe_placer.traffic.readers import names_of_arrays, read_array, read_load, read_trace
 from moe_placer.traffic.recording import Recording
+from moe_placer.traffic.sources import read_nodes_of_tokens
 
-__all__ = ["MOST_UNITS", "Units", "pool", "read_units"]
+__all__ = ["MOST_UNITS", "Units", "pool", "read_units", "read_units_by_node"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -42,6 +43,35 @@ class Units:
     score: tuple[Recording, ...]
 
 
+def read_units_by_node(file: Path, instance: Instance) -> tuple[Units, ...]:
+    """Read a recording in units, for each node those of its own source ranks where whole tokens tell them apart.
+
+    Returns
+    -------
+    tuple of Units
+        One for each node, or one for all nodes where the instance takes them alike or the recording has counts only.
+
+    Raises
+    ------
+    InputError
+        As `read_units`; or the source ranks do not fit the nodes.
+    """
+    names = names_of_arrays(file) if file.suffix.lower() == ".npz" else []
+    if getattr(instance.traffic, "sources", "mix") != "recorded" or not {"topk", "token_source"} <= set(names):
+        return (read_units(file, instance),)
+    whole = read_trace(file, instance)
+    assert whole.topk is not None
+    node_of = read_nodes_of_tokens(file, instance, len(whole.topk))
+    missing = set(range(instance.cluster.nodes)) - set(node_of.tolist())
+    if missing:
+        expected = "some tokens of every node; sources: mix takes all nodes alike"
+        raise InputError(Mistake(f"no tokens of node {min(missing)}", expected, "token_source", file))
+    return tuple(
+        _of_tokens(file, instance, names, whole, np.flatnonzero(node_of == node), f"{whole.name}, node {node}")
+        for node in range(instance.cluster.nodes)
+    )
+
+
 def read_units(file: Path, instance: Instance) -> Units:
     """Read a recording in units: windows of all counts where that is enough, else groups of its tokens.
 
@@ -55,13 +85,15 @@ def read_units(file: Path, instance: Instance) -> Units:
     if "window_load" in names and not instance.placement.counts_tokens_once:
         windows = _windows(file, instance)
         if len(windows) > 1 or "topk" not in names:
-            return _halves(file, "windows" if len(windows) > 1 else "whole", windows)
+            return _halves(visible(file.name), "windows" if len(windows) > 1 else "whole", windows)
     if "topk" in names:
-        return _of_tokens(file, instance, names)
+        whole = read_trace(file, instance)
+        assert whole.topk is not None
+        return _of_tokens(file, instance, names, whole, np.arange(len(whole.topk)), whole.name)
     if instance.placement.counts_tokens_once:
         expected = f"whole tokens (`topk`), on which placement.dispatch: {instance.placement.dispatch} depends"
         raise InputError(Mistake("counts only", expected, file=file))
-    return _halves(file, "whole", [read_load(file, instance)])
+    return _halves(visible(file.name), "whole", [read_load(file, instance)])
 
 
 def _windows(file: Path, instance: Instance) -> list[Recording]:
@@ -82,9 +114,8 @@ def _counted(file: Path, load: npt.NDArray[np.float64], top_k: int) -> Recording
     return Recording(visible(file.name), load, load.sum(axis=1) / top_k)
 
 
-def _of_tokens(file: Path, instance: Instance, names: Sequence[str]) -> Units:
-    """Group whole tokens by sequence, else by window, else in blocks."""
-    whole = read_trace(file, instance)
+def _of_tokens(file: Path, instance: Instance, names: Sequence[str], whole: Recording, chosen: Ids, name: str) -> Units:
+    """Group the chosen ones of whole tokens by sequence, else by window, else in blocks."""
     topk = whole.topk
     assert topk is not None
     key = next((name for name in ("seq", "token_window") if name in names), None)
@@ -95,15 +126,16 @@ def _of_tokens(file: Path, instance: Instance, names: Sequence[str]) -> Units:
         if ids.shape != topk.shape[:1] or ids.dtype.kind not in "iu":
             expected = f"a whole number for each of the {len(topk):,} tokens"
             raise InputError(Mistake(f"{ids.dtype} of shape {list(ids.shape)}", expected, key, file))
-    _, number = np.unique(ids, return_inverse=True)
+    topk = topk[chosen]
+    _, number = np.unique(ids[chosen], return_inverse=True)
     count = int(number.max()) + 1
     unit = number * min(count, MOST_UNITS) // count
     order = np.argsort(unit, kind="stable")
     cuts = np.flatnonzero(np.diff(unit[order])) + 1
-    units = [_traced(whole.name, topk[rows], instance.model.experts) for rows in np.split(order, cuts)]
+    units = [_traced(name, topk[rows], instance.model.experts) for rows in np.split(order, cuts)]
     if kind == "sequences" and len(units) > 1:
-        return Units(whole.name, kind, tuple(units[::2]), tuple(units[1::2]))
-    return _halves(file, kind if len(units) > 1 else "whole", units)
+        return Units(name, kind, tuple(units[::2]), tuple(units[1::2]))
+    return _halves(name, kind if len(units) > 1 else "whole", units)
 
 
 def _traced(name: str, topk: npt.NDArray[np.integer], experts: int) -> Recording:
@@ -111,9 +143,9 @@ def _traced(name: str, topk: npt.NDArray[np.integer], experts: int) -> Recording
     return Recording(name, np.array(counts, dtype=np.float64), np.full(topk.shape[1], float(len(topk))), topk)
 
 
-def _halves(file: Path, kind: str, units: Sequence[Recording]) -> Units:
+def _halves(name: str, kind: str, units: Sequence[Recording]) -> Units:
     half = max(1, len(units) // 2)
-    return Units(visible(file.name), kind, tuple(units[:half]), tuple(units[half:]))
+    return Units(name, kind, tuple(units[:half]), tuple(units[half:]))
 
 
 def pool(units: Sequence[Recording]) -> Recording:

@@ -12,7 +12,7 @@ from moe_placer.instance import Instance
 from moe_placer.traffic.readers import read_array, read_load, read_trace
 from moe_placer.traffic.recording import Recording, Traffic
 
-__all__ = ["read_load_by_source", "read_trace_by_source"]
+__all__ = ["read_load_by_source", "read_nodes_of_tokens", "read_trace_by_source"]
 
 
 def read_load_by_source(file: Path, instance: Instance) -> Traffic:
@@ -49,16 +49,8 @@ def read_trace_by_source(file: Path, instance: Instance) -> Traffic:
     """
     whole = read_trace(file, instance)
     assert whole.topk is not None
-    ranks = len(_source_load(file, read_load(file, instance), instance))
-    source = read_array(file, "token_source")
-    if source.shape != whole.topk.shape[:1] or source.dtype.kind not in "iu":
-        expected = f"whole numbers [{len(whole.topk)} tokens]"
-        raise InputError(Mistake(f"{source.dtype} of shape {list(source.shape)}", expected, "token_source", file))
-    if source.min() < 0 or source.max() >= ranks:
-        worst = source.min() if source.min() < 0 else source.max()
-        raise InputError(Mistake(f"rank {worst}", f"ranks from 0 to {ranks - 1}", "token_source", file))
     nodes, experts = instance.cluster.nodes, instance.model.experts
-    node_of = source.astype(np.int64) // (ranks // nodes)
+    node_of = read_nodes_of_tokens(file, instance, len(whole.topk))
     recordings = []
     for node in range(nodes):
         topk = whole.topk[node_of == node]
@@ -71,6 +63,26 @@ def read_trace_by_source(file: Path, instance: Instance) -> Traffic:
             Recording(f"{visible(file.name)}, node {node}", counts, np.full(len(counts), float(len(topk))), topk)
         )
     return Traffic(tuple(recordings), np.eye(nodes))
+
+
+def read_nodes_of_tokens(file: Path, instance: Instance, tokens: int) -> npt.NDArray[np.int64]:
+    """Read on which node each of so many tokens started (``token_source``); ranks of a node follow one another.
+
+    Raises
+    ------
+    InputError
+        As `read_load_by_source`.
+    """
+    ranks = len(_source_load(file, read_load(file, instance), instance))
+    source = read_array(file, "token_source")
+    if source.shape != (tokens,) or source.dtype.kind not in "iu":
+        expected = f"whole numbers [{tokens} tokens]"
+        raise InputError(Mistake(f"{source.dtype} of shape {list(source.shape)}", expected, "token_source", file))
+    if source.min() < 0 or source.max() >= ranks:
+        worst = source.min() if source.min() < 0 else source.max()
+        raise InputError(Mistake(f"rank {worst}", f"ranks from 0 to {ranks - 1}", "token_source", file))
+    nodes: npt.NDArray[np.int64] = source.astype(np.int64) // (ranks // instance.cluster.nodes)
+    return nodes
 
 
 def _source_load(file: Path, whole: Recording, instance: Instance) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from told import told
 from moe_placer import Limits, load_placement, result_schema, solve, verify
 from moe_placer.decisions.resampling import draw_weights, find_gain, time_layers
 from moe_placer.decisions.screen import ScreenSettings, Verdict, screen
-from moe_placer.decisions.units import MOST_UNITS, pool, read_units
+from moe_placer.decisions.units import MOST_UNITS, pool, read_units, read_units_by_node
 from moe_placer.errors import InputError, UsageError
 from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.fabric import link_bandwidths, link_us
@@ -179,6 +179,51 @@ def test_tokens_are_cut_by_what_tells_them_apart(tmp_path: Path, small: Path, ar
     assert sorted(map(bytes, np.concatenate(rows).astype(np.uint8))) == sorted(map(bytes, topk.astype(np.uint8)))
     if kind == "sequences":
         assert np.array_equal(units.score[0].topk, topk[3:6])  # the second of them
+
+
+def by_rank(folder: Path, instance: Instance) -> Path:
+    """Write tokens of 8 ranks, two on each node: a node's tokens choose the experts that the next node has."""
+    rng, tokens = np.random.default_rng(1), 1600
+    source = rng.integers(0, 8, tokens)
+    topk = np.empty((tokens, 2, 2), np.int64)
+    topk[:, :, 0] = 2 * ((source // 2 + 1) % 4)[:, None] + rng.integers(0, 2, (tokens, 2))
+    topk[:, :, 1] = topk[:, :, 0] ^ 1
+    table = [[np.bincount(topk[source == rank, layer].ravel(), minlength=8) for layer in (0, 1)] for rank in range(8)]
+    arrays = {"load": np.sum(table, axis=0), "source_load": table, "token_source": source}
+    return write(folder, topk=topk, token_window=np.arange(tokens) // 40, **arrays)
+
+
+def test_source_ranks_keep_their_nodes(tmp_path: Path, small: Path) -> None:
+    from moe_placer import load_instance
+
+    alike = load_instance(small)
+    traffic = alike.traffic.model_copy(update={"sources": "recorded"})
+    apart = alike.model_copy(update={"traffic": traffic})
+    file = by_rank(tmp_path, apart)
+    nodes = read_units_by_node(file, apart)
+    assert [units.name for units in nodes] == [f"recording.npz, node {node}" for node in range(4)]
+    with np.load(file) as arrays:
+        whole, source = arrays["topk"], arrays["token_source"]
+    for node, units in enumerate(nodes):
+        rows = np.concatenate([unit.topk for unit in (*units.plan, *units.score) if unit.topk is not None])
+        assert np.array_equal(rows, whole[source // 2 == node])
+    assert [units.name for units in read_units_by_node(file, alike)] == ["recording.npz"]
+    known, unknown = (screen(instance, [file], settings=QUICK) for instance in (apart, alike))
+    assert known.links
+    assert unknown.links
+    assert known.links.low > 0.8  # experts move to the node whose tokens choose them
+    assert unknown.links.high < 0.2
+
+
+def test_people_are_told_where_source_ranks_are_lost(tmp_path: Path, small: Path) -> None:
+    small.write_text(SMALL.replace("kind: load", "kind: load, sources: recorded"))
+    lost = told("screen", write(tmp_path, window_load=windows(32, 6.0)), "--instance", small, *FAST)
+    assert "taken alike: counts of windows do not tell source ranks apart" in lost.out
+    from moe_placer import load_instance
+
+    kept = told("screen", by_rank(tmp_path, load_instance(small)), "--instance", small, *FAST)
+    assert kept.out.startswith("recording.npz, node 0 and 3 more: planned on 20 windows, scored on 20 others")
+    assert "taken alike" not in kept.out
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path: Path, small: Path) -> None:
