@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from builders import tiny_tokens
 
 from moe_placer.instance import Instance, load_instance
 from moe_placer.placement import Placement
@@ -38,6 +39,7 @@ SMALL: dict[str, Any] = {
     "placement": {},
     "traffic": {"kind": "load", "tokens_per_gpu": 100.0},
 }
+TRACE = {"kind": "trace"}  # with every token's choice
 FULL_MESH = {"fabric": {"kind": "full-mesh"}}
 
 # Name to what differs from SMALL, section by section.
@@ -86,6 +88,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "cluster": {"gpu": {"memory_gb": 1.0, "dtype_tflops": {"bf16": 300.0, "fp8": 500.0}}},
         "placement": {"dispatch_dtype": "fp8", "combine_dtype": "bf16"},
     },
+    "once-per-node": {
+        "parallelism": {"attention_tp": 1},
+        "placement": {"dispatch": "per-node", "dispatch_dtype": "fp8", "combine_dtype": "bf16"},
+        "traffic": TRACE,
+    },
+    "once-per-node-even": {
+        "parallelism": {"dp": 1, "attention_tp": 4},
+        "placement": {
+            "dispatch": "per-node",
+            "replicas": {"redundant_slots": 2},
+            "replica_routing": "even",
+            "failed_gpus": [5],
+        },
+        "traffic": TRACE,
+    },
+    "once-per-node-sharded": {
+        "model": {"experts": 8, "top_k": 3},
+        "parallelism": {"expert_tp": 2, "dp": 1},
+        "placement": {"dispatch": "per-node", "slots_per_gpu": 2},
+        "traffic": TRACE,
+    },
+    "once-per-gpu": {
+        "model": {"experts": 8, "top_k": 3},
+        "cluster": {"nodes": 2},
+        "parallelism": {"dp": 1},
+        "placement": {"dispatch": "per-gpu", "slots_per_gpu": 2},
+        "traffic": TRACE,
+    },
     "special-characters": {"name": "a<b>&\"c\"'d'{|}; ü→ ]]>--%"},
 }
 
@@ -110,7 +140,12 @@ def reference() -> Example:
 
 
 def drawn_traffic(instance: Instance, seed: int = 0) -> Traffic:
-    """Draw skewed loads of two domains, in which every token chooses top_k experts, and a mix for every node."""
+    """Draw skewed loads of two domains, in which every token chooses top_k experts, and a mix for every node.
+
+    Where tokens are sent once for several experts, the choice of every token is drawn.
+    """
+    if instance.placement.counts_tokens_once:
+        return tiny_tokens(instance, seed)
     rng = np.random.default_rng(seed)
     shape = (len(instance.moe_layers), instance.model.experts)
     loads = [rng.gamma(0.7, 100.0, shape) + 1.0 for _ in range(2)]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.build import build_dag
-from moe_placer.dag.operation import Dag, Operation
+from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Gqa, Mla, Model
@@ -68,13 +68,15 @@ def cost_of(
             if edge.travel == "network":
                 (pair,) = edge.routes
                 cost.sent[pair] = cost.sent.get(pair, 0.0) + edge.bytes * share
-            else:
+            elif edge.travel == "nvlink":
                 stays += edge.bytes * share
+        stays += sum(edge.bytes * share * copies for edge, copies in gathered_or_forwarded(dag, op))
         # Every GPU sends 1/gpus of it, of which 1/gpus is for itself.
         cost.busy = stays / gpus * (gpus - 1) / gpus / inside
         cost.latency = timing.network_step_us if any(cost.sent.values()) else timing.nvlink_step_us
         return cost
-    came = [edge for edge in dag.incoming(op.id) if not dag.operation(edge.source).kind.endswith("_send")]
+    apart = {"dispatch_send", "dispatch_receive", "combine_send"}
+    came = [edge for edge in dag.incoming(op.id) if dag.operation(edge.source).kind not in apart]
     nvlink = sum(edge.bytes for edge in came if edge.travel == "nvlink") * share
     network = sum(edge.bytes for edge in came if edge.travel == "network") * share
     if op.kind.endswith("_reduce"):
@@ -120,6 +122,27 @@ def over_context(model: Model, phase: str) -> tuple[float, float, float, str]:
         return 2 * heads * on_scores + 2 * heads * on_values, latent + rope, 1, scores
     kept = kind.kv_heads if isinstance(kind, Gqa) else heads
     return 2 * heads * width + 2 * heads * width, kept * width + kept * width, kept, scores
+
+
+def gathered_or_forwarded(dag: Dag, op: Operation) -> list[tuple[Edge, int]]:
+    """List what a send moves over NVLink beside what it sends, and to how many GPUs.
+
+    Combine gathers its node's results. While tokens arrive from elsewhere, the node forwards them, on the stream of its
+    own dispatch.
+    """
+    if op.kind == "combine_send":
+        return [(edge, 1) for edge in dag.incoming(op.id) if edge.travel == "nvlink"]
+    receiver = op.id.replace("dispatch_send", "dispatch_receive")
+    if receiver not in dag.graph:
+        return []
+    return [(edge, len(dag.operation(edge.target).gpus)) for edge in dag.outgoing(receiver) if edge.travel == "nvlink"]
+
+
+def forwarded_by(dag: Dag, op: Operation) -> list[str]:
+    """Name the send on whose stream a receiver's tokens are forwarded; empty where none are."""
+    if op.kind != "dispatch_receive" or all(edge.travel != "nvlink" for edge in dag.outgoing(op.id)):
+        return []
+    return [op.id.replace("dispatch_receive", "dispatch_send")]
 
 
 def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, timing: Timing, share: float) -> float:
@@ -192,7 +215,7 @@ class SlowStep:
         self.needs = {
             (name, batch): [
                 (before, other)
-                for before in dag.graph.predecessors(name)
+                for before in [*dag.graph.predecessors(name), *forwarded_by(dag, self.ops[name])]
                 for other in batches
                 if (before, other) in self.cost
                 and (other == batch or ONCE & {self.ops[before].kind, self.ops[name].kind})

@@ -122,9 +122,6 @@ def solve(
     opened = open_instance(instance, traces, engine)
     if workers is None:
         limits = replace(limits, workers=useful_workers(opened))
-    if step and opened.placement.counts_tokens_once:
-        unit = opened.placement.dispatch
-        raise UsageError(f"--step simulates a copy per chosen expert, and placement.dispatch is {unit}; leave it out")
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
     quiet = log.silent(quiet, json_)
@@ -240,10 +237,7 @@ def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_
 
     placement, traffic = solution.placement, solution.traffic
     placement.write(folder / PLACEMENT)
-    if not no_dag and instance.placement.counts_tokens_once:
-        unit = instance.placement.dispatch
-        log.warn(f"no DAGs, which send a copy per chosen expert, not {unit} as the instance")
-    if no_dag or instance.placement.counts_tokens_once:
+    if no_dag:
         return None
     from moe_placer.dag import write_dags
 

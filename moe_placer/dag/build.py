@@ -67,6 +67,7 @@ def build_dag(
         "tp": instance.parallelism.attention_tp,
         "links": {},
         "metric": instance.objective.metric,
+        "dispatch": instance.placement.dispatch,
         "per_token": _per_token(instance, flows),
     }
     hidden = _begin(weaver, tp_groups) if whole else _begin_inside(weaver, tp_groups)

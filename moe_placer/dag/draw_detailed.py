@@ -182,8 +182,11 @@ class _Sheet(Layout):
         tokens = sum(edge.shape[0] for edge in sent)
         far = sum(edge.shape[0] for edge in sent if edge.travel == "network")
         replicas = sum(len(row) for row in self.by_node["expert"])
-        words = f"{replicas} expert replicas; {number(tokens)} token copies dispatched"
+        types = {edge.tensor.partition(".")[0]: edge.dtype for edge in self.dag.edges()}
+        unit = "" if (once := self.dag.facts["dispatch"]) == "per-expert" else f" {once}"
+        words = f"{replicas} expert replicas; {number(tokens)} token copies dispatched{unit} as {types['sent']}"
         share = f", {far / tokens:.1%} to another node" if tokens else ""
+        share += f", results as {types['back']}"
         if worst := worst_link(self.dag, self.layer):
             share += f"; busiest link {worst}"
         return words + share

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.dag.copies import copies_to_places
 from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import Receivers, Routes, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
@@ -33,20 +34,27 @@ class LayerFlow:
         Tokens per step from each node to each replica.
     uses : bool array [nodes, replicas]
         Whether the node's tokens may go to this replica at all.
-    chosen : float
-        Experts that one token chooses.
+    chosen : float array [nodes]
+        Experts that a node's token chooses, on average.
+    sent : float array [nodes, nodes]
+        Copies of tokens per step from each node to each, as ``placement.dispatch`` counts them; what a node sends to
+        itself is on the diagonal.
+    copies : float array [nodes]
+        Copies of a node's token, on average, those for its own node included.
     load : float array [links]
         Plain tokens per step.
     cost : float array [links]
         As in placement-model.md: tokens at node-link speed; plain tokens under ``metric: tokens``.
     arriving : float array [nodes, GPUs]
-        Tokens from each node that arrive at each GPU, where GPUs receive by NICs of their own; else without columns.
+        Copies from each node that arrive at each GPU, where GPUs receive by NICs of their own; else without columns.
     """
 
     replicas: list[tuple[int, int, tuple[int, ...]]]
     tokens: Floats
     uses: npt.NDArray[np.bool_]
     chosen: Floats
+    sent: Floats
+    copies: Floats
     load: Floats
     cost: Floats
     arriving: Floats
@@ -103,18 +111,32 @@ class Flows:
             replicas, share = _merged(replicas, share)
         expert = np.array([one[0] for one in replicas])
         tokens = T[:, expert] * share
-        home = np.array([gpus[0] // instance.cluster.gpus_per_node for _, _, gpus in replicas])
-        flow = np.zeros((nodes, nodes))
-        np.add.at(flow.T, home, tokens.T)
-        np.fill_diagonal(flow, 0.0)
-        load, arriving = np.asarray(self.routes.shares @ flow.ravel()), np.zeros((nodes, 0))
+        by_gpu = self._by_gpu(row, replicas, share, tokens)
+        sent = by_gpu.reshape(nodes, nodes, -1).sum(axis=2)
+        chosen = T.sum(axis=1) / started
+        copies = sent.sum(axis=1) / started if instance.placement.counts_tokens_once else chosen
+        crossing = sent * ~np.eye(nodes, dtype=bool)
+        load, arriving = np.asarray(self.routes.shares @ crossing.ravel()), np.zeros((nodes, 0))
         if self.receivers is not None:
-            arriving = np.zeros((nodes, instance.gpus))
-            np.add.at(arriving.T, [gpus[0] for _, _, gpus in replicas], tokens.T)
+            arriving = by_gpu
             arriving[np.arange(instance.gpus) // instance.cluster.gpus_per_node, np.arange(instance.gpus)] = 0.0
             load = np.append(load, self.receivers.load(arriving.sum(axis=0)))
         cost = load * token_cost(instance, self.bandwidth)
-        return LayerFlow(replicas, tokens, share > 0, T.sum(axis=1) / started, load, cost, arriving)
+        return LayerFlow(replicas, tokens, share > 0, chosen, sent, copies, load, cost, arriving)
+
+    def _by_gpu(self, row: int, replicas: list[Replica], share: Floats, tokens: Floats) -> Floats:
+        """Count the copies from every node to every GPU [nodes, GPUs]; where a node gets one, to its first GPU."""
+        instance = self.instance
+        sent, gpu = np.zeros((len(share), instance.gpus)), np.array([gpus[0] for _, _, gpus in replicas])
+        if not instance.placement.counts_tokens_once:
+            np.add.at(sent.T, gpu, tokens.T)
+            return sent
+        size = 1 if instance.placement.dispatch == "per-gpu" else instance.cluster.gpus_per_node
+        started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+        expert = np.array([one[0] for one in replicas])
+        found = copies_to_places(self.traffic, row, started, share, (expert, gpu // size))
+        sent[:, : size * found.shape[1] : size] = found
+        return sent
 
     def _shares(self, replicas: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
         """Share of a node's tokens for an expert that goes to each of its replicas: [nodes, replicas].
@@ -176,11 +198,7 @@ def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, sta
     stand_ins : bool
         Whether replicas of one expert on the same GPUs are one that stands in for others.
     """
-    mistakes = [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
-    if instance.placement.counts_tokens_once:
-        expected = "per-expert (DAGs and the simulated step know no other)"
-        mistakes.append(Mistake(instance.placement.dispatch, expected, "placement.dispatch"))
-    return mistakes
+    return [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
 
 
 def _placement_mistakes(instance: Instance, placement: Placement, stand_ins: bool) -> Iterator[Mistake]:
@@ -213,3 +231,7 @@ def _traffic_mistakes(instance: Instance, traffic: Traffic) -> Iterator[Mistake]
             yield Mistake(found, f"{(layers, experts)} [MoE layers, experts]", path)
         elif not (recording.tokens > 0).all():
             yield Mistake("a layer without tokens", "tokens in every layer", path)
+        elif recording.topk is None and instance.placement.counts_tokens_once:
+            found = f"expert loads only, with placement.dispatch: {instance.placement.dispatch}"
+            expected = "every token's choice (topk), since loads do not say which experts a token chooses together"
+            yield Mistake(found, expected, path)

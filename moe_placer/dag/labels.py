@@ -100,9 +100,13 @@ def worst_link(dag: Dag, layer: int) -> str | None:
     return None if link is None or not cost[link] else link_figures(dag, link, cost[link])
 
 
+_UNITS = {"per-expert": "", "per-gpu": ", one copy per GPU", "per-node": ", one copy per node, forwarded over NVLink"}
+
+
 def cost_note(dag: Dag) -> str:
-    """Say what a cost is, and which figures stand beside a link."""
-    return f"Links: plain tokens of dispatch per step, their time one way, and cost; cost: {COST[dag.facts['metric']]}."
+    """Say what a cost is, which figures stand beside a link, and what a token is sent once to."""
+    copies, cost = _UNITS[dag.facts["dispatch"]], COST[dag.facts["metric"]]
+    return f"Links: plain tokens of dispatch per step{copies}, their time one way, and cost; cost: {cost}."
 
 
 def gpu_list(gpus: Sequence[int], limit: int = 0) -> str:

@@ -29,7 +29,7 @@ class _Layer:
     home : list of int
         Node of each replica.
     to : float array [nodes, nodes]
-        Tokens from node s to the replicas on node d; nan where none may go there.
+        Copies of tokens from node s to node d; nan where none may go there.
     hot : float array [nodes, nodes]
         Cost of the costliest link from s to d over the busiest link's.
     """
@@ -97,7 +97,7 @@ def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
     to = np.full((nodes, nodes), np.nan)
     for node in sorted(set(home)):
         here = [index for index, at in enumerate(home) if at == node]
-        to[:, node] = np.where(flow.uses[:, here].any(axis=1), flow.tokens[:, here].sum(axis=1), np.nan)
+        to[:, node] = np.where(flow.uses[:, here].any(axis=1), flow.sent[:, node], np.nan)
     worst = float(flow.cost.max(initial=0.0))
     cost = dict(zip(weaver.flows.links, flow.cost.tolist(), strict=True))
     hot = np.zeros((nodes, nodes))
@@ -149,7 +149,7 @@ def _clean(value: float) -> float:
 def _send(
     weaver: Weaver, moe: _Layer, tp_groups: list[TpGroup], attended: list[Operation], routed: list[Operation]
 ) -> dict[int, Operation]:
-    """Every node sends each token once for every expert it chose."""
+    """Every node sends each token once for every expert it chose, or once to every GPU or node with any of them."""
     instance = weaver.instance
     senders = {
         node: weaver.add(
@@ -173,7 +173,7 @@ def _send(
 def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, list[Operation]]:
     """Add receivers and experts; return for each node what makes its experts' results, in the order of ``replicas``."""
     instance, model = weaver.instance, weaver.instance.model
-    receivers = _receive(weaver, moe, senders)
+    receivers, forwards = _receive(weaver, moe, senders), dispatch_wire(instance) if _forwards(weaver) else None
     results: dict[int, list[Operation]] = {node: [] for node in receivers}
     tokens = moe.flow.tokens.sum(axis=0).tolist()
     for (expert, replica, gpus), node, count in zip(moe.flow.replicas, moe.home, tokens, strict=True):
@@ -184,13 +184,18 @@ def _compute(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
         weaver.multiply(compute, count, expert_weights(model), "experts")
         shared = len(gpus) > 1
         nodes = {gpu // instance.cluster.gpus_per_node for gpu in gpus}
-        weaver.connect(receivers[node], compute, f"tokens.{name}", shape)
+        weaver.connect(receivers[node], compute, f"tokens.{name}", shape, wire=forwards, moves=forwards is not None)
         if shared:
             total = weaver.add(moe.name(f"expert_reduce.{name}"), "expert_reduce", gpus, moe.index, compute.group)
             weaver.connect(compute, total, f"result_parts.{name}", shape, moves=True, pairs=ring(nodes))
             compute = total
         results[node].append(compute)
     return results
+
+
+def _forwards(weaver: Weaver) -> bool:
+    """Whether what a node receives goes on over NVLink to its experts' GPUs, and their results are summed by node."""
+    return weaver.instance.placement.dispatch == "per-node"
 
 
 def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, Operation]:
@@ -203,13 +208,18 @@ def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict
         for source in np.flatnonzero(~np.isnan(moe.to[:, node])).tolist():
             shape = (float(moe.to[source, node]), instance.model.hidden_size)
             name, hot, pairs = f"sent.n{source}.n{node}", float(moe.hot[source, node]), [(source, node)]
-            weaver.connect(senders[source], receiver, name, shape, wire=wire, moves=True, pairs=pairs, hot=hot)
+            moves = source != node or not _forwards(weaver)  # what stays is where it started, until it is forwarded
+            weaver.connect(senders[source], receiver, name, shape, wire=wire, moves=moves, pairs=pairs, hot=hot)
     return receivers
 
 
 def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -> dict[int, Operation]:
-    """Send every result back to the node its token came from: dispatch reversed."""
+    """Send every result back to the node its token came from: dispatch reversed.
+
+    Where one copy served several experts, their results are weighted and summed before, and one sum goes back.
+    """
     instance, width, wire = weaver.instance, weaver.instance.model.hidden_size, combine_wire(weaver.instance)
+    gathers, sums = wire if _forwards(weaver) else None, instance.placement.counts_tokens_once
     senders = {}
     for node, made in results.items():
         gpus = {gpu for op in made for gpu in op.gpus} | set(node_gpus(instance, node))
@@ -218,7 +228,9 @@ def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -
         for op, index in zip(made, indices, strict=True):
             expert, replica, _ = moe.flow.replicas[index]
             shape = (float(moe.flow.tokens[:, index].sum()), width)
-            weaver.connect(op, senders[node], f"results.e{expert}.r{replica}", shape)
+            name = f"results.e{expert}.r{replica}"
+            weaver.connect(op, senders[node], name, shape, wire=gathers, moves=gathers is not None)
+            senders[node].flops += 2 * shape[0] * width if sums else 0.0
     back = {}
     for target in range(instance.cluster.nodes):
         group = target * instance.parallelism.dp // instance.cluster.nodes
@@ -228,7 +240,8 @@ def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -
             if not np.isnan(moe.to[target, node]):
                 shape, hot = (float(moe.to[target, node]), width), float(moe.hot[target, node])
                 pair, name = [(node, target)], f"back.n{node}.n{target}"
-                weaver.connect(senders[node], back[target], name, shape, wire=wire, moves=True, pairs=pair, hot=hot)
+                moves = node != target or gathers is None
+                weaver.connect(senders[node], back[target], name, shape, wire=wire, moves=moves, pairs=pair, hot=hot)
     return back
 
 
@@ -240,15 +253,17 @@ def _aggregate(
     routed: list[Operation],
     back: dict[int, Operation],
 ) -> list[Operation]:
-    """Sum every token's results with the gate's weights, and add the residual."""
-    width, after = weaver.instance.model.hidden_size, []
+    """Sum every token's results with the gate's weights, and add the residual; sums that came back have theirs."""
+    width, after, sums = weaver.instance.model.hidden_size, [], weaver.instance.placement.counts_tokens_once
     for tp_group, residual, routes in zip(tp_groups, attended, routed, strict=True):
         g, chosen = tp_group.index, _chosen(moe, tp_group)
         total = weaver.add(moe.name(f"aggregate.g{g}"), "aggregate", tp_group.gpus, moe.index, tp_group.group)
-        total.flops = tp_group.total * width * (2 * chosen + 1)  # weight and add every result, add the residual
+        came = {node: tokens * float(moe.flow.copies[node]) for node, tokens in tp_group.tokens.items()}
+        results = sum(came.values()) if sums else 2 * tp_group.total * chosen  # add, or weight and add
+        total.flops = width * (results + tp_group.total)  # and add the residual
         spread = len(tp_group.tokens) > 1
-        for node, tokens in tp_group.tokens.items():
-            shape = (tokens * float(moe.flow.chosen[node]), width)
+        for node in tp_group.tokens:
+            shape = (came[node], width)
             pairs = [(node, other) for other in tp_group.tokens] if spread else []
             weaver.connect(back[node], total, f"combined.g{g}.n{node}", shape, moves=spread, pairs=pairs)
         weaver.connect(routes, total, f"choices.g{g}", (tp_group.total, chosen), dtype="choices")

@@ -180,9 +180,6 @@ def _evaluated(
     tell: Callable[[str], None],
 ) -> Evaluation:
     """Evaluate with a routing that instances can have, or by a named rule."""
-    if step and instance.placement.counts_tokens_once:
-        unit = instance.placement.dispatch
-        raise UsageError(f"a step simulates a copy per chosen expert, and dispatch is {unit}; leave out the step")
     check_servable(instance, placement)
     traffic = traffic or load_traffic(instance)
     found = verify(instance, placement, traffic)

@@ -177,16 +177,13 @@ def gate(
     Raises
     ------
     UsageError
-        A limit needs a current placement, or a step that cannot be simulated with the instance's dispatch.
+        A limit needs a current placement.
     InputError
         The current placement cannot serve the instance.
     """
     given = limits.given()
     if current is None and given.keys() & {"min_gain", "max_moves"}:
         raise UsageError("min-gain and max-moves compare with what runs today: they need a current placement")
-    if limits.max_step_ms is not None and instance.placement.counts_tokens_once:
-        unit = instance.placement.dispatch
-        raise UsageError(f"max-step simulates a copy per chosen expert, and placement.dispatch is {unit}; leave it out")
     traffic = traffic or load_traffic(instance)
     verification = verify(instance, placement, traffic)
     if not verification.ok:

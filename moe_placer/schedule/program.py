@@ -53,7 +53,7 @@ class Program:
         Tokens of an attention's tensor-parallel group; 0 elsewhere.
     nvlink, network : float array [P]
         Bytes that come to an operation over NVLink and over the network (all its GPUs together), dispatch and combine
-        excepted; what a send moves within its node.
+        excepted; what a send moves within its node, with ``per-node`` what the node receives and forwards included.
     sent : dict
         Index of a dispatch or combine send to the bytes that leave its node for each node [N].
     home : int array [P]
@@ -131,7 +131,8 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
     dag = build_dag(instance, placement, traffic, stand_ins=stand_ins)
     operations = list(dag.operations())
     index = {op.id: p for p, op in enumerate(operations)}
-    moved = _moved(dag, index, instance.cluster.nodes)
+    forwarders = _forwarders(dag, index, instance.cluster.gpus_per_node)
+    moved = _moved(dag, index, instance.cluster.nodes, forwarders)
     size = np.array([len(op.gpus) for op in operations], dtype=np.float64)
     fed = np.array([sum(edge.bytes for edge in dag.incoming(op.id)) for op in operations])
     read = np.array([op.bytes_read for op in operations])
@@ -151,7 +152,7 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
         network=moved.network,
         sent=moved.sent,
         home=np.array([op.gpus[0] // per_node if op.kind in SENDS else -1 for op in operations]),
-        after=tuple(tuple(index[name] for name in dict.fromkeys(dag.graph.successors(op.id))) for op in operations),
+        after=_after(dag, index, forwarders),
         expert_tokens=_expert_tokens(instance, operations),
         tokens=np.array([_tokens(op) for op in operations]),
         experts=tuple(op.experts for op in operations),
@@ -184,8 +185,30 @@ class _Moved:
     sent: dict[int, Floats]
 
 
-def _moved(dag: Dag, index: dict[str, int], nodes: int) -> _Moved:
-    """Sum what moves: from each send to each node, and to every other operation by NVLink and network."""
+def _forwarders(dag: Dag, index: dict[str, int], per_node: int) -> dict[int, int]:
+    """Find for every receiver that forwards tokens over NVLink the dispatch send of its node, which is when it does."""
+    sends = {(op.layer, op.gpus[0] // per_node): index[op.id] for op in dag.operations("dispatch_send")}
+    return {
+        index[op.id]: sends[op.layer, op.gpus[0] // per_node]
+        for op in dag.operations("dispatch_receive")
+        if any(edge.travel == "nvlink" for edge in dag.outgoing(op.id))
+    }
+
+
+def _after(dag: Dag, index: dict[str, int], forwarders: dict[int, int]) -> tuple[tuple[int, ...], ...]:
+    """List the operations that wait for each: those with its tensors; a receiver also for what it forwards."""
+    after = [[index[name] for name in dict.fromkeys(dag.graph.successors(op))] for op in index]
+    for receiver, send in forwarders.items():
+        after[send] = list(dict.fromkeys([*after[send], receiver]))
+    return tuple(map(tuple, after))
+
+
+def _moved(dag: Dag, index: dict[str, int], nodes: int, forwarders: dict[int, int]) -> _Moved:
+    """Sum what moves: from each send to each node, and to every other operation by NVLink and network.
+
+    A node forwards what it receives while it arrives: next to what its send moves inside the node. Every GPU of a
+    sharded expert gets a copy.
+    """
     nvlink, network = np.zeros(len(index)), np.zeros(len(index))
     sent = {p: np.zeros(nodes) for name, p in index.items() if dag.operation(name).kind in SENDS}
     for edge in dag.edges():
@@ -193,8 +216,10 @@ def _moved(dag: Dag, index: dict[str, int], nodes: int) -> _Moved:
         if source in sent:
             if edge.travel == "network":
                 sent[source][edge.routes[0][1]] += edge.bytes
-            else:
+            elif edge.travel == "nvlink" or not forwarders:
                 nvlink[source] += edge.bytes
+        elif source in forwarders:
+            nvlink[forwarders[source]] += edge.bytes * len(dag.operation(edge.target).gpus)
         elif edge.travel == "nvlink":
             nvlink[target] += edge.bytes
         elif edge.travel == "network":

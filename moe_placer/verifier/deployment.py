@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +14,10 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
-from moe_placer.verifier.loads import Network, choices_per_token, read_network, replica_demand
+from moe_placer.verifier.loads import Network, choices_per_token, read_network
 from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import Replica
+from moe_placer.verifier.sending import copies_sent
 
 __all__ = ["Deployment", "MoeLayer"]
 
@@ -33,7 +35,7 @@ class MoeLayer:
     tokens : dict
         ``(expert, replica)`` to its tokens per step.
     flow : float array [nodes, nodes]
-        Tokens per step from node s to the replicas on node d, what stays included.
+        Copies of tokens per step from node s to node d, by the unit of dispatch; what stays is included.
     cost : dict
         Link to its cost: tokens per step at node-link speed.
     arrival : float array [nodes, nodes]
@@ -68,16 +70,11 @@ class Deployment:
             of_row.setdefault(replica.row, []).append(replica)
         choices = choices_per_token(self.instance, self.traffic)
         rows = enumerate(self.instance.moe_layers)
-        return {layer: self._layer(of_row[row], choices[:, row]) for row, layer in rows}
+        return {layer: self._layer(row, of_row[row], choices[:, row]) for row, layer in rows}
 
-    def _layer(self, replicas: list[Replica], choices: Floats) -> MoeLayer:
-        count = Counter(replica.expert for replica in replicas)
-        counts = np.array([count[expert] for expert in range(self.instance.model.experts)])
-        demand = replica_demand(self.instance, self.traffic, choices, counts)
+    def _layer(self, row: int, replicas: list[Replica], choices: Floats) -> MoeLayer:
+        placed, demand = copies_sent(self.instance, self.traffic, row, choices, replicas)
         nodes, home = self.instance.cluster.nodes, self.network.home
-        placed = np.zeros((nodes, len(home)))
-        for item, replica in enumerate(replicas):
-            placed[:, replica.gpus[0] * len(home) // self.instance.gpus] += demand[:, item]
         flow = np.zeros((nodes, nodes))
         np.add.at(flow.T, home, placed.T)
         crossing = placed.copy()
@@ -141,19 +138,39 @@ class Deployment:
 
     @cached_property
     def group_tokens(self) -> dict[int, float]:
-        """Tokens that each of these groups attends to.
+        """Tokens that each of these groups attends to."""
+        return {group: float(tokens.sum()) for group, tokens in self.started.items()}
+
+    @cached_property
+    def started(self) -> dict[int, Floats]:
+        """Tokens of each node [nodes] that each of these groups attends to.
 
         Every GPU of a group brings its users, failed ones too; to whom no GPU of the group is left in their node, these
         are divided evenly among all GPUs that serve there.
         """
         size, every = self.instance.parallelism.attention_tp, self.instance.traffic.tokens_per_gpu
-        tokens = dict.fromkeys(self.tensor_groups, 0.0)
+        tokens = {group: np.zeros(self.instance.cluster.nodes) for group in self.tensor_groups}
         for gpu in range(self.instance.gpus):
             here = self.serving_of_node[self.node(gpu)]
             own = [other for other in here if other // size == gpu // size]
             for other in [gpu] if own else here:
-                tokens[other // size] += every / (1 if own else len(here))
+                tokens[other // size][self.node(gpu)] += every / (1 if own else len(here))
         return tokens
+
+    def returned(self, layer: int, groups: Iterable[int]) -> float:
+        """Results per step that come back for the tokens of some groups: one for every copy that was sent."""
+        of_node = self.moe[layer].flow.sum(axis=1)
+        each = of_node / (self.instance.traffic.tokens_per_gpu * self.instance.cluster.gpus_per_node)
+        return float(sum(self.started[group] @ each for group in groups if group in self.started))
+
+    @property
+    def forwards(self) -> bool:
+        """Whether a node forwards what it receives over NVLink, and sums there what its experts make of it."""
+        return self.instance.placement.dispatch == "per-node"
+
+    def exchanges(self, nodes: Iterable[int]) -> bool:
+        """Whether any of these nodes has several GPUs that serve."""
+        return any(len(self.serving_of_node.get(node, [])) > 1 for node in nodes)
 
     @cached_property
     def serving_of_node(self) -> dict[int, list[int]]:

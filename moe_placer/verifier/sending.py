@@ -19,7 +19,14 @@ from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Violation
 
-__all__ = ["check_proof_fits", "find_dispatch_mistakes", "reached", "sends_every_choice", "tokens_between"]
+__all__ = [
+    "check_proof_fits",
+    "copies_sent",
+    "find_dispatch_mistakes",
+    "reached",
+    "sends_every_choice",
+    "tokens_between",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -74,6 +81,24 @@ def tokens_between(
 ) -> tuple[Floats, Floats]:
     """Count the copies of tokens per step from every node to every place, and the tokens of every replica.
 
+    What stays in a node crosses no link, and is left out; otherwise as `copies_sent`.
+
+    Parameters
+    ----------
+    instance, traffic, row, choices, replicas
+        As `copies_sent`.
+    """
+    flow, demand = copies_sent(instance, traffic, row, choices, replicas)
+    part = instance.gpus // flow.shape[1]  # GPUs of a place
+    flow[np.arange(flow.shape[1]) * part // instance.cluster.gpus_per_node, np.arange(flow.shape[1])] = 0.0
+    return flow, demand
+
+
+def copies_sent(
+    instance: Instance, traffic: Traffic, row: int, choices: Floats, replicas: Sequence[Replica]
+) -> tuple[Floats, Floats]:
+    """Count the copies of tokens per step from every node to every place, its own included, and tokens by replica.
+
     Parameters
     ----------
     instance : Instance
@@ -89,8 +114,7 @@ def tokens_between(
     Returns
     -------
     flow : float array [nodes, places]
-        Places are nodes, or GPUs where these receive by NICs of their own. What stays in a node crosses no link, and
-        is left out.
+        Places are nodes, or GPUs where these receive by NICs of their own.
     demand : float array [nodes, replicas]
         Tokens per step from every node that each replica works on; it does not depend on the unit of dispatch.
     """
@@ -117,7 +141,6 @@ def tokens_between(
                 share = reached(recording.topk[:, row], chance)
                 by_place = share.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
                 flow += np.outer(started * traffic.mix[:, file] * mine, by_place)
-    flow[np.arange(flow.shape[1]) * part // size, np.arange(flow.shape[1])] = 0.0
     return flow, demand
 
 

@@ -103,7 +103,7 @@ def test_steps_are_simulated_on_request() -> None:
     assert found.placement.step_us is not None
     assert found.placement.step_one_batch_us is not None
     with pytest.raises(UsageError, match="leave out the step"):
-        evaluate(tiny_instance(placement={"dispatch": "per-node"}), placed(instance, traffic), traffic, step=True)
+        evaluate(instance, placed(instance, traffic), traffic, routing="nearest", step=True)
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,6 @@ def test_the_step_is_the_one_that_schedule_simulates(instance: Instance, solutio
 
     (check,) = gate(instance, solution.placement, GateLimits(max_step_ms=1e6), solution.traffic).checks
     assert check.value == simulate(instance, solution.placement, solution.traffic).latency_us / 1e3
-    once = tiny_instance(placement={"dispatch": "per-node"})
-    with pytest.raises(UsageError, match=r"placement\.dispatch is per-node"):
-        gate(once, solution.placement, GateLimits(max_step_ms=1.0), solution.traffic)
 
 
 def test_gain_and_moves_are_against_what_runs_today(instance: Instance, solution: Solution) -> None:

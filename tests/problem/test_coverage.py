@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import yaml
 from builders import in_order, placement_data, recomputed, rules_of, tiny_instance, tiny_tokens, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.cli import main
 from moe_placer.errors import InputError
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
@@ -286,26 +283,3 @@ def test_the_aggregate_is_refused_in_words() -> None:
     instance = tiny_instance(placement={"dispatch": "per-node"}, objective={"minimise": "aggregate"})
     with pytest.raises(Exception, match="needs all layers jointly"):
         solve(instance, tiny_tokens(instance), limits=Limits(time_s=1.0))
-
-
-def test_the_command_solves_without_what_knows_replicas_per_expert_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    instance = tiny_instance(placement={"dispatch": "per-node"}, traffic={"kind": "synthetic", "tokens_per_gpu": 10.0})
-    file, out = tmp_path / "tiny.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump(instance.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    asked = ["solve", str(file), "-o", str(out), "--work", "0.05", "--quiet"]
-    for arguments, code, said in (
-        (asked, 0, "no DAGs"),
-        ([*asked, "--step"], 2, "simulates a copy per chosen expert"),
-        (
-            ["dag", str(file), str(out / "placement.json"), "-o", str(tmp_path)],
-            1,
-            "DAGs and the simulated step know no other",
-        ),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == code
-        assert said in capsys.readouterr().err
-    assert [written.name for written in out.iterdir()] == ["placement.json"]

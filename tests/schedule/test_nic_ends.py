@@ -42,9 +42,17 @@ def test_a_transfer_takes_as_long_as_its_busiest_nic_by_hand() -> None:
 
 
 @pytest.mark.parametrize("per_node", [1, 2, 4, 8])
-@pytest.mark.parametrize("receive", ["source-rail", "destination-gpu"])
-def test_a_step_carries_what_the_verifier_counts(receive: str, per_node: int) -> None:
-    both = {"dispatch_dtype": "fp8", "combine_dtype": "bf16"}
+@pytest.mark.parametrize(
+    ("receive", "serving"),
+    [
+        ("source-rail", {}),
+        ("destination-gpu", {}),
+        ("source-rail", {"dispatch": "per-node"}),
+        ("destination-gpu", {"dispatch": "per-gpu", "slots_per_gpu": 2}),
+    ],
+)
+def test_a_step_carries_what_the_verifier_counts(receive: str, serving: dict[str, Any], per_node: int) -> None:
+    both = {"dispatch_dtype": "fp8", "combine_dtype": "bf16", **serving}
     instance = tiny_instance(cluster={"gpus_per_node": 4, **nics(receive, per_node)}, placement=both)
     traffic = tiny_tokens(instance, per_node)
     solution = solve(instance, traffic, solver="greedy", limits=Limits(bounds=False))

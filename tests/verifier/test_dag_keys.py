@@ -88,7 +88,7 @@ def passes(tmp_path: Path) -> Callable[[str, str, Content], bool]:
     return passed
 
 
-CASES = [(name, view) for name in ("small", "redundant", "sharded-experts") for view in VIEWS]
+CASES = [(name, view) for name in ("small", "redundant", "sharded-experts", "once-per-node") for view in VIEWS]
 QUICK = {("small", "simplified_moe_dag"), ("small", "detailed_expert_dag")}
 
 

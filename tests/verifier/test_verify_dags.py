@@ -289,6 +289,45 @@ def _tokens_between_other_nodes(dag: Dag) -> None:
         resize(dag, one, one.shape[0] + sign * 5)
 
 
+@breaks("dag-traffic", "once-per-node")
+def _a_copy_that_nobody_counts(dag: Dag) -> None:
+    one = edge(dag, "L1.dispatch_send.n0", "L1.dispatch_receive.n1")
+    resize(dag, one, one.shape[0] * 0.99)
+
+
+@breaks("dag-traffic", "once-per-node")
+def _a_sum_that_another_group_gets(dag: Dag) -> None:
+    for group, sign in ((0, 1), (1, -1)):
+        one = edge(dag, "L1.combine_receive.n0", f"L1.aggregate.g{group}")
+        dag.operation(one.target).flops += sign * one.shape[1]
+        resize(dag, one, one.shape[0] + sign)
+
+
+@breaks("dag-arithmetic", "once-per-node")
+def _sums_that_take_no_additions(dag: Dag) -> None:
+    dag.operation("L1.combine_send.n2").flops = 0.0
+
+
+@breaks("dag-communication", "once-per-node")
+def _tokens_that_reach_their_experts_by_themselves(dag: Dag) -> None:
+    edge(dag, "L1.dispatch_receive.n0", "L1.expert.e0.r0").travel = "same-gpu"
+
+
+@breaks("dag-communication", "once-per-node")
+def _what_stays_that_moves(dag: Dag) -> None:
+    edge(dag, "L1.dispatch_send.n0", "L1.dispatch_receive.n0").travel = "nvlink"
+
+
+@breaks("dag-shapes", "once-per-node")
+def _forwarded_in_another_type(dag: Dag) -> None:
+    edge(dag, "L1.dispatch_receive.n0", "L1.expert.e0.r0").dtype = "bf16"
+
+
+@breaks("dag-form", "once-per-gpu")
+def _another_unit_of_dispatch(dag: Dag) -> None:
+    dag.facts["dispatch"] = "per-node"
+
+
 @pytest.mark.parametrize(("rule", "name", "change"), BREAKS, ids=lambda value: getattr(value, "__name__", value))
 def test_what_is_broken_is_told_by_its_rule_alone(
     rule: str, name: str, change: Callable[[Dag], None], tmp_path: Path

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
 from moe_placer.verifier.deployment import Deployment, MoeLayer
+from moe_placer.verifier.sending import sends_every_choice
 
 __all__ = ["check_communication", "check_experts", "check_gpus", "check_layers", "check_traffic"]
 
 WHOLE = ("comprehensive_moe_dag", "complete_deployment_dag")  # these promise every layer
+# What every tensor-parallel group has a part in, drawn as one operation or as many.
+_EVERYWHERE = {
+    *("attention", "gate", "split", "embedding", "dispatch", "combine", "aggregate", "sample", "gather"),
+}
 _DASHED = {"attention_reduce", "gate_scatter"}  # communication of MHA and gating
 # What GPUs that share an operation must do with its result before anything else uses it.
 _SHARED = {
@@ -94,8 +99,8 @@ def _check_units(
             yield dag.breach("dag-gpus", name, message)
         elif again := [gpu for gpu in op["gpus"] if times[gpu] > 1]:
             yield dag.breach("dag-gpus", name, f"{kind} runs {times[again[0]]} times on GPU {again[0]}")
-    if kind in {"attention", "gate"} and (missing := set().union(*units) - times.keys()):
-        yield dag.breach("dag-gpus", operations[0][0], f"no {kind} runs on GPU {min(missing)} in its layer")
+    if kind in _EVERYWHERE and (missing := set().union(*units) - times.keys()):
+        yield dag.breach("dag-gpus", operations[0][0], f"no {kind} runs on GPU {min(missing)}")
 
 
 def _units(kind: str, layer: object, whole: bool, deployment: Deployment) -> list[frozenset[int]]:
@@ -211,6 +216,21 @@ def check_traffic(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation
     for row in dag.edges:
         yield from _check_between_nodes(dag, row, deployment, batches)
     yield from _check_attention(dag, deployment, batches)
+    yield from _check_returned(dag, deployment, batches)
+
+
+def _check_returned(dag: DagFile, deployment: Deployment, batches: dict[int, set[object]]) -> Iterator[DagViolation]:
+    """Where sums of results come back, every tensor-parallel group gets one for each copy of its own tokens."""
+    if sends_every_choice(deployment.instance):
+        return  # one for every choice, says `dag-arithmetic`
+    size = deployment.instance.parallelism.attention_tp
+    for name, op in dag.operations.items():
+        if op["kind"] == "aggregate" and op.get("layer") in deployment.moe:
+            found = sum(shape[0] for tensor, shape in op["inputs"].items() if tensor.startswith("combined"))
+            required = deployment.returned(op["layer"], {gpu // size for gpu in op["gpus"]})
+            required /= len(batches[op["layer"]])
+            if differs(found, required):
+                yield dag.breach("dag-traffic", name, f"{found:,.3f} results come back, {required:,.3f} copies left")
 
 
 def _check_attention(dag: DagFile, deployment: Deployment, batches: dict[int, set[object]]) -> Iterator[DagViolation]:

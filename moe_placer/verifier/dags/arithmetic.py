@@ -16,6 +16,7 @@ from moe_placer.verifier.model_sizes import (
     shared_matrices,
     values_of,
 )
+from moe_placer.verifier.sending import sends_every_choice
 
 __all__ = ["check_arithmetic"]
 
@@ -24,6 +25,9 @@ _PASS_ON = {
     *("embedding", "norm", "expert", "expert_reduce", "dispatch_receive"),
     *("combine_send", "combine_receive", "combine", "gather"),
 }
+# Where one copy of a token serves several experts, these make more of it, and these one sum of several results.
+_MULTIPLY = {"dispatch_receive"}
+_SUM = {"combine_send", "combine"}
 
 
 def check_arithmetic(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
@@ -31,8 +35,9 @@ def check_arithmetic(dag: DagFile, instance: Instance) -> Iterator[DagViolation]
 
     FLOPs are 2 for every weight and token that meet (Kaplan et al. 2020, section 2.1): attention by its projections, an
     MLP or expert by its matrices, gate and head by one; a norm takes 4 and a choice of the likeliest 1 for every value;
-    summing results takes 2 for each and 1 for the residual, and for what shared experts make. Bytes read: weights once
-    for every tensor-parallel group or expert, and the inputs.
+    summing results takes 2 for each and 1 for the residual, and for what shared experts make. Where a token is sent
+    once per GPU or node, results are weighted and summed there, with 2 for each, and every sum that comes back takes 1.
+    Bytes read: weights once for every tensor-parallel group or expert, and the inputs.
     """
     arrived: dict[str, float] = dict.fromkeys(dag.operations, 0.0)
     for row in dag.edges:
@@ -45,7 +50,12 @@ def check_arithmetic(dag: DagFile, instance: Instance) -> Iterator[DagViolation]
         size = arrived[name] + _weights(op, instance) * BYTES_PER_VALUE[precision]
         if differs(op["bytes_read"], size):
             yield dag.breach("dag-arithmetic", name, f"{op['bytes_read']:,.0f} bytes read, required are {size:,.0f}")
-        yield from _check_tokens(dag, name, op)
+        if sends_every_choice(instance):
+            yield from _check_tokens(dag, name, op, _PASS_ON)
+            yield from _check_choices(dag, name, op)
+        else:
+            yield from _check_tokens(dag, name, op, _PASS_ON - _MULTIPLY - _SUM)
+            yield from _check_copies(dag, name, op)
 
 
 def _family(tensor: str) -> str:
@@ -85,8 +95,12 @@ def _part(op: Row, instance: Instance) -> str:
 
 def _flops(op: Row, instance: Instance) -> float:
     model, kind, tokens = instance.model, op["kind"], _rows(op, "inputs")
+    once = not sends_every_choice(instance)
+    if once and kind in _SUM:
+        return 2 * model.hidden_size * _rows(op, "inputs", "results")
     if kind == "aggregate":
-        return model.hidden_size * (2 * _choices(op) + _rows(op, "inputs", "attended", "shared"))
+        results = _rows(op, "inputs", "combined") if once else 2 * _choices(op)
+        return model.hidden_size * (results + _rows(op, "inputs", "attended", "shared"))
     per_token = {
         "gate": 2 * model.hidden_size * model.experts,
         "expert": 2 * model.expert_matrices * model.hidden_size * model.expert_hidden_size,
@@ -115,15 +129,39 @@ def _weights(op: Row, instance: Instance) -> float:
     return values.get(kind, 0.0)
 
 
-def _check_tokens(dag: DagFile, name: str, op: Row) -> Iterator[DagViolation]:
-    """No operation makes or drops tokens: dispatch sends one for every choice, aggregation sums as many."""
-    kind, inputs, outputs = op["kind"], _rows(op, "inputs"), _rows(op, "outputs")
-    if kind in _PASS_ON and differs(inputs, outputs):
+def _check_tokens(dag: DagFile, name: str, op: Row, pass_on: set[str]) -> Iterator[DagViolation]:
+    """No operation that passes tokens on makes or drops any."""
+    inputs, outputs = _rows(op, "inputs"), _rows(op, "outputs")
+    if op["kind"] in pass_on and differs(inputs, outputs):
         message = f"{inputs:,.6g} tokens come in and {outputs:,.6g} go out, required is the same number"
         yield dag.breach("dag-arithmetic", name, message)
-    if kind in {"dispatch_send", "dispatch"} and differs(_choices(op), outputs):
+    if op["kind"] == "dispatch" and differs(_choices(op), outputs):
+        message = f"{outputs:,.6g} tokens go out, required are the {_choices(op):,.6g} that were chosen"
+        yield dag.breach("dag-arithmetic", name, message)
+
+
+def _check_choices(dag: DagFile, name: str, op: Row) -> Iterator[DagViolation]:
+    """Dispatch sends a token for every choice, and aggregation sums as many results."""
+    kind, outputs = op["kind"], _rows(op, "outputs")
+    if kind == "dispatch_send" and differs(_choices(op), outputs):
         message = f"{outputs:,.6g} tokens go out, required are the {_choices(op):,.6g} that were chosen"
         yield dag.breach("dag-arithmetic", name, message)
     if kind == "aggregate" and differs(_choices(op), combined := _rows(op, "inputs", "combined")):
         message = f"{combined:,.6g} results come in, required are the {_choices(op):,.6g} that were chosen"
         yield dag.breach("dag-arithmetic", name, message)
+
+
+def _check_copies(dag: DagFile, name: str, op: Row) -> Iterator[DagViolation]:
+    """Every token is sent at least once and at most for every choice; so are copies to experts, and results to sums."""
+    kind, inputs, outputs = op["kind"], _rows(op, "inputs"), _rows(op, "outputs")
+    low, high, count = {
+        "dispatch_send": (_rows(op, "inputs", "leaving"), _choices(op), outputs),
+        "dispatch_receive": (inputs, math.inf, outputs),
+        "combine_send": (0.0, inputs, outputs),
+        "combine": (0.0, inputs, outputs),
+        "aggregate": (_rows(op, "inputs", "attended"), _choices(op), _rows(op, "inputs", "combined")),
+    }.get(kind, (0.0, math.inf, 0.0))
+    for limit, beyond in ((low, count < low), (high, count > high)):
+        if beyond and differs(count, limit):
+            message = f"{count:,.6g} copies of tokens, required are {low:,.6g} to {high:,.6g}"
+            yield dag.breach("dag-arithmetic", name, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
@@ -23,6 +24,7 @@ from moe_placer.verifier.dags.read_back import DagFile, compare_twins, find_dags
 from moe_placer.verifier.dags.structure import check_acyclic, check_connected, check_shapes
 from moe_placer.verifier.dags.travel import check_hot, check_travel
 from moe_placer.verifier.deployment import Deployment
+from moe_placer.verifier.sending import find_dispatch_mistakes
 
 __all__ = ["DagCheck", "verify_dags"]
 
@@ -64,12 +66,15 @@ def verify_dags(
     Raises
     ------
     InputError
-        A file is no DAG that ``moe-placer dag`` could have written, or one of .dot and .json is missing.
+        A file is no DAG that ``moe-placer dag`` could have written, or one of .dot and .json is missing; or the
+        traffic does not say which experts tokens choose together, and dispatch depends on it.
     """
     names = find_dags(folder)
     if not names:
         return ()
     deployment = Deployment(instance, placement, traffic if traffic is not None else load_traffic(instance))
+    if mistakes := find_dispatch_mistakes(instance, deployment.traffic):
+        raise InputError(mistakes)
     return tuple(_check(folder / name, deployment) for name in names)
 
 

@@ -67,6 +67,7 @@ def _check_facts(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
         "gpus_per_node": instance.cluster.gpus_per_node,
         "dp": instance.parallelism.dp,
         "tp": instance.parallelism.attention_tp,
+        "dispatch": instance.placement.dispatch,
         "whole": "embedding" in kinds,
     }
     if kinds & _MERGED:

@@ -14,12 +14,21 @@ from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
 from moe_placer.verifier.model_sizes import BYTES_PER_VALUE, precision_of
 
-__all__ = ["ALL_TO_ALL", "check_acyclic", "check_connected", "check_shapes"]
+__all__ = ["ALL_TO_ALL", "FORWARDED", "check_acyclic", "check_connected", "check_shapes"]
 
 # What goes between nodes, and the field that says in which data type.
 ALL_TO_ALL = {
     ("dispatch_send", "dispatch_receive"): "dispatch_dtype",
     ("combine_send", "combine_receive"): "combine_dtype",
+}
+# What moves inside a node where it gets one copy of a token: to all of its experts, and their results to be summed.
+FORWARDED = {
+    ("dispatch_receive", "expert"): "dispatch_dtype",
+    ("dispatch", "expert"): "dispatch_dtype",
+    ("expert", "combine_send"): "combine_dtype",
+    ("expert_reduce", "combine_send"): "combine_dtype",
+    ("expert", "combine"): "combine_dtype",
+    ("expert_reduce", "combine"): "combine_dtype",
 }
 INDEX_BYTES = 4.0  # token and expert ids are 32-bit integers
 
@@ -70,8 +79,8 @@ def _reached(begin: list[str], following: dict[str, list[str]]) -> set[str]:
 def check_shapes(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
     """Rule ``dag-shapes``: both ends of an edge know its tensor by one shape, and its bytes are those of the shape.
 
-    Values have the data type of hidden states, but for tokens on their way to experts and back; ids have 4 bytes,
-    choices an id and a weight.
+    Values have the data type of hidden states, but for tokens on their way to experts and back, between nodes and where
+    a node forwards them; ids have 4 bytes, choices an id and a weight.
     """
     carried: dict[str, dict[str, set[str]]] = {"inputs": defaultdict(set), "outputs": defaultdict(set)}
     for row in dag.edges:
@@ -96,8 +105,9 @@ def _check_bytes(dag: DagFile, row: Row, instance: Instance) -> Iterator[DagViol
     of_model = BYTES_PER_VALUE[precision]
     sizes = {precision: of_model, "tokens": INDEX_BYTES, "choices": INDEX_BYTES + of_model}
     ends = dag.operations[row["source"]]["kind"], dag.operations[row["target"]]["kind"]
-    if ends in ALL_TO_ALL:
-        own = getattr(instance.placement, ALL_TO_ALL[ends])
+    on_wire = {**ALL_TO_ALL, **(FORWARDED if instance.placement.dispatch == "per-node" else {})}
+    if ends in on_wire:
+        own = getattr(instance.placement, on_wire[ends])
         name = instance.model.dtype if own is None else f"{own}+scales" if own in {"fp8", "fp4"} else own
         sizes = {name: wire_bytes(instance.model, own) / instance.model.hidden_size}
     if row["dtype"] not in sizes:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from moe_placer.verifier.capacity import wire_bytes
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
 from moe_placer.verifier.dags.read_back import DagFile, Row
-from moe_placer.verifier.dags.structure import ALL_TO_ALL
+from moe_placer.verifier.dags.structure import ALL_TO_ALL, FORWARDED
 from moe_placer.verifier.deployment import Deployment
 
 __all__ = ["check_hot", "check_travel"]
@@ -93,7 +93,11 @@ def _travel(source: Row, target: Row, deployment: Deployment) -> str:
         return between
     if ends in ALL_TO_ALL:
         s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
-        return "network" if s != d else between
+        # Forwarded tokens have not moved before, nor do sums afterwards, unless to another node.
+        return "network" if s != d else "same-gpu" if deployment.forwards else between
+    if deployment.forwards and ends in FORWARDED:
+        nodes = _nodes((target if kind == "expert" else source)["gpus"], deployment)
+        return "nvlink" if deployment.exchanges(nodes) else "same-gpu"
     if kind == "aggregate" and source["kind"] in {"combine", "combine_receive"}:
         spread = any(len(_nodes(group, deployment)) > 1 for group in _groups(target["gpus"], deployment))
         return "network" if spread else "same-gpu"
