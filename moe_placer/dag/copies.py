@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.coverage import TokenSets, token_sets
 from moe_placer.traffic.recording import Traffic
+from moe_placer.traffic.token_sets import TokenSets, token_sets
 
 __all__ = ["copies_to_places"]
 

@@ -8,8 +8,9 @@ from scipy import sparse
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
-from moe_placer.problem.coverage import Coverage, Sending, token_sets
+from moe_placer.problem.coverage import Coverage, Sending
 from moe_placer.traffic import Traffic
+from moe_placer.traffic.token_sets import token_sets
 
 __all__ = ["compile_coverage"]
 

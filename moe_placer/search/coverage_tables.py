@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from moe_placer.problem.coverage import Coverage, TokenSets
+from moe_placer.problem.coverage import Coverage
+from moe_placer.traffic.token_sets import TokenSets
 
 __all__ = ["BitTables", "DrawnTables", "Tables", "sample", "tables"]
 

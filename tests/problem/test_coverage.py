@@ -17,7 +17,6 @@ from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
-from moe_placer.problem.coverage import TokenSets
 from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.coverage_tables import sample
 from moe_placer.search.coverage_trades import CoverageTrades, Trades
@@ -27,6 +26,7 @@ from moe_placer.solve.solve import solve
 from moe_placer.solvers.affinity import balance_groups
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.traffic.synthetic import synthesize
+from moe_placer.traffic.token_sets import TokenSets
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
