@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -95,6 +95,12 @@ __all__ = ["schedule"]
     metavar="N",
     help="Layer to draw, and the only one of --chakra.  [the one that needs the busiest link longest; all]",
 )
+@click.option(
+    "--explain",
+    "explained",
+    metavar="OPERATION",
+    help="Say which formula and values give the time of an operation, such as L3.attention.g0 or L3.expert.e0.r0.b1.",
+)
 @json_option
 def schedule(
     instance: Path,
@@ -114,6 +120,7 @@ def schedule(
     pictures: Path | None,
     chakra: Path | None,
     layer: int | None,
+    explained: str | None,
     json_: bool,
 ) -> None:
     """Simulate one step of PLACEMENT: latency, throughput, utilization, memory, and where the time goes.
@@ -126,10 +133,11 @@ def schedule(
     """
     from moe_placer.cli.targets import held_to, refuse_missed, target_content, target_lines
     from moe_placer.errors import UsageError
+    from moe_placer.schedule.explain import explain, find_task
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
     from moe_placer.schedule.step_figures import find_figures
-    from moe_placer.schedule.step_text import print_figures
+    from moe_placer.schedule.step_text import explanation_lines
     from moe_placer.schedule.targets import read_target
     from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.workload import Workload
@@ -143,6 +151,7 @@ def schedule(
     opened = opened.with_kernels(kernels)
     record = chrome_trace is not None or pictures is not None
     timeline = simulate(compile_program(opened, placed, traffic), workload, record=record)
+    explanation = None if explained is None else explain(timeline, find_task(timeline, explained))
     figures = find_figures(timeline)
     answers = held_to(targets, timeline, figures)
     # Files first: where one cannot be written, nothing else is said.
@@ -160,22 +169,44 @@ def schedule(
             opened, placed, traffic, workload, question,
             before_us=figures.latency_us, most=replicas, workers=useful_workers(opened),
         )  # fmt: skip
-    if json_:
-        content = _content(timeline, figures, placed.solver.name)
-        if answer:
-            content["what_if"] = answer_content(opened, question, answer)
-        if answers:
-            content["required"] = target_content(answers)
-        click.echo(as_json(content))
-    else:
-        print_figures(timeline, figures, placed.solver.name)
-        if answer:
-            click.echo("\n" + "\n".join(answer_lines(opened, question, answer)))
-        if answers:
-            click.echo("\n" + "\n".join(target_lines(answers)))
+    beside: list[tuple[str, Any, list[str]]] = []  # key, what JSON says, and what text says
+    if explanation:
+        beside.append(("explained", explanation, explanation_lines(explanation)))
+    if answer:
+        content = answer_content(opened, question, answer)
+        beside.append(("what_if", content, list(answer_lines(opened, question, answer))))
+    if answers:
+        beside.append(("required", target_content(answers), target_lines(answers)))
+    _print(timeline, figures, placed.solver.name, beside, json_)
     for path in written:
         log.info(f"Written: {path}", file=str(path))
     refuse_missed(answers)
+
+
+def _print(
+    timeline: Timeline, figures: Figures, name: str, beside: list[tuple[str, Any, list[str]]], json_: bool
+) -> None:
+    """Print the figures of the step, and what was asked beside them.
+
+    Parameters
+    ----------
+    timeline : Timeline
+    figures : Figures
+    name : str
+        Of the solver.
+    beside : list of tuples
+        Key, what JSON says, and what text says of each.
+    json_ : bool
+        Whether to print JSON.
+    """
+    from moe_placer.schedule.step_text import print_figures
+
+    if json_:
+        click.echo(as_json({**_content(timeline, figures, name), **{key: content for key, content, _ in beside}}))
+        return
+    print_figures(timeline, figures, name)
+    for _, _, lines in beside:
+        click.echo("\n" + "\n".join(lines))
 
 
 def _written(
@@ -194,6 +225,7 @@ def _written(
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> ScheduleResult:
+    from moe_placer.schedule.explain import FORMULAS, formula_of
     from moe_placer.schedule.step_figures import plan_holds, planned_shares
 
     program, workload, memory = timeline.program, timeline.workload, figures.memory
@@ -230,10 +262,12 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> ScheduleResult:
             "size": memory.size.tolist(),
             "fits": memory.fits,
         },
+        "formulas": dict(FORMULAS),
         "critical_path": [
             {
                 "operation": program.names[operation],
                 "kind": program.kinds[operation],
+                "formula": formula_of(program.kinds[operation]),
                 "micro_batch": timeline.batch(task),
                 "start_us": float(timeline.start[task]),
                 "end_us": float(timeline.end[task]),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moe_placer.instance.sizes import GB
+from moe_placer.schedule.explain import FORMULAS, Explanation
 from moe_placer.schedule.memory_limits import longest_context, most_tokens
 from moe_placer.schedule.simulate import Timeline
 from moe_placer.schedule.step_figures import Figures, plan_holds, planned_shares
@@ -14,7 +15,7 @@ from moe_placer.schedule.step_figures import Figures, plan_holds, planned_shares
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["print_figures", "question", "verdict"]
+__all__ = ["explanation_lines", "print_figures", "question", "verdict"]
 
 _LINKS = 3  # busiest ones shown
 
@@ -64,6 +65,18 @@ def verdict(figures: Figures, planned: Mapping[str, float]) -> str:
         f"The plan's estimate ({plan}) does not hold: {name} is {figures.shares[name]:.0%} "
         f"where it says {planned[name]:.0%}."
     )
+
+
+def explanation_lines(explanation: Explanation) -> list[str]:
+    """Write why an operation takes as long as it does, a part a line."""
+    took = explanation.end_us - explanation.start_us
+    after = f", once {explanation.started_by} had ended" if explanation.started_by else ""
+    lines = [
+        f"{explanation.operation} ({explanation.kind}) takes {took:,.2f} µs, from {explanation.start_us:,.2f} to "
+        f"{explanation.end_us:,.2f}{after}.",
+        f"Formula ({explanation.formula}): {FORMULAS[explanation.formula]}.",
+    ]
+    return [*lines, *(f"  {part.us:>12,.2f} µs  {part.name}: {part.formula}" for part in explanation.parts)]
 
 
 def _headlines(timeline: Timeline, figures: Figures) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.files import write_atomically
+from moe_placer.schedule.explain import FORMULAS, formula_of
 from moe_placer.schedule.program import COMPUTATION, SENDS, STREAMS
 from moe_placer.schedule.simulate import Timeline
 
@@ -61,7 +62,14 @@ def chrome_trace(timeline: Timeline) -> str:
     events = [*_operations(timeline), *_critical_path(timeline), *_counters(timeline)]
     events.sort(key=lambda event: event[0])
     lines = [_json(row) for row in _names(timeline)] + [text for _, text in events]
-    facts = _json({"instance": timeline.program.instance.name, **vars(timeline.workload)})
+    facts = _json(
+        {
+            "instance": timeline.program.instance.name,
+            **vars(timeline.workload),
+            "formulas": dict(FORMULAS),
+            "parameters": vars(timeline.timing),
+        }
+    )
     return f'{{"displayTimeUnit":"ms","otherData":{facts},"traceEvents":[\n' + ",\n".join(lines) + "\n]}\n"
 
 
@@ -127,7 +135,7 @@ def _arguments(timeline: Timeline, task: int) -> dict[str, Any]:
     """Return what a reader who clicks on an operation is told; FLOPs and bytes read are on each of its GPUs."""
     program, durations, p = timeline.program, timeline.durations, timeline.operation(task)
     kind, scale = program.kinds[p], durations.scale * (durations.batches if timeline.is_once(task) else 1)
-    told: dict[str, Any] = {"operation": program.names[p], "kind": kind}
+    told: dict[str, Any] = {"operation": program.names[p], "kind": kind, "formula": formula_of(kind)}
     if program.layer[p] >= 0:
         told["layer"] = int(program.layer[p])
     if not timeline.is_once(task):

@@ -302,6 +302,17 @@ def test_the_command_takes_another_preset_of_kernels(files: list[str]) -> None:
     assert deepep["latency_us"] > plain["latency_us"]
 
 
+def test_the_command_explains_the_time_of_an_operation(files: list[str]) -> None:
+    said = run("schedule", *files, "--explain", "L1.gate.g0.b1").stdout
+    assert "L1.gate.g0 (gate) takes" in said
+    assert "1 launches x kernel_us 2" in said
+    found = json.loads(run("schedule", *files, "--explain", "L1.gate.g0", "--json").stdout)
+    assert sum(part["us"] for part in found["explained"]["parts"]) == pytest.approx(
+        found["explained"]["end_us"] - found["explained"]["start_us"]
+    )
+    assert {one["formula"] for one in found["critical_path"]} <= set(found["formulas"])
+
+
 def test_a_placement_that_breaks_a_rule_is_not_simulated(files: list[str]) -> None:
     content = json.loads(Path(files[1]).read_text())
     content["gpu"][0][0][0] = content["gpu"][0][1][0]

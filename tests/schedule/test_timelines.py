@@ -228,6 +228,7 @@ def test_what_an_operation_tells() -> None:
     assert told["L1.expert.e3.r1.b1"] == {
         "operation": "L1.expert.e3.r1",
         "kind": "expert",
+        "formula": "expert",
         "layer": 1,
         "micro_batch": 1,
         "gpus": 1,

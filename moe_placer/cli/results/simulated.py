@@ -7,6 +7,7 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from moe_placer.cli.results.documented import InstanceName, documented
+from moe_placer.schedule.explain import Explanation
 from moe_placer.schedule.timing import Timing
 
 __all__ = ["CompareResult", "ScheduleResult", "SweepResult"]
@@ -52,6 +53,8 @@ class CriticalOperation(TypedDict):
     """Name in the DAG."""
     kind: str
     """What it is."""
+    formula: str
+    """Name of the formula of its time."""
     micro_batch: int
     """Which half of the tokens."""
     start_us: float
@@ -189,8 +192,12 @@ class ScheduleResult(TypedDict):
     """The one with the highest; empty where there is none."""
     memory_bytes: MemoryOfStep
     """Bytes on each GPU."""
+    formulas: dict[str, str]
+    """Formula of times, by name; the parameters in them are those of `timing` and of the instance."""
     critical_path: list[CriticalOperation]
     """From start to end of the step."""
+    explained: NotRequired[Explanation]
+    """Where the time of the operation of `--explain` comes from."""
     what_if: NotRequired[WhatIfAnswered]
     """Where a what-if was asked."""
     required: NotRequired[list[TargetAnswered]]
