@@ -61,7 +61,7 @@ def fits_memory(instance: Instance, gpu: int, used: float) -> bool:
 def gpu_slots(instance: Instance) -> Ints:
     """Replicas (or shards) of one layer that each GPU can hold [GPUs]: its slots, as far as its memory goes."""
     failed, most = set(instance.placement.failed_gpus), instance.placement.slots_per_gpu
-    slots = (0 if gpu in failed else min(most, _gpu_memory_slots(instance, gpu)) for gpu in range(instance.gpus))
+    slots = (0 if gpu in failed else min(most, held) for gpu, held in enumerate(_gpu_memory_slots(instance)))
     return np.array([*slots], dtype=np.int64)
 
 
@@ -72,7 +72,7 @@ def node_slots(instance: Instance) -> Ints:
 
 def node_memory_slots(instance: Instance) -> Ints:
     """Replicas that each node can hold over all MoE layers [nodes], by rules ``memory``, ``slots`` and ``failed``."""
-    return _by_node(instance, [_gpu_memory_slots(instance, gpu) for gpu in range(instance.gpus)])
+    return _by_node(instance, _gpu_memory_slots(instance))
 
 
 def _by_node(instance: Instance, of_gpu: list[int]) -> Ints:
@@ -91,11 +91,15 @@ def _most_replicas(held: list[int], shards: int) -> int:
     return most
 
 
-def _gpu_memory_slots(instance: Instance, gpu: int) -> int:
-    """Shards that a GPU can take over all layers: the most that rule ``memory`` accepts, as far as slots go."""
+def _gpu_memory_slots(instance: Instance) -> list[int]:
+    """Shards that each GPU can take over all layers: the most that rule ``memory`` accepts, as far as slots go."""
     resident, expert = sizes(instance)
-    free = memory_of(instance, gpu) * GB * (1 + ROUNDING) - resident
-    held = max(0, math.floor(free / expert) - 1)
-    while fits_memory(instance, gpu, resident + (held + 1) * expert):  # what the rule accepts, to the last bit
-        held += 1
-    return min(held, instance.placement.slots_per_gpu * len(instance.moe_layers))
+    slots, of_memory = instance.placement.slots_per_gpu * len(instance.moe_layers), {}
+    for gpu in range(instance.gpus):
+        memory = memory_of(instance, gpu)
+        if memory not in of_memory:
+            held = max(0, math.floor((memory * GB * (1 + ROUNDING) - resident) / expert) - 1)
+            while fits_memory(instance, gpu, resident + (held + 1) * expert):  # what the rule accepts, to the last bit
+                held += 1
+            of_memory[memory] = min(held, slots)
+    return [of_memory[memory_of(instance, gpu)] for gpu in range(instance.gpus)]

@@ -81,11 +81,11 @@ def resident_bytes(instance: Instance) -> float:
     model = instance.model
     moe = model.layers - len(set(model.dense_layers))
     table = (model.vocab_size, model.hidden_size)
-    parts: tuple[tuple[str, Matrices], ...] = (
-        ("attention", attention_matrices(model) * model.layers),
-        ("dense", dense_matrices(model) * (model.layers - moe)),
-        ("shared", shared_matrices(model) * moe),
-        ("head", [table, table]),
+    parts = (
+        ("attention", model.layers, attention_matrices(model)),
+        ("dense", model.layers - moe, dense_matrices(model)),
+        ("shared", moe, shared_matrices(model)),
+        ("head", 1, [table, table]),
     )
-    size = sum(values_of(matrices) * BYTES_PER_VALUE[precision_of(model, part)] for part, matrices in parts)
+    size = sum(count * values_of(own) * BYTES_PER_VALUE[precision_of(model, part)] for part, count, own in parts)
     return size / instance.parallelism.attention_tp
