@@ -48,6 +48,21 @@ TITLES = {
     "sample_reduce": "All-reduce",
     "gather": "Gather DP",
     "output": "Output",
+    "input_layernorm": "Input norm",
+    "linear_qkv": "QKV projection",
+    "attention_scores": "Scores",
+    "attention_softmax": "Softmax",
+    "attention_context": "Context",
+    "linear_proj": "Output projection",
+    "self_attn_bda": "Residual add",
+    "pre_mlp_layernorm": "Norm before MLP",
+    "linear_fc1": "Up projection",
+    "activation_func": "Activation",
+    "linear_fc2": "Down projection",
+    "mlp_bda": "Residual add",
+    "router_gating": "Gate logits",
+    "router_topk": "Top-k",
+    "unpermute": "Weighted sum",
 }
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
@@ -137,6 +152,10 @@ def describe(op: Operation) -> str:
         more = f" and {len(tensors) - 6} more" if len(tensors) > 6 else ""
         if shown:
             lines.append(f"{word}: " + ", ".join(shown) + more)
+    if op.detail:
+        lines += [
+            f"{key}: {shape_text(value) if isinstance(value, tuple) else value}" for key, value in op.detail.items()
+        ]
     if op.moved:
         lines.append("moves " + ", ".join(f"{amount(size, 'B')} by {how}" for how, size in sorted(op.moved.items())))
     return "\n".join(lines)

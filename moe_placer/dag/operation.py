@@ -50,10 +50,26 @@ Kind = Literal[
     "sample_reduce",
     "gather",
     "output",
+    # Operators, into which the others are refined.
+    "input_layernorm",
+    "linear_qkv",
+    "attention_scores",
+    "attention_softmax",
+    "attention_context",
+    "linear_proj",
+    "self_attn_bda",
+    "pre_mlp_layernorm",
+    "linear_fc1",
+    "activation_func",
+    "linear_fc2",
+    "mlp_bda",
+    "router_gating",
+    "router_topk",
+    "unpermute",
 ]
 Travel = Literal["same-gpu", "nvlink", "network", "order"]
 
-ROUTING = frozenset({"input", "gate", "aggregate", "sample", "output"})
+ROUTING = frozenset({"input", "gate", "aggregate", "sample", "output", "router_topk", "unpermute"})
 COMMUNICATION = frozenset(
     {
         "split",
@@ -126,6 +142,8 @@ class Operation:
         For an operation merged from several: bytes that move inside it, by how they travel.
     hot : float
         For such an operation: as `Edge.hot`, of what moves inside it.
+    detail : mapping
+        Of an operator: what else is known of it (`moe_placer.dag.operators`).
     """
 
     id: str
@@ -142,6 +160,7 @@ class Operation:
     batch: int | None = None
     moved: dict[str, float] = field(default_factory=dict)
     hot: float = 0.0
+    detail: dict[str, Any] = field(default_factory=dict)
 
     @property
     def role(self) -> Role:
@@ -170,6 +189,8 @@ class Edge:
         Communication of MHA or gating.
     hot : float
         Cost of the costliest link on its way over that of the layer's busiest link: 1 on the worst, 0 off the network.
+    parts : int
+        GPUs that a tensor is divided over; ``shape`` is then that of one part, and ``bytes`` are of all.
     """
 
     source: str
@@ -182,6 +203,7 @@ class Edge:
     routes: tuple[tuple[int, int], ...] = ()
     dashed: bool = False
     hot: float = 0.0
+    parts: int = 1
 
 
 @dataclass

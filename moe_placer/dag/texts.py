@@ -53,6 +53,10 @@ def _operation_row(op: Operation) -> dict[str, Any]:
         row["batch"] = op.batch
     if op.moved:
         row["moved"] = {how: rounded(size) for how, size in sorted(op.moved.items())}
+    for name, value in op.detail.items():
+        row[name] = [rounded(x) for x in value] if isinstance(value, tuple) else value
+        if isinstance(value, float):
+            row[name] = rounded(value)
     return row
 
 
@@ -66,6 +70,8 @@ def _edge_row(edge: Edge) -> dict[str, Any]:
         row["routes"] = [f"{s}>{d}" for s, d in edge.routes]
     if edge.hot:
         row["hot"] = round(edge.hot, 6)
+    if edge.parts != 1:
+        row["parts"] = edge.parts
     return row
 
 

@@ -11,7 +11,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, attention_weights, dtype_of, part_bytes
 from moe_placer.instance.sizes import Wire
 
-__all__ = ["Weaver"]
+__all__ = ["DASHED", "Weaver"]
 
 DASHED = frozenset({"attention_reduce", "gate_scatter"})  # communication of MHA and gating
 

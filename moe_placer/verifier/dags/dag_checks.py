@@ -20,6 +20,7 @@ from moe_placer.verifier.dags.agreement import (
 from moe_placer.verifier.dags.arithmetic import check_arithmetic
 from moe_placer.verifier.dags.dag_rules import DagViolation
 from moe_placer.verifier.dags.keys import check_groups, check_keys, check_steps
+from moe_placer.verifier.dags.operators import check_operator_dag, operator_dags
 from moe_placer.verifier.dags.read_back import DagFile, compare_twins, find_dags, read_dag
 from moe_placer.verifier.dags.structure import check_acyclic, check_connected, check_shapes
 from moe_placer.verifier.dags.travel import check_hot, check_travel
@@ -59,7 +60,7 @@ def verify_dags(
     instance : Instance
     placement : Placement
     folder : Path
-        Where ``*_dag.json`` and ``*_dag.dot`` are; no DAG there is no mistake.
+        Where ``*_dag.json`` and ``*_dag.dot`` are, and ``*_operators.json`` and ``.dot``; no DAG there is no mistake.
     traffic : Traffic, optional
         Absent: what the instance names.
 
@@ -69,13 +70,17 @@ def verify_dags(
         A file is no DAG that ``moe-placer dag`` could have written, or one of .dot and .json is missing; or the
         traffic does not say which experts tokens choose together, and dispatch depends on it.
     """
-    names = find_dags(folder)
-    if not names:
+    names, of_operators = find_dags(folder), operator_dags(folder)
+    if not names and not of_operators:
         return ()
     deployment = Deployment(instance, placement, traffic if traffic is not None else load_traffic(instance))
     if mistakes := find_dispatch_mistakes(instance, deployment.traffic):
         raise InputError(mistakes)
-    return tuple(_check(folder / name, deployment) for name in names)
+    checks = [_check(folder / name, deployment) for name in names]
+    for name in of_operators:
+        dag, wrong = check_operator_dag(folder / name, deployment, _rules)
+        checks.append(DagCheck(dag.name, len(dag.operations), len(dag.edges), tuple(wrong)))
+    return tuple(checks)
 
 
 def _check(stem: Path, deployment: Deployment) -> DagCheck:

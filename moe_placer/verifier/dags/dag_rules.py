@@ -20,6 +20,7 @@ DAG_RULES: tuple[str, ...] = (
     "dag-communication",  # tensors between GPUs pass an operation that communicates; MHA and gating are dashed
     "dag-experts",  # every expert replica of every MoE layer is there exactly once, on the GPUs of the placement
     "dag-traffic",  # tokens per edge, routes and link costs are those of the placement
+    "dag-operators",  # operators are those of their operation, with shapes, costs, norms and residuals as they must be
 )
 TOLERANCE = 1e-6  # relative; files have twelve digits, and means over merged tensors nine
 

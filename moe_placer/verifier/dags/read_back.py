@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded, refuse_hidden_characters
 from moe_placer.verifier.dags.dag_rules import DagViolation
 
-__all__ = ["DagFile", "Row", "compare_twins", "find_dags", "read_dag", "read_dot"]
+__all__ = ["ROLES", "DagFile", "Row", "compare_twins", "find_dags", "read_dag", "read_dot"]
 
 Row = dict[str, Any]
 MOST_BYTES = 400_000_000
@@ -60,9 +60,9 @@ class DagFile:
         return DagViolation(rule, self.name, where, message)
 
 
-def find_dags(folder: Path) -> list[str]:
-    """Name the DAGs of a folder: files ``*_dag.json`` and ``*_dag.dot`` without their suffix."""
-    return sorted({path.stem for suffix in ("json", "dot") for path in folder.glob(f"*_dag.{suffix}")})
+def find_dags(folder: Path, what: str = "dag") -> list[str]:
+    """Name the DAGs of a folder: files ``*_dag.json`` and ``*_dag.dot``, or of other names, without their suffix."""
+    return sorted({path.stem for suffix in ("json", "dot") for path in folder.glob(f"*_{what}.{suffix}")})
 
 
 def _refuse(constant: str) -> float:
@@ -72,8 +72,8 @@ def _refuse(constant: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def read_dag(path: Path) -> DagFile:
-    """Read a .json; rows with wrong fields are told in ``wrong`` and left out.
+def read_dag(path: Path, roles: Mapping[str, str] = ROLES) -> DagFile:
+    """Read a .json; rows with wrong fields are told in ``wrong`` and left out; ``roles`` has the kinds it may have.
 
     Raises
     ------
@@ -95,13 +95,13 @@ def read_dag(path: Path) -> DagFile:
     form = {"directed": True, "multigraph": True}
     dag.beside = {key for key in others | form if others.get(key) is not form.get(key, key)}
     for row in content["nodes"]:
-        dag.wrong += _take_operation(dag, row)
+        dag.wrong += _take_operation(dag, row, roles)
     for row in content["edges"]:
         dag.wrong += _take_edge(dag, row)
     return dag
 
 
-def _take_operation(dag: DagFile, row: Any) -> Iterator[DagViolation]:
+def _take_operation(dag: DagFile, row: Any, roles: Mapping[str, str]) -> Iterator[DagViolation]:
     name = row.get("id") if isinstance(row, dict) else None
     if not isinstance(name, str):
         yield dag.breach("dag-form", "", f"an operation without a text as id: {_shown(row)}")
@@ -112,23 +112,23 @@ def _take_operation(dag: DagFile, row: Any) -> Iterator[DagViolation]:
     if not isinstance(row.get("gpus"), list) or not row["gpus"]:
         yield dag.breach("dag-gpus", name, "no GPU is assigned, required is at least one")
         row = {**row, "gpus": []}
-    mistakes = list(_operation_mistakes(row))
+    mistakes = list(_operation_mistakes(row, roles))
     for mistake in mistakes:
         yield dag.breach("dag-form", name, mistake)
     if not mistakes:
         dag.operations[name] = row
 
 
-def _role_mistakes(row: Row) -> Iterator[str]:
-    role = ROLES.get(row["kind"]) if isinstance(row.get("kind"), str) else None
+def _role_mistakes(row: Row, roles: Mapping[str, str]) -> Iterator[str]:
+    role = roles.get(row["kind"]) if isinstance(row.get("kind"), str) else None
     if role is None:
-        yield f"kind is {_shown(row.get('kind'))}, required is one of {', '.join(sorted(ROLES))}"
+        yield f"kind is {_shown(row.get('kind'))}, required is one of {', '.join(sorted(roles))}"
     elif row.get("role") != role:
         yield f"role is {_shown(row.get('role'))}, required for {row['kind']} is {role}"
 
 
-def _operation_mistakes(row: Row) -> Iterator[str]:
-    yield from _role_mistakes(row)
+def _operation_mistakes(row: Row, roles: Mapping[str, str]) -> Iterator[str]:
+    yield from _role_mistakes(row, roles)
     gpus = row["gpus"]
     if not all(_whole(gpu) for gpu in gpus) or gpus != sorted(set(gpus)):
         yield "gpus are not whole numbers in ascending order"

@@ -112,5 +112,5 @@ def _check_bytes(dag: DagFile, row: Row, instance: Instance) -> Iterator[DagViol
         sizes = {name: wire_bytes(instance.model, own) / instance.model.hidden_size}
     if row["dtype"] not in sizes:
         yield dag.breach("dag-shapes", where, f"dtype is {row['dtype']!r}, required is one of {', '.join(sizes)}")
-    elif differs(row["bytes"], size := math.prod(row["shape"]) * sizes[row["dtype"]]):
+    elif differs(row["bytes"], size := row.get("parts", 1) * math.prod(row["shape"]) * sizes[row["dtype"]]):
         yield dag.breach("dag-shapes", where, f"{row['bytes']:,.0f} bytes, required for its shape are {size:,.0f}")
