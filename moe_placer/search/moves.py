@@ -38,7 +38,12 @@ class Moves:
         self.evaluated = 0
         self.layer = layer
         self._shared = _shared_links(layer.affected, layer.links)
-        self._delta = np.concatenate([layer.delta, np.zeros((1, *layer.delta.shape[1:]))])  # last: an empty slot
+        self._both = self._shared >= 0
+        # In a fat tree, what two nodes share stands at the same place in both lists.
+        self._aligned = bool((~self._both | (self._shared == np.arange(self._shared.shape[2]))).all())
+        self._apart = (~self._both).astype(np.float64)
+        empty = np.zeros((1, *layer.delta.shape[1:]))  # an empty slot is the last item, also at -1
+        self._delta = np.concatenate([layer.delta, empty]).reshape(-1, layer.delta.shape[2])
         self._replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
         self._spread = None if layer.domain is None else Spread(layer)
@@ -126,23 +131,38 @@ class Moves:
         target : float
             The excess is over this cost.
         """
-        affected = self.layer.affected
         here = self.node[items]
-        cost = np.append(self.cost, -np.inf)  # untouched padding never counts
-        at_here = self._delta[partners][:, here].transpose(1, 0, 2) - self._delta[items, here][:, None]
-        at_there = self._delta[items][:, nodes] - self._delta[partners, nodes][None]
+        pairs = here[:, None], nodes[None, :]
+        at_here = self._delta_at(partners[None, :], here[:, None])
+        at_here -= self._delta_at(items, here)[:, None]
+        at_there = self._delta_at(items[:, None], nodes[None, :])
+        at_there -= self._delta_at(partners, nodes)[None]
         # A link that both nodes touch changes by the sum of both; count it once, on this side.
-        shared = self._shared[here[:, None], nodes[None, :]]  # [items, partners, M]
-        both = shared >= 0
-        at_here += np.where(both, np.take_along_axis(at_there, np.maximum(shared, 0), axis=2), 0.0)
-        also = self._shared[nodes[None, :], here[:, None]] >= 0
-        old_here, old_there = cost[affected[here]], cost[affected[nodes]]
-        change = _squares(old_here[:, None] + at_here - target) - _squares(old_here - target)[:, None]
-        new_there = _over(old_there[None] + at_there - target) ** 2 - (_over(old_there - target) ** 2)[None]
-        change += np.where(also, 0.0, new_there).sum(axis=2)
+        both = self._both[pairs]  # [items, partners, M]
+        if self._aligned:
+            shared, apart = at_there, self._apart[pairs]
+        else:
+            shared = np.take_along_axis(at_there, np.maximum(self._shared[pairs], 0), axis=2)
+            apart = self._apart[nodes[None, :], here[:, None]]
+        np.add(at_here, shared, out=at_here, where=both)
+        cost = np.append(self.cost, -np.inf)[self.layer.affected]  # untouched padding never counts
+        old_here, old_there = cost[here], cost[nodes]
+        at_here += old_here[:, None]
+        at_here -= target
+        change = _squares(at_here)
+        change -= _squares(old_here - target)[:, None]
+        at_there += old_there[None]
+        at_there -= target
+        new_there = np.square(np.maximum(at_there, 0.0, out=at_there), out=at_there)
+        new_there -= np.square(_over(old_there - target))[None]
+        change += np.einsum("...m,...m->...", new_there, apart)
         change[here[:, None] == nodes[None, :]] = np.inf
         change[self.not_allowed(items, partners, nodes)] = np.inf
         return change
+
+    def _delta_at(self, items: Ints, nodes: Ints) -> Floats:
+        """Cost [..., M] that items (or -1) bring to the links of nodes on which they are; broadcast."""
+        return self._delta.take(items * self.layer.nodes + nodes, axis=0)
 
     def not_allowed(self, items: Ints, partners: Ints, nodes: Ints) -> npt.NDArray[np.bool_]:
         """Mask [items, partners] of trades that pins or distances between replicas forbid."""
