@@ -178,7 +178,7 @@ def test_the_same_seed_gives_the_same_bytes(solver: str) -> None:
     assert first.to_json() == second.to_json()
 
 
-@pytest.mark.parametrize("solver", ["auto", "cpsat", "coverage"])
+@pytest.mark.parametrize("solver", ["auto", "coverage"])
 def test_workers_do_not_change_the_placement(solver: str) -> None:
     instance, traffic = larger(solver)
     one, two = (
