@@ -54,7 +54,7 @@ Examples:
 )
 @change_options
 @click.option("--inside-nodes", is_flag=True, help="Only moves within a node, over NVLink: busiest GPUs gain.")
-@click.option("--time-limit", default=5.0, show_default=True, metavar="S", help="Seconds of search.")
+@click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search.")
 @click.option(
     "--fresh-time", default=10.0, show_default=True, metavar="S", help="Seconds for a plan from scratch; 0: none."
 )

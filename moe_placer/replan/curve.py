@@ -8,6 +8,7 @@ disturbed by random trades and improved again (iterated local search).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import LayerProblem
 from moe_placer.replan.replica_changes import best_change, changed
-from moe_placer.replan.trades import Goal, LayerState
+from moe_placer.replan.trades import LISTED, Goal, LayerState, Trade
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, HELPS
 
 __all__ = ["Curve", "LayerStart", "Point"]
@@ -26,6 +27,7 @@ Ints = npt.NDArray[np.int64]
 _STEPS = 400  # trades of one descent at most
 _TARGETS = (1.0, 0.5, 0.75, 0.25)  # of the way from the current value to the lower bound, in the order tried
 _KICKS = 2
+_TOGETHER = 0.5  # of what a trade would do alone: it is made after others
 _CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
 
 
@@ -70,6 +72,9 @@ class Curve:
     def __init__(self, start: LayerStart, goal: Goal, inside: bool, most: int) -> None:
         self.start, self.goal, self.inside, self.most = start, goal, inside, most
         self.evaluated = 0
+        self.reach = most  # moves that are worth looking at so far
+        self._paused: LayerState | None = None
+        self._begun = False
         self._points: dict[int, Point] = {}
         state = self._state(start.layer, start.place)
         self.record(state)
@@ -98,9 +103,22 @@ class Curve:
             self._points[moves] = Point(moves, value, state.links.z, state.busiest_gpu, state.layer, state.place.copy())
 
     def descend(self, depth: int, deadline: Deadline) -> None:
-        """Descend from the current placement towards the ``depth``-th target."""
-        if depth < len(_TARGETS):
-            self._descend(self._state(self.start.layer, self.start.place), _TARGETS[depth], deadline)
+        """Descend from the current placement towards the next target but ``depth``, as far as `reach` goes."""
+        if depth + 1 < len(_TARGETS):
+            self._descend(self._state(self.start.layer, self.start.place), _TARGETS[depth + 1], deadline)
+
+    def descend_to(self, reach: int, deadline: Deadline) -> None:
+        """Descend towards the first target, or go on where that ended, up to so many moves."""
+        self.reach = min(self.most, reach)
+        if not self._begun or self._paused is not None:
+            state = self._paused or self._state(self.start.layer, self.start.place)
+            self._begun = True
+            self._paused = self._descend(state, _TARGETS[0], deadline)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the first descent ended at `reach` only, short of what is allowed."""
+        return self._paused is not None and self.reach < self.most
 
     def disturb(self, rng: np.random.Generator, deadline: Deadline) -> None:
         """Disturb a placement of the curve, and improve it."""
@@ -114,10 +132,24 @@ class Curve:
                 state.apply(trade)
         self._descend(state, float(rng.choice(_TARGETS)), deadline)
 
+    def _apply_more(self, state: LayerState, trades: Sequence[Trade], target_z: float, target_gpu: float) -> None:
+        """Make further trades while they do together what each would do alone, or nearly."""
+        excess = state.excess(target_z, target_gpu)
+        for trade in trades:
+            self.record(state)
+            here, held = int(state.place[trade.item]), state.moves
+            state.apply(trade)
+            after = state.excess(target_z, target_gpu)
+            if after > excess + _TOGETHER * trade.change or state.moves > held + trade.moves:
+                state.apply(Trade(0.0, 0, trade.item, trade.partner, here))
+                return
+            excess = after
+
     def _state(self, layer: LayerProblem, place: Ints) -> LayerState:
         return LayerState(layer, place, self.start.held, self.start.slots, self.goal)
 
-    def _descend(self, state: LayerState, share: float, deadline: Deadline) -> None:
+    def _descend(self, state: LayerState, share: float, deadline: Deadline) -> LayerState | None:
+        """Descend until nothing helps; return the state where it could go on beyond `reach`."""
         z, gpu = self.current.z, self.current.busiest_gpu
         target_z = z - share * max(0.0, z - self.start.lowest_z)
         target_gpu = gpu - share * max(0.0, gpu - self.start.lowest_gpu)
@@ -125,11 +157,11 @@ class Curve:
             excess = state.excess(target_z, target_gpu)
             self.record(state)
             if excess <= 0 or deadline.over:
-                return
+                return None
             items = state.at_worst()
-            self.evaluated += _CALL + 2 * len(items) * state.layer.items * state.layer.affected.shape[1]
-            trade = state.best_trade(items, target_z, target_gpu, self.inside)
-            other = None
+            self.evaluated += _CALL + len(items) * state.layer.items + LISTED * state.layer.links
+            trades = state.best_trades(items, target_z, target_gpu, self.inside)
+            trade, other = next(iter(trades), None), None
             if state.layer.replicas_are_free:
                 self.evaluated += _CALL
                 other = best_change(state, target_z, target_gpu, self.inside)
@@ -138,7 +170,9 @@ class Curve:
                 state = changed(state, other)
             elif trade is not None and trade.change < helps:
                 state.apply(trade)
+                self._apply_more(state, trades[1:], target_z, target_gpu)
             else:
-                return
-            if state.moves > self.most:
-                return
+                return None
+            if state.moves > self.reach:
+                return state
+        return None

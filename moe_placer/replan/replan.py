@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,15 +10,15 @@ import numpy.typing as npt
 
 from moe_placer.errors import DefectError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
-from moe_placer.limits import Deadline, Limits
+from moe_placer.limits import Limits
 from moe_placer.placement import LayerRecord, Placement, ReplanRecord
 from moe_placer.problem.compile import Problem, compile_problem
-from moe_placer.replan.allocation import allocate
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.budget_bound import BudgetBound, bound_budget
 from moe_placer.replan.change import Change
 from moe_placer.replan.current import Current, read_current
-from moe_placer.replan.curve import Curve, Point
+from moe_placer.replan.curve import Curve
+from moe_placer.replan.division import Divided, min_of, search
 from moe_placer.replan.migration import Migration, migrate
 from moe_placer.replan.restore import Loss, read_survivors
 from moe_placer.replan.task import Figures, Minimise, Task, default_goal, goal_of
@@ -32,10 +31,8 @@ __all__ = ["Replanned", "replan"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-TIME_S = 5.0
+TIME_S = 4.0
 _SEARCH = 0.6  # of the time; the rest is for the bound
-_DESCENTS = 4  # of a layer, to different targets
-_SHOWN = 16  # budgets of the curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +122,7 @@ def replan(
     change : Change, optional
         GPUs that failed, drain, came or are slow since the current placement was made; the instance is changed by it.
     limits : Limits, optional
-        Seconds or deterministic effort of the search; absent: 5 s.
+        Seconds or deterministic effort of the search; absent: 4 s. ``bounds=False`` leaves the bound out.
     seed : int
         Of the disturbances; the same seed and effort give the same placement while no clock strikes.
     check : bool
@@ -159,13 +156,14 @@ def replan(
     now, loss = _read(problem, current, out, goal_of(problem, minimise, slowness), most, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
     task = Task(instance, now, weights, minimise, slowness)
-    curves = [Curve(start, task.goal, inside_nodes, _least(most, start.layer.items)) for start in task.starts]
-    search_until = min(deadline.at, begun + _SEARCH * limits.time_s)
-    _search(curves, limits, replace(deadline, at=search_until), seed)
-    divided, placement, migration = _within(_Divided(task, curves, most), budget, current, traffic, seed, out[0])
+    curves = [Curve(start, task.goal, inside_nodes, min_of(most, start.layer.items)) for start in task.starts]
+    bounded = most is not None and not inside_nodes and limits.bounds
+    search_until = min(deadline.at, begun + (_SEARCH if bounded else 1.0) * limits.time_s)
+    search(curves, most, limits, replace(deadline, at=search_until), seed)
+    divided, placement, migration = _within(Divided(task, curves, most), budget, current, traffic, seed, out[0])
     before, after = task.figures([curve.current for curve in curves]), task.figures(divided.chosen)
     bound = None
-    if most is not None and not inside_nodes:
+    if most is not None and bounded:
         gained = (before.total_z - after.total_z) / max(1, most)
         guess = gained if gained > 0 else max(1.0, before.total_z / len(problem))
         bound = bound_budget(*task.layers_and_held(), most, weights, guess, deadline)
@@ -212,8 +210,8 @@ def _read(
 
 
 def _within(
-    divided: _Divided, budget: Budget, current: Placement, traffic: Traffic, seed: int, lost: frozenset[int]
-) -> tuple[_Divided, Placement, Migration]:
+    divided: Divided, budget: Budget, current: Placement, traffic: Traffic, seed: int, lost: frozenset[int]
+) -> tuple[Divided, Placement, Migration]:
     """Take away moves until the transfers keep to the limits on time, and return what is left."""
     task = divided.task
     while True:
@@ -241,10 +239,6 @@ def _verified(
         rules = [violation.rule for violation in verification.violations]
         raise DefectError(f"the new placement fails verification:\n{shown}", rules)
     return verification
-
-
-def _least(most: int | None, items: int) -> int:
-    return items if most is None else min(most, items)
 
 
 def _record(
@@ -290,70 +284,3 @@ def _known_weights(problem: Problem, record: LayerRecord | None) -> Floats | Non
     weights = np.array([record.weights.get(link, 0.0) for link in problem.links])
     total = float(weights.sum())
     return weights / total if total > 0 else None
-
-
-def _search(curves: Sequence[Curve], limits: Limits, deadline: Deadline, seed: int) -> None:
-    """Descend in every layer, then disturb and improve, the layers in turns, until effort or time is spent."""
-    for depth in range(_DESCENTS):
-        for curve in curves:
-            if deadline.over:
-                return
-            curve.descend(depth, deadline)
-    rngs = [np.random.default_rng((seed, index)) for index in range(len(curves))]
-    while sum(curve.work for curve in curves) < limits.total_work:
-        before = sum(curve.evaluated for curve in curves)
-        for curve, rng in zip(curves, rngs, strict=True):
-            if deadline.over:
-                return
-            if len(curve.points) > 1:  # where no trade helps there is nothing to disturb
-                curve.disturb(rng, deadline)
-        if sum(curve.evaluated for curve in curves) == before:
-            return
-
-
-class _Divided:
-    """The budget divided over the curves of all layers."""
-
-    def __init__(self, task: Task, curves: Sequence[Curve], most: int | None) -> None:
-        self.task, self.points = task, [curve.points for curve in curves]
-        self._divide(most)
-
-    def _divide(self, most: int | None) -> None:
-        counted = [np.array([point.moves for point in row]) for row in self.points]
-        self.spent = _least(most, sum(int(row[-1]) for row in counted))
-        values = [np.array([point.value for point in row]) for row in self.points]
-        self.allocation = allocate(counted, values, self.spent)
-        self.chosen = self._choose(self.spent)
-
-    def restrict(self, rows: Sequence[int]) -> None:
-        """Leave these layers fewer moves than they have."""
-        for row in rows:
-            moves = self.chosen[row].moves
-            self.points[row] = [point for point in self.points[row] if point.moves < moves]
-            if not self.points[row]:
-                layer = self.task.problem.moe_layers[row]
-                raise NothingFoundError(f"layer {layer}: what has to come back takes longer than the budget allows")
-        self._divide(self.spent)
-
-    def reduce(self, share: float) -> None:
-        """Leave all layers together about this share of their moves, and fewer than they have."""
-        moves, least = sum(point.moves for point in self.chosen), sum(row[0].moves for row in self.points)
-        if moves == least:
-            raise NothingFoundError("what has to come back takes longer than the budget allows")
-        self._divide(max(least, min(moves - 1, int(share * moves))))
-
-    def _choose(self, budget: int) -> list[Point]:
-        return [row[at] for row, at in zip(self.points, self.allocation.choose(budget), strict=True)]
-
-    @property
-    def curve(self) -> tuple[Figures, ...]:
-        """Measure the best found for budgets that double, up to the one that is given."""
-        least = sum(row[0].moves for row in self.points)
-        more = self.spent - least
-        budgets = sorted({least, self.spent, *(least + (more >> shift) for shift in range(_SHOWN))})
-        found: list[Figures] = []
-        for budget in budgets:
-            figures = self.task.figures(self._choose(budget))
-            if not found or figures.moves > found[-1].moves:
-                found.append(figures)
-        return tuple(found)

@@ -18,7 +18,7 @@ __all__ = ["ReplicaChange", "best_change", "changed"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_LISTED = 512  # changes that are computed exactly
+_LISTED = 256  # changes that are computed exactly
 _FREE_MOVE = 0.25
 
 
@@ -102,17 +102,8 @@ def _candidates(state: LayerState, target_z: float) -> tuple[Ints, Ints, Ints]:
     could_go = np.flatnonzero((replicas[layer.expert] > layer.least_replicas) & (layer.pinned < 0))
     if not len(could_go):
         return could_go, could_go, could_go
-    item, expert = np.divmod(np.arange(len(could_go) * len(replicas)), len(replicas))
-    item = could_go[item]
+    item, expert = _pairs(state, could_go, replicas)
     place = state.place[item]
-    if state.goal.gpus:
-        busiest = int(state.gpu_load.argmax())
-        kept = (place == busiest) | (state.on[expert, busiest] > 0)
-    else:  # no replica becomes hotter than the hottest is
-        load = np.bincount(layer.expert, layer.load)
-        alone = load / np.maximum(1, replicas - 1)
-        kept = alone[layer.expert[item]] <= float(layer.load.max(initial=0.0))
-    item, expert, place = item[kept], expert[kept], place[kept]
     free = np.flatnonzero(state.taken < state.slots)
     if len(free):
         coldest = int(free[state.gpu_load[free].argmin()])
@@ -140,6 +131,22 @@ def _leaves_all_in_one(state: LayerState, item: Ints) -> npt.NDArray[np.bool_]:
     on = spread.on[layer.expert[item]]
     on[np.arange(len(item)), spread.domain[state.node[item]]] -= 1
     return np.asarray((on >= (spread.count[layer.expert[item]] - 1)[:, None]).any(axis=1))
+
+
+def _pairs(state: LayerState, could_go: Ints, replicas: Ints) -> tuple[Ints, Ints]:
+    """Pair what could go with experts: one of them is on the busiest GPU, or nothing gets hotter than the hottest."""
+    layer, everybody = state.layer, np.arange(len(replicas))
+    if not state.goal.gpus:
+        load = np.bincount(layer.expert, layer.load)
+        alone = load / np.maximum(1, replicas - 1)
+        could_go = could_go[alone[layer.expert[could_go]] <= float(layer.load.max(initial=0.0))]
+        return np.repeat(could_go, len(everybody)), np.tile(everybody, len(could_go))
+    busiest = int(state.gpu_load.argmax())
+    at_busiest = state.place[could_go] == busiest
+    here, there = could_go[at_busiest], could_go[~at_busiest]
+    relieved = np.flatnonzero(state.on[:, busiest] > 0)
+    item = np.concatenate([np.repeat(here, len(everybody)), np.repeat(there, len(relieved))])
+    return item, np.concatenate([np.tile(everybody, len(here)), np.tile(relieved, len(there))])
 
 
 def _promising(state: LayerState, item: Ints, expert: Ints, place: Ints, target_z: float) -> Ints:

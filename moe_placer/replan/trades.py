@@ -12,15 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.bounds.assignment import price
 from moe_placer.problem.compile import LayerProblem
-from moe_placer.search.moves import Moves
+from moe_placer.search.moves import Moves, excess
 
-__all__ = ["Goal", "LayerState", "Trade"]
+__all__ = ["LISTED", "Goal", "LayerState", "Trade"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_BUSIEST = 4  # GPUs whose items are traded
+_AT_ONCE = 4  # trades that are found at once
+LISTED = 256  # trades that are computed exactly
 _FREE_MOVE = 0.25  # what a trade without moves counts as, so that it comes before all others
 
 
@@ -106,12 +110,13 @@ class LayerState:
         return links + goal.gpus**2 * float((np.maximum(0.0, self.gpu_load - target_gpu) ** 2).sum())
 
     def at_worst(self) -> Ints:
-        """Items at the busiest link, or on the busiest GPU, as far as these count."""
+        """Items at the busiest link, or on the busiest GPUs, as far as these count."""
         found = np.zeros(self.layer.items, dtype=bool)
         if self.goal.links:
             found[self.links.items_at_worst()] = True
         if self.goal.gpus:
-            found |= self.place == int(self.gpu_load.argmax())
+            busiest = np.argsort(-self.gpu_load, kind="stable")[:_BUSIEST]
+            found |= np.isin(self.place, busiest)
         return np.flatnonzero(found)
 
     def best_trade(self, items: Ints, target_z: float, target_gpu: float, inside: bool) -> Trade | None:
@@ -128,17 +133,50 @@ class LayerState:
         inside : bool
             Whether trades between nodes are out.
         """
+        return next(iter(self.best_trades(items, target_z, target_gpu, inside)), None)
+
+    def best_trades(self, items: Ints, target_z: float, target_gpu: float, inside: bool) -> list[Trade]:
+        """Find trades that lower the excess most per move, of which no two have an expert or a place in common.
+
+        What they do to GPUs and moves adds up; what they do to links need not.
+
+        Parameters
+        ----------
+        items : int array
+            Items that may take part.
+        target_z : float
+            z that is good enough, tokens at node-link speed.
+        target_gpu : float
+            Tokens per step of the busiest GPU that are good enough.
+        inside : bool
+            Whether trades between nodes are out.
+        """
         partners, places = self._partners()
-        change = self._changes(items, partners, places, target_z, target_gpu)
+        if not len(items) or not len(partners):
+            return []
+        gpus = self._gpu_changes(items, partners, places, target_gpu)
+        least = gpus + self._least_link_changes(items, partners, places, target_z)
         moves = self._moves(items, partners, places)
-        change[self._forbidden(items, partners, places, inside)] = np.inf
-        score = np.where(change < 0, change / np.where(moves > 0, moves, _FREE_MOVE), np.inf)
-        if not score.size:
-            return None
-        i, j = divmod(int(score.argmin()), len(partners))
-        if not np.isfinite(score[i, j]):
-            return None
-        return Trade(float(change[i, j]), int(moves[i, j]), int(items[i]), int(partners[j]), int(places[j]))
+        least[self._forbidden(items, partners, places, inside)] = np.inf
+        score = _per_move(least, moves).ravel()
+        few = np.argpartition(score, LISTED)[:LISTED] if len(score) > LISTED else np.arange(len(score))
+        few = few[np.isfinite(score[few])]
+        i, j = np.divmod(few, len(partners))
+        change = self._link_changes(items[i], partners[j], places[j], target_z)
+        change += gpus[i, j]
+        score = _per_move(change, moves[i, j])
+        found: list[Trade] = []
+        taken: set[int] = set()
+        for at in np.argsort(score, kind="stable").tolist():
+            if not np.isfinite(score[at]) or len(found) == _AT_ONCE:
+                break
+            item, partner, place = int(items[i[at]]), int(partners[j[at]]), int(places[j[at]])
+            touched = {int(self.place[item]), place, -1 - int(self.layer.expert[item])}
+            touched |= {-1 - int(self.layer.expert[partner])} if partner >= 0 else set()
+            if taken.isdisjoint(touched):
+                taken |= touched
+                found.append(Trade(float(change[at]), int(moves[i[at], j[at]]), item, partner, place))
+        return found
 
     def random_trade(self, item: int, rng: np.random.Generator, inside: bool) -> Trade | None:
         """Choose any allowed trade of an item."""
@@ -173,14 +211,38 @@ class LayerState:
         partners = np.concatenate([np.arange(self.layer.items), np.full(len(free), -1)])
         return partners, np.concatenate([self.place, free])
 
-    def _changes(self, items: Ints, partners: Ints, places: Ints, target_z: float, target_gpu: float) -> Floats:
-        """Change of the excess [items, partners]."""
+    def _least_link_changes(self, items: Ints, partners: Ints, places: Ints, target_z: float) -> Floats:
+        """Bound the change of the links' excess from below [items, partners]: its slope, for it is convex in costs."""
+        if not self.goal.links:
+            return np.zeros((len(items), len(partners)))
+        slope = 2 * np.maximum(0.0, self.links.cost - target_z)
+        prices = np.vstack([price(self.layer, slope), np.zeros(self.layer.nodes)])  # last: a free slot
+        here, there = self.node[items], places // self.per_node
+        change = prices[items][:, there] + prices[partners][:, here].T
+        change -= prices[items, here][:, None]
+        change -= prices[partners, there][None, :]
+        change[here[:, None] == there[None, :]] = 0.0
+        return np.asarray(self.goal.links**2 * change)
+
+    def _link_changes(self, item: Ints, partner: Ints, place: Ints, target_z: float) -> Floats:
+        """Change of the links' excess [C] by each of C trades."""
+        if not self.goal.links:
+            return np.zeros(len(item))
+        layer, here, there = self.layer, self.node[item], place // self.per_node
+        cost, rows, back = np.zeros((len(item), layer.links + 1)), np.arange(len(item))[:, None], partner >= 0
+        for who, node, sign in ((item, here, -1.0), (item, there, 1.0)):
+            np.add.at(cost, (rows, layer.affected[node]), sign * layer.delta[who, node])
+        who, rows = partner[back], rows[back]
+        for node, sign in ((there[back], -1.0), (here[back], 1.0)):
+            np.add.at(cost, (rows, layer.affected[node]), sign * layer.delta[who, node])
+        cost[here == there] = 0.0
+        after = excess(self.links.cost + cost[:, :-1], target_z)
+        return np.asarray(self.goal.links**2 * (after - self.links.excess(target_z)))
+
+    def _gpu_changes(self, items: Ints, partners: Ints, places: Ints, target_gpu: float) -> Floats:
+        """Change of the GPUs' excess [items, partners]."""
         change = np.zeros((len(items), len(partners)))
         goal = self.goal
-        if goal.links:
-            nodes = places // self.per_node
-            moved = self.links.changes(items, partners, nodes, target_z)
-            change += goal.links**2 * np.where(self.node[items][:, None] == nodes[None, :], 0.0, moved)
         if goal.gpus:
             load = np.append(self.layer.load, 0.0)
             more = load[partners][None, :] - load[items][:, None]  # of the item's GPU
@@ -220,6 +282,11 @@ class LayerState:
             meets = (self.on[mine][:, places] > 0) | ((self.on[theirs][:, here].T > 0) & real[None, :])
             forbidden |= meets & (mine[:, None] != theirs[None, :])
         return np.asarray(forbidden)
+
+
+def _per_move(change: Floats, moves: Ints) -> Floats:
+    """Change of the excess per move, where it falls; else infinite."""
+    return np.where(change < 0, change / np.where(moves > 0, moves, _FREE_MOVE), np.inf)
 
 
 def _square(value: Floats) -> Floats:

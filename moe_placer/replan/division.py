@@ -1,0 +1,142 @@
+"""The curves of all layers: how far each is searched, and how one budget is divided over their points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_placer.errors import NothingFoundError
+from moe_placer.limits import Deadline, Limits
+from moe_placer.replan.allocation import allocate
+from moe_placer.replan.curve import Curve, Point
+from moe_placer.replan.task import Figures, Task
+
+__all__ = ["Divided", "min_of", "search"]
+
+_DESCENTS = 3  # of a layer beside the first, to other targets
+_SHOWN = 16  # budgets of the curve
+_STAGES = (0.25, 0.5, 1.0, 1.5)  # times the mean share of the budget: how far all layers are searched, in turns
+_FURTHER = 1.5  # times what was searched
+_FRONTIER = 0.75  # of what was searched: a layer that is given more moves is searched further
+
+
+def min_of(most: int | None, items: int) -> int:
+    """Return the smaller of a limit, where there is one, and a number of items."""
+    return items if most is None else min(most, items)
+
+
+def search(curves: Sequence[Curve], most: int | None, limits: Limits, deadline: Deadline, seed: int) -> None:
+    """Descend in every layer, then disturb and improve, the layers in turns, until effort or time is spent.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+        One per MoE layer.
+    most : int or None
+        Moves that the budget allows.
+    limits : Limits
+        Whose deterministic effort counts.
+    deadline : Deadline
+        When to stop, whatever has been reached.
+    seed : int
+        Of the disturbances.
+    """
+    _first_descents(curves, most, deadline)
+    for depth in range(_DESCENTS):
+        for curve in curves:
+            if deadline.over:
+                return
+            curve.descend(depth, deadline)
+    rngs = [np.random.default_rng((seed, index)) for index in range(len(curves))]
+    while sum(curve.work for curve in curves) < limits.total_work:
+        before = sum(curve.evaluated for curve in curves)
+        for curve, rng in zip(curves, rngs, strict=True):
+            if deadline.over:
+                return
+            if len(curve.points) > 1:  # where no trade helps there is nothing to disturb
+                curve.disturb(rng, deadline)
+        if sum(curve.evaluated for curve in curves) == before:
+            return
+
+
+def _first_descents(curves: Sequence[Curve], most: int | None, deadline: Deadline) -> None:
+    """Descend from what runs now, in every layer as far as it could be given moves of the budget.
+
+    The first moves gain most. So all layers are searched in turns, up to a little beyond their mean share; then the
+    budget is divided, and those that are given nearly all that was searched go on, until none is.
+    """
+    needed = sum(curve.points[0].moves for curve in curves)
+    for stage in _STAGES if most is not None else _STAGES[-1:]:
+        for curve in curves:
+            if deadline.over:
+                return
+            share = curve.most if most is None else int(np.ceil(stage * (most - needed) / len(curves)))
+            curve.descend_to(curve.points[0].moves + share, deadline)
+    while most is not None and not deadline.over:
+        wanting = [
+            curve
+            for curve, point in zip(curves, _divide([curve.points for curve in curves], most), strict=True)
+            if curve.is_paused and point.moves >= _FRONTIER * curve.reach
+        ]
+        if not wanting:
+            return
+        for curve in wanting:
+            curve.descend_to(int(np.ceil(_FURTHER * curve.reach)) + 1, deadline)
+
+
+def _divide(points: Sequence[Sequence[Point]], budget: int) -> list[Point]:
+    """Choose one point of each layer, the best within the budget."""
+    counted = [np.array([point.moves for point in row]) for row in points]
+    values = [np.array([point.value for point in row]) for row in points]
+    spent = min(budget, sum(int(row[-1]) for row in counted))
+    chosen = allocate(counted, values, spent).choose(spent)
+    return [row[at] for row, at in zip(points, chosen, strict=True)]
+
+
+class Divided:
+    """The budget divided over the curves of all layers."""
+
+    def __init__(self, task: Task, curves: Sequence[Curve], most: int | None) -> None:
+        self.task, self.points = task, [curve.points for curve in curves]
+        self._divide(most)
+
+    def _divide(self, most: int | None) -> None:
+        counted = [np.array([point.moves for point in row]) for row in self.points]
+        self.spent = min_of(most, sum(int(row[-1]) for row in counted))
+        values = [np.array([point.value for point in row]) for row in self.points]
+        self.allocation = allocate(counted, values, self.spent)
+        self.chosen = self._choose(self.spent)
+
+    def restrict(self, rows: Sequence[int]) -> None:
+        """Leave these layers fewer moves than they have."""
+        for row in rows:
+            moves = self.chosen[row].moves
+            self.points[row] = [point for point in self.points[row] if point.moves < moves]
+            if not self.points[row]:
+                layer = self.task.problem.moe_layers[row]
+                raise NothingFoundError(f"layer {layer}: what has to come back takes longer than the budget allows")
+        self._divide(self.spent)
+
+    def reduce(self, share: float) -> None:
+        """Leave all layers together about this share of their moves, and fewer than they have."""
+        moves, least = sum(point.moves for point in self.chosen), sum(row[0].moves for row in self.points)
+        if moves == least:
+            raise NothingFoundError("what has to come back takes longer than the budget allows")
+        self._divide(max(least, min(moves - 1, int(share * moves))))
+
+    def _choose(self, budget: int) -> list[Point]:
+        return [row[at] for row, at in zip(self.points, self.allocation.choose(budget), strict=True)]
+
+    @property
+    def curve(self) -> tuple[Figures, ...]:
+        """Measure the best found for budgets that double, up to the one that is given."""
+        least = sum(row[0].moves for row in self.points)
+        more = self.spent - least
+        budgets = sorted({least, self.spent, *(least + (more >> shift) for shift in range(_SHOWN))})
+        found: list[Figures] = []
+        for budget in budgets:
+            figures = self.task.figures(self._choose(budget))
+            if not found or figures.moves > found[-1].moves:
+                found.append(figures)
+        return tuple(found)
