@@ -183,6 +183,8 @@ def _evaluated(
     check_servable(instance, placement)
     traffic = traffic or load_traffic(instance)
     found = verify(instance, placement, traffic)
+    same_instance = rule is None and placement.instance.sha256 == instance.sha256
+    instance = instance.on_the_mix()
     solution = _solved(instance, traffic, limits)
     plans: dict[str, Placement | str] = {
         name: solution.baseline_placements().get(name, "it finds no valid placement")
@@ -206,7 +208,7 @@ def _evaluated(
     return Evaluation(
         instance=instance,
         routing=rule or instance.placement.replica_routing,
-        same_instance=rule is None and placement.instance.sha256 == instance.sha256,
+        same_instance=same_instance,
         same_traffic=placement.instance.traffic_sha256 == traffic.sha256,
         breaks=tuple(str(one) for one in found.violations if one.rule in CONSTRAINTS),
         placement=mine,

@@ -188,6 +188,21 @@ def _survives(model: Model, cluster: Cluster, parallelism: Parallelism, placemen
         yield at, f"{kind}, with placement.replicas_apart: none", "replicas_apart: gpu or node"
 
 
+def _scenarios(cluster: Cluster, placement: Placement, traffic: AnyTraffic, objective: Objective) -> Iterator[Found]:
+    """Require costs that are linear in the placement, and recordings that every node can be like."""
+    if objective.scenarios == "mix":
+        return
+    at, of = ("objective", "scenarios"), "recordings"
+    if objective.minimise != "layers":
+        yield at, f"{of}, with objective.minimise: {objective.minimise}", "mix, or minimise: layers"
+    if placement.counts_tokens_once:
+        yield at, f"{of}, with placement.dispatch: {placement.dispatch}", "mix, or dispatch: per-expert"
+    if cluster.receives_by_gpu:
+        yield at, f"{of}, with cluster.nics.receive: destination-gpu", "mix, or receive: source-rail or shared"
+    if getattr(traffic, "sources", "mix") == "recorded":
+        yield at, f"{of}, with traffic.sources: recorded", "mix, or sources: mix"
+
+
 def _one_replica(model: Model, parallelism: Parallelism, placement: Placement) -> Iterator[tuple[str, str]]:
     """Say where experts cannot all have a second replica: what was found, what is expected."""
     replicas = placement.replicas
@@ -353,6 +368,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), _pins),
     (("cluster", "traffic"), _mix),
+    (("cluster", "placement", "traffic", "objective"), _scenarios),
     (("schedule",), _shares),
     (("model", "cluster", "parallelism", "placement", "engine"), _engine),
 )

@@ -115,6 +115,8 @@ class Instance(schema.Section):
             del content["placement"]["survives"]  # likewise
         if self.objective.minimise == "layers":
             del content["objective"]["minimise"]  # and so is this one
+        if self.objective.scenarios == "mix":
+            del content["objective"]["scenarios"]
         if content["traffic"].get("sources") == "mix":
             del content["traffic"]["sources"]  # and so is this one
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -129,6 +131,12 @@ class Instance(schema.Section):
             mix=getattr(self.traffic, "mix", None),
         )
         copy = self.model_copy(update={"traffic": traffic})
+        copy._directory = self._directory
+        return copy
+
+    def on_the_mix(self) -> Self:
+        """Return this instance with layers judged on the mixed traffic, whatever scenarios its objective has."""
+        copy = self.model_copy(update={"objective": self.objective.model_copy(update={"scenarios": "mix"})})
         copy._directory = self._directory
         return copy
 

@@ -301,6 +301,12 @@ class Objective(Section):
         "layer-time: the sum over layers of dispatch, slowest GPU and combine; "
         "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
     )
+    scenarios: Literal["mix", "recordings"] = Field(
+        "mix",
+        description="mix: tokens are like the recordings mixed as traffic.mix says; recordings: each recording is a "
+        "scenario, in which all nodes' tokens are like it, and a layer counts the busiest link of its worst scenario "
+        "(docs/uncertainty.md).",
+    )
 
 
 class Shares(Section):

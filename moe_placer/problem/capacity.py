@@ -25,7 +25,7 @@ from moe_placer.problem.shortage import (
     working_gpus,
 )
 
-__all__ = ["Capacity", "find_capacity", "why_infeasible"]
+__all__ = ["Capacity", "choose_replicas", "find_capacity", "why_infeasible"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -281,3 +281,15 @@ def _spread(wanted: Ints, layers: int, per_gpu: int) -> Ints:
             slots[layer][many[: target - int(slots[layer].sum())]] += 1
         left -= slots[layer]
     return slots
+
+
+def choose_replicas(instance: Instance, tokens: npt.NDArray[np.float64], capacity: Capacity) -> Ints:
+    """Return the replicas of each expert [MoE layers, experts]; a budget of redundant slots goes to experts by load."""
+    layers, experts = len(instance.moe_layers), instance.model.experts
+    if instance.placement.replicas == "dp":
+        return np.full((layers, experts), instance.parallelism.dp, dtype=np.int64)
+    replicas = np.empty((layers, experts), dtype=np.int64)
+    for index, (load, total) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
+        fits = partial(capacity.allows, index)
+        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits, least_replicas(instance))
+    return replicas

@@ -9,7 +9,7 @@ that node n touches.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -19,13 +19,14 @@ from moe_placer.fabric import Receivers, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import back_ratio, expert_us, token_us
-from moe_placer.problem.capacity import Capacity, find_capacity
+from moe_placer.problem.capacity import Capacity, choose_replicas, find_capacity
 from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
-from moe_placer.problem.replica_counts import replica_order, replicas_by_load
+from moe_placer.problem.replica_counts import replica_order
+from moe_placer.problem.scenarios import over_scenarios, scenarios_of, worst_of
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
@@ -210,6 +211,9 @@ class Problem:
         Replicas that every expert must have, where how many is a choice.
     domain : int array [nodes] or None
         As in `LayerProblem`.
+    scenarios : tuple of Problem
+        Where layers are judged by the worst of several traffics: one of each. ``links`` are then those of each in turn;
+        the other fields are of the mix.
     """
 
     name: str
@@ -239,6 +243,7 @@ class Problem:
     by_node: Problem | None = None
     least_replicas: int = 1
     domain: Ints | None = None
+    scenarios: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -264,6 +269,11 @@ class Problem:
 
     def layer(self, index: int, replicas: Ints | None = None) -> LayerProblem:
         """Compile the index-th MoE layer, with ``replicas`` [experts] if given instead of the problem's own."""
+        own = self._layer(index, replicas)
+        counts = self.replicas[index] if replicas is None else replicas
+        return worst_of(own, [one._layer(index, counts) for one in self.scenarios]) if self.scenarios else own
+
+    def _layer(self, index: int, replicas: Ints | None) -> LayerProblem:
         expert, replica = self.items(index, replicas)
         tokens = self.item_demand(index, expert, replica)
         pinned = np.full(len(expert), -1, dtype=np.int64)
@@ -363,6 +373,13 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     InfeasibleError
         No placement can exist.
     """
+    problem = _compiled(instance, traffic)
+    if instance.objective.scenarios == "mix":
+        return problem
+    return over_scenarios(problem, [_compiled(instance, one) for one in scenarios_of(traffic)])
+
+
+def _compiled(instance: Instance, traffic: Traffic) -> Problem:
     capacity, tokens, placement = find_capacity(instance), demand(instance, traffic), instance.placement
     routes = node_routes(instance)
     scale = token_cost(instance, routes.bandwidth)
@@ -378,7 +395,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
         multiplicity=tuple(multiplicity),
         token_cost=scale[keep],
         demand=tokens,
-        replicas=_choose_replicas(instance, tokens, capacity),
+        replicas=choose_replicas(instance, tokens, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
         replicas_are_free=instance.redundant_slots > 0,
         redundant_in_all=instance.redundant_slots if isinstance(placement.replicas, SharedSlots) else None,
@@ -409,15 +426,3 @@ def demand(instance: Instance, traffic: Traffic) -> Floats:
     per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
     return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))
-
-
-def _choose_replicas(instance: Instance, tokens: Floats, capacity: Capacity) -> Ints:
-    """Return the replicas of each expert [MoE layers, experts]; a budget of redundant slots goes to experts by load."""
-    layers, experts = len(instance.moe_layers), instance.model.experts
-    if instance.placement.replicas == "dp":
-        return np.full((layers, experts), instance.parallelism.dp, dtype=np.int64)
-    replicas = np.empty((layers, experts), dtype=np.int64)
-    for index, (load, total) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
-        fits = partial(capacity.allows, index)
-        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits, least_replicas(instance))
-    return replicas

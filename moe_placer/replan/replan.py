@@ -269,6 +269,8 @@ def _refuse(problem: Problem) -> None:
         reason = f"its experts are sharded over {problem.shards} GPUs; replan knows expert_tp: 1"
     elif problem.minimise == "aggregate":
         reason = "it minimises the aggregate; replan knows objective.minimise: layers"
+    elif problem.scenarios:
+        reason = "it judges layers by the worst recording; replan knows objective.scenarios: mix"
     if reason:
         raise NothingFoundError(f"{problem.name} cannot be replanned: {reason}")
 

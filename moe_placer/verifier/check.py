@@ -19,6 +19,7 @@ from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
 from moe_placer.verifier.migration import check_migration
 from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.scenarios import judge
 from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.transfer_file import Transfers
 from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violation
@@ -83,7 +84,8 @@ def verify(
     facts = check_facts(instance, traffic, network, placement)
     violations += facts.violations
     whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
-    layers = read_layers(instance, network, traffic, replicas, whole)
+    of_mix = read_layers(instance, network, traffic, replicas, whole)
+    network, layers = judge(instance, network, traffic, replicas, whole, of_mix)
     checker = Checker(instance, network, traffic, layers, valid, violations)
     stated = [*placement.layers[: len(layers)], *[None] * (len(layers) - len(placement.layers))]
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
@@ -111,8 +113,8 @@ def verify(
         memory_bound=memory_bound,
         budget_bound=budget_bound,
         back=wire_bytes(model, instance.placement.combine_dtype) / wire_bytes(model, instance.placement.dispatch_dtype),
-        busiest_gpu=np.array([busiest_gpu(*pair) for pair in zip(layers, of_layer, strict=True)]),
-        least_busiest=np.array([least_busiest(instance, layer) for layer in layers]),
+        busiest_gpu=np.array([busiest_gpu(*pair) for pair in zip(of_mix, of_layer, strict=True)]),
+        least_busiest=np.array([least_busiest(instance, layer) for layer in of_mix]),
         expert_token_us=expert_token_us(instance),
         cost_us=float((network.us_per_token / network.scale).min(initial=np.inf)) if network.links else 0.0,
         facts_checked=facts.checked,

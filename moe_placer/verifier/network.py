@@ -67,10 +67,10 @@ class Network:
     def arrivals(self) -> tuple[Floats, list[Ints]]:
         """What tokens to each place cost on the links they cross.
 
-        Returns a table [rows, nodes], cost of one token from each source, and for every place the rows that apply to
+        Returns a table [rows, sources], cost of one token from each source, and for every place the rows that apply to
         it: one for every link on routes to it. Links alike in this, such as those to parallel spines, share a row.
         """
-        nodes = int(self.home.max(initial=0)) + 1
+        nodes = int(max(self.source.max(initial=0), self.home.max(initial=0))) + 1
         rows: dict[bytes, int] = {}
         table: list[Floats] = []
         of_place = []

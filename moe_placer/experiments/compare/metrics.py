@@ -115,10 +115,11 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     ``communication_us`` is the dispatch of all layers one after the other, each as long as its slowest link takes:
     tokens * bytes per token / (bandwidth * utilization), as in the placement model; combine is dispatch reversed.
     ``step_us`` is for `moe_placer.experiments.compare.step_process` to fill in. Balancedness is mean over largest load
-    of working GPUs, or of nodes that have one, as a mean over layers: 1 is even.
+    of working GPUs, or of nodes that have one, as a mean over layers: 1 is even. Where the objective counts the worst
+    recording of each layer, so do all figures of links; those of GPUs and pairs of nodes are of the mix.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
-    load = flows.load(network)
+    load = _judged(instance, placement, traffic, network, flows.load(network))
     cost = load * network.scale
     z, pair = _largest(cost), _largest(flows.between.reshape(len(load), -1))
     works = np.full(instance.gpus, True)
@@ -145,6 +146,21 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
         "link_cost": rounded(cost),
         "gpu_load": rounded(flows.gpu),
     }
+
+
+def _judged(instance: Instance, placement: Placement, traffic: Traffic, network: Network, load: Floats) -> Floats:
+    """Tokens on every link [MoE layers, links]: of the mix, or for each layer of the recording that is worst there."""
+    if instance.objective.scenarios == "mix":
+        return load
+    alone = np.ones((instance.cluster.nodes, 1))
+    each = np.stack(
+        [
+            find_flows(instance, placement, Traffic((recording,), alone)).load(network)
+            for recording in traffic.recordings
+        ]
+    )
+    worst = (each * network.scale).max(axis=2, initial=0.0).argmax(axis=0)
+    return np.asarray(each[worst, np.arange(each.shape[1])])
 
 
 def _nic_totals(network: Network, cost: Floats) -> dict[str, float | None]:

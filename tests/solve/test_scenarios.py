@@ -1,0 +1,142 @@
+"""Layers judged by the worst of several recordings: counted twice, solved against brute force, else refused."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import in_order, placement_data, recomputed, rules_of, tiny_instance, tiny_traffic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_placer.errors import InputError, NothingFoundError
+from moe_placer.instance import Instance
+from moe_placer.limits import Limits
+from moe_placer.placement import Placement
+from moe_placer.problem.compile import compile_problem
+from moe_placer.search.moves import repair
+from moe_placer.solve.solve import solve
+from moe_placer.traffic.recording import Traffic
+
+WORST = {"objective": {"scenarios": "recordings"}}
+CASES: dict[str, dict[str, Any]] = {
+    "group": {},
+    "even": {"placement": {"replica_routing": "even"}},
+    "budget": {"placement": {"replica_routing": "even", "replicas": {"redundant_slots": 3}}},
+    "rails": {"cluster": {"nics": {"per_node": 2, "gb_per_s": 200.0, "receive": "source-rail"}}},
+    "sharded": {"parallelism": {"dp": 1, "expert_tp": 2}},
+    "spare slots": {"cluster": {"gpus_per_node": 3}},
+    "tokens": {"objective": {"metric": "tokens"}},
+}
+
+
+def case(name: str, scenarios: str = "recordings") -> Instance:
+    changes = CASES[name]
+    objective = {**changes.get("objective", {}), "scenarios": scenarios}
+    return tiny_instance(**{**changes, "objective": objective})
+
+
+def alone(instance: Instance, traffic: Traffic, index: int) -> Traffic:
+    return Traffic((traffic.recordings[index],), np.ones((instance.cluster.nodes, 1)))
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_every_link_costs_what_it_costs_with_each_recording_alone(name: str, seed: int) -> None:
+    instance, mixed = case(name), case(name, "mix")
+    traffic = tiny_traffic(instance, seed, recordings=3)
+    layer, rng = compile_problem(instance, traffic).layer(0), np.random.default_rng(seed)
+    node = repair(layer, rng.permutation(np.repeat(np.arange(layer.nodes), layer.slots))[: layer.items], rng)
+    assert node is not None
+    own = compile_problem(mixed, traffic)
+    each = []
+    for index in range(3):
+        one = compile_problem(mixed, alone(instance, traffic, index))
+        each.append(one.layer(0, own.replicas[0]).cost(node))
+    assert layer.cost(node) == pytest.approx(np.concatenate(each))
+    assert layer.z(node) == pytest.approx(max(cost.max() for cost in each))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_verifier_counts_the_same_and_derives_what_solvers_prove(name: str) -> None:
+    instance = case(name)
+    traffic = tiny_traffic(instance, 4, recordings=3)
+    solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.02))
+    checked = solution.verification
+    assert checked.ok
+    gpu = [[list(replicas) for replicas in row] for row in solution.placement.gpu]
+    z = [
+        [check.z for check in recomputed(case(name, "mix"), gpu, alone(instance, traffic, index)).layers]
+        for index in range(3)
+    ]
+    assert [check.z for check in checked.layers] == pytest.approx(np.max(z, axis=0).tolist())
+    assert all(0 < check.bound <= check.z * (1 + 1e-9) for check in checked.layers)
+    assert {check.worst_link.partition("@")[2] for check in checked.layers} <= {"0", "1", "2"}
+    assert checked.busiest_gpu == pytest.approx(recomputed(case(name, "mix"), gpu, traffic).busiest_gpu)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_placement_of_a_small_layer_is_better(seed: int) -> None:
+    instance = tiny_instance(
+        model={"layers": 1, "dense_layers": []}, cluster={"gpus_per_node": 1}, parallelism={"dp": 1}, **WORST
+    )
+    traffic = tiny_traffic(instance, seed, recordings=3)
+    layer = compile_problem(instance, traffic).layer(0)
+    best = min(layer.z(np.array(node)) for node in permutations(range(4)))
+    for method in ("auto", "cpsat"):
+        solution = solve(instance, traffic, solver=method, limits=Limits(time_s=240.0, work=0.3, gap=0.0))
+        assert solution.objective == pytest.approx(best, rel=1e-6)
+        assert solution.bound <= best * (1 + 1e-9)
+
+
+def test_one_recording_is_the_mix() -> None:
+    found = []
+    for scenarios in ("mix", "recordings"):
+        instance = tiny_instance(objective={"scenarios": scenarios})
+        traffic = alone(instance, tiny_traffic(instance, 2), 0)
+        found.append(solve(instance, traffic, limits=Limits(time_s=240.0, work=0.02)).objective)
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_lies_are_told() -> None:
+    instance = tiny_instance(**WORST)
+    traffic = tiny_traffic(instance, 1)
+    placement = solve(instance, traffic, solver="greedy", limits=Limits(time_s=240.0, work=0.1)).placement
+    data = placement.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert rules_of(instance, data, traffic) == []
+    for key, value, rule in (
+        ("z", data["layers"][0]["z"] * 0.99, "z"),
+        ("worst_link", data["layers"][0]["worst_link"].partition("@")[0], "worst-link"),
+        ("weights", {"node0->leaf0": 1.0}, "weights"),
+        ("bound", data["layers"][0]["z"] * 1.01, "bound"),
+    ):
+        layers = [{**data["layers"][0], key: value}, *data["layers"][1:]]
+        assert rule in rules_of(instance, {**data, "layers": layers}, traffic)
+    assert {"instance", "z"} <= set(rules_of(tiny_instance(), data, traffic))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"placement": {"dispatch": "per-node"}}, "dispatch: per-expert"),
+        ({"objective": {"minimise": "aggregate"}}, "minimise: layers"),
+        ({"cluster": {"nics": {"per_node": 2, "gb_per_s": 200.0, "receive": "destination-gpu"}}}, "source-rail"),
+    ],
+)
+def test_what_is_not_linear_is_refused(changes: dict[str, Any], says: str) -> None:
+    objective = {**changes.get("objective", {}), "scenarios": "recordings"}
+    with pytest.raises(Exception, match=says):
+        tiny_instance(**{**changes, "objective": objective})
+
+
+def test_replanning_refuses() -> None:
+    from moe_placer.replan.replan import replan
+
+    instance = tiny_instance(**WORST)
+    traffic = tiny_traffic(instance)
+    current = Placement.model_validate(placement_data(instance, in_order(instance), traffic, []))
+    with pytest.raises((NothingFoundError, InputError), match="worst recording"):
+        replan(instance, current, traffic)
