@@ -33,6 +33,11 @@ def broken(folder: Path, dag: Dag, name: str = "small") -> list[DagViolation]:
     return list(check.violations)
 
 
+@pytest.mark.parametrize("name", ["once-per-node", "once-per-gpu"])
+def test_a_refined_graph_of_dispatch_once_per_place_is_good(name: str, tmp_path: Path) -> None:
+    assert broken(tmp_path, fine(name), name) == []
+
+
 def edge(dag: Dag, target: str, tensor: str) -> Edge:
     (found,) = [one for one in dag.incoming(target) if one.tensor.partition(".")[0] == tensor]
     return found

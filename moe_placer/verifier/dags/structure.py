@@ -23,12 +23,8 @@ ALL_TO_ALL = {
 }
 # What moves inside a node where it gets one copy of a token: to all of its experts, and their results to be summed.
 FORWARDED = {
-    ("dispatch_receive", "expert"): "dispatch_dtype",
-    ("dispatch", "expert"): "dispatch_dtype",
-    ("expert", "combine_send"): "combine_dtype",
-    ("expert_reduce", "combine_send"): "combine_dtype",
-    ("expert", "combine"): "combine_dtype",
-    ("expert_reduce", "combine"): "combine_dtype",
+    *(("dispatch_receive", "expert"), ("dispatch", "expert"), ("expert", "combine_send"), ("expert", "combine")),
+    *(("expert_reduce", "combine_send"), ("expert_reduce", "combine")),
 }
 INDEX_BYTES = 4.0  # token and expert ids are 32-bit integers
 
@@ -100,14 +96,26 @@ def check_shapes(dag: DagFile, instance: Instance) -> Iterator[DagViolation]:
                 yield dag.breach("dag-shapes", name, f"it {what} {tensor}, which no edge carries")
 
 
+def _field_of_wire(source: str, target: str, instance: Instance) -> str | None:
+    """Name the field that says in which data type a tensor travels; None where it has that of hidden states.
+
+    Where a node gets one copy of a token, all that leaves a receiver is forwarded, and all that enters combine is
+    results to be summed, whatever operator of an expert is at the other end.
+    """
+    if (source, target) in ALL_TO_ALL or instance.placement.dispatch != "per-node":
+        return ALL_TO_ALL.get((source, target))
+    if source in {"dispatch_receive", "dispatch"}:
+        return "dispatch_dtype"
+    return "combine_dtype" if target in {"combine_send", "combine"} else None
+
+
 def _check_bytes(dag: DagFile, row: Row, instance: Instance) -> Iterator[DagViolation]:
     where, precision = f"{row['source']} -> {row['target']}", precision_of(instance.model, "activations")
     of_model = BYTES_PER_VALUE[precision]
     sizes = {precision: of_model, "tokens": INDEX_BYTES, "choices": INDEX_BYTES + of_model}
     ends = dag.operations[row["source"]]["kind"], dag.operations[row["target"]]["kind"]
-    on_wire = {**ALL_TO_ALL, **(FORWARDED if instance.placement.dispatch == "per-node" else {})}
-    if ends in on_wire:
-        own = getattr(instance.placement, on_wire[ends])
+    if field := _field_of_wire(*ends, instance):
+        own = getattr(instance.placement, field)
         name = instance.model.dtype if own is None else f"{own}+scales" if own in {"fp8", "fp4"} else own
         sizes = {name: wire_bytes(instance.model, own) / instance.model.hidden_size}
     if row["dtype"] not in sizes:
