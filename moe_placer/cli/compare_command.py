@@ -60,6 +60,12 @@ Examples:
     help="Recorded routing to measure on beside what is solved for, one per domain as --trace. Repeatable.",
 )
 @click.option(
+    "--leave-one-out",
+    is_flag=True,
+    help="Solve without each of an instance's recordings in turn, and measure on the one left out: on a domain that "
+    "the plan has not seen.",
+)
+@click.option(
     "--next-window",
     is_flag=True,
     help="Measure placements of synthetic traffic also on the tokens that come next, of the same domains.",
@@ -164,6 +170,7 @@ def _matrix(
     solvers: str | None,
     traces: tuple[Path, ...],
     held_out: tuple[Path, ...],
+    leave_one_out: bool,
     next_window: bool,
     current: tuple[Path, ...],
     time_limit: float,
@@ -185,7 +192,7 @@ def _matrix(
     if not instances:
         raise UsageError("no INSTANCE is given, expected at least one (or --config FILE)")
     names = _names(solvers) if solvers is not None else solver_names()
-    given = Given(traces, held_out, next_window, current)
+    given = Given(traces, held_out, next_window, current, leave_one_out)
     return build_matrix(instances, names, _numbers(seeds), Settings(time_limit, gap, workers), given), question
 
 

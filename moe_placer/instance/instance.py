@@ -134,6 +134,21 @@ class Instance(schema.Section):
         copy._directory = self._directory
         return copy
 
+    def with_recordings(self, keep: Sequence[int], name: str) -> Self:
+        """Return this instance, under another name, with some of its recordings; nodes mix these as they did before.
+
+        A node that had tokens of others only has these evenly.
+        """
+        mix = getattr(self.traffic, "mix", None)
+        if mix is not None:
+            kept = [[row[index] for index in keep] for row in mix]
+            mix = tuple(tuple(x / sum(row) if sum(row) else 1 / len(row) for x in row) for row in kept)
+        files = tuple(self.traffic.files[index] for index in keep) if hasattr(self.traffic, "files") else ()
+        traffic = self.traffic.model_copy(update={"files": files, "mix": mix})
+        copy = self.model_copy(update={"traffic": traffic, "name": name})
+        copy._directory = self._directory
+        return copy
+
     def on_the_mix(self) -> Self:
         """Return this instance with layers judged on the mixed traffic, whatever scenarios its objective has."""
         copy = self.model_copy(update={"objective": self.objective.model_copy(update={"scenarios": "mix"})})

@@ -16,7 +16,16 @@ from moe_placer.placement import Placement, load_placement
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.traffic.synthetic import synthesize
 
-__all__ = ["ROW", "Cell", "Settings", "load_held_out", "open_instance", "plan_sha256"]
+__all__ = [
+    "ROW",
+    "Cell",
+    "Settings",
+    "count_recordings",
+    "load_held_out",
+    "load_left_out",
+    "open_instance",
+    "plan_sha256",
+]
 
 ROW = "moe-placer/row/1"
 
@@ -66,6 +75,8 @@ class Cell:
     seed : int
     time_limit_s, gap, workers
         As in `Settings`.
+    left_out : int or None
+        The recording that is measured on beside, and not among those solved for; None: none is.
     """
 
     path: str
@@ -84,6 +95,7 @@ class Cell:
     time_limit_s: float
     gap: float
     workers: int
+    left_out: int | None = None
 
     @property
     def parameters(self) -> dict[str, float | int]:
@@ -127,8 +139,11 @@ class Cell:
         InputError
             A file cannot be read, or has changed since the comparison began.
         """
-        instance, traffic = open_instance(Path(self.path), self.traces)
-        beside = load_held_out(instance, self.held_out, self.next_window)
+        instance, traffic = open_instance(Path(self.path), self.traces, self.left_out)
+        if self.left_out is None:
+            beside = load_held_out(instance, self.held_out, self.next_window)
+        else:
+            beside = load_left_out(Path(self.path), self.traces, self.left_out)
         current = load_placement(self.current) if self.current else None
         found = (
             instance.sha256,
@@ -153,9 +168,31 @@ def plan_sha256(placement: Placement) -> str:
     return hashlib.sha256(json.dumps(placement.gpu).encode()).hexdigest()
 
 
-def open_instance(path: Path, traces: Sequence[str | Path]) -> tuple[Instance, Traffic]:
-    """Read an instance and its traffic; traces apply to instances with ``traffic.kind: trace``."""
-    instance = load_instance(path)
-    if traces and instance.traffic.kind == "trace":
-        instance = instance.with_traces(traces)
+def open_instance(path: Path, traces: Sequence[str | Path], left_out: int | None = None) -> tuple[Instance, Traffic]:
+    """Read an instance and its traffic; traces apply to instances with ``traffic.kind: trace``.
+
+    With ``left_out`` it is the instance without that recording, whose name says so.
+    """
+    instance = _traced(path, traces)
+    if left_out is not None:
+        files = instance.trace_files
+        keep = [index for index in range(len(files)) if index != left_out]
+        instance = instance.with_recordings(keep, f"{instance.name} without {files[left_out].stem}")
     return instance, load_traffic(instance)
+
+
+def load_left_out(path: Path, traces: Sequence[str | Path], left_out: int) -> Traffic:
+    """Return the traffic of all nodes' tokens being like the recording that is left out."""
+    instance = _traced(path, traces)
+    return load_traffic(instance.with_recordings([left_out], instance.name))
+
+
+def count_recordings(path: Path, traces: Sequence[str | Path]) -> int:
+    """Return how many recorded traces an instance has; 0 where its traffic is of another kind."""
+    instance = _traced(path, traces)
+    return len(instance.trace_files) if instance.traffic.kind == "trace" else 0
+
+
+def _traced(path: Path, traces: Sequence[str | Path]) -> Instance:
+    instance = load_instance(path)
+    return instance.with_traces(traces) if traces and instance.traffic.kind == "trace" else instance

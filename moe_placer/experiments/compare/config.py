@@ -49,7 +49,7 @@ def read_config(file: Path, folders: Sequence[Path]) -> tuple[Arguments, str | N
     if missing:
         raise InputError(missing)
     seeds = config.seeds if isinstance(config.seeds, list) else [config.seeds]
-    given = Given(traces, held_out, config.next_window, current)
+    given = Given(traces, held_out, config.next_window, current, config.leave_one_out)
     return (instances, config.solvers, seeds, _settings(config, file), given), config.question
 
 

@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import UsageError
-from moe_placer.experiments.compare.cell import ROW, Cell, Settings, load_held_out, open_instance, plan_sha256
+from moe_placer.experiments.compare.cell import (
+    ROW,
+    Cell,
+    Settings,
+    count_recordings,
+    load_held_out,
+    load_left_out,
+    open_instance,
+    plan_sha256,
+)
 from moe_placer.experiments.compare.migration import check_plan
 from moe_placer.fabric import build_fabric, nic_bandwidths
 from moe_placer.fabric.graph import link_name
-from moe_placer.instance import Instance
+from moe_placer.instance import Instance, load_instance
 from moe_placer.instance.sizes import combine_wire, dispatch_wire
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement
@@ -58,12 +67,16 @@ class Given:
         must then be one.
     current : sequence of Path
         Placement files of what runs today, at most one for each instance, whose name each bears.
+    leave_one_out : bool
+        Whether to solve instances with ``traffic.kind: trace`` once without each of their recordings, and to measure on
+        this one beside.
     """
 
     traces: Sequence[Path] = ()
     held_out: Sequence[Path] = ()
     next_window: bool = False
     current: Sequence[Path] = ()
+    leave_one_out: bool = False
 
 
 def build_matrix(
@@ -106,8 +119,10 @@ def build_matrix(
     plans = _current_plans(given.current)
     rows: list[dict[str, Any]] = []
     cells: list[Cell] = []
-    for path in instances:
-        row, fields = _opened(path, given, plans)
+    names = []
+    for path, left_out in _with_left_out(instances, given):
+        row, fields = _opened(path, given, plans, left_out)
+        names.append(fields.pop("file"))
         rows.append(row)
         cells += [
             Cell(**fields, solver=solver, version=versions[solver], seed=seed, **asdict(settings))
@@ -117,7 +132,7 @@ def build_matrix(
     _refuse_repeats("instance", [row["name"] for row in rows])
     _refuse_idle(given, cells, plans)
     config = {
-        "instances": [row["name"] for row in rows],
+        "instances": list(dict.fromkeys(names)),
         "solvers": list(solvers),
         "seeds": list(seeds),
         "parameters": asdict(settings),
@@ -125,21 +140,40 @@ def build_matrix(
         "held_out": [path.name for path in given.held_out],
         "next_window": given.next_window,
         "current": [path.name for path in given.current],
+        **({"leave_one_out": True} if given.leave_one_out else {}),
     }
     return Matrix(config, tuple(rows), tuple(cells))
 
 
-def _opened(path: Path, given: Given, plans: _Plans) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return an instance's row, and what all of its cells have alike."""
-    instance, traffic = open_instance(path, given.traces)
+def _with_left_out(instances: Sequence[Path], given: Given) -> list[tuple[Path, int | None]]:
+    """List instances, each once for every recording to leave out of it, or once with all."""
+    if not given.leave_one_out:
+        return [(path, None) for path in instances]
+    if given.held_out or given.next_window or given.current:
+        found = "--leave-one-out with --held-out, --next-window or --current"
+        raise UsageError(f"{found}: it has its own held-out traffic, and instances of its own")
+    counts = {path: count_recordings(path, given.traces) for path in instances}
+    for path, count in counts.items():
+        if count < 2:
+            raise UsageError(f"--leave-one-out needs two recordings or more (--trace); {path.name} has {count}")
+    return [(path, index) for path, count in counts.items() for index in range(count)]
+
+
+def _opened(path: Path, given: Given, plans: _Plans, left_out: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an instance's row, and what all of its cells have alike; ``file`` is the name in its file."""
+    instance, traffic = open_instance(path, given.traces, left_out)
     recorded = instance.traffic.kind == "trace"
-    beside = load_held_out(instance, given.held_out if recorded else (), given.next_window)
+    if left_out is None:
+        beside = load_held_out(instance, given.held_out if recorded else (), given.next_window)
+    else:
+        beside = load_left_out(path, given.traces, left_out)
     if beside is not None and beside.sha256 == traffic.sha256:
         raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
     runs_today, plan = plans.get(instance.name, (None, None))
     if plan is not None:
         check_plan(instance, plan)
     fields = {
+        "file": load_instance(path).name,
         "path": str(path),
         "name": instance.name,
         "traces": tuple(map(str, given.traces)) if recorded else (),
@@ -150,6 +184,7 @@ def _opened(path: Path, given: Given, plans: _Plans) -> tuple[dict[str, Any], di
         "held_out_sha256": beside.sha256 if beside else None,
         "current": str(runs_today) if runs_today else None,
         "current_sha256": plan_sha256(plan) if plan else None,
+        "left_out": left_out,
     }
     return instance_row(instance, traffic, beside, runs_today), fields
 

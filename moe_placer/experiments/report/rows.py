@@ -47,6 +47,7 @@ class Config(_Record):
     held_out: list[str] = []
     next_window: bool = False
     current: list[str] = []
+    leave_one_out: bool = False
 
 
 class Link(_Record):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from moe_placer.experiments.report.growth import MEANING, growths
 from moe_placer.experiments.report.rows import Comparison, InstanceRow
 from moe_placer.experiments.report.sentences import summary
-from moe_placer.experiments.report.standings import Standing, standings
+from moe_placer.experiments.report.standings import BASE, Standing, standings
 from moe_placer.experiments.report.tables import NOT_KNOWN, TABLES, cells_of, columns_of
 
 __all__ = ["context", "labels"]
@@ -90,7 +91,7 @@ def _facts(row: InstanceRow) -> str:
 
 def _notes(table: list[Standing]) -> list[str]:
     """Return what a reader of the bounds must know."""
-    notes = []
+    notes = [*_beyond_base(table)]
     narrow = [standing.run.solver for standing in table if not standing.run.covers_copies]
     if narrow:
         notes.append(f"The bound of {', '.join(narrow)} holds for its own choice of replicas, not for every choice.")
@@ -100,6 +101,19 @@ def _notes(table: list[Standing]) -> list[str]:
             f"In some layers of {', '.join(trusting)} the bound is the solver's word; all others were derived anew."
         )
     return notes
+
+
+def _beyond_base(table: list[Standing]) -> Iterator[str]:
+    """Name plans that have more on the busiest links than `BASE` where traffic was not seen, and whether any has less.
+
+    Ratios that differ by rounding alone are equal.
+    """
+    unseen = [(one.run.solver, one.held_out_to_base) for one in table if one.held_out_to_base is not None]
+    more = [solver for solver, ratio in unseen if ratio > 1 + 1e-9]
+    less = [solver for solver, ratio in unseen if ratio < 1 - 1e-9]
+    if more:
+        other = f"{', '.join(less)} less" if less else "no plan here has less"
+        yield f"On held-out traffic {', '.join(more)} put more on the busiest links than {BASE}; {other}."
 
 
 def _setup(comparison: Comparison) -> list[tuple[str, str]]:
