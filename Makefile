@@ -11,6 +11,9 @@ OPTIONS ?= --time-limit 120
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 COUNT ?= 300
 
+# Tests start processes by the hundred: without bytecode on the disk, each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help solve test test-all test-lowest coverage mutants lint lint-pages types clean
 
 help:  ## Show what there is to make
