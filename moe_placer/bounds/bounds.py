@@ -151,6 +151,7 @@ def even_weights(problem: LayerProblem) -> list[Floats]:
     touching = np.bincount(problem.affected.ravel(), minlength=problem.links + 1)[: problem.links]
     alike = np.stack([touching, problem.base == 0])
     _, kind, count = np.unique(alike, axis=1, return_inverse=True, return_counts=True)
+    kind = kind.ravel()  # NumPy 2.0 gives it a second dimension
     return [np.where(kind == one, 1 / size, 0.0) for one, size in enumerate(count.tolist())]
 
 
