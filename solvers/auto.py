@@ -58,18 +58,7 @@ class Auto(LayerSolver):
     ) -> list[LayerResult]:
         """Place all layers, each apart, and then what they share: the aggregate, or a budget of replicas.
 
-        Parameters
-        ----------
-        problem : Problem
-            The compiled instance.
-        limits : Limits
-            Time, gap, workers and deterministic effort.
-        seed : int
-            Of everything random.
-        start : Start or None
-            A result of each layer to improve on; None: none.
-        report : Report
-            Called with a layer (its index among MoE layers) and each better result.
+        Parameters as of `Solver.solve`.
         """
         if problem.coverage:
             return CoverageSolver().solve(problem, limits, seed, start, report)

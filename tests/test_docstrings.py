@@ -20,6 +20,7 @@ MODULES = {
     for file in sorted(root.rglob("*.py") if root == PACKAGE else (root / "solvers").glob("*.py"))
     if root != PACKAGE or "solvers" not in file.relative_to(root).parts
 }
+REFERENCE = re.compile(r"^Parameters as of `(\w+\.\w+)`\.$", re.MULTILINE)  # of what is overridden, explained there
 MANY = 4  # parameters from which on a section explains them
 EXAMPLES = sorted(name for name, file in MODULES.items() if ">>> " in file.read_text())
 
@@ -44,7 +45,7 @@ def unexplained(function: ast.FunctionDef) -> set[str]:
     """Name the parameters that a function's Parameters section leaves out, where it takes many."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     names = {argument.arg for argument in arguments} - {"self", "cls"}
-    if len(names) < MANY:
+    if len(names) < MANY or REFERENCE.search(ast.get_docstring(function) or ""):
         return set()
     section = re.search(
         r"^Parameters\n-{10}\n(.*?)(?:\n\n\w+\n-{4,}|\Z)", ast.get_docstring(function) or "", re.MULTILINE | re.DOTALL
@@ -78,6 +79,20 @@ def test_functions_of_many_parameters_explain_them() -> None:
             public = _public(ast.parse(file.read_text()))
             left |= {f"{name}.{where}": names for where, function in public if (names := unexplained(function))}
     assert left == {}
+
+
+def test_what_is_explained_elsewhere_is() -> None:
+    """A reference names a method of the same parameters that explains them itself."""
+    methods, references = {}, []
+    for file in MODULES.values():
+        for where, function in _public(ast.parse(file.read_text())):
+            text = ast.get_docstring(function) or ""
+            if found := REFERENCE.search(text):
+                references.append((found[1], ast.unparse(function.args)))
+            elif "Parameters\n---" in text:
+                methods[where] = ast.unparse(function.args)
+    assert references
+    assert [one for one in references if methods.get(one[0]) != one[1]] == []
 
 
 def test_there_are_examples() -> None:

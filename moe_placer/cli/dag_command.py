@@ -9,12 +9,10 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    instance_argument,
     json_option,
     open_verified,
-    placement_argument,
+    placed_arguments,
     refute_dags,
-    trace_option,
     written_files,
 )
 
@@ -22,9 +20,7 @@ __all__ = ["dag"]
 
 
 @click.command()
-@instance_argument
-@placement_argument
-@trace_option
+@placed_arguments
 @click.option(
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Folder to write to.  [.]"
 )

@@ -10,7 +10,7 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import instance_argument, json_option, open_instance, placement_argument, trace_option
+from moe_placer.cli.options import json_option, open_instance, placed_arguments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,9 +36,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@instance_argument
-@placement_argument
-@trace_option
+@placed_arguments
 @click.option("--routing", metavar="RULE", help=_ROUTING)
 @click.option("--dispatch", metavar="UNIT", help="What a token is sent once for, instead of the instance's.")
 @click.option("--step", is_flag=True, help="Simulate a step of every plan, with two micro-batches and with one.")

@@ -10,12 +10,10 @@ import click
 
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    instance_argument,
     json_option,
     open_instance,
-    placement_argument,
+    placed_arguments,
     share,
-    trace_option,
 )
 from moe_placer.errors import GateError, VerificationError
 
@@ -63,9 +61,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(epilog=EXAMPLES)
-@instance_argument
-@placement_argument
-@trace_option
+@placed_arguments
 @_limit_options
 @click.option(
     "--current", metavar="PLACEMENT", type=click.Path(path_type=Path), help="Placement file of what runs today."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from moe_placer.placement import Placement
     from moe_placer.traffic import Traffic
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 __all__ = [
     "engine_option",
     "instance_argument",
     "json_option",
     "open_instance",
     "open_verified",
-    "placement_argument",
+    "placed_arguments",
     "refute_dags",
     "share",
     "trace_option",
@@ -39,7 +41,7 @@ def share(text: str) -> float:
 
 # Paths are not checked by click: the readers say more about what is wrong, with the documented exit code.
 instance_argument = click.argument("instance", type=click.Path(path_type=Path))
-placement_argument = click.argument("placement", type=click.Path(path_type=Path))
+_placement_argument = click.argument("placement", type=click.Path(path_type=Path))
 trace_option = click.option(
     "--trace",
     "traces",
@@ -56,6 +58,11 @@ engine_option = click.option(
 json_option = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object on standard output, nothing else."
 )
+
+
+def placed_arguments(command: Command) -> Command:
+    """Give a command INSTANCE, PLACEMENT and --trace, in this order."""
+    return instance_argument(_placement_argument(trace_option(command)))
 
 
 def written_files(files: Iterable[Path]) -> FilesResult:

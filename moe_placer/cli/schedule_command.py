@@ -11,11 +11,9 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    instance_argument,
     json_option,
     open_verified,
-    placement_argument,
-    trace_option,
+    placed_arguments,
 )
 from moe_placer.cli.what_if_options import answer_content, answer_lines, build_question, what_if_options
 
@@ -28,9 +26,7 @@ __all__ = ["schedule"]
 
 
 @click.command()
-@instance_argument
-@placement_argument
-@trace_option
+@placed_arguments
 @click.option(
     "--phase",
     type=click.Choice(["prefill", "decode"]),

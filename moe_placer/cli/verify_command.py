@@ -10,11 +10,9 @@ import click
 
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
-    instance_argument,
     json_option,
     open_instance,
-    placement_argument,
-    trace_option,
+    placed_arguments,
 )
 from moe_placer.errors import InputError, Mistake, UsageError, VerificationError
 
@@ -29,9 +27,7 @@ _SHOWN = 50
 
 
 @click.command()
-@instance_argument
-@placement_argument
-@trace_option
+@placed_arguments
 @click.option(
     "--dags",
     "folder",

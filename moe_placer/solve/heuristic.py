@@ -60,18 +60,7 @@ class OnePass(Solver):
     ) -> list[LayerResult]:
         """Place all layers, one pass each; limits and start do not matter.
 
-        Parameters
-        ----------
-        problem : Problem
-            The compiled instance.
-        limits : Limits
-            Time, gap, workers and deterministic effort.
-        seed : int
-            Of everything random.
-        start : Start or None
-            A result of each layer to improve on; None: none.
-        report : Report
-            Called with a layer (its index among MoE layers) and each better result.
+        Parameters as of `Solver.solve`.
         """
         del limits, start
         results = []

@@ -101,18 +101,7 @@ class LayerSolver(Solver):
     ) -> list[LayerResult]:
         """Place all layers, over worker processes where that pays.
 
-        Parameters
-        ----------
-        problem : Problem
-            The compiled instance.
-        limits : Limits
-            Time, gap, workers and deterministic effort.
-        seed : int
-            Of everything random.
-        start : Start or None
-            A result of each layer to improve on; None: none.
-        report : Report
-            Called with a layer (its index among MoE layers) and each better result.
+        Parameters as of `Solver.solve`.
         """
         return solve_layers(self, problem, limits, seed, start, report)
 

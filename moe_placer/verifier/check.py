@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
@@ -69,15 +71,10 @@ def verify(
     replicas = rules.read_replicas(instance, placement)
     memory = rules.gpu_memory(instance, replicas)
     structure = [*rules.check_counts(instance, placement), *rules.check_places(instance, replicas)]
-    violations: list[Violation] = [
+    violations = [
         *rules.check_keys(instance, placement, traffic),
         *structure,
-        *rules.check_slots(instance, replicas),
-        *rules.check_memory(instance, memory),
-        *rules.check_apart(instance, replicas),
-        *rules.check_survives(instance, replicas),
-        *rules.check_failed(instance, replicas),
-        *rules.check_pinned(instance, replicas),
+        *_check_constraints(instance, replicas, memory),
     ]
     valid = not any(violation.rule in CONSTRAINTS for violation in violations)
     network = read_network(instance)
@@ -122,3 +119,15 @@ def verify(
     )
     times = tuple(check_layer_time(placement.layer_time, found)) if len(whole) == len(layers) else ()
     return replace(found, violations=(*found.violations, *times))
+
+
+def _check_constraints(
+    instance: Instance, replicas: Sequence[rules.Replica], memory: npt.NDArray[np.float64]
+) -> Iterator[Violation]:
+    """List what replicas break of slots, memory, spreading, failed GPUs and pins."""
+    yield from rules.check_slots(instance, replicas)
+    yield from rules.check_memory(instance, memory)
+    yield from rules.check_apart(instance, replicas)
+    yield from rules.check_survives(instance, replicas)
+    yield from rules.check_failed(instance, replicas)
+    yield from rules.check_pinned(instance, replicas)
