@@ -467,7 +467,8 @@ def test_no_figure_of_any_operation_or_edge_can_change_unseen(data: st.DataObjec
 
 
 def test_every_rule_has_something_that_breaks_it() -> None:
-    assert {rule for rule, _, _ in BREAKS} | {"dag-form", "dag-twin"} == set(DAG_RULES)
+    elsewhere = {"dag-form", "dag-twin", "dag-operators"}  # the last one in test_operator_checks.py
+    assert {rule for rule, _, _ in BREAKS} | elsewhere == set(DAG_RULES)
 
 
 def test_bytes_inside_an_all_to_all_are_those_of_the_flows(tmp_path: Path) -> None:
