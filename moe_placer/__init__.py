@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from moe_placer.traffic import Recording, Traffic, load_traffic, make_traffic
     from moe_placer.traffic.split import split_recording
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
+    from moe_placer.watch.store import WatchStore
+    from moe_placer.watch.watcher import Watcher, WatchPolicy
 
 _HOME = {
     "Budget": "replan.budget",
@@ -94,6 +96,9 @@ _HOME = {
     "Verification": "verifier",
     "VerificationError": "errors",
     "Violation": "verifier",
+    "WatchPolicy": "watch.watcher",
+    "WatchStore": "watch.store",
+    "Watcher": "watch.watcher",
     "Wishes": "engines.init",
     "Workload": "schedule.workload",
     "build_matrix": "experiments.compare",
@@ -167,6 +172,9 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Violation",
+    "WatchPolicy",
+    "WatchStore",
+    "Watcher",
     "Wishes",
     "Workload",
     "__version__",

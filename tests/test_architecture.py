@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("decomposition",),
     ("solve",),
     ("engines", "plugin", "replan"),
-    ("experiments",),
+    ("experiments", "watch"),
     ("decisions",),
     ("cli",),
 )

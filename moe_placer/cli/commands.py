@@ -32,6 +32,7 @@ from moe_placer.cli.solvers_command import solvers
 from moe_placer.cli.split_command import split
 from moe_placer.cli.sweep_command import sweep
 from moe_placer.cli.verify_command import verify
+from moe_placer.cli.watch_command import watch
 from moe_placer.errors import InputError, MoePlacerError, VerificationError, visible
 
 __all__ = ["cli", "run"]
@@ -65,6 +66,7 @@ for _command in (
     init,
     solve,
     replan,
+    watch,
     verify,
     evaluate,
     gate,

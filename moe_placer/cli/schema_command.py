@@ -14,6 +14,7 @@ SCHEMAS = (
     "init",
     "solve",
     "replan",
+    "watch",
     "verify",
     "evaluate",
     "gate",

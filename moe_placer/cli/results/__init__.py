@@ -15,6 +15,7 @@ from moe_placer.cli.results.placing import SolveResult, SolversResult
 from moe_placer.cli.results.replanning import ReplanResult
 from moe_placer.cli.results.simulated import CompareResult, ScheduleResult, SweepResult
 from moe_placer.cli.results.verified import VerifyResult
+from moe_placer.cli.results.watching import WatchResult
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
@@ -27,6 +28,7 @@ RESULTS: dict[str, Any] = {
     "init": InitResult,
     "solve": SolveResult,
     "replan": ReplanResult,
+    "watch": WatchResult,
     "verify": VerifyResult,
     "evaluate": EvaluateResult,
     "gate": GateResult,

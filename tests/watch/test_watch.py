@@ -1,0 +1,253 @@
+"""A watcher: what it does with recordings, what it writes, and what is left when it is killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from builders import tiny_instance, tiny_traffic
+from command_line import COMMAND, fails, run
+
+from moe_placer.cli.results import result_schema
+from moe_placer.errors import InputError, UsageError
+from moe_placer.files import is_unfinished
+from moe_placer.instance import Instance
+from moe_placer.instance.writer import dump_instance
+from moe_placer.limits import Limits
+from moe_placer.placement import Placement, load_placement
+from moe_placer.replan.budget import Budget
+from moe_placer.solve.solve import solve
+from moe_placer.verifier import verify
+from moe_placer.verifier.verification import CONSTRAINTS
+from moe_placer.watch.journal import Journal
+from moe_placer.watch.metrics import metrics_text
+from moe_placer.watch.recordings import arrivals, load_shares, read_arrival
+from moe_placer.watch.store import WatchStore
+from moe_placer.watch.watcher import Watcher, WatchPolicy
+
+WATCHED: dict[str, Any] = {
+    "model": {"experts": 8, "top_k": 2},
+    "placement": {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 8}},
+}
+POLICY = WatchPolicy(settle_s=0.0, budget=Budget(moves=6), limits=Limits(time_s=60.0, work=0.01))
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[Instance, Placement]:
+    instance = tiny_instance(**WATCHED)
+    return instance, solve(instance, tiny_traffic(instance, 0), solver="greedy", limits=Limits(time_s=5.0)).placement
+
+
+def record(folder: Path, name: str, seed: int, choices: float = 1e5) -> None:
+    """Write counts, as any engine's exporter could."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    counts = np.maximum(1, np.rint(choices * rng.dirichlet(np.full(8, 0.5), size=2))).astype(np.int64)
+    np.save(folder / name, counts)
+    at = 1_700_000_000 + seed
+    os.utime(folder / name, (at, at))
+
+
+def watcher(tmp_path: Path, planned: tuple[Instance, Placement], policy: WatchPolicy = POLICY) -> Watcher:
+    found = Watcher(tmp_path / "in", WatchStore(tmp_path / "out"), planned[0], policy)
+    found.begin(planned[1])
+    return found
+
+
+def test_a_plan_is_put_in_force_where_it_pays_and_every_one_is_kept(tmp_path: Path, planned: Any) -> None:
+    record(tmp_path / "in", "one.npy", 1)
+    watch = watcher(tmp_path, planned)
+    (entry,) = watch.look()
+    assert (entry["event"], entry["version"]) == ("plan", 1)
+    assert entry["moves"] <= 6
+    assert entry["total_z"][1] + entry["busiest_gpu"][1] < sum(entry["total_z"][:1] + entry["busiest_gpu"][:1])
+    assert watch.look() == []
+    record(tmp_path / "in", "two.npy", 2)
+    record(tmp_path / "in", "three.npy", 3)
+    old, new = watch.look()
+    assert (old["event"], old["recording"]) == ("superseded", "two.npy")
+    assert new["event"] == "plan"
+    assert new["drift"] > 0
+    plans = sorted(path.name for path in (tmp_path / "out" / "plans").iterdir())
+    assert plans == ["000000", "000001", "000002"]
+    current = json.loads((tmp_path / "out" / "current.json").read_text())
+    assert current["placement"] == "plans/000002/placement.json"
+    assert load_placement(tmp_path / "out" / "plans" / "000000" / "placement.json").gpu == planned[1].gpu
+    traffic = read_arrival(planned[0], arrivals(tmp_path / "in")[-1], 0.0)
+    assert verify(
+        planned[0], watch.store.current(), traffic, load_placement(tmp_path / "out/plans/000001/placement.json")
+    ).ok
+    assert np.allclose(watch.store.planned_load(), load_shares(traffic))
+
+
+def test_it_says_why_it_did_nothing(tmp_path: Path, planned: Any) -> None:
+    instance, _ = planned
+    record(tmp_path / "in", "one.npy", 1)
+    dear = WatchPolicy(steps=1e-9, settle_s=0.0, limits=POLICY.limits)
+    (kept,) = watcher(tmp_path, planned, dear).look()
+    assert kept["event"] == "kept"
+    assert "not worth it" in kept["reason"]
+    record(tmp_path / "in", "few.npy", 2, choices=40)
+    (few,) = watcher(tmp_path, planned).look()
+    assert few["event"] == "refused"
+    assert "says too little" in few["reason"]
+    (tmp_path / "in" / "bad.npz").write_bytes(b"PK nothing")
+    (bad,) = watcher(tmp_path, planned).look()
+    assert bad["event"] == "refused"
+    assert watcher(tmp_path, planned).look() == []  # once is enough
+    young = WatchPolicy(settle_s=3600.0, limits=POLICY.limits)
+    (tmp_path / "in" / "young.npy").write_bytes(b"half of it")
+    assert watcher(tmp_path, planned, young).look() == []
+    np.save(tmp_path / "in" / "other.npy", np.ones((3, 8), dtype=np.int64))
+    with pytest.raises(InputError, match="as tiny has"):
+        read_arrival(instance, next(one for one in arrivals(tmp_path / "in") if one.path.name == "other.npy"), 0.0)
+
+
+def test_gpus_that_failed_are_replanned_for_whatever_it_costs(tmp_path: Path, planned: Any) -> None:
+    record(tmp_path / "in", "one.npy", 1)
+    watch = watcher(tmp_path, planned, WatchPolicy(steps=0.0, settle_s=0.0, limits=POLICY.limits))
+    assert [entry["event"] for entry in watch.look()] == ["kept"]
+    watch.instance = planned[0].with_hardware(0, (3,))
+    assert watch.look() == []
+    (entry,) = watch.look(again=True)
+    assert (entry["event"], entry["reason"]) == ("plan", "what was out of service came back")
+    assert all(3 not in gpus for row in watch.store.current().gpu for gpus in row)
+    watch.instance = planned[0]
+    (entry,) = watch.look(again=True)
+    assert entry["event"] == "plan"
+    assert sum(map(len, watch.store.current().gpu[0])) == 16
+
+
+def test_metrics_are_few_and_follow_from_the_journal(tmp_path: Path, planned: Any) -> None:
+    record(tmp_path / "in", "one.npy", 1)
+    watch = watcher(tmp_path, planned)
+    watch.look()
+    text = metrics_text(watch.store.journal.entries, watch.clock() + 5)
+    series = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert len(series) < 30
+    assert float(series["moe_placer_watch_plan_version"]) == 1
+    assert float(series["moe_placer_watch_plan_age_seconds"]) >= 5
+    assert float(series['moe_placer_watch_last_verdict{verdict="plan"}']) == 1
+    assert float(series["moe_placer_watch_moves_total"]) == watch.store.journal.entries[-1]["moves"]
+    assert "gap_ratio" in text
+    assert metrics_text([], 0.0).count("looks_total{") == 4
+
+
+def test_a_line_without_its_end_is_cut_off_and_other_damage_is_not(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"event": "kept", "at": 1.0})
+    with journal.path.open("ab") as stream:
+        stream.write(b'{"event": "pl')
+    again = Journal(journal.path)
+    assert again.entries == journal.entries
+    again.append({"event": "kept", "at": 2.0})
+    assert len(Journal(journal.path).entries) == 2
+    journal.path.write_bytes(b"{}\n" + journal.path.read_bytes())
+    with pytest.raises(InputError, match="a line of a watcher's journal"):
+        Journal(journal.path)
+
+
+def _killed_at(event: int, tmp_path: Path, planned: tuple[Instance, Placement]) -> bool:
+    """Look in a child process that kills itself at its n-th change of the folder; whether it was still alive then."""
+    child = os.fork()
+    if not child:
+        left, out = [event], str(tmp_path / "out")
+
+        def count(name: str, arguments: tuple[Any, ...]) -> None:
+            if name in {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}:
+                left[0] -= any(isinstance(one, str | Path) and str(one).startswith(out) for one in arguments)
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            watcher(tmp_path, planned).look()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def test_killed_at_any_moment_it_goes_on_from_the_last_good_plan(tmp_path: Path, planned: Any) -> None:
+    """The moments are those at which something changes in its folder, one after the other."""
+    event, number = 0, 0
+    while True:
+        record(tmp_path / "in", "next.npy", number)
+        killed = _killed_at(event, tmp_path, planned)
+        watch = watcher(tmp_path, planned)
+        plan = watch.store.current()
+        broken = {one.rule for one in verify(planned[0], plan, tiny_traffic(planned[0], 0)).violations}
+        assert broken.isdisjoint(CONSTRAINTS)
+        pointed = json.loads((tmp_path / "out" / "current.json").read_text())
+        assert pointed["version"] == watch.store.version
+        names = {path.name for path in (tmp_path / "out" / "plans").iterdir()}
+        assert names == {f"{version:06d}" for version in range(watch.store.version + 1)}
+        watch.look()
+        assert watch.look() == []
+        left = [path.name for path in (tmp_path / "out").rglob("*") if is_unfinished(path.name)]
+        assert left == []
+        if not killed:
+            break
+        event, number = event + 5, number + 1
+    assert event > 20
+
+
+def test_the_command_looks_once_and_keeps_others_out(tmp_path: Path, planned: Any) -> None:
+    from moe_placer.solve.folder import only_writer
+
+    file, first = tmp_path / "instance.yaml", tmp_path / "first.json"
+    file.write_text(dump_instance(planned[0]))
+    planned[1].write(first)
+    record(tmp_path / "in", "one.npy", 1)
+    given = ("watch", tmp_path / "in", "--instance", file, "-o", tmp_path / "out", "--once", "--work", 0.02)
+    fails(2, *given, says="give the one that runs now as --current")
+    done = run(*given, "--current", first, "--metrics", tmp_path / "m.prom", "--settle", 0, "--json")
+    assert done.returncode == 0, done.stderr
+    jsonschema.validate(json.loads(done.stdout), result_schema("watch"))
+    assert [entry["event"] for entry in json.loads(done.stdout)["entries"]] == ["plan"]
+    record(tmp_path / "in", "two.npy", 2)
+    assert "two.npy: plan 2" in run(*given).stderr
+    assert "moe_placer_watch_plan_version 1" in (tmp_path / "m.prom").read_text()
+    again = json.loads(run(*given, "--json").stdout)
+    assert (again["version"], again["entries"]) == (2, [])
+    with only_writer(tmp_path / "out"):
+        fails(2, *given, says="another run is writing")
+    fails(1, "watch", tmp_path / "none", *given[2:], says="a folder of recordings")
+    with pytest.raises(UsageError, match="factor is -1"):
+        WatchPolicy(factor=-1.0)
+
+
+@pytest.mark.slow
+def test_signals_reread_and_end(tmp_path: Path, planned: Any) -> None:
+    file, first = tmp_path / "instance.yaml", tmp_path / "first.json"
+    file.write_text(dump_instance(planned[0]))
+    planned[1].write(first)
+    record(tmp_path / "in", "one.npy", 1)
+    options = ["--instance", file, "-o", tmp_path / "out", "--current", first, "--interval", 3600, "--work", 0.02]
+    words = [*COMMAND, "watch", tmp_path / "in", *options]
+    process = subprocess.Popen(list(map(str, words)))
+    journal = tmp_path / "out" / "journal.jsonl"
+
+    def lines() -> int:
+        return len(journal.read_bytes().splitlines()) if journal.exists() else 0
+
+    while lines() < 2:
+        time.sleep(0.1)
+        assert process.poll() is None
+    file.write_text(dump_instance(planned[0].with_hardware(0, (3,))))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGHUP)
+    while lines() < 3:
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert "came back" in journal.read_text().splitlines()[-1]
