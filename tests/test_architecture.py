@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -196,3 +197,24 @@ def test_what_proofs_rest_on_cannot_be_changed_and_arrays_are_not_compared() -> 
     assert len(found) > 20
     assert [name for name, given, _ in found if not given.get("frozen")] == []
     assert [name for name, given, arrays in found if arrays and given.get("eq", True)] == []
+
+
+def test_errors_have_one_base_class() -> None:
+    raised = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    bases = {
+        node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+        for file in (*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "solvers").glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def above(name: str) -> set[str]:
+        found, todo = set[str](), [name]
+        while todo:
+            found.add(here := todo.pop())
+            todo += set(bases.get(here, [])) - found
+        return found
+
+    errors = {name for name in bases if "MoePlacerError" in above(name) or above(name) & raised}
+    assert {"InputError", "UsageError", "NotPlainTensorsError"} <= errors
+    assert {name for name in errors if "MoePlacerError" not in above(name)} == set()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from moe_placer.errors import MoePlacerError
+
 __all__ = [
     "STORAGES",
     "Integers",
@@ -33,7 +35,7 @@ STORAGES = {
 _MOST_DIMENSIONS = 16
 
 
-class NotPlainTensorsError(ValueError):
+class NotPlainTensorsError(MoePlacerError, ValueError):
     """The pickle holds something else than plain data and tensors, or is no pickle."""
 
 
