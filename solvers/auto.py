@@ -21,6 +21,7 @@ from moe_placer.search.neighbourhood import around_worst_link, cut_out
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import replicate
 from moe_placer.solve.base import Start
+from moe_placer.solve.judged import place_judged
 from moe_placer.solve.layer_time import shorten
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
 from moe_placer.solvers.coverage import CoverageSolver
@@ -86,6 +87,11 @@ class Auto(LayerSolver):
 
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer; the first call solves the relaxation, later ones search on."""
+        if task.layer.judge is not None:
+            return place_judged(task, self._by_busiest_link)
+        return self._by_busiest_link(task)
+
+    def _by_busiest_link(self, task: LayerTask) -> LayerResult:
         layer, start = task.layer, task.start
         if start is not None and start.z == 0:
             return replace(start, bound=best_bound(layer), stop=Stop.PROVED)

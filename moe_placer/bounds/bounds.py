@@ -10,6 +10,7 @@ import numpy.typing as npt
 from moe_placer.bounds.assignment import assign, price, transport
 from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.hot_replicas import least_cost_of_experts, least_peak
+from moe_placer.bounds.judged import relax_judged
 from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
 from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
@@ -86,6 +87,8 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     """
     if problem.coverage is not None:  # what one copy per chosen expert costs bounds nothing here
         return Bound(0.0, "solver")
+    if problem.judge is not None:
+        return _judged_bound(problem, weights)
     if problem.replicas_are_free:
         if not problem.links:
             return Bound(0.0, "solver")
@@ -95,6 +98,14 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     if weights is not None and problem.links:
         bounds.append(dual_bound(problem, weights))
     return replace(largest(bounds), weights=weights)
+
+
+def _judged_bound(problem: LayerProblem, weights: Floats | None) -> Bound:
+    """Bound a mean over scenarios: of single links nothing follows, but of weights over links of all scenarios."""
+    if weights is None or problem.judge is None or not problem.links:
+        return Bound(0.0, "solver")
+    fitted = problem.judge.fitted(weights)
+    return any_replicas_bound(problem, fitted) if problem.replicas_are_free else dual_bound(problem, fitted)
 
 
 def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep: bool = True) -> Bound:
@@ -139,6 +150,9 @@ def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> B
     """Return the best quick bound with the weights that the linear relaxation gives, if it is solved in time."""
     if problem.coverage is not None:
         return best_bound(problem)
+    if problem.judge is not None:
+        judged = relax_judged(problem, time_limit_s)
+        return best_bound(problem, None if judged is None else judged.weights)
     relaxation = relax(problem, time_limit_s, any_replicas=problem.replicas_are_free)
     return best_bound(problem, None if relaxation is None else relaxation.weights)
 

@@ -16,7 +16,7 @@ from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.merged import merged_by_node, on_every_gpu
 from moe_placer.problem.symmetry import SymmetryClasses
 
-__all__ = ["Relaxation", "relax"]
+__all__ = ["Relaxation", "link_matrix", "relax"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -141,7 +141,7 @@ class _Model:
         self.most = np.where((widest > 0) & any_replicas, problem.items, widest)
         # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
         self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
-        self.cost = sparse.csc_array(self.scale * _link_matrix(problem, item))
+        self.cost = sparse.csc_array(self.scale * link_matrix(problem, item))
         extra = 0.0 if memory_prices is None else memory_prices
         self.memory_prices = np.broadcast_to(extra, (problem.items, nodes))
 
@@ -223,7 +223,7 @@ class _Model:
         return share[self.classes.of]
 
 
-def _link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:
+def link_matrix(problem: LayerProblem, items: Ints) -> sparse.csr_array:
     """Return the matrix [K, len(items) * N]: column ``i * N + n`` is what ``items[i]`` on node n adds to each link."""
     nodes, links = problem.nodes, problem.links
     node, m = np.nonzero(problem.affected < links)

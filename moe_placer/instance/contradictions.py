@@ -191,7 +191,14 @@ def _survives(model: Model, cluster: Cluster, parallelism: Parallelism, placemen
 def _scenarios(cluster: Cluster, placement: Placement, traffic: AnyTraffic, objective: Objective) -> Iterator[Found]:
     """Require costs that are linear in the placement, and recordings that every node can be like."""
     if objective.scenarios == "mix":
+        if objective.take != "worst":
+            yield ("objective", "take"), f"{objective.take}, with scenarios: mix", "scenarios: recordings beside it"
         return
+    if objective.sigmas and objective.take == "worst":
+        yield ("objective", "sigmas"), f"{objective.sigmas:g}, with take: worst", "0, or take: mean"
+    if objective.take == "mean" and isinstance(placement.replicas, SharedSlots):
+        expected = "worst, or a number of replicas that layers do not share"
+        yield ("objective", "take"), "mean, with placement.replicas: redundant_slots_in_all", expected
     at, of = ("objective", "scenarios"), "recordings"
     if objective.minimise != "layers":
         yield at, f"{of}, with objective.minimise: {objective.minimise}", "mix, or minimise: layers"

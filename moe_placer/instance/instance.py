@@ -117,6 +117,9 @@ class Instance(schema.Section):
             del content["objective"]["minimise"]  # and so is this one
         if self.objective.scenarios == "mix":
             del content["objective"]["scenarios"]
+        if self.objective.take == "worst":
+            del content["objective"]["take"]
+            del content["objective"]["sigmas"]
         if content["traffic"].get("sources") == "mix":
             del content["traffic"]["sources"]  # and so is this one
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -151,7 +154,9 @@ class Instance(schema.Section):
 
     def on_the_mix(self) -> Self:
         """Return this instance with layers judged on the mixed traffic, whatever scenarios its objective has."""
-        copy = self.model_copy(update={"objective": self.objective.model_copy(update={"scenarios": "mix"})})
+        copy = self.model_copy(
+            update={"objective": self.objective.model_copy(update={"scenarios": "mix", "take": "worst", "sigmas": 0.0})}
+        )
         copy._directory = self._directory
         return copy
 

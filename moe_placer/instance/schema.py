@@ -304,8 +304,14 @@ class Objective(Section):
     scenarios: Literal["mix", "recordings"] = Field(
         "mix",
         description="mix: tokens are like the recordings mixed as traffic.mix says; recordings: each recording is a "
-        "scenario, in which all nodes' tokens are like it, and a layer counts the busiest link of its worst scenario "
-        "(docs/uncertainty.md).",
+        "scenario, in which all nodes' tokens are like it (docs/uncertainty.md).",
+    )
+    take: Literal["worst", "mean"] = Field(
+        "worst",
+        description="What a layer counts of scenarios: the busiest link of the worst, or the mean over all of them.",
+    )
+    sigmas: float = Field(
+        0.0, ge=0, le=100, description="With take: mean, how many standard deviations over scenarios are added."
     )
 
 

@@ -26,7 +26,7 @@ from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
 from moe_placer.problem.replica_counts import replica_order
-from moe_placer.problem.scenarios import over_scenarios, scenarios_of, worst_of
+from moe_placer.problem.scenarios import Judge, over_scenarios, scenarios_of, worst_of
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
@@ -84,6 +84,8 @@ class LayerProblem:
         Replicas that every expert must have, where how many is a choice.
     domain : int array [N] or None
         Failure domain of each node, none of which may hold all replicas of an expert; None: there is no such rule.
+    judge : Judge or None
+        What is counted of scenarios, where that is not the worst: z is then no cost of a link.
     """
 
     layer: int
@@ -106,6 +108,7 @@ class LayerProblem:
     most_items: int = 0
     least_replicas: int = 1
     domain: Ints | None = None
+    judge: Judge | None = None
 
     @property
     def items(self) -> int:
@@ -134,8 +137,9 @@ class LayerProblem:
         return cost
 
     def z(self, node: Ints) -> float:
-        """Cost of the busiest link."""
-        return float(self.cost(node).max(initial=0.0))
+        """Cost of the busiest link, or what ``judge`` makes of all costs."""
+        cost = self.cost(node)
+        return float(cost.max(initial=0.0)) if self.judge is None else self.judge.value(cost)
 
     @cached_property
     def incoming(self) -> npt.NDArray[np.bool_]:
@@ -214,6 +218,8 @@ class Problem:
     scenarios : tuple of Problem
         Where layers are judged by the worst of several traffics: one of each. ``links`` are then those of each in turn;
         the other fields are of the mix.
+    judge : Judge or None
+        As in `LayerProblem`.
     """
 
     name: str
@@ -244,6 +250,7 @@ class Problem:
     least_replicas: int = 1
     domain: Ints | None = None
     scenarios: tuple[Problem, ...] = ()
+    judge: Judge | None = None
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -271,7 +278,8 @@ class Problem:
         """Compile the index-th MoE layer, with ``replicas`` [experts] if given instead of the problem's own."""
         own = self._layer(index, replicas)
         counts = self.replicas[index] if replicas is None else replicas
-        return worst_of(own, [one._layer(index, counts) for one in self.scenarios]) if self.scenarios else own
+        each = [one._layer(index, counts) for one in self.scenarios]
+        return worst_of(own, each, self.judge) if each else own
 
     def _layer(self, index: int, replicas: Ints | None) -> LayerProblem:
         expert, replica = self.items(index, replicas)
@@ -376,7 +384,8 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     problem = _compiled(instance, traffic)
     if instance.objective.scenarios == "mix":
         return problem
-    return over_scenarios(problem, [_compiled(instance, one) for one in scenarios_of(traffic)])
+    sigmas = instance.objective.sigmas if instance.objective.take == "mean" else None
+    return over_scenarios(problem, [_compiled(instance, one) for one in scenarios_of(traffic)], sigmas)
 
 
 def _compiled(instance: Instance, traffic: Traffic) -> Problem:

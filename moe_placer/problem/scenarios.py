@@ -2,22 +2,81 @@
 
 A scenario is a recording that all nodes' tokens are like. Link k of scenario j is link ``j * K + k``, and its cost is
 linear in where items are, as without scenarios: search and bounds see more links, and nothing else.
+
+Where the mean over scenarios counts, plus so many standard deviations, that is the largest of ``sum_j p[j] z[j]`` over
+all p with ``sum p = 1`` and ``|p - 1/J| <= sigmas / sqrt(J)``: the deviation from the mean is ``sqrt(J)`` times the
+standard deviation long, and the best p points along it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.traffic.recording import Traffic
 
 if TYPE_CHECKING:
     from moe_placer.problem.compile import LayerProblem, Problem
 
-__all__ = ["over_scenarios", "scenarios_of", "worst_of"]
+__all__ = ["Judge", "over_scenarios", "scenarios_of", "worst_of"]
+
+Floats = npt.NDArray[np.float64]
+
+_NO_WEIGHT = 1e-100  # all links of a scenario together
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a layer counts of its scenarios: the mean of their busiest links, and standard deviations on top.
+
+    Attributes
+    ----------
+    scenarios : int
+        Links come in as many equal parts.
+    sigmas : float
+        Standard deviations over scenarios that are added to the mean.
+    """
+
+    scenarios: int
+    sigmas: float
+
+    def value(self, cost: Floats) -> float:
+        """Return what the costs of all links [J * K] come to."""
+        each = self.each(cost)
+        return float(each.mean() + self.sigmas * each.std())
+
+    def each(self, cost: Floats) -> Floats:
+        """Cost of the busiest link of each scenario [J]."""
+        return np.asarray(cost.reshape(self.scenarios, -1).max(axis=1, initial=0.0))
+
+    def steepest(self, each: Floats) -> Floats:
+        """Return the weights of scenarios [J] whose weighted mean of ``each`` is their value."""
+        away, count = each - each.mean(), self.scenarios
+        length = float(np.sqrt(away @ away))
+        even = np.full(count, 1 / count)
+        return even if length <= 0 else even + self.sigmas / np.sqrt(count) * away / length
+
+    def fitted(self, weights: Floats) -> Floats:
+        """Return link weights [J * K] whose sums over scenarios weigh these as they may, near to ``weights``.
+
+        Whatever weights are given, these prove something: those of every scenario are scaled, and a scenario without
+        any has all of its weight on its first link.
+        """
+        parts = np.array(weights, dtype=np.float64).reshape(self.scenarios, -1)
+        if not parts.size:
+            return np.asarray(weights)
+        sums, even = parts.sum(axis=1), np.full(self.scenarios, 1 / self.scenarios)
+        away = sums / sums.sum() - even if sums.sum() >= _NO_WEIGHT else np.zeros(self.scenarios)
+        length, most = float(np.sqrt(away @ away)), self.sigmas / np.sqrt(self.scenarios)
+        allowed = even + away * min(1.0, most / length if length > 0 else 0.0)
+        none = sums < _NO_WEIGHT
+        parts[none], sums[none] = 0.0, 1.0
+        parts[none, 0] = 1.0
+        return np.asarray((parts / sums[:, None] * allowed[:, None]).ravel())
 
 
 def scenarios_of(traffic: Traffic) -> tuple[Traffic, ...]:
@@ -26,8 +85,11 @@ def scenarios_of(traffic: Traffic) -> tuple[Traffic, ...]:
     return tuple(Traffic((recording,), alone) for recording in traffic.recordings)
 
 
-def over_scenarios(problem: Problem, scenarios: Sequence[Problem]) -> Problem:
-    """Return a problem that judges layers by the worst scenario; replicas and GPUs' loads stay those of the mix."""
+def over_scenarios(problem: Problem, scenarios: Sequence[Problem], sigmas: float | None) -> Problem:
+    """Return a problem that judges layers by all scenarios; replicas and GPUs' loads stay those of the mix.
+
+    With ``sigmas`` by their mean and so many standard deviations, else by the worst.
+    """
     times = len(scenarios)
     return replace(
         problem,
@@ -35,10 +97,11 @@ def over_scenarios(problem: Problem, scenarios: Sequence[Problem]) -> Problem:
         multiplicity=problem.multiplicity * times,
         token_cost=np.tile(problem.token_cost, times),
         scenarios=tuple(scenarios),
+        judge=None if sigmas is None else Judge(times, sigmas),
     )
 
 
-def worst_of(layer: LayerProblem, scenarios: Sequence[LayerProblem]) -> LayerProblem:
+def worst_of(layer: LayerProblem, scenarios: Sequence[LayerProblem], judge: Judge | None) -> LayerProblem:
     """Return a layer with the links of all scenarios, which have the same items in the same order."""
     links, last = layer.links, layer.links * len(scenarios)  # what stands for no link is the last one
     affected = [np.where(one.affected == links, last, one.affected + j * links) for j, one in enumerate(scenarios)]
@@ -47,4 +110,5 @@ def worst_of(layer: LayerProblem, scenarios: Sequence[LayerProblem]) -> LayerPro
         base=np.concatenate([one.base for one in scenarios]),
         affected=np.hstack(affected),
         delta=np.concatenate([one.delta for one in scenarios], axis=2),
+        judge=judge,
     )

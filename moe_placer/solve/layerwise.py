@@ -78,6 +78,8 @@ class LayerSolver(Solver):
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse objectives that are more than each layer's busiest link; one-pass methods minimise nothing anyway."""
+        if problem.judge is not None and not self.quick:
+            return "it minimises every layer's busiest link, and objective.take: mean counts that of every scenario"
         if problem.minimise == "layers" or self.quick:
             return None
         if problem.minimise == "layer-time":

@@ -177,6 +177,8 @@ def solve(
     refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
+    if cool_gpus and problem.judge is not None:
+        raise UsageError("cooling GPUs keeps every layer's busiest link, and objective.take: mean counts others, too")
     baselines = run_baselines(problem, seed)
     place_baselines = partial(_place_baselines, instance, traffic, problem, seed, baselines.plans)
     by_load, first = problem.replicas, baselines.start
@@ -196,7 +198,7 @@ def solve(
     results = fit_to_gpus(problem, results)
     if improves:
         results = never_worse(problem, results, baselines.plans)
-    cools = method.cools if cool_gpus is None else cool_gpus
+    cools = (method.cools and problem.judge is None) if cool_gpus is None else cool_gpus
     results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
     placement = build(results)
     verification = verify(instance, placement, traffic)
@@ -277,7 +279,7 @@ def _improves(method: Solver) -> bool:
 def _can_divide_memory(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide memory among the layers first: where memory binds, and the method takes its time."""
     apart = problem.minimise != "aggregate" and not problem.shares_replicas
-    linear = not problem.coverage and problem.home is None  # memory is divided among nodes
+    linear = not problem.coverage and problem.home is None and problem.judge is None  # memory is divided among nodes
     return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 
 

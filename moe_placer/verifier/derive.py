@@ -27,6 +27,7 @@ from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import place_slots
 from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.scenarios import judged, lawful_weights
 from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
 
 __all__ = ["Checker"]
@@ -73,7 +74,7 @@ class Checker:
     def check_layer(self, layer: PlacedLayer, record: LayerRecord | None) -> LayerCheck:
         """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
         cost = layer.load * self.network.scale
-        z = float(cost.max(initial=0.0))
+        z = judged(self.instance, len(self.traffic.recordings), cost)
         at = int(cost.argmax()) if z > 0 else None
         worst = self.network.links[at] if at is not None else ""
         tokens = float(layer.load[at]) if at is not None else 0.0
@@ -142,7 +143,7 @@ class Checker:
 
     def _weighted(self, layer: PlacedLayer, weights: Mapping[str, float], any_replicas: bool | None) -> float:
         derive = any_replicas_bound if any_replicas else dual_bound
-        return derive(self.network, layer, self._slots, weights)
+        return derive(self.network, layer, self._slots, lawful_weights(self.instance, self.network.links, weights))
 
     def check_aggregate(self, record: AggregateRecord | None) -> float:
         """Derive the bound on the largest link total anew; compare what is stated of it, if every layer is whole."""

@@ -70,6 +70,9 @@ def check_proof(
     """
     yield from _check_weights(record, layer, links)
     yield from check_proof_fits(instance, record.proof, layer, f"proof: {record.proof}")
+    if instance.objective.take == "mean" and record.proof not in {"dual", "solver"}:
+        required = "required is dual or solver, since single links prove nothing of a mean"
+        yield Violation("proof", f"proof: {record.proof} with objective.take: mean, {required}", layer)
     if record.any_copies and not (record.proof in _OF_ANY_REPLICAS and instance.placement.replica_routing == "even"):
         yield Violation("proof", f"a bound for any replicas with proof: {record.proof}, {_ANY_REPLICAS}", layer)
     if record.proof == "hot-replicas" and not record.any_copies:

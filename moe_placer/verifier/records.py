@@ -170,7 +170,7 @@ def check_figures(
     z, layer = check.z, check.layer
     if not math.isclose(record.z, z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
         yield Violation("z", f"states a z of {record.z:.9g} tokens, required is {z:.9g} tokens, as recomputed", layer)
-    yield from _check_worst_link(record, z, layer, links, cost, load)
+    yield from _check_worst_link(record, float(cost.max(initial=0.0)), layer, links, cost, load)
     if derived and not _within(record.bound, check.bound, sent):
         required = f"required are at most the {check.bound:.12g} tokens that its proof ({record.proof}) gives"
         yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)

@@ -6,10 +6,12 @@ links of that scenario only, whose names end in ``@j``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
@@ -17,7 +19,48 @@ from moe_placer.verifier.network import Network
 from moe_placer.verifier.placed import PlacedLayer, read_layers
 from moe_placer.verifier.rules import Replica
 
-__all__ = ["judge"]
+__all__ = ["judge", "judged", "lawful_weights"]
+
+TOLERANCE = 1e-12
+NO_WEIGHT = 1e-100  # less than this of all links of a scenario together counts as none
+
+
+def judged(instance: Instance, scenarios: int, cost: npt.NDArray[np.float64]) -> float:
+    """Return z of a layer: the largest cost of any link, or the mean over scenarios, and standard deviations."""
+    objective = instance.objective
+    if objective.take == "worst":
+        return float(cost.max(initial=0.0))
+    each = [float(part.max(initial=0.0)) for part in np.split(cost, scenarios)]
+    mean = math.fsum(each) / scenarios
+    return mean + objective.sigmas * math.sqrt(math.fsum((one - mean) ** 2 for one in each) / scenarios)
+
+
+def lawful_weights(instance: Instance, links: Sequence[str], weights: Mapping[str, float]) -> Mapping[str, float]:
+    """Return link weights that prove something of a mean over scenarios, near to those given.
+
+    ``mean + s * deviation >= sum_j p[j] z[j]`` for all p with sum 1 and ``sum_j (p[j] - 1/J)**2 <= s**2 / J`` (Cauchy
+    and Schwarz), and ``z[j]`` is at least any weighted mean of the links of j. So p is drawn towards the even one until
+    it is such, and the weights of each scenario are scaled to it; one without any has its first link.
+    """
+    if instance.objective.take == "worst" or not links:
+        return weights
+    of: dict[str, list[str]] = {}
+    for link in links:
+        of.setdefault(link.rpartition("@")[2], []).append(link)
+    sums = {key: math.fsum(max(0.0, weights.get(link, 0.0)) for link in own) for key, own in of.items()}
+    total, even, s = math.fsum(sums.values()), 1 / len(of), instance.objective.sigmas
+    away = {key: (value / total if total >= NO_WEIGHT else even) - even for key, value in sums.items()}
+    length = math.sqrt(math.fsum(value**2 for value in away.values()))
+    most = s / math.sqrt(len(of)) * (1 - TOLERANCE)
+    drawn = min(1.0, most / length) if length > 0 else 0.0
+    found: dict[str, float] = {}
+    for key, own in of.items():
+        part = even + away[key] * drawn
+        if sums[key] >= NO_WEIGHT:
+            found.update((link, max(0.0, weights.get(link, 0.0)) / sums[key] * part) for link in own)
+        else:
+            found[own[0]] = part
+    return found
 
 
 def judge(

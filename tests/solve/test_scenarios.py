@@ -11,14 +11,17 @@ from builders import in_order, placement_data, recomputed, rules_of, tiny_instan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.errors import InputError, NothingFoundError
+from moe_placer.errors import InputError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.scenarios import Judge
 from moe_placer.search.moves import repair
 from moe_placer.solve.solve import solve
 from moe_placer.traffic.recording import Traffic
+from moe_placer.verifier import verify
+from moe_placer.verifier.scenarios import lawful_weights
 
 WORST = {"objective": {"scenarios": "recordings"}}
 CASES: dict[str, dict[str, Any]] = {
@@ -90,6 +93,91 @@ def test_no_placement_of_a_small_layer_is_better(seed: int) -> None:
         solution = solve(instance, traffic, solver=method, limits=Limits(time_s=240.0, work=0.3, gap=0.0))
         assert solution.objective == pytest.approx(best, rel=1e-6)
         assert solution.bound <= best * (1 + 1e-9)
+
+
+MEANS = [{"take": "mean"}, {"take": "mean", "sigmas": 0.7}, {"take": "mean", "sigmas": 3.0}]
+
+
+def judged_by_hand(instance: Instance, each: list[float]) -> float:
+    mean = sum(each) / len(each)
+    deviation = (sum((one - mean) ** 2 for one in each) / len(each)) ** 0.5
+    return float(mean + instance.objective.sigmas * deviation)
+
+
+@pytest.mark.parametrize("take", MEANS)
+def test_the_mean_and_deviations_against_every_placement(take: dict[str, Any]) -> None:
+    shape = {"model": {"layers": 1, "dense_layers": []}, "cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}}
+    instance = tiny_instance(**shape, objective={"scenarios": "recordings", **take})
+    for seed in range(2):
+        traffic = tiny_traffic(instance, seed, recordings=3)
+        parts = [compile_problem(instance.on_the_mix(), alone(instance, traffic, index)).layer(0) for index in range(3)]
+        values = [
+            judged_by_hand(instance, [part.z(np.array(node)) for part in parts]) for node in permutations(range(4))
+        ]
+        layer = compile_problem(instance, traffic).layer(0)
+        assert [layer.z(np.array(node)) for node in permutations(range(4))] == pytest.approx(values)
+        solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.05, gap=0.0))
+        assert solution.objective == pytest.approx(min(values), rel=0.02)
+        assert 0 < solution.bound <= min(values) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("take", MEANS)
+@pytest.mark.parametrize("name", ["group", "budget", "rails", "sharded"])
+def test_means_are_verified_anew(take: dict[str, Any], name: str) -> None:
+    changes = {key: value for key, value in CASES[name].items() if key != "objective"}
+    instance = tiny_instance(**changes, objective={"scenarios": "recordings", **take})
+    traffic = tiny_traffic(instance, 5, recordings=3)
+    solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.01))
+    assert solution.verification.ok
+    gpu = [[list(replicas) for replicas in row] for row in solution.placement.gpu]
+    each = [
+        [check.z for check in recomputed(instance.on_the_mix(), gpu, alone(instance, traffic, index)).layers]
+        for index in range(3)
+    ]
+    expected = [judged_by_hand(instance, list(zs)) for zs in zip(*each, strict=True)]
+    assert [check.z for check in solution.verification.layers] == pytest.approx(expected)
+    assert [record.z for record in solution.placement.layers] == pytest.approx(expected)
+    assert all(0 < check.bound <= check.z * (1 + 1e-9) for check in solution.verification.layers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    weights=st.lists(st.floats(0, 1), min_size=6, max_size=6),
+    cost=st.lists(st.floats(0, 100), min_size=6, max_size=6),
+    sigmas=st.sampled_from([0.0, 0.5, 2.0]),
+)
+def test_no_weights_prove_more_than_there_is(weights: list[float], cost: list[float], sigmas: float) -> None:
+    judge, costs = Judge(3, sigmas), np.array(cost)
+    fitted = judge.fitted(np.array(weights))
+    assert fitted @ costs <= judge.value(costs) * (1 + 1e-9) + 1e-9
+    instance = tiny_instance(objective={"scenarios": "recordings", "take": "mean", "sigmas": sigmas})
+    links = [f"{name}@{scenario}" for scenario in range(3) for name in "ab"]
+    lawful = lawful_weights(instance, links, dict(zip(links, weights, strict=True)))
+    theirs = np.array([lawful.get(link, 0.0) for link in links])
+    assert theirs.sum() == pytest.approx(1)
+    assert theirs @ costs <= judge.value(costs) * (1 + 1e-9) + 1e-9
+    assert theirs == pytest.approx(fitted, abs=1e-9)
+    at = judge.steepest(judge.each(costs))
+    assert at @ judge.each(costs) == pytest.approx(judge.value(costs))
+
+
+def test_means_are_of_scenarios_and_only_auto_has_them() -> None:
+    for objective, says in (
+        ({"take": "mean"}, "scenarios: recordings beside it"),
+        ({"scenarios": "recordings", "sigmas": 1.0}, "take: mean"),
+    ):
+        with pytest.raises(Exception, match=says):
+            tiny_instance(objective=objective)
+    instance = tiny_instance(objective={"scenarios": "recordings", "take": "mean"})
+    traffic = tiny_traffic(instance)
+    with pytest.raises(NothingFoundError, match="every scenario"):
+        solve(instance, traffic, solver="cpsat")
+    with pytest.raises(UsageError, match="cooling"):
+        solve(instance, traffic, cool_gpus=True)
+    data = solve(instance, traffic, solver="contiguous", limits=Limits(time_s=240.0)).placement
+    assert {record.proof for record in data.layers} == {"dual"}
+    lie = data.model_copy(update={"layers": tuple(r.model_copy(update={"proof": "threshold"}) for r in data.layers)})
+    assert "proof" in {violation.rule for violation in verify(instance, lie, traffic).violations}
 
 
 def test_one_recording_is_the_mix() -> None:

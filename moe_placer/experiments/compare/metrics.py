@@ -119,9 +119,9 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     recording of each layer, so do all figures of links; those of GPUs and pairs of nodes are of the mix.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
-    load = _judged(instance, placement, traffic, network, flows.load(network))
+    load, z = _judged(instance, placement, traffic, network, flows.load(network))
     cost = load * network.scale
-    z, pair = _largest(cost), _largest(flows.between.reshape(len(load), -1))
+    pair = _largest(flows.between.reshape(len(load), -1))
     works = np.full(instance.gpus, True)
     works[list(instance.placement.failed_gpus)] = False
     by_node = flows.gpu.reshape(len(load), instance.cluster.nodes, -1).sum(axis=2)
@@ -148,10 +148,22 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     }
 
 
-def _judged(instance: Instance, placement: Placement, traffic: Traffic, network: Network, load: Floats) -> Floats:
-    """Tokens on every link [MoE layers, links]: of the mix, or for each layer of the recording that is worst there."""
+def _judged(
+    instance: Instance, placement: Placement, traffic: Traffic, network: Network, load: Floats
+) -> tuple[Floats, Floats]:
+    """Tokens on every link [MoE layers, links], of the mix or for each layer of the recording that is worst there; z.
+
+    Parameters
+    ----------
+    instance, placement, traffic
+        As `metrics`.
+    network : Network
+        Links, routes and bandwidths.
+    load : float array [MoE layers, links]
+        Of the mix.
+    """
     if instance.objective.scenarios == "mix":
-        return load
+        return load, _largest(load * network.scale)
     alone = np.ones((instance.cluster.nodes, 1))
     each = np.stack(
         [
@@ -159,8 +171,11 @@ def _judged(instance: Instance, placement: Placement, traffic: Traffic, network:
             for recording in traffic.recordings
         ]
     )
-    worst = (each * network.scale).max(axis=2, initial=0.0).argmax(axis=0)
-    return np.asarray(each[worst, np.arange(each.shape[1])])
+    largest = (each * network.scale).max(axis=2, initial=0.0)  # [recordings, MoE layers]
+    z = largest.max(axis=0)
+    if instance.objective.take == "mean":
+        z = largest.mean(axis=0) + instance.objective.sigmas * largest.std(axis=0)
+    return np.asarray(each[largest.argmax(axis=0), np.arange(each.shape[1])]), z
 
 
 def _nic_totals(network: Network, cost: Floats) -> dict[str, float | None]:
