@@ -26,7 +26,7 @@ from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
 from moe_placer.problem.replica_counts import replica_order
-from moe_placer.problem.scenarios import Judge, over_scenarios, scenarios_of, worst_of
+from moe_placer.problem.scenarios import Judge, costs_of_all, links_of_all, scenarios_of
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 
@@ -279,7 +279,9 @@ class Problem:
         own = self._layer(index, replicas)
         counts = self.replicas[index] if replicas is None else replicas
         each = [one._layer(index, counts) for one in self.scenarios]
-        return worst_of(own, each, self.judge) if each else own
+        if not each:
+            return own
+        return replace(own, judge=self.judge, **costs_of_all([(one.base, one.affected, one.delta) for one in each]))
 
     def _layer(self, index: int, replicas: Ints | None) -> LayerProblem:
         expert, replica = self.items(index, replicas)
@@ -384,8 +386,10 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     problem = _compiled(instance, traffic)
     if instance.objective.scenarios == "mix":
         return problem
-    sigmas = instance.objective.sigmas if instance.objective.take == "mean" else None
-    return over_scenarios(problem, [_compiled(instance, one) for one in scenarios_of(traffic)], sigmas)
+    scenarios = tuple(_compiled(instance, one) for one in scenarios_of(traffic))
+    judge = Judge(len(scenarios), instance.objective.sigmas) if instance.objective.take == "mean" else None
+    named = links_of_all(problem.links, problem.multiplicity, problem.token_cost, len(scenarios))
+    return replace(problem, scenarios=scenarios, judge=judge, **named)
 
 
 def _compiled(instance: Instance, traffic: Traffic) -> Problem:

@@ -11,20 +11,18 @@ standard deviation long, and the best p points along it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.traffic.recording import Traffic
 
-if TYPE_CHECKING:
-    from moe_placer.problem.compile import LayerProblem, Problem
-
-__all__ = ["Judge", "over_scenarios", "scenarios_of", "worst_of"]
+__all__ = ["Judge", "costs_of_all", "links_of_all", "scenarios_of"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 _NO_WEIGHT = 1e-100  # all links of a scenario together
 
@@ -85,30 +83,35 @@ def scenarios_of(traffic: Traffic) -> tuple[Traffic, ...]:
     return tuple(Traffic((recording,), alone) for recording in traffic.recordings)
 
 
-def over_scenarios(problem: Problem, scenarios: Sequence[Problem], sigmas: float | None) -> Problem:
-    """Return a problem that judges layers by all scenarios; replicas and GPUs' loads stay those of the mix.
+def links_of_all(links: Sequence[str], multiplicity: Sequence[int], token_cost: Floats, times: int) -> dict[str, Any]:
+    """Return ``links``, ``multiplicity`` and ``token_cost`` of a problem with so many scenarios.
 
-    With ``sigmas`` by their mean and so many standard deviations, else by the worst.
+    Parameters
+    ----------
+    links, multiplicity : sequence
+        Names of links, and how many each stands for.
+    token_cost : float array [K]
+        Cost of a token on each.
+    times : int
+        Scenarios.
     """
-    times = len(scenarios)
-    return replace(
-        problem,
-        links=tuple(f"{link}@{index}" for index in range(times) for link in problem.links),
-        multiplicity=problem.multiplicity * times,
-        token_cost=np.tile(problem.token_cost, times),
-        scenarios=tuple(scenarios),
-        judge=None if sigmas is None else Judge(times, sigmas),
-    )
+    return {
+        "links": tuple(f"{link}@{index}" for index in range(times) for link in links),
+        "multiplicity": tuple(multiplicity) * times,
+        "token_cost": np.tile(token_cost, times),
+    }
 
 
-def worst_of(layer: LayerProblem, scenarios: Sequence[LayerProblem], judge: Judge | None) -> LayerProblem:
-    """Return a layer with the links of all scenarios, which have the same items in the same order."""
-    links, last = layer.links, layer.links * len(scenarios)  # what stands for no link is the last one
-    affected = [np.where(one.affected == links, last, one.affected + j * links) for j, one in enumerate(scenarios)]
-    return replace(
-        layer,
-        base=np.concatenate([one.base for one in scenarios]),
-        affected=np.hstack(affected),
-        delta=np.concatenate([one.delta for one in scenarios], axis=2),
-        judge=judge,
-    )
+def costs_of_all(scenarios: Sequence[tuple[Floats, Ints, Floats]]) -> dict[str, Any]:
+    """Return ``base``, ``affected`` and ``delta`` of a layer with the links of all scenarios, given those of each.
+
+    Items are the same in all, in the same order.
+    """
+    links = len(scenarios[0][0])
+    last = links * len(scenarios)  # what stands for no link is the last one
+    affected = [np.where(one == links, last, one + j * links) for j, (_, one, _) in enumerate(scenarios)]
+    return {
+        "base": np.concatenate([base for base, _, _ in scenarios]),
+        "affected": np.hstack(affected),
+        "delta": np.concatenate([delta for _, _, delta in scenarios], axis=2),
+    }
