@@ -14,7 +14,7 @@ COUNT ?= 300
 # Tests start processes by the hundred: without bytecode on the disk, each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help solve test test-all test-lowest coverage mutants lint lint-pages types clean
+.PHONY: help solve test test-all test-lowest coverage mutants fidelity lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ coverage: $(VENV)/.dev  ## Tell which lines no test runs, processes of their own
 
 mutants: $(VENV)/.mutants  ## Change the core in COUNT places, one at a time, and tell which change no test notices
 	$(BIN)/python tests/mutants.py --count $(COUNT)
+
+fidelity: $(VENV)/.dev  ## Predict kernels and systems that others measured, and write the report (fetches 80 MB once)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'aiconfigurator-core>=0.12,<0.13'
+	$(BIN)/python -m benchmarks.fidelity reports/2026-11-27-fidelity
 
 engines: $(ENGINES)/.ready  ## Hold exported files to the engines' own loaders (fetches their packages once)
 	$(ENGINES)/bin/pytest -m engines

@@ -148,13 +148,15 @@ def forwarded_by(dag: Dag, op: Operation) -> list[str]:
 def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, timing: Timing, share: float) -> float:
     """µs of computing, on each of the operation's GPUs."""
     gpu, model = instance.cluster.gpu, instance.model
+    if timing.last_logits and workload.phase == "prefill" and op.kind in {"norm", "head", "sample"}:
+        share = share / workload.context
     fed = sum(edge.bytes for edge in dag.incoming(op.id))
     weights = op.bytes_read - fed
     size = (op.bytes_read * share if op.kind == "embedding" else weights + fed * share) / len(op.gpus)
     reached = gpu.mfu * (1 - timing.communication_sms * (workload.micro_batches == 2) / timing.gpu_sms) * 1e6
     peak = gpu.dtype_tflops.get(precision(instance, op), gpu.peak_tflops)
     seconds = op.flops * share / len(op.gpus) / (peak * reached)
-    over, kept_bytes = 0.0, 0.0
+    over, kept_bytes, held = 0.0, 0.0, 0.0
     if op.kind == "attention":
         (shape,) = (edge.shape for edge in dag.incoming(op.id))
         pair, kept, most, dtype = over_context(model, workload.phase)
@@ -165,14 +167,24 @@ def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, ti
         value = BYTES[(model.dtypes.kv_cache if model.dtypes else None) or model.dtype]
         tokens = shape[0] * share * (workload.context if workload.phase == "decode" else 1)
         kept_bytes = tokens * kept * value / min(len(op.gpus), most)
+        held = values_held(model, workload.phase) * shape[0] * share * timing.attention_passes / len(op.gpus)
     bandwidth = gpu.memory_bandwidth_tb_per_s * 1e6 * gpu.memory_utilization
     if op.kind == "expert":
         (shape,) = (edge.shape for edge in dag.incoming(op.id))
         over = shape[0] * share * shape[1] * timing.expert_passes / len(op.gpus) / bandwidth
         return max(seconds, size / bandwidth) + over
     if timing.separate_scores:
-        return max(seconds, size / bandwidth) + max(over, kept_bytes / bandwidth)
-    return max(seconds + over, (size + kept_bytes) / bandwidth)
+        return max(seconds, size / bandwidth) + max(over, kept_bytes / bandwidth) + held / bandwidth
+    return max(seconds + over, (size + kept_bytes) / bandwidth) + held / bandwidth
+
+
+def values_held(model: Model, phase: str) -> float:
+    """Queries, keys, values and results of one token; with a latent, in decode, what queries and results are of it."""
+    heads, width, kind = model.attention_heads, model.head_dim, model.attention
+    if isinstance(kind, Mla):
+        queries, results = kind.kv_lora_rank + kind.qk_rope_head_dim, kind.kv_lora_rank
+        return heads * (queries + results if phase == "decode" else 2 * (width + kind.qk_rope_head_dim) + 2 * width)
+    return 2 * width * (heads + (kind.kv_heads if isinstance(kind, Gqa) else heads))
 
 
 def fair_rates(crossed: npt.NDArray[np.float64], capacity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

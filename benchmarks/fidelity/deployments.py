@@ -11,7 +11,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Recording, Traffic
 
-__all__ = ["GPUS", "balanced", "contiguous", "deployment"]
+__all__ = ["GPUS", "MODEL", "balanced", "contiguous", "deployment", "drawn"]
 
 # As the model's config has it; `init` gives the same (tests/benchmarks/test_fidelity.py).
 MODEL: dict[str, Any] = {
@@ -102,6 +102,32 @@ def balanced(instance: Instance) -> Traffic:
     layers, experts = len(instance.moe_layers), instance.model.experts
     load = np.full((layers, experts), float(instance.model.top_k))
     recording = Recording("balanced", load, load.sum(axis=1) / instance.model.top_k)
+    return Traffic((recording,), np.ones((instance.cluster.nodes, 1)))
+
+
+def drawn(instance: Instance, groups: int, top: int, tokens: int = 4096) -> Traffic:
+    """Return tokens that choose experts at random, from the groups with the best single expert, as DeepEP's tests do.
+
+    Parameters
+    ----------
+    instance : Instance
+    groups, top : int
+        Groups of neighbouring experts, and how many of them a token's experts are from.
+    tokens : int
+        Tokens to draw.
+    """
+    rng, experts, layers = np.random.default_rng(0), instance.model.experts, len(instance.moe_layers)
+    topk = np.empty((tokens, layers, instance.model.top_k), dtype=np.uint16)
+    for layer in range(layers):
+        keys = rng.random((tokens, groups, experts // groups))
+        best = np.argsort(keys.min(axis=2), axis=1)[:, :top]
+        others = np.ones((tokens, groups), dtype=bool)
+        np.put_along_axis(others, best, False, axis=1)
+        keys[others] = np.inf
+        chosen = np.argpartition(keys.reshape(tokens, experts), instance.model.top_k, axis=1)
+        topk[:, layer] = np.sort(chosen[:, : instance.model.top_k], axis=1)
+    load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
+    recording = Recording("drawn", load.astype(np.float64), np.full(layers, float(tokens)), topk)
     return Traffic((recording,), np.ones((instance.cluster.nodes, 1)))
 
 

@@ -46,7 +46,13 @@ class KernelParameters(Section):
     expert_passes: Count | None = Field(
         None, description="Bytes through memory around an expert's matrices, for each token and value."
     )
+    attention_passes: Count | None = Field(
+        None, description="Bytes through memory between the kernels of attention, for each token and value."
+    )
     separate_scores: bool | None = Field(None, description="Whether scores and projections are kernels of their own.")
+    last_logits: bool | None = Field(
+        None, description="Whether the head works on the last token of every sequence only, in prefill."
+    )
 
 
 class Kernels(Section):

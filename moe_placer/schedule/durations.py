@@ -10,11 +10,19 @@ import numpy.typing as npt
 
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
-from moe_placer.instance.model_parts import Part, kv_shards, kv_values, pair_flops, part_bytes, peak_tflops
+from moe_placer.instance.model_parts import (
+    Part,
+    attention_held,
+    kv_shards,
+    kv_values,
+    pair_flops,
+    part_bytes,
+    peak_tflops,
+)
 from moe_placer.instance.sizes import GB
-from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, REDUCES, SENDS, Program
+from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, HEAD, REDUCES, SENDS, Program
 from moe_placer.schedule.timing import Timing
-from moe_placer.schedule.workload import Condition, Workload
+from moe_placer.schedule.workload import Condition, Phase, Workload
 
 __all__ = [
     "Durations",
@@ -25,6 +33,7 @@ __all__ = [
     "find_work",
     "kv_bytes_per_token",
     "part_of",
+    "passing_bytes",
     "starting_us",
 ]
 
@@ -100,8 +109,8 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     scale = workload.batch(instance) / instance.traffic.tokens_per_gpu / workload.micro_batches
     size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
     computes, reduces = program.of_kinds(COMPUTATION), program.of_kinds(REDUCES)
-    work = find_work(program, workload, scale)
-    computing = computing_us(program, work, timing, workload.micro_batches)
+    work = find_work(program, workload, timing, scale)
+    computing = computing_us(program, work, timing, workload)
     busy = np.where(computes, computing, 0.0) * _slowness(program, condition)
     busy += _US * scale * _moving(program, timing, reduces, size, timing.stretch(workload.micro_batches))
     # A tensor-parallel group with one GPU left has nobody to exchange anything with.
@@ -149,22 +158,35 @@ class Work:
         return self.fetched + self.kept
 
 
-def find_work(program: Program, workload: Workload, scale: float) -> Work:
-    """Return FLOPs and bytes of every operation, for ``scale`` times the instance's own tokens."""
+def find_work(program: Program, workload: Workload, timing: Timing, scale: float) -> Work:
+    """Return FLOPs and bytes of every operation.
+
+    Parameters
+    ----------
+    program : Program
+    workload : Workload
+    timing : Timing
+        Whether the head works on all tokens.
+    scale : float
+        Tokens over the instance's own.
+    """
     instance = program.instance
     size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
     shards = np.array([kv_shards(instance.model, int(gpus)) for gpus in size])
     attending = program.attending * scale
+    part = np.full(len(program), scale)
+    if timing.last_logits and workload.phase == "prefill":
+        part[program.of_kinds(HEAD)] /= workload.context
     return Work(
-        program.flops * scale,
+        program.flops * part,
         context_flops(instance, workload, attending) / size,
-        program.weights + program.fed * scale,
+        program.weights + program.fed * part,
         _kv_bytes_read(instance, workload, attending) / shards,
-        program.tokens * scale,
+        program.tokens * part,
     )
 
 
-def computing_us(program: Program, work: Work, timing: Timing, micro_batches: int) -> Floats:
+def computing_us(program: Program, work: Work, timing: Timing, workload: Workload) -> Floats:
     """Return µs of every operation's FLOPs or bytes, whichever takes longer, on a GPU that is not slow.
 
     Parameters
@@ -174,11 +196,11 @@ def computing_us(program: Program, work: Work, timing: Timing, micro_batches: in
         FLOPs and bytes of every operation.
     timing : Timing
         What kernels charge.
-    micro_batches : int
-        2: all-to-alls run beside computation, and take multiprocessors from it.
+    workload : Workload
+        In two micro-batches all-to-alls run beside computation, and take multiprocessors from it.
     """
     instance, gpu = program.instance, program.instance.cluster.gpu
-    rate = 1e12 * gpu.mfu / timing.slowdown(micro_batches)
+    rate = 1e12 * gpu.mfu / timing.slowdown(workload.micro_batches)
     bandwidth = gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization
     peaks = np.array([peak_tflops(instance, part_of(program, p)) for p in range(len(program))])
     products, scores = work.products / peaks / rate, work.scores / peak_tflops(instance, "scores") / rate
@@ -186,10 +208,27 @@ def computing_us(program: Program, work: Work, timing: Timing, micro_batches: in
         seconds = np.maximum(products, work.fetched / bandwidth) + np.maximum(scores, work.kept / bandwidth)
     else:
         seconds = np.maximum(products + scores, work.read / bandwidth)
-    experts = program.of_kinds(frozenset({"expert"}))
-    values = work.tokens * instance.model.hidden_size / instance.parallelism.expert_tp
-    around: Floats = np.where(experts, values * timing.expert_passes / bandwidth, 0.0)
-    return np.asarray(_US * (seconds + around))
+    return np.asarray(_US * (seconds + passing_bytes(program, work, timing, workload.phase) / bandwidth))
+
+
+def passing_bytes(program: Program, work: Work, timing: Timing, phase: Phase) -> Floats:
+    """Return bytes that go through memory between the kernels of each operation, on each of its GPUs.
+
+    Parameters
+    ----------
+    program : Program
+    work : Work
+        Tokens of every operation.
+    timing : Timing
+        Bytes for each token and value.
+    phase : str
+        ``prefill`` or ``decode``.
+    """
+    model, size = program.instance.model, np.array([len(gpus) for gpus in program.gpus])
+    attention, experts = (program.of_kinds(frozenset({kind})) for kind in ("attention", "expert"))
+    values = np.where(experts, timing.expert_passes * model.hidden_size, 0.0)
+    values += np.where(attention, timing.attention_passes * attention_held(model, phase), 0.0)
+    return np.asarray(work.tokens * values / size)
 
 
 def starting_us(program: Program, timing: Timing) -> Floats:

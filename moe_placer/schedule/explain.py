@@ -11,7 +11,7 @@ import numpy as np
 from moe_placer.errors import UsageError
 from moe_placer.instance.model_parts import dtype_of, peak_tflops
 from moe_placer.instance.sizes import GB
-from moe_placer.schedule.durations import find_work, part_of
+from moe_placer.schedule.durations import find_work, part_of, passing_bytes
 from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, REDUCES, SENDS
 from moe_placer.schedule.simulate import Timeline
 
@@ -22,7 +22,8 @@ FORMULAS: Mapping[str, str] = {
     "computation": "launches x kernel_us; then the longer of FLOPs / (peak x mfu) and bytes / (memory_bandwidth x "
     "memory_utilization)",
     "attention": "launches x kernel_us; then the longer of FLOPs and bytes of projections, and the longer of those of "
-    "scores and values (separate_scores), or the longer of all FLOPs and all bytes",
+    "scores and values (separate_scores), or the longer of all FLOPs and all bytes; and tokens x values x "
+    "attention_passes / (memory_bandwidth x memory_utilization)",
     "expert": "its share of launches x kernel_us and of all_to_all_compute_us; then as computation, and tokens x "
     "hidden_size x expert_passes / (memory_bandwidth x memory_utilization)",
     "reduction": "collective_us + 2 (p - 1) steps; then 2 (p - 1) / p x bytes / (nvlink x nvlink_utilization), or over "
@@ -134,7 +135,7 @@ def _of_computation(timeline: Timeline, p: int) -> Iterator[Part]:
     if kind == "expert":
         words += f" + all_to_all_compute_us {timing.all_to_all_compute_us:g}; shared by the GPU's experts of this layer"
     yield Part("start", float(durations.overhead[p]), words)
-    work = find_work(program, timeline.workload, durations.scale)
+    work = find_work(program, timeline.workload, timing, durations.scale)
     lost = timing.slowdown(durations.batches)
     factor = f" x {lost:.4g} for communication_sms" if lost > 1 else ""
     bandwidth = gpu.memory_bandwidth_tb_per_s * gpu.memory_utilization
@@ -158,11 +159,11 @@ def _of_computation(timeline: Timeline, p: int) -> Iterator[Part]:
         found = [longer("FLOPs or bytes", products + context * own / scores, float(work.read[p]), dtype, own)]
     yield from found
     spent = float(durations.overhead[p]) + sum(one.us for one in found)
-    if kind == "expert" and timing.expert_passes:
-        values = float(work.tokens[p]) * instance.model.hidden_size / instance.parallelism.expert_tp
-        around = values * timing.expert_passes / (bandwidth * 1e6)
+    passing = float(passing_bytes(program, work, timing, timeline.workload.phase)[p])
+    if passing:
+        around, each = passing / (bandwidth * 1e6), getattr(timing, f"{kind}_passes")
         spent += around
-        words = f"{values:.4g} values x expert_passes {timing.expert_passes:g} bytes / ({memory})"
+        words = f"{passing / each:.4g} values x {kind}_passes {each:g} bytes / ({memory})"
         yield Part("passes through memory", around, words)
     rest = float(durations.overhead[p] + durations.busy[p]) - spent
     if abs(rest) > 1e-6 * (spent + rest):

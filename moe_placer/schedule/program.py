@@ -15,7 +15,7 @@ from moe_placer.placement import Placement
 from moe_placer.schedule.nic_ends import Ends, NicEnds, shares_of_ports
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["COLLECTIVES", "COMPUTATION", "ONCE", "SENDS", "STREAMS", "Program", "compile_program"]
+__all__ = ["COLLECTIVES", "COMPUTATION", "HEAD", "ONCE", "SENDS", "STREAMS", "Program", "compile_program"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,6 +27,7 @@ REDUCES = frozenset({"embedding_reduce", "attention_reduce", "mlp_reduce", "expe
 GATING = frozenset({"gate", "gate_scatter"})
 COLLECTIVES = REDUCES | {"gate_scatter", "split", "gather"}
 SENDS = frozenset({"dispatch_send", "combine_send"})
+HEAD = frozenset({"norm", "head", "sample"})  # what makes a token of a hidden state
 ONCE = frozenset({"input", "split", "gather", "output"})  # in a step, however many micro-batches it has
 
 

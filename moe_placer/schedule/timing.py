@@ -44,9 +44,13 @@ class Timing:
         Kernels that a GPU starts for all of its experts of a layer together; 0: one for each expert.
     expert_passes : float
         Bytes that kernels around an expert's matrices move through memory, for each token and value of its dimension.
+    attention_passes : float
+        The same between the kernels of attention, for each token and value of its queries, keys, values and results.
     separate_scores : bool
         Whether projections and scores are kernels of their own, each as long as its FLOPs or its bytes take; else
         attention is as long as its FLOPs or its bytes together.
+    last_logits : bool
+        Whether the head works on the last token of every sequence only, in prefill.
 
     Raises
     ------
@@ -70,7 +74,9 @@ class Timing:
     gate_launches: float = 1.0
     expert_launches: float = 0.0
     expert_passes: float = 0.0
+    attention_passes: float = 0.0
     separate_scores: bool = False
+    last_logits: bool = False
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -116,6 +122,7 @@ _ENGINE = {
     "gate_launches": 5.0,
     "expert_launches": 10.0,
     "separate_scores": True,
+    "last_logits": True,
 }
 PRESETS: Mapping[str, Mapping[Phase, Mapping[str, float]]] = {
     "plain": {"prefill": {}, "decode": {}},
@@ -124,7 +131,7 @@ PRESETS: Mapping[str, Mapping[Phase, Mapping[str, float]]] = {
             **_ENGINE,
             "all_to_all_us": 60.0,
             "all_to_all_nvlink": 0.7,
-            "all_to_all_slowdown": 1.2,
+            "all_to_all_slowdown": 1.4,
             "communication_sms": 24.0,
             "expert_passes": 11.0,
         },
@@ -133,6 +140,7 @@ PRESETS: Mapping[str, Mapping[Phase, Mapping[str, float]]] = {
             "all_to_all_us": 22.0,
             "all_to_all_nvlink": 0.7,
             "all_to_all_compute_us": 60.0,
+            "attention_passes": 4.0,
         },
     },
 }

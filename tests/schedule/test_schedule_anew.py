@@ -47,7 +47,9 @@ ENGINE = replace(
     gate_launches=1.5,
     expert_launches=4.5,
     expert_passes=11.0,
+    attention_passes=3.0,
     separate_scores=True,
+    last_logits=True,
 )
 TIMINGS = {"prefill": ENGINE, "whole": TIMING, "decode": ENGINE}
 
