@@ -6,6 +6,7 @@ from itertools import combinations
 
 import networkx as nx
 
+from moe_placer.fabric.hashing import fullest_over_mean
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree
 
@@ -57,7 +58,7 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
     graph.add_nodes_from((node_name(node) for node in range(instance.cluster.nodes)), role="node")
     fabric = instance.cluster.fabric
     if isinstance(fabric, FatTree):
-        _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves)
+        _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves, _crowding(instance, fabric))
     elif isinstance(fabric, Dragonfly):
         _add_dragonfly(graph, fabric, instance.cluster.nodes)
     else:
@@ -69,16 +70,26 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
     return graph
 
 
-def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: int) -> None:
+def _crowding(instance: Instance, fabric: FatTree) -> float:
+    """How much fuller than the mean the fullest of a leaf's uplinks is: 1 where packets are sprayed."""
+    cluster = instance.cluster
+    if fabric.uplinks == "spray":
+        return 1.0
+    each = fabric.flows_per_pair or (cluster.nics.per_node if cluster.nics else cluster.gpus_per_node)
+    flows = fabric.nodes_per_leaf * max(0, cluster.nodes - fabric.nodes_per_leaf) * each
+    return fullest_over_mean(flows, fabric.spines)
+
+
+def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: int, crowding: float) -> None:
     graph.add_nodes_from((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
     for node in range(nodes):
         _add_both_ways(graph, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
     if leaves > 1:
         graph.add_nodes_from((f"spine{spine}" for spine in range(fabric.spines)), role="spine")
-        down = fabric.nodes_per_leaf * fabric.node_gb_per_s
+        up = fabric.nodes_per_leaf * fabric.node_gb_per_s / fabric.oversubscription / fabric.spines
         for leaf in range(leaves):
             for spine in range(fabric.spines):
-                _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", down / fabric.oversubscription / fabric.spines)
+                _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", up / crowding)
 
 
 def _add_dragonfly(graph: nx.DiGraph[str], fabric: Dragonfly, nodes: int) -> None:

@@ -109,6 +109,8 @@ class Instance(schema.Section):
             for field in fields:
                 if not content[section][field]:
                     del content[section][field]
+        if content["cluster"]["fabric"].get("uplinks") == "spray":
+            del content["cluster"]["fabric"]["uplinks"], content["cluster"]["fabric"]["flows_per_pair"]
         if not content["cluster"]["gpu"]["dtype_tflops"]:
             del content["cluster"]["gpu"]["dtype_tflops"]
         if content["placement"]["survives"] == "none":

@@ -86,6 +86,14 @@ class FatTree(_Fabric):
     nodes_per_leaf: int = Field(ge=1, le=MAX_NODES)
     spines: int = Field(ge=1, le=256)
     oversubscription: float = Field(1.0, ge=0.01, le=1000, description="Leaf down capacity / leaf up capacity.")
+    uplinks: Literal["spray", "hashed"] = Field(
+        "spray",
+        description="spray: packets are spread evenly over the spines; hashed: a flow keeps the spine of its hash "
+        "(ECMP), and links of leaves and spines count with what the expected fullest of them leaves.",
+    )
+    flows_per_pair: int | None = Field(
+        None, ge=1, le=100_000, description="Flows from one node to another, for hashed; absent: its NICs, or GPUs."
+    )
 
 
 class Dragonfly(_Fabric):
