@@ -22,6 +22,7 @@ from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.interrupts import finish
+from moe_placer.cli.plan_report_command import plan_report
 from moe_placer.cli.replan_command import replan
 from moe_placer.cli.report_command import report
 from moe_placer.cli.schedule_command import schedule
@@ -80,6 +81,7 @@ for _command in (
     compare,
     split,
     report,
+    plan_report,
     export,
     check_file,
 ):

@@ -27,6 +27,7 @@ SCHEMAS = (
     "compare",
     "split",
     "report",
+    "plan-report",
     "export",
     "check-file",
     "log",

@@ -22,7 +22,7 @@ from moe_placer.placement import Placement
 
 __all__ = ["RESULTS", "result_schema"]
 
-# By command; `dag`, `split` and `report` all print which files they have written.
+# By command; `dag`, `split`, `report` and `plan-report` all print which files they have written.
 RESULTS: dict[str, Any] = {
     "import": ImportResult,
     "init": InitResult,
@@ -41,6 +41,7 @@ RESULTS: dict[str, Any] = {
     "compare": CompareResult,
     "split": FilesResult,
     "report": FilesResult,
+    "plan-report": FilesResult,
     "export": ExportResult,
     "check-file": CheckFileResult,
     "log": LogLine,

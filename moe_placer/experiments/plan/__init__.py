@@ -1,0 +1,1 @@
+"""A deployment plan on one page: what it states, held against what is computed of it."""

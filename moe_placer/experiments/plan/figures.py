@@ -1,0 +1,139 @@
+"""The rows of a plan as its page reads them: the plan, its steps, what-ifs, kernels, and swept points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moe_placer.experiments.sweep.crossing import Crossing, find_crossings
+
+__all__ = ["Figures", "ms", "percent", "read_figures"]
+
+Row = Mapping[str, Any]
+EQUAL = 0.02  # steps closer than this count as equally long
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share in percent."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def ms(us: float) -> str:
+    """Write microseconds as milliseconds."""
+    return f"{us / 1e3:,.1f} ms"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Rows, sorted by what they are.
+
+    Attributes
+    ----------
+    plan : mapping
+        The row of the plan.
+    steps : tuple of mapping
+        Simulated steps, of the plan and of those beside it.
+    troubles : tuple of mapping
+        What-ifs.
+    kernels : tuple of mapping
+        Sums of busiest links under other kernels.
+    contiguous_us : float
+        µs of a step with experts in order.
+    points : tuple of mapping
+        Rows of sweeps; empty where none were given.
+    """
+
+    plan: Row
+    steps: tuple[Row, ...]
+    troubles: tuple[Row, ...]
+    kernels: tuple[Row, ...]
+    contiguous_us: float
+    points: tuple[Row, ...]
+
+    @property
+    def instance(self) -> Row:
+        """The content of the instance file."""
+        found: Row = self.plan["instance"]
+        return found
+
+    @property
+    def ep(self) -> int:
+        """GPUs that together hold all experts of a layer."""
+        instance = self.instance
+        replicas = instance["placement"]["replicas"]
+        return int(self.plan["gpus"] // (instance["parallelism"]["dp"] if replicas == "dp" else 1))
+
+    def step(self, *, micro_batches: int = 2, phase: str = "prefill", small: bool = False, plan: str = "plan") -> Row:
+        """Return a simulated step.
+
+        Parameters
+        ----------
+        micro_batches : int
+        phase : str
+        small : bool
+            The small batch, in place of the instance's (prefill) or the large one (decode).
+        plan : str
+            Which plan.
+        """
+        found = [
+            row
+            for row in self.steps
+            if (row["micro_batches"], row["phase"], row["plan"]) == (micro_batches, phase, plan)
+        ]
+        order = sorted(found, key=lambda row: float(row["tokens_per_gpu"]))
+        return order[0] if small else order[-1]
+
+    def target(self, name: str, **which: Any) -> Row:
+        """Return how a step stands to a target."""
+        found: Row = next(one for one in self.step(**which)["targets"] if one["name"] == name)
+        return found
+
+    def trouble(self, what: str, plan: str = "plan") -> Row:
+        """Return a what-if of a plan."""
+        return next(row for row in self.troubles if row["trouble"] == what and row["plan"] == plan)
+
+    @property
+    def plans(self) -> list[str]:
+        """Names of the plans that were simulated beside this one."""
+        return list(dict.fromkeys(row["plan"] for row in self.steps if row["plan"] != "plan"))
+
+    def swept(self, sweep: str, plan: str = "") -> list[Row]:
+        """Points of the sweeps whose title begins so, of one plan."""
+        return [row for row in self.points if row["sweep"].startswith(sweep) and row["plan"].startswith(plan)]
+
+    def ratios(self, sweep: str, axis: str) -> dict[float, float]:
+        """Return the step of the first plan over that of the second, by the value of an axis."""
+        by_plan: dict[str, dict[float, float]] = {}
+        for row in self.swept(sweep):
+            by_plan.setdefault(row["plan"], {})[float(row[axis])] = float(row["latency_us"])
+        if len(by_plan) != 2:
+            return {}
+        first, second = by_plan.values()
+        return {x: first[x] / second[x] for x in sorted(first.keys() & second.keys())}
+
+    def crossing(self, sweep: str) -> Crossing | None:
+        """Return the batch from which on the other plan is the faster one."""
+        ratios = self.ratios(sweep, "tokens_per_gpu")
+        if len(ratios) < 2:
+            return None
+        found = find_crossings(list(ratios), list(ratios.values()), [1.0] * len(ratios))
+        return found[0] if found else None
+
+
+def read_figures(rows: Sequence[Row]) -> Figures:
+    """Sort rows.
+
+    Raises
+    ------
+    KeyError, ValueError
+        They are not those of a plan.
+    """
+    of: dict[str, list[Row]] = {}
+    for row in rows:
+        of.setdefault(row.get("kind", "point"), []).append(row)
+    (plan,), (contiguous,) = of["plan"], of["contiguous"]
+    return Figures(
+        plan, tuple(of["step"]), tuple(of.get("what-if", [])), tuple(of.get("kernel", [])),
+        float(contiguous["latency_us"]), tuple(of.get("point", [])),
+    )  # fmt: skip
