@@ -28,6 +28,33 @@ _YOUNGER = {
 }
 
 
+# The same where the default is a word; beside it, what goes with it.
+_YOUNGER_WORDS = (
+    ("placement", "survives", "none", ()),
+    ("objective", "minimise", "layers", ()),
+    ("objective", "scenarios", "mix", ()),
+    ("objective", "take", "worst", ("sigmas",)),
+    ("traffic", "sources", "mix", ()),
+)
+
+
+def _leave_out_younger(content: dict[str, Any]) -> None:
+    """Leave out of an instance's content the younger fields that say nothing."""
+    for section, fields in _YOUNGER.items():
+        for field in fields:
+            if not content[section][field]:
+                del content[section][field]
+    for section, field, default, others in _YOUNGER_WORDS:
+        if content[section].get(field) == default:
+            for name in (field, *others):
+                del content[section][name]
+    fabric, gpu = content["cluster"]["fabric"], content["cluster"]["gpu"]
+    if fabric.get("uplinks") == "spray":
+        del fabric["uplinks"], fabric["flows_per_pair"]
+    if not gpu["dtype_tflops"]:
+        del gpu["dtype_tflops"]
+
+
 class Instance(schema.Section):
     """A model, a cluster, a fabric, routing statistics, and what a placement must respect.
 
@@ -105,25 +132,7 @@ class Instance(schema.Section):
         content["traffic"].pop("files", None)
         del content["schedule"]  # what is expected of a step, not of a placement
         del content["engine"]  # it only forbids; what is allowed costs the same with and without it
-        for section, fields in _YOUNGER.items():
-            for field in fields:
-                if not content[section][field]:
-                    del content[section][field]
-        if content["cluster"]["fabric"].get("uplinks") == "spray":
-            del content["cluster"]["fabric"]["uplinks"], content["cluster"]["fabric"]["flows_per_pair"]
-        if not content["cluster"]["gpu"]["dtype_tflops"]:
-            del content["cluster"]["gpu"]["dtype_tflops"]
-        if content["placement"]["survives"] == "none":
-            del content["placement"]["survives"]  # likewise
-        if self.objective.minimise == "layers":
-            del content["objective"]["minimise"]  # and so is this one
-        if self.objective.scenarios == "mix":
-            del content["objective"]["scenarios"]
-        if self.objective.take == "worst":
-            del content["objective"]["take"]
-            del content["objective"]["sigmas"]
-        if content["traffic"].get("sources") == "mix":
-            del content["traffic"]["sources"]  # and so is this one
+        _leave_out_younger(content)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
