@@ -22,7 +22,7 @@ from moe_placer.replan.division import Divided, min_of, search
 from moe_placer.replan.migration import Migration, migrate
 from moe_placer.replan.restore import Loss, read_survivors
 from moe_placer.replan.task import Figures, Minimise, Task, default_goal, goal_of
-from moe_placer.replan.trades import Goal
+from moe_placer.replan.trades import Goal, LayerState
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 from moe_placer.verifier.transfer_file import Transfers
@@ -156,6 +156,7 @@ def replan(
     now, loss = _read(problem, current, out, goal_of(problem, minimise, slowness), most, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
     task = Task(instance, now, weights, minimise, slowness)
+    _insist_on_budget(task, most)
     curves = [Curve(start, task.goal, inside_nodes, min_of(most, start.layer.items)) for start in task.starts]
     bounded = most is not None and not inside_nodes and limits.bounds
     search_until = min(deadline.at, begun + (_SEARCH if bounded else 1.0) * limits.time_s)
@@ -176,6 +177,16 @@ def replan(
         placement, instance, loss, before, after, divided.curve, most, bound, migration, transfers, minimise,
         verification, traffic, seconds,
     )  # fmt: skip
+
+
+def _insist_on_budget(task: Task, most: int | None) -> None:
+    """Refuse a budget that what had to come back exceeds, with what made room for it."""
+    needed = sum(LayerState(s.layer, s.place, s.held, s.slots, task.goal).moves for s in task.starts)
+    if most is not None and needed > most:
+        raise NothingFoundError(
+            f"what has to come back takes {needed:,} moves, with those that make room for it, and the budget allows "
+            f"{most:,}: use a larger budget"
+        )
 
 
 def _out_of_service(instance: Instance, change: Change) -> tuple[frozenset[int], frozenset[int]]:

@@ -223,3 +223,19 @@ def test_instances_are_written_as_they_are() -> None:
         if path.stem != "best_known":
             instance = load_instance(path)
             assert make_instance(**yaml.safe_load(dump_instance(instance))).sha256 == instance.sha256
+
+
+def test_by_hand_what_makes_room_counts_as_a_move_of_the_budget() -> None:
+    """GPU 4 dies with the second replica of expert 3; the only free slot is beside the first: another moves there."""
+    instance = tiny_instance(
+        model={"layers": 1, "dense_layers": []},
+        cluster={"nodes": 5, "gpus_per_node": 1},
+        placement={"replica_routing": "even", "slots_per_gpu": 2},
+    )
+    current = planned(instance).model_copy(update={"gpu": (((0, 1), (0, 2), (1, 2), (3, 4)),)})
+    change, traffic = Change(failed=(4,)), even_load(instance)
+    with pytest.raises(NothingFoundError, match="takes 2 moves, with those that make room"):
+        replan(instance, current, traffic, change=change, budget=Budget(moves=1), limits=QUICK)
+    found = replan(instance, current, traffic, change=change, budget=Budget(moves=2), limits=QUICK)
+    assert found.loss is not None
+    assert (found.loss.restored, found.after.moves) == (1, 2)
