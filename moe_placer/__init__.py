@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.replan.budget import Budget
     from moe_placer.replan.change import Change
+    from moe_placer.replan.follow import cut_in_windows, follow
     from moe_placer.replan.replan import Replanned, replan
     from moe_placer.result import Status, Stop
     from moe_placer.schedule.step import simulate
@@ -104,10 +105,12 @@ _HOME = {
     "build_matrix": "experiments.compare",
     "check_file": "engines.plans.export",
     "compare": "experiments.compare",
+    "cut_in_windows": "replan.follow",
     "describe": "cli.describe",
     "evaluate": "decisions.evaluate",
     "export_plan": "engines.plans.export",
     "find_solver": "solve.registry",
+    "follow": "replan.follow",
     "gate": "decisions.gate",
     "import_recording": "engines.recordings",
     "init": "engines.init",
@@ -181,10 +184,12 @@ __all__ = [
     "build_matrix",
     "check_file",
     "compare",
+    "cut_in_windows",
     "describe",
     "evaluate",
     "export_plan",
     "find_solver",
+    "follow",
     "gate",
     "import_recording",
     "init",

@@ -17,6 +17,7 @@ from moe_placer.cli.compare_command import compare
 from moe_placer.cli.dag_command import dag
 from moe_placer.cli.evaluate_command import evaluate
 from moe_placer.cli.export_command import export
+from moe_placer.cli.follow_command import follow
 from moe_placer.cli.gate_command import gate
 from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
@@ -67,6 +68,7 @@ for _command in (
     init,
     solve,
     replan,
+    follow,
     watch,
     verify,
     evaluate,

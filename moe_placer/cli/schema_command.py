@@ -14,6 +14,7 @@ SCHEMAS = (
     "init",
     "solve",
     "replan",
+    "follow",
     "watch",
     "verify",
     "evaluate",

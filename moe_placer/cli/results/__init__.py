@@ -10,6 +10,7 @@ from moe_placer.cli.describe import Description
 from moe_placer.cli.results.deciding import GateResult, ScreenResult
 from moe_placer.cli.results.evaluated import EvaluateResult
 from moe_placer.cli.results.files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
+from moe_placer.cli.results.following import FollowResult
 from moe_placer.cli.results.logs import LogLine
 from moe_placer.cli.results.placing import SolveResult, SolversResult
 from moe_placer.cli.results.replanning import ReplanResult
@@ -28,6 +29,7 @@ RESULTS: dict[str, Any] = {
     "init": InitResult,
     "solve": SolveResult,
     "replan": ReplanResult,
+    "follow": FollowResult,
     "watch": WatchResult,
     "verify": VerifyResult,
     "evaluate": EvaluateResult,

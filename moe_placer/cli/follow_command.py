@@ -1,0 +1,141 @@
+"""``moe-placer follow``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from moe_placer.cli.json_text import as_json
+from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
+from moe_placer.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moe_placer.cli.results.following import FollowResult
+    from moe_placer.instance import Instance
+    from moe_placer.replan.follow import Followed
+    from moe_placer.replan.task import Minimise
+
+__all__ = ["follow"]
+
+_LASTS = (1, 2, 4, 8)  # windows after which it is told what is left of a gain
+
+EXAMPLES = """
+\b
+Examples:
+  moe-placer follow instance.yaml placement.json --trace day.npz --windows 9 --max-moves 200
+  moe-placer follow instance.yaml placement.json --window mon.npz --window tue.npz --way replan --way eplb
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@instance_argument
+@click.argument("current", type=click.Path(path_type=Path))
+@trace_option
+@click.option("--windows", type=int, metavar="N", help="Cut the traffic into N windows, in the order of its tokens.")
+@click.option(
+    "--window",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Or: a recording per window, in the order of time. Repeatable.",
+)
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    type=click.Choice(["never", "once", "replan", "history", "eplb"]),
+    help="Only these ways. Repeatable.  [all]",
+)
+@click.option("--max-moves", type=click.IntRange(min=0), metavar="N", help="Replicas that GPUs may load per window.")
+@click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred per window.")
+@click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="As for `replan`.")
+@click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search per replan.")
+@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same plans.")
+@json_option
+def follow(
+    instance: Path,
+    current: Path,
+    traces: tuple[Path, ...],
+    windows: int | None,
+    files: tuple[Path, ...],
+    ways: tuple[str, ...],
+    max_moves: int | None,
+    max_bytes: float | None,
+    minimise: Minimise | None,
+    time_limit: float,
+    work: float | None,
+    seed: int,
+    json_: bool,
+) -> None:
+    """Compare ways to follow drifting traffic: never, once, within a budget of moves, or EPLB from scratch.
+
+    The plan for a window is made from the windows before it, starting from CURRENT. What it costs there and the moves
+    that it needed are summed up over the windows, beside what is left of a plan's gain after 1, 2, 4 and 8 windows.
+    """
+    from moe_placer.limits import Limits
+    from moe_placer.placement import load_placement
+    from moe_placer.replan.budget import Budget
+    from moe_placer.replan.follow import WAYS, cut_in_windows
+    from moe_placer.replan.follow import follow as compare
+    from moe_placer.traffic import load_traffic
+
+    if bool(files) == (windows is not None):
+        raise UsageError("give either --windows N or a --window FILE for each window")
+    opened, now = open_instance(instance, traces), load_placement(current)
+    if windows is not None:
+        parts = cut_in_windows(load_traffic(opened), windows)
+    else:
+        parts = [load_traffic(opened.with_traces([file])) for file in files]
+    limits = Limits(time_s=time_limit, work=work, bounds=False)
+    rows = compare(
+        opened, now, parts, ways=ways or tuple(WAYS), budget=Budget(max_moves, max_bytes), minimise=minimise,
+        limits=limits, seed=seed,
+    )  # fmt: skip
+    if json_:
+        click.echo(as_json(_content(opened, rows)))
+    else:
+        _print(opened, rows)
+
+
+def _content(instance: Instance, rows: Sequence[Followed]) -> FollowResult:
+    content = {
+        "schema": "moe-placer/follow/1",
+        "instance": {"name": instance.name, "sha256": instance.sha256},
+        "rows": [
+            {"way": row.way, "window": row.window, "transfers_us": row.transfers_us, **vars(row.figures)}
+            for row in rows
+        ],
+    }
+    return cast("FollowResult", content)
+
+
+def _print(instance: Instance, rows: Sequence[Followed]) -> None:
+    of_way: dict[str, list[Followed]] = {}
+    for row in rows:
+        of_way.setdefault(row.way, []).append(row)
+    count = len(next(iter(of_way.values())))
+    click.echo(f"{instance.name}: {count} windows, each planned for from those before it; sums over windows and layers")
+    click.echo(
+        f"  {'':10}{'moves':>10}{'GB':>10}{'transfers, ms':>16}{'busiest links':>18}{'busiest GPUs':>16}{'cost':>10}"
+    )
+    base = sum(row.figures.value for row in of_way["never"]) if "never" in of_way else None
+    for way, own in of_way.items():
+        value = sum(row.figures.value for row in own)
+        cost = f"{value / base - 1:+.1%}" if base else ""
+        click.echo(
+            f"  {way:10}{sum(r.figures.moves for r in own):>10,}{sum(r.figures.bytes for r in own) / 1e9:>10,.1f}"
+            f"{sum(r.transfers_us for r in own) / 1e3:>16,.1f}{sum(r.figures.total_z for r in own):>18,.0f}"
+            f"{sum(r.figures.busiest_gpu for r in own):>16,.0f}{cost:>10}"
+        )
+    if {"never", "once", "replan"} <= of_way.keys():
+        click.echo("What is left of the gain of replanning for every window, where it was done once:")
+        for after in (after for after in _LASTS if after <= count):
+            never, once, each = (of_way[way][after - 1].figures.value for way in ("never", "once", "replan"))
+            kept = f"{(never - once) / (never - each):.0%}" if never > each else "replanning gained nothing here"
+            click.echo(f"  after {after} window{'' if after == 1 else 's'}: {kept}")

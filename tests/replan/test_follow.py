@@ -1,0 +1,84 @@
+"""Ways to follow traffic over windows: a drift known by hand, windows of a recording, and what the command says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from builders import tiny_instance, tiny_tokens, tiny_traffic
+from command_line import fails, run
+
+from moe_placer.cli.results import result_schema
+from moe_placer.errors import InputError, UsageError
+from moe_placer.instance import Instance
+from moe_placer.instance.writer import dump_instance
+from moe_placer.limits import Limits
+from moe_placer.placement import Placement
+from moe_placer.replan.budget import Budget
+from moe_placer.replan.follow import WAYS, Followed, cut_in_windows, follow
+from moe_placer.solve.solve import solve
+from moe_placer.traffic import make_traffic
+
+PLACEMENT = {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 8}}
+FOLLOWED: dict[str, Any] = {"model": {"experts": 8, "top_k": 2}, "placement": PLACEMENT}
+EFFORT = Limits(time_s=60.0, work=0.005)
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[Instance, Placement]:
+    instance = tiny_instance(**FOLLOWED)
+    return instance, solve(instance, tiny_traffic(instance, 0), solver="greedy", limits=Limits(time_s=5.0)).placement
+
+
+def test_what_stays_hot_is_followed_and_moves_keep_to_the_budget(planned: tuple[Instance, Placement]) -> None:
+    """Experts 0 and 1 become hot in every window: one replan is enough, and a second finds nothing to gain."""
+    load = np.ones((2, 8)) + 20 * (np.arange(8) < 2)
+    instance, current = planned
+    windows = [make_traffic(instance, load=[load * 1000])] * 4
+    rows = follow(instance, current, windows, budget=Budget(moves=5), minimise="gpus", limits=EFFORT)
+    assert [(row.way, row.window) for row in rows] == [(way, window) for way in WAYS for window in (1, 2, 3)]
+    of: dict[str, list[Followed]] = {way: [row for row in rows if row.way == way] for way in WAYS}
+    assert [row.figures.moves for row in of["never"]] == [0, 0, 0]
+    assert 0 < of["once"][0].figures.moves <= 5
+    assert [row.figures.moves for row in of["once"][1:]] == [0, 0]
+    assert all(row.figures.moves <= 5 for way in ("replan", "history") for row in of[way])
+    for row in rows:
+        assert (row.transfers_us > 0) == (row.figures.moves > 0)
+    assert of["once"][2].figures.value < of["never"][2].figures.value
+    assert of["replan"][2].figures.value <= of["once"][2].figures.value
+    assert of["history"][0].figures == of["replan"][0].figures
+    assert of["eplb"][1].figures.moves == 0  # the same traffic, the same plan
+
+
+def test_windows_have_all_tokens_once_and_in_order() -> None:
+    instance = tiny_instance()
+    traffic = tiny_tokens(instance, 0)
+    parts = cut_in_windows(traffic, 3)
+    for at, recording in enumerate(traffic.recordings):
+        own = [part.recordings[at] for part in parts]
+        assert np.array_equal(np.concatenate([one.topk for one in own]), recording.topk)
+        assert np.array_equal(sum(one.load for one in own), recording.load)
+    with pytest.raises(UsageError, match="expected 2 or more"):
+        cut_in_windows(traffic, 1)
+    with pytest.raises(InputError, match="no token choices"):
+        cut_in_windows(tiny_traffic(instance, 0), 2)
+
+
+def test_the_command_adds_up_what_its_rows_say(tmp_path: Path, planned: tuple[Instance, Placement]) -> None:
+    file, plan = tmp_path / "instance.yaml", tmp_path / "plan.json"
+    file.write_text(dump_instance(planned[0]).replace("kind: load", "kind: synthetic"))
+    planned[1].write(plan)
+    given = ("follow", file, plan, "--windows", 3, "--work", 0.005, "--max-moves", 4)
+    done = run(*given, "--way", "never", "--way", "once", "--way", "replan")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(run(*given, "--way", "replan", "--json").stdout)
+    jsonschema.validate(content, result_schema("follow"))
+    moves = sum(row["moves"] for row in content["rows"])
+    (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["replan"]]
+    assert line.split()[1] == f"{moves:,}"
+    assert "after 2 windows" in done.stdout
+    fails(2, "follow", file, plan, says="either --windows N or a --window FILE")
