@@ -103,12 +103,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "traffic": TRACE,
     },
-    "once-per-node-sharded": {
-        "model": {"experts": 8, "top_k": 3},
-        "parallelism": {"expert_tp": 2, "dp": 1},
-        "placement": {"dispatch": "per-node", "slots_per_gpu": 2},
-        "traffic": TRACE,
-    },
     "once-per-gpu": {
         "model": {"experts": 8, "top_k": 3},
         "cluster": {"nodes": 2},

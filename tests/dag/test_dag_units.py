@@ -12,24 +12,28 @@ import pytest
 import yaml
 from builders import ONE_LAYER, tiny_instance, tiny_tokens, tiny_traffic
 from command_line import run
-from dag_examples import placement_of
+from dag_examples import contiguous, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_step import SlowStep
 
 from moe_placer.dag.build import build_dag
 from moe_placer.dag.copies import copies_to_places
 from moe_placer.dag.operation import Dag
+from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.errors import InputError
+from moe_placer.experiments.compare import Settings, build_matrix
+from moe_placer.experiments.compare.step_process import predict
 from moe_placer.fabric import node_routes, token_cost
 from moe_placer.instance import Instance
-from moe_placer.placement import Placement
+from moe_placer.placement import Placement, load_placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.schedule.busiest_link import layer_link_times
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
 from moe_placer.schedule.timing import Timing
 from moe_placer.schedule.what_if import after_failure
-from moe_placer.schedule.workload import Workload
+from moe_placer.schedule.workload import Condition, Workload
 from moe_placer.search.moves import repair
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.dags import verify_dags
@@ -219,7 +223,8 @@ def test_what_ifs_share_the_tokens_of_a_failed_gpu_among_stand_ins() -> None:
 
 
 def test_commands_draw_check_simulate_and_compare_steps(tmp_path: Path) -> None:
-    instance = tiny_instance(placement={"dispatch": "per-node"}, traffic={"kind": "synthetic", "tokens_per_gpu": 10.0})
+    traffic = {"kind": "synthetic", "tokens_per_gpu": 10.0}
+    instance = tiny_instance(model=ONE_LAYER, placement={"dispatch": "per-node"}, traffic=traffic)
     file, out = tmp_path / "tiny.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(instance.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     placed = out / "placement.json"
@@ -228,16 +233,39 @@ def test_commands_draw_check_simulate_and_compare_steps(tmp_path: Path) -> None:
     assert "step" in solved.stdout
     assert {"simplified_moe_dag.json", "detailed_expert_dag.svg"} <= {one.name for one in out.iterdir()}
     for words, says in (
-        (["dag", file, placed, "-o", out], "comprehensive_moe_dag"),
         (["verify", file, placed], "detailed_expert_dag: good"),
         (["schedule", file, placed], "latency"),
         (["evaluate", file, placed, "--step"], "step"),
         (["gate", file, placed, "--max-step", "1e6"], "step"),
-        (["sweep", file, placed, "--tokens-per-gpu", "8,16", "-o", tmp_path / "sweep"], ""),
+        (["sweep", file, placed, "--tokens-per-gpu", "8", "-o", tmp_path / "sweep"], ""),
     ):
         done = run(*words)
         assert done.returncode == 0, (words, done.stderr)
         assert says in done.stdout, done.stdout
+    (cell,) = build_matrix([file], ["contiguous"], [0], Settings()).cells
+    assert predict(cell, load_placement(placed).model_dump(mode="json")["gpu"])["solved_for"] > 0
+
+
+def test_sharded_experts_get_a_copy_on_each_of_their_gpus(tmp_path: Path) -> None:
+    instance = tiny_instance(
+        model={**ONE_LAYER, "experts": 8, "top_k": 3},
+        parallelism={"expert_tp": 2, "dp": 1},
+        placement={"dispatch": "per-node", "slots_per_gpu": 2},
+    )
+    placement, traffic = contiguous(instance), tiny_tokens(instance, 1)
+    dag = build_dag(instance, placement, traffic)
+    for suffix, write in (("json", to_json), ("dot", to_dot)):
+        (tmp_path / f"comprehensive_moe_dag.{suffix}").write_text(write(dag, "comprehensive_moe_dag"))
+    (check,) = verify_dags(instance, placement, tmp_path, traffic)
+    assert check.violations == ()
+    workload = Workload(micro_batches=1)
+    program = compile_program(instance, placement, traffic)
+    received = sum(edge.bytes for edge in dag.edges() if edge.tensor.startswith("tokens."))
+    sends = [program.names.index(f"L0.dispatch_send.n{node}") for node in range(4)]
+    assert program.nvlink[sends].sum() == pytest.approx(2 * received)
+    slow = SlowStep(instance, placement, traffic, workload, Timing(), Condition()).run()
+    found = simulate(program, workload, Timing()).makespan
+    assert found == pytest.approx(max(end for _, end in slow.values()), rel=1e-3)  # flows may end together
 
 
 def test_loads_say_nothing_of_copies(tmp_path: Path) -> None:
