@@ -159,6 +159,7 @@ def test_what_is_said_of_the_reference_plan_holds() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 80 s of CPU time, on a machine that may be shared
 def test_the_reference_plan_measured_anew_is_judged_alike(tmp_path: Path) -> None:
     """Solved and simulated again, every statement gets the verdict that is committed."""
     assert run("solve", SEED_PLAN, "-o", tmp_path, "--no-dag", "-q").returncode == 0
