@@ -30,11 +30,13 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
     settled = int((solution.solver_gaps[above] <= max(asked, OPTIMAL_GAP)).sum())
     index = int(np.where(above, solution.gaps, -1.0).argmax())
     check = solution.verification.layers[index]
-    shares = shares_of_worst_link(instance, solution, index)
     lines = [f"{above.sum()} of {len(above)} layers above the gap of {asked:.2%} that was asked for"]
     if settled:
         lines.append(f" (for {settled}, by the solver's word, nothing better exists)")
     lines.append(f"; furthest is layer {check.layer}, {solution.gaps[index]:.2%} above its bound. ")
+    if instance.objective.take == "mean":  # of which no single link is to blame
+        return "".join(lines).rstrip()
+    shares = shares_of_worst_link(instance, solution, index)
     carries = link_words(check.worst_link_tokens, check.worst_link_us, check.z)
     lines.append(f"Its busiest link, {check.worst_link}, carries {carries} to ")
     if len(shares) == 1:
@@ -57,12 +59,13 @@ def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> 
     rows = solution.placement.gpu[index]
     replicas = np.array([len(row) for row in rows])
     problem = compile_problem(instance, solution.traffic)
-    problem = problem.by_node or problem
+    link, _, scenario = solution.verification.layers[index].worst_link.partition("@")
+    problem = problem.scenarios[int(scenario)] if scenario else problem.by_node or problem
     expert, replica = problem.items(index, replicas)
     first = [solution.placement.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
     network = read_network(instance)
     size = instance.gpus // len(network.home)  # GPUs of a place
-    on_way = network.link == network.links.index(solution.verification.layers[index].worst_link)
+    on_way = network.link == network.links.index(link)
     crossing = np.zeros((instance.cluster.nodes, len(network.home)))  # [source, destination]
     crossing[network.source[on_way], network.target[on_way]] = network.share[on_way]
     tokens = (problem.item_demand(index, expert, replica) * crossing[:, np.array(first) // size]).sum(axis=0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.experiments.compare.metrics import find_flows
+from moe_placer.experiments.compare.metrics import find_flows, judged_load
 from moe_placer.fabric import link_bandwidths, link_us, token_cost
 from moe_placer.schedule.step import EQUAL_STEPS, step_time
 from moe_placer.verifier.loads import read_network
@@ -66,7 +66,8 @@ def measure_plans(instance: Instance, solution: Solution) -> dict[str, PlanFigur
 
 def _measure(instance: Instance, solution: Solution, placement: Placement, objective: float) -> PlanFigures:
     network, flows = read_network(instance), find_flows(instance, placement, solution.traffic)
-    load = np.stack([network.load(flow) for flow in flows.sent])
+    of_mix = np.stack([network.load(flow) for flow in flows.sent])
+    load, _ = judged_load(instance, placement, solution.traffic, network, of_mix)
     us = link_us(instance, link_bandwidths(instance, network.links), load)
     layers = us if solution.minimise != "aggregate" else us.sum(axis=0, keepdims=True)
     works = np.full(instance.gpus, True)

@@ -143,7 +143,7 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     found = solution.verification
     worst = max(found.layers, key=lambda check: check.z)
     if worst.z > 0:
-        of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.z)
+        of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.worst_link_cost)
         in_all = link_words(found.aggregate_tokens, found.aggregate_us, found.aggregate)
         lines.append(f"Busiest link of a layer: {worst.worst_link} in layer {worst.layer}, {of_layer}.")
         lines.append(

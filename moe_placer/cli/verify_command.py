@@ -199,7 +199,7 @@ def _busiest_links(found: Verification) -> list[str]:
     worst = max(found.layers, key=lambda check: check.z, default=None)
     if worst is None or not worst.z:
         return ["  busiest link        none: nothing crosses between nodes"]
-    of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.z)
+    of_layer = link_words(worst.worst_link_tokens, worst.worst_link_us, worst.worst_link_cost)
     in_all = link_words(found.aggregate_tokens, found.aggregate_us, found.aggregate)
     return [
         f"  busiest link        {worst.worst_link} in layer {worst.layer}: {of_layer}",

@@ -24,11 +24,11 @@ COST = {
 
 
 def link_bandwidths(instance: Instance, links: Sequence[str]) -> Floats:
-    """Bandwidths of links by name, in GB/s, one direction [K]."""
+    """Bandwidths of links by name, in GB/s, one direction [K]; ``@`` and a number say for which scenario, if any."""
     edges = build_fabric(instance).edges(data=True)
     known = {link_name(source, target): float(data["bandwidth"]) for source, target, data in edges}
     known |= nic_bandwidths(instance)
-    return np.array([known[name] for name in links], dtype=np.float64)
+    return np.array([known[name.partition("@")[0]] for name in links], dtype=np.float64)
 
 
 def token_cost(instance: Instance, gb_per_s: Floats) -> Floats:

@@ -75,12 +75,13 @@ class Checker:
         """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
         cost = layer.load * self.network.scale
         z = judged(self.instance, len(self.traffic.recordings), cost)
-        at = int(cost.argmax()) if z > 0 else None
+        largest = float(cost.max(initial=0.0))
+        at = int(cost.argmax()) if largest > 0 else None
         worst = self.network.links[at] if at is not None else ""
         tokens = float(layer.load[at]) if at is not None else 0.0
         us = tokens * float(self.network.us_per_token[at]) if at is not None else 0.0
         if record is None:
-            return LayerCheck(layer.layer, z, worst, 0.0, "", tokens, us)
+            return LayerCheck(layer.layer, z, worst, 0.0, "", tokens, us, worst_link_cost=largest)
         replicas = None if layer.replicas is None else layer.replicas.tolist()
         lacking = [*proofs.check_proof(self.instance, record, layer.layer, self.network.links, replicas)]
         self.violations.extend([*records.check_order(record, layer.layer), *lacking])
@@ -92,7 +93,8 @@ class Checker:
                 given = proved
             else:
                 bound = proved
-        check = LayerCheck(layer.layer, z, worst, bound, record.proof, tokens, us, given, _claimed(record))
+        claimed = _claimed(record)
+        check = LayerCheck(layer.layer, z, worst, bound, record.proof, tokens, us, given, claimed, largest)
         if layer.demand is not None:
             sent, of_instance = self._sent(layer), derivable and given is None
             self.violations.extend(

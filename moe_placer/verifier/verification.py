@@ -107,6 +107,8 @@ class LayerCheck:
     bound_given_replicas : float or None
         What the proof gives for placements with as many replicas of each expert; there where how many is a choice, and
         the proof does not hold for every choice.
+    worst_link_cost : float
+        Cost of the busiest link: z, but where that is a mean over scenarios.
     claimed_bound : float or None
         The highest bound that only the solver vouches for: not checked.
     """
@@ -120,6 +122,7 @@ class LayerCheck:
     worst_link_us: float = 0.0
     bound_given_replicas: float | None = None
     claimed_bound: float | None = None
+    worst_link_cost: float = 0.0
 
     @property
     def rederived(self) -> bool:

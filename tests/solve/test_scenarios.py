@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from builders import in_order, placement_data, recomputed, rules_of, tiny_instance, tiny_traffic
+from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -175,6 +178,23 @@ def test_means_are_of_scenarios_and_only_auto_has_them() -> None:
     assert {record.proof for record in data.layers} == {"dual"}
     lie = data.model_copy(update={"layers": tuple(r.model_copy(update={"proof": "threshold"}) for r in data.layers)})
     assert "proof" in {violation.rule for violation in verify(instance, lie, traffic).violations}
+
+
+@pytest.mark.parametrize("take", ["worst", "mean"])
+def test_commands_print_what_scenarios_come_to(take: str, tmp_path: Path) -> None:
+    objective = {"scenarios": "recordings", "take": take}
+    instance = tiny_instance(traffic={"kind": "synthetic", "tokens_per_gpu": 10.0}, objective=objective)
+    file, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(instance.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    for words, says in (
+        (["solve", file, "-o", out, "--work", "0.01", "--gap", "0", "--quiet", "--no-dag"], "above the gap"),
+        (["verify", file, out / "placement.json"], "@"),
+        (["evaluate", file, out / "placement.json"], "lower bound"),
+        (["gate", file, out / "placement.json", "--max-gap", "9"], "holds"),
+    ):
+        done = run(*words)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout, done.stdout
 
 
 def test_one_recording_is_the_mix() -> None:

@@ -19,7 +19,7 @@ from moe_placer.verifier.replica_choice import check_rule, views_of
 from moe_placer.verifier.rules import Replica, read_replicas
 from moe_placer.verifier.sending import tokens_between
 
-__all__ = ["Flows", "find_dispatch_us", "find_flows", "metrics", "rounded"]
+__all__ = ["Flows", "find_dispatch_us", "find_flows", "judged_load", "metrics", "rounded"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     recording of each layer, so do all figures of links; those of GPUs and pairs of nodes are of the mix.
     """
     network, flows = read_network(instance), find_flows(instance, placement, traffic)
-    load, z = _judged(instance, placement, traffic, network, flows.load(network))
+    load, z = judged_load(instance, placement, traffic, network, flows.load(network))
     cost = load * network.scale
     pair = _largest(flows.between.reshape(len(load), -1))
     works = np.full(instance.gpus, True)
@@ -148,7 +148,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     }
 
 
-def _judged(
+def judged_load(
     instance: Instance, placement: Placement, traffic: Traffic, network: Network, load: Floats
 ) -> tuple[Floats, Floats]:
     """Tokens on every link [MoE layers, links], of the mix or for each layer of the recording that is worst there; z.
@@ -161,6 +161,11 @@ def _judged(
         Links, routes and bandwidths.
     load : float array [MoE layers, links]
         Of the mix.
+
+    Returns
+    -------
+    tuple of float array
+        Tokens, and z [MoE layers].
     """
     if instance.objective.scenarios == "mix":
         return load, _largest(load * network.scale)
