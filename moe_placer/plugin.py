@@ -5,7 +5,8 @@ These names are a contract: they keep their meaning within a minor version, and 
 
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult, Report, Status, Stop, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.heuristic import Heuristic, OnePass

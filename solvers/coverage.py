@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.search.coverage_search import search_coverage

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, relaxed_bound
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import count_replicas, with_replicas
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import count_replicas, fewest_replicas, hottest_that_pays, layer_time, placed
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.solvers.cpsat import Model

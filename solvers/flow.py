@@ -21,7 +21,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult
 from moe_placer.solve.base import says_missing
 from moe_placer.solve.heuristic import OnePass, heuristic_result

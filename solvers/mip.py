@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.limits import WORK_PER_SECOND, Deadline
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
 from moe_placer.result import gap as relative_gap

@@ -18,7 +18,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.survival import Spread
 from moe_placer.result import LayerResult
 from moe_placer.solve.heuristic import EngineRule, gpu_result, heuristic_result

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["assign", "price", "transport"]
 

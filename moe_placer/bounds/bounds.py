@@ -16,7 +16,7 @@ from moe_placer.bounds.relaxation import relax
 from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
 from moe_placer.limits import Deadline
 from moe_placer.placement import Proof
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = [
     "SAFETY",

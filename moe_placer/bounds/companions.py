@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from moe_placer.bounds.fellows import least_addition
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
 from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["MOST_COMPANIONS", "CompanionWork", "Companions", "hot_companions"]
 

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from moe_placer.bounds.relaxation import link_matrix
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.symmetry import SymmetryClasses
 
 __all__ = ["Judged", "relax_judged"]

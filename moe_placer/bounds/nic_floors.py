@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.hot_replicas import least_peak, replicas_needed
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["NicFloors", "nic_floors"]
 

@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.merged import merged_by_node, on_every_gpu
 from moe_placer.problem.symmetry import SymmetryClasses
 

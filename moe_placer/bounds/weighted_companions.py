@@ -15,7 +15,7 @@ import numpy.typing as npt
 from moe_placer.bounds.assignment import assign
 from moe_placer.bounds.companions import MOST_COMPANIONS, CompanionWork
 from moe_placer.bounds.largest import largest
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["WeightedCompanions", "weighted_companions"]
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.decomposition.column_generation import Decomposition
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, descend
 from moe_placer.search.moves import Moves, repair

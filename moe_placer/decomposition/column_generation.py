@@ -21,7 +21,7 @@ from scipy.optimize import linprog
 
 from moe_placer.bounds.bounds import Bound, any_replicas_bound, cheapest
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["Decomposition"]
 

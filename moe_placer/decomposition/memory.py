@@ -27,7 +27,8 @@ from moe_placer.bounds.relaxation import Relaxation, relax
 from moe_placer.decomposition.memory_exchange import SMALL, Exchange
 from moe_placer.decomposition.memory_rounding import fit_memory
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["MemoryDivision", "divide_memory"]
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from moe_placer.bounds.bounds import dual_bound
 from moe_placer.bounds.relaxation import relax
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.local_search import round_shares, search
 
 __all__ = ["SMALL", "Exchange"]

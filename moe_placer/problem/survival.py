@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["Spread", "gathered"]
 

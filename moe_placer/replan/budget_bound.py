@@ -23,7 +23,7 @@ from moe_placer.bounds.bounds import even_weights
 from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import count_replicas
 
 __all__ = ["BudgetBound", "bound_budget"]

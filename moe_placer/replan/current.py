@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.placement import Placement
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.solve.warm_start import find_slots
 
 __all__ = ["Current", "check_layer", "read_current", "wrong"]

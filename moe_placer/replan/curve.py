@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.replan.replica_changes import best_change, changed
 from moe_placer.replan.trades import LISTED, Goal, LayerState, Trade
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, HELPS

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import DefectError
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 
 __all__ = ["match_gpus"]
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from moe_placer.errors import InfeasibleError, NothingFoundError
 from moe_placer.placement import Placement
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.replan.current import Current, check_layer, wrong
 from moe_placer.replan.trades import Goal
 

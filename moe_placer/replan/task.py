@@ -14,7 +14,8 @@ from moe_placer.bounds.largest import largest
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import expert_bytes, expert_us
 from moe_placer.placement import Placement
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import count_replicas
 from moe_placer.replan.current import Current
 from moe_placer.replan.curve import LayerStart, Point

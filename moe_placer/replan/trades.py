@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.assignment import price
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.moves import Moves, excess
 
 __all__ = ["LISTED", "Goal", "LayerState", "Trade"]

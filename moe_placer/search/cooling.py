@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.survival import Spread
 
 __all__ = ["Cooled", "cool"]

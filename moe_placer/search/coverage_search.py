@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.coverage_trades import CoverageTrades
 
 __all__ = ["NUMBERS_PER_WORK", "CoverageSearch", "Found", "search_coverage"]

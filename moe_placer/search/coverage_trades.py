@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.survival import Spread
 from moe_placer.search.coverage_tables import Tables, tables
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.moves import Moves, repair
 
 __all__ = ["EVALUATIONS_PER_WORK", "HELPS", "descend", "round_shares", "search"]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import could_pay, count_replicas, layer_time, with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop
 from moe_placer.result import gap as relative_gap

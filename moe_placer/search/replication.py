@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from moe_placer.bounds.assignment import price
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import (
     count_replicas,
     fewest_replicas,

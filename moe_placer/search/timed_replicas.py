@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import count_replicas, with_replicas
 from moe_placer.search.cooling import cool
 from moe_placer.search.replication import State

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.search.cooling import cool
 from moe_placer.solve.gpu_assignment import pack

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult, Report, Stop
 from moe_placer.search.moves import repair
 from moe_placer.solve.base import Solver, Start

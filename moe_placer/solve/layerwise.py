@@ -19,7 +19,8 @@ import numpy as np
 
 from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import Workers, asked_to_stop, usable_cores

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from moe_placer.bounds.assignment import transport
 from moe_placer.bounds.bounds import beyond, dual_bound, even_weights, hot_expert_bound, threshold_bound
 from moe_placer.bounds.relaxation import relax
-from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.layer import LayerProblem
 
 CASES = {
     "plain": {"cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}},

@@ -19,7 +19,8 @@ from moe_placer.bounds.weighted_companions import weighted_companions
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement
-from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.solve.solve import solve
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier import verify

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from moe_placer.bounds import relaxation
 from moe_placer.bounds.bounds import dual_bound
 from moe_placer.bounds.relaxation import relax
-from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.layer import LayerProblem
 
 SHAPES = {
     "single replicas": {

@@ -16,7 +16,8 @@ from moe_placer.errors import InputError
 from moe_placer.fabric import build_fabric, compile_routes, token_cost
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.coverage_tables import sample
 from moe_placer.search.coverage_trades import CoverageTrades, Trades

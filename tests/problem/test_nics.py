@@ -33,7 +33,8 @@ from moe_placer.errors import InputError
 from moe_placer.instance import Instance, load_instance
 from moe_placer.instance.reader import make_instance
 from moe_placer.limits import Limits
-from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.moves import repair
 from moe_placer.solve.layerwise import LayerTask
 from moe_placer.solve.solve import solve

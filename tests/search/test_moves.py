@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.limits import Deadline
-from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.local_search import descend, round_shares, search
 from moe_placer.search.moves import Moves, repair
 from moe_placer.search.neighbourhood import around_worst_link, cut_out

@@ -18,7 +18,8 @@ from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.capacity import why_infeasible
-from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import fewest_replicas, layer_time, with_replicas
 from moe_placer.result import Stop
 from moe_placer.search.moves import excess, repair

@@ -8,7 +8,8 @@ from builders import tiny_instance, tiny_traffic
 
 from moe_placer.bounds.bounds import best_bound
 from moe_placer.limits import Limits
-from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.layerwise import LayerTask
 from moe_placer.solve.solve import solve

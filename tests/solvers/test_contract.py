@@ -14,7 +14,8 @@ from moe_placer.bounds.bounds import Bound, dual_bound
 from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
-from moe_placer.problem.compile import LayerProblem, compile_problem
+from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.base import Solver
 from moe_placer.solve.registry import find_solver, solver_names

@@ -11,7 +11,8 @@ import pytest
 from moe_placer.bounds.bounds import companions_bound
 from moe_placer.instance import load_instance
 from moe_placer.limits import Deadline, Limits
-from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.solve.layerwise import LayerTask
 from moe_placer.solve.registry import find_solver
 from moe_placer.solvers.coverage import CoverageSolver

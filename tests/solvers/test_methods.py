@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.limits import Limits
-from moe_placer.problem.compile import LayerProblem, Problem, compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult
 from moe_placer.solve.registry import find_solver
 from moe_placer.solvers.eplb import balanced_packing
