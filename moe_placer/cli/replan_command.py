@@ -94,7 +94,6 @@ def replan(
     What GPUs held that failed or are drained comes back first, elsewhere, and counts as moves; instance.yaml then is
     the instance without them.
     """
-    from moe_placer.instance.writer import dump_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.replan.budget import Budget
@@ -120,18 +119,25 @@ def replan(
             scratch, slow = Limits(time_s=fresh_time, workers=useful_workers(opened)), change.slowness(opened.gpus)
             fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed, slow)
         with replaced_folder(folder, PLACEMENT, lambda name: name in FILES) as new:
-            found.placement.write(new / PLACEMENT)
-            write_atomically(new / TRANSFERS, found.transfers.to_json())
-            if opened is not given:
-                write_atomically(new / INSTANCE, dump_instance(opened))
-            if curve:
-                write_atomically(new / CURVE, as_json(_curve_content(opened, found)) + "\n")
+            _write(new, given, found, curve)
             names = sorted(path.name for path in new.iterdir() if path.name in FILES)
     files = [folder / name for name in sorted(names, key=lambda name: name != PLACEMENT)]
     if json_:
         click.echo(as_json(_content(opened, found, fresh, files)))
     else:
         _print(opened, found, fresh, curve, files)
+
+
+def _write(folder: Path, given: Instance, found: Replanned, curve: bool) -> None:
+    """Write placement and transfers, the instance where hardware changed it, and the curve where it was asked for."""
+    from moe_placer.instance.writer import dump_instance
+
+    found.placement.write(folder / PLACEMENT)
+    write_atomically(folder / TRANSFERS, found.transfers.to_json())
+    if found.instance is not given:
+        write_atomically(folder / INSTANCE, dump_instance(found.instance))
+    if curve:
+        write_atomically(folder / CURVE, as_json(_curve_content(found.instance, found)) + "\n")
 
 
 def _content(

@@ -128,6 +128,7 @@ def schedule(
     Targets (--require) are held against the step without them: what was asked, what came out, what limits it.
     """
     from moe_placer.cli.targets import held_to, refuse_missed, target_content, target_lines
+    from moe_placer.engines.simulators.chakra import write_execution_traces
     from moe_placer.errors import UsageError
     from moe_placer.schedule.explain import explain, find_task
     from moe_placer.schedule.program import compile_program
@@ -137,6 +138,7 @@ def schedule(
     from moe_placer.schedule.targets import read_target
     from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.workload import Workload
+    from moe_placer.solve.estimate import useful_workers
 
     if layer is not None and pictures is None and chakra is None:
         raise UsageError("--layer says what to draw or trace, and needs --pictures DIR or --chakra DIR")
@@ -153,18 +155,12 @@ def schedule(
     # Files first: where one cannot be written, nothing else is said.
     written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
     if chakra is not None:
-        from moe_placer.engines.simulators.chakra import write_execution_traces
-
         write_execution_traces(opened, placed, traffic, chakra, layer)
         written.append(chakra)
     answer = None
     if question:
-        from moe_placer.solve.estimate import useful_workers
-
-        answer = ask(
-            opened, placed, traffic, workload, question,
-            before_us=figures.latency_us, most=replicas, workers=useful_workers(opened),
-        )  # fmt: skip
+        before, workers = figures.latency_us, useful_workers(opened)
+        answer = ask(opened, placed, traffic, workload, question, before_us=before, most=replicas, workers=workers)
     beside: list[tuple[str, Any, list[str]]] = []  # key, what JSON says, and what text says
     if explanation:
         beside.append(("explained", explanation, explanation_lines(explanation)))

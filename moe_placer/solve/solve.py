@@ -177,8 +177,7 @@ def solve(
     refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
-    if cool_gpus and problem.judge is not None:
-        raise UsageError("cooling GPUs keeps every layer's busiest link, and objective.take: mean counts others, too")
+    cools = _cools(method, problem, cool_gpus)
     baselines = run_baselines(problem, seed)
     place_baselines = partial(_place_baselines, instance, traffic, problem, seed, baselines.plans)
     by_load, first = problem.replicas, baselines.start
@@ -198,7 +197,6 @@ def solve(
     results = fit_to_gpus(problem, results)
     if improves:
         results = never_worse(problem, results, baselines.plans)
-    cools = (method.cools and problem.judge is None) if cool_gpus is None else cool_gpus
     results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
     placement = build(results)
     verification = verify(instance, placement, traffic)
@@ -274,6 +272,13 @@ def _available(solver: str | Solver) -> Solver:
 def _improves(method: Solver) -> bool:
     """Whether the method improves on a start layer by layer, instead of one pass of its own."""
     return isinstance(method, LayerSolver) and not method.quick
+
+
+def _cools(method: Solver, problem: Problem, asked: bool | None) -> bool:
+    """Whether GPUs are cooled after the search: as asked, or as the method does where only busiest links count."""
+    if asked and problem.judge is not None:
+        raise UsageError("cooling GPUs keeps every layer's busiest link, and objective.take: mean counts others, too")
+    return method.cools and problem.judge is None if asked is None else asked
 
 
 def _can_divide_memory(problem: Problem, method: Solver) -> bool:

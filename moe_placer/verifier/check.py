@@ -20,7 +20,7 @@ from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
 from moe_placer.verifier.loads import find_traffic_mistakes, read_network
 from moe_placer.verifier.migration import check_migration
-from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.placed import PlacedLayer, read_layers
 from moe_placer.verifier.scenarios import judge
 from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.transfer_file import Transfers
@@ -94,9 +94,6 @@ def verify(
         violations += check_migration(instance, current, placement, transfers)
     unchecked = ("replan",) if placement.replan is not None and current is None else ()
     load, model = np.stack([layer.load for layer in layers]), instance.model
-    of_layer: list[list[rules.Replica]] = [[] for _ in layers]
-    for replica in replicas:
-        of_layer[replica.row].append(replica)
     found = Verification(
         violations=tuple(violations),
         layers=checks,
@@ -110,7 +107,7 @@ def verify(
         memory_bound=memory_bound,
         budget_bound=budget_bound,
         back=wire_bytes(model, instance.placement.combine_dtype) / wire_bytes(model, instance.placement.dispatch_dtype),
-        busiest_gpu=np.array([busiest_gpu(*pair) for pair in zip(of_mix, of_layer, strict=True)]),
+        busiest_gpu=_busiest_gpus(of_mix, replicas),
         least_busiest=np.array([least_busiest(instance, layer) for layer in of_mix]),
         expert_token_us=expert_token_us(instance),
         cost_us=float((network.us_per_token / network.scale).min(initial=np.inf)) if network.links else 0.0,
@@ -119,6 +116,14 @@ def verify(
     )
     times = tuple(check_layer_time(placement.layer_time, found)) if len(whole) == len(layers) else ()
     return replace(found, violations=(*found.violations, *times))
+
+
+def _busiest_gpus(layers: Sequence[PlacedLayer], replicas: Sequence[rules.Replica]) -> npt.NDArray[np.float64]:
+    """Tokens of the busiest GPU of each layer [layers]."""
+    of_layer: list[list[rules.Replica]] = [[] for _ in layers]
+    for replica in replicas:
+        of_layer[replica.row].append(replica)
+    return np.array([busiest_gpu(*pair) for pair in zip(layers, of_layer, strict=True)])
 
 
 def _check_constraints(

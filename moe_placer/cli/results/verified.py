@@ -38,7 +38,7 @@ class LayerVerified(TypedDict):
     layer: int
     """Index in the model, dense layers counted."""
     z: float
-    """Cost of the busiest link: tokens per step at node-link speed."""
+    """Cost of the busiest link, or its mean over scenarios: tokens per step at node-link speed."""
     worst_link: str
     """Its name; empty where no link carries anything."""
     bound: float
@@ -53,6 +53,8 @@ class LayerVerified(TypedDict):
     """What the proof gives for placements with the same numbers of replicas only."""
     claimed_bound: float | None
     """The highest bound that only the solver vouches for."""
+    worst_link_cost: float
+    """Cost of the busiest link: z, but where that is a mean over scenarios."""
     rederived: bool
     """Whether `bound` was derived anew."""
     gap: float | None
