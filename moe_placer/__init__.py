@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from moe_placer.experiments.compare import Given, Matrix, Settings, build_matrix, compare
+    from moe_placer.experiments.plan.measure import measure_plan
+    from moe_placer.experiments.plan.plan_folder import write_plan_page, write_plan_rows
     from moe_placer.experiments.report import write_report
     from moe_placer.experiments.sweep.sweep import Grid, make_plan, sweep
     from moe_placer.instance import Instance, load_instance, make_instance
@@ -120,6 +122,7 @@ _HOME = {
     "make_instance": "instance",
     "make_plan": "experiments.sweep.sweep",
     "make_traffic": "traffic",
+    "measure_plan": "experiments.plan.measure",
     "read_topologies": "engines.topology",
     "replan": "replan.replan",
     "result_schema": "cli.results",
@@ -131,6 +134,8 @@ _HOME = {
     "sweep": "experiments.sweep.sweep",
     "verify": "verifier",
     "write_dags": "dag",
+    "write_plan_page": "experiments.plan.plan_folder",
+    "write_plan_rows": "experiments.plan.plan_folder",
     "write_report": "experiments.report",
 }
 
@@ -199,6 +204,7 @@ __all__ = [
     "make_instance",
     "make_plan",
     "make_traffic",
+    "measure_plan",
     "read_topologies",
     "replan",
     "result_schema",
@@ -210,6 +216,8 @@ __all__ = [
     "sweep",
     "verify",
     "write_dags",
+    "write_plan_page",
+    "write_plan_rows",
     "write_report",
 ]
 

@@ -17,7 +17,7 @@ from moe_placer.errors import InputError
 from moe_placer.experiments.environment import describe_environment
 from moe_placer.experiments.plan.blocks import Heading, Items, Picture, Table, Text, to_html, to_markdown
 from moe_placer.experiments.plan.figures import read_figures
-from moe_placer.experiments.plan.measure import measure
+from moe_placer.experiments.plan.measure import measure_plan
 from moe_placer.experiments.plan.page import judge
 from moe_placer.experiments.plan.plan_folder import build_page, read_rows
 from moe_placer.experiments.plan.statements import STATEMENTS, VERDICTS
@@ -98,7 +98,7 @@ def test_one_node_has_no_network_to_judge(tmp_path: Path) -> None:
     instance = load_instance(tmp_path / "one.yaml")
     traffic = load_traffic(instance)
     placement = solve(instance, traffic, solver="contiguous").placement
-    rows = [*measure(instance, placement, traffic, verify(instance, placement, traffic), lambda _line: None)]
+    rows = [*measure_plan(instance, placement, traffic, verify(instance, placement, traffic), lambda _line: None)]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "environment.json").write_text(json.dumps(describe_environment()))
     assert "no tokens cross a link" in build_page(tmp_path)["README.md"]

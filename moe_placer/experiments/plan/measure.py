@@ -23,7 +23,7 @@ from moe_placer.solve.solve import solve
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import Verification, verify
 
-__all__ = ["SCHEMA", "Row", "measure"]
+__all__ = ["SCHEMA", "Row", "measure_plan"]
 
 SCHEMA = "moe-placer/plan/1"
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ _DECODE = (64.0, 2048.0)  # sequences per GPU, and what each attends to
 _SLOW = 2.0  # times as long
 
 
-def measure(
+def measure_plan(
     instance: Instance,
     placement: Placement,
     traffic: Traffic,

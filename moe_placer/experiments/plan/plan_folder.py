@@ -15,7 +15,7 @@ from moe_placer.experiments.plan.page import build_blocks
 from moe_placer.experiments.sweep.sweep import ROW
 from moe_placer.files import parse_json, read_bounded, refuse_hidden_characters, write_atomically
 
-__all__ = ["build_page", "read_rows", "write_page", "write_plan_rows"]
+__all__ = ["build_page", "read_rows", "write_plan_page", "write_plan_rows"]
 
 _ROWS, _ENVIRONMENT, _MOST = "results.jsonl", "environment.json", 100_000_000
 Row = dict[str, Any]
@@ -85,7 +85,7 @@ def build_page(folder: Path) -> dict[str, str]:
     return {"index.html": to_html(blocks, title), "README.md": to_markdown(blocks), **pictures}
 
 
-def write_page(folder: Path) -> list[Path]:
+def write_plan_page(folder: Path) -> list[Path]:
     """Write page, Markdown and pictures from the rows that are there; nothing where one of them cannot be made."""
     contents = build_page(folder)
     for name, content in contents.items():
