@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     )
     from moe_placer.experiments.compare import Given, Matrix, Settings, build_matrix, compare
     from moe_placer.experiments.plan.measure import measure_plan
-    from moe_placer.experiments.plan.plan_folder import write_plan_page, write_plan_rows
+    from moe_placer.experiments.plan.plan_folder import write_plan_page
     from moe_placer.experiments.report import write_report
+    from moe_placer.experiments.row_files import write_rows
     from moe_placer.experiments.sweep.sweep import Grid, make_plan, sweep
     from moe_placer.instance import Instance, load_instance, make_instance
     from moe_placer.limits import Limits
@@ -135,8 +136,8 @@ _HOME = {
     "verify": "verifier",
     "write_dags": "dag",
     "write_plan_page": "experiments.plan.plan_folder",
-    "write_plan_rows": "experiments.plan.plan_folder",
     "write_report": "experiments.report",
+    "write_rows": "experiments.row_files",
 }
 
 __all__ = [
@@ -217,8 +218,8 @@ __all__ = [
     "verify",
     "write_dags",
     "write_plan_page",
-    "write_plan_rows",
     "write_report",
+    "write_rows",
 ]
 
 

@@ -65,7 +65,8 @@ def plan_report(
     from moe_placer.errors import UsageError
     from moe_placer.experiments.environment import describe_environment
     from moe_placer.experiments.plan.measure import measure_plan
-    from moe_placer.experiments.plan.plan_folder import read_rows, write_plan_page, write_plan_rows
+    from moe_placer.experiments.plan.plan_folder import read_rows, write_plan_page
+    from moe_placer.experiments.row_files import write_rows
     from moe_placer.experiments.sweep.sweep import ROW
     from moe_placer.solve.folder import only_writer
     from moe_placer.verifier import verify
@@ -81,7 +82,7 @@ def plan_report(
             opened, placed, traffic = open_verified(instance, placement, traces)
             found = verify(opened, placed, traffic)
             rows = [*measure_plan(opened, placed, traffic, found, log.info, others), *swept]
-            write_plan_rows(output, rows, describe_environment())
+            write_rows(output, rows, describe_environment())
         files = write_plan_page(output)
     if json_:
         click.echo(as_json(written_files(files)))

@@ -160,7 +160,8 @@ def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quie
     """Write the folder; without the libraries of pages, say so after the rows are there."""
     from moe_placer.errors import UsageError
     from moe_placer.experiments.environment import describe_environment
-    from moe_placer.experiments.sweep.sweep_folder import write_page, write_rows
+    from moe_placer.experiments.row_files import write_rows
+    from moe_placer.experiments.sweep.sweep_folder import write_page
 
     run = {"points": len(rows), "seconds": round(seconds, 1), "workers": workers}
     written = write_rows(folder, rows, describe_environment() | run)

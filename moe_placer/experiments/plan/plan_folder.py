@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,14 @@ from moe_placer.experiments.plan.blocks import Picture, to_html, to_markdown
 from moe_placer.experiments.plan.figures import read_figures
 from moe_placer.experiments.plan.measure import SCHEMA
 from moe_placer.experiments.plan.page import build_blocks
+from moe_placer.experiments.row_files import ENVIRONMENT_FILE, ROWS_FILE
 from moe_placer.experiments.sweep.sweep import ROW
 from moe_placer.files import parse_json, read_bounded, refuse_hidden_characters, write_atomically
 
-__all__ = ["build_page", "read_rows", "write_plan_page", "write_plan_rows"]
+__all__ = ["build_page", "read_rows", "write_plan_page"]
 
-_ROWS, _ENVIRONMENT, _MOST = "results.jsonl", "environment.json", 100_000_000
+_MOST = 100_000_000
 Row = dict[str, Any]
-
-
-def write_plan_rows(folder: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> list[Path]:
-    """Write rows and environment, and return their files.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be written to.
-    """
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in rows]
-    write_atomically(folder / _ROWS, "".join(line + "\n" for line in lines))
-    write_atomically(folder / _ENVIRONMENT, json.dumps(environment, indent=1, ensure_ascii=False) + "\n")
-    return [folder / _ROWS, folder / _ENVIRONMENT]
 
 
 def read_rows(file: Path, schemas: Sequence[str] = (SCHEMA, ROW)) -> list[Row]:
@@ -72,10 +59,10 @@ def build_page(folder: Path) -> dict[str, str]:
     InputError
         Rows or environment are missing or damaged.
     """
-    file = folder / _ENVIRONMENT
+    file = folder / ENVIRONMENT_FILE
     environment = parse_json(read_bounded(file, _MOST, "an environment"), "an environment", file)
     try:
-        figures = read_figures(read_rows(folder / _ROWS))
+        figures = read_figures(read_rows(folder / ROWS_FILE))
         blocks = build_blocks(figures, environment)
     except (KeyError, ValueError, TypeError, StopIteration, IndexError) as error:
         found = f"what is no plan ({type(error).__name__}: {error})"

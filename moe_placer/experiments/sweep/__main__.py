@@ -8,8 +8,9 @@ import click
 
 from moe_placer.errors import MoePlacerError
 from moe_placer.experiments.report.report_files import require_libraries
+from moe_placer.experiments.row_files import write_rows
 from moe_placer.experiments.sweep.study import read_study, run_study
-from moe_placer.experiments.sweep.sweep_folder import write_page, write_rows
+from moe_placer.experiments.sweep.sweep_folder import write_page
 
 __all__ = ["main"]
 

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.experiments.report.report_files import require_libraries
+from moe_placer.experiments.row_files import ENVIRONMENT_FILE, ROWS_FILE
 from moe_placer.experiments.sweep.sweep import ROW
 from moe_placer.files import parse_json, read_bounded, refuse_hidden_characters, write_atomically
 
-__all__ = ["write_page", "write_rows"]
+__all__ = ["write_page"]
 
-_ROWS, _ENVIRONMENT = "results.jsonl", "environment.json"
 _MOST_BYTES = 100_000_000
-
-
-def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> list[Path]:
-    """Write rows and environment, and return their files.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be written to.
-    """
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in rows]
-    write_atomically(folder / _ROWS, "".join(line + "\n" for line in lines))
-    write_atomically(folder / _ENVIRONMENT, json.dumps(environment, indent=1, ensure_ascii=False) + "\n")
-    return [folder / _ROWS, folder / _ENVIRONMENT]
 
 
 def write_page(folder: Path, title: str, command: str = "") -> list[Path]:
@@ -45,9 +30,9 @@ def write_page(folder: Path, title: str, command: str = "") -> list[Path]:
     require_libraries()
     from moe_placer.experiments.sweep.sweep_page import build_page
 
-    rows = [_row(line, number, folder / _ROWS) for number, line in enumerate(_lines(folder / _ROWS), 1)]
+    rows = [_row(line, number, folder / ROWS_FILE) for number, line in enumerate(_lines(folder / ROWS_FILE), 1)]
     try:
-        kind, file = "the environment of a sweep", folder / _ENVIRONMENT
+        kind, file = "the environment of a sweep", folder / ENVIRONMENT_FILE
         environment = parse_json(read_bounded(file, _MOST_BYTES, kind), kind, file)
         contents = build_page(rows, environment, title, command)
     except (ValueError, KeyError, TypeError) as error:
