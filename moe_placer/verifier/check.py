@@ -18,10 +18,10 @@ from moe_placer.verifier.capacity import wire_bytes
 from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
-from moe_placer.verifier.loads import find_traffic_mistakes, read_network
+from moe_placer.verifier.loads import Network, find_traffic_mistakes, read_network
 from moe_placer.verifier.migration import check_migration
 from moe_placer.verifier.placed import PlacedLayer, read_layers
-from moe_placer.verifier.scenarios import judge
+from moe_placer.verifier.scenarios import judge, most_over_busiest
 from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.transfer_file import Transfers
 from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violation
@@ -110,7 +110,7 @@ def verify(
         busiest_gpu=_busiest_gpus(of_mix, replicas),
         least_busiest=np.array([least_busiest(instance, layer) for layer in of_mix]),
         expert_token_us=expert_token_us(instance),
-        cost_us=float((network.us_per_token / network.scale).min(initial=np.inf)) if network.links else 0.0,
+        cost_us=_least_us(network) / most_over_busiest(instance, len(traffic.recordings)),
         facts_checked=facts.checked,
         facts_not_checked=(*facts.not_checked, *unchecked),
     )
@@ -124,6 +124,11 @@ def _busiest_gpus(layers: Sequence[PlacedLayer], replicas: Sequence[rules.Replic
     for replica in replicas:
         of_layer[replica.row].append(replica)
     return np.array([busiest_gpu(*pair) for pair in zip(layers, of_layer, strict=True)])
+
+
+def _least_us(network: Network) -> float:
+    """Return the microseconds that a cost of 1 takes on any link, at least."""
+    return float((network.us_per_token / network.scale).min()) if network.links else 0.0
 
 
 def _check_constraints(

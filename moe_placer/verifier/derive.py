@@ -116,7 +116,8 @@ class Checker:
         self.violations.extend(lacking)
         if record.bound is None or lacking or any(layer.demand is None for layer in self.layers):
             return 0.0
-        derived = replanned.budget_bound(self.instance, self.network, self.layers, self._slots, record, current)
+        lawful = record.model_copy(update={"weights": tuple(self._lawful(own) for own in record.weights or ())})
+        derived = replanned.budget_bound(self.instance, self.network, self.layers, self._slots, lawful, current)
         within = record.max_moves is not None and replanned.count_moves(current, placement) <= record.max_moves
         if within:  # else the bound is not about this placement
             derived = self._believed(derived, total_z, self.layers, "its sum of busiest links")
@@ -145,7 +146,10 @@ class Checker:
 
     def _weighted(self, layer: PlacedLayer, weights: Mapping[str, float], any_replicas: bool | None) -> float:
         derive = any_replicas_bound if any_replicas else dual_bound
-        return derive(self.network, layer, self._slots, lawful_weights(self.instance, self.network.links, weights))
+        return derive(self.network, layer, self._slots, self._lawful(weights))
+
+    def _lawful(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        return lawful_weights(self.instance, self.network.links, weights)
 
     def check_aggregate(self, record: AggregateRecord | None) -> float:
         """Derive the bound on the largest link total anew; compare what is stated of it, if every layer is whole."""
@@ -180,7 +184,7 @@ class Checker:
         if lacking or unproved or not whole:
             return 0.0
         pairs = zip(self.layers, weights, strict=True)
-        prices = [link_prices(self.network, layer, own or {}) for layer, own in pairs]
+        prices = [link_prices(self.network, layer, self._lawful(own or {})) for layer, own in pairs]
         beyond = [*proofs.check_memory_prices(record, max(float(one.max(initial=0.0)) for one in prices))]
         self.violations.extend(beyond)
         if beyond:

@@ -19,7 +19,7 @@ from moe_placer.verifier.network import Network
 from moe_placer.verifier.placed import PlacedLayer, read_layers
 from moe_placer.verifier.rules import Replica
 
-__all__ = ["judge", "judged", "lawful_weights"]
+__all__ = ["judge", "judged", "lawful_weights", "most_over_busiest"]
 
 TOLERANCE = 1e-12
 NO_WEIGHT = 1e-100  # less than this of all links of a scenario together counts as none
@@ -33,6 +33,18 @@ def judged(instance: Instance, scenarios: int, cost: npt.NDArray[np.float64]) ->
     each = [float(part.max(initial=0.0)) for part in np.split(cost, scenarios)]
     mean = math.fsum(each) / scenarios
     return mean + objective.sigmas * math.sqrt(math.fsum((one - mean) ** 2 for one in each) / scenarios)
+
+
+def most_over_busiest(instance: Instance, scenarios: int) -> float:
+    """Return the most that z of a layer can be over the cost of its busiest link: above 1 where deviations are added.
+
+    ``mean + s * deviation`` is convex in what scenarios cost. So over all costs of at most 1 it is largest where so
+    many of them cost 1, and the others nothing.
+    """
+    if instance.objective.take == "worst":
+        return 1.0
+    parts = [count / scenarios for count in range(1, scenarios + 1)]
+    return max(part + instance.objective.sigmas * math.sqrt(part * (1 - part)) for part in parts)
 
 
 def lawful_weights(instance: Instance, links: Sequence[str], weights: Mapping[str, float]) -> Mapping[str, float]:

@@ -166,7 +166,7 @@ class Verification:
     expert_token_us : float
         Microseconds that a GPU needs for one of these tokens.
     cost_us : float
-        Microseconds of a cost of 1, one way, at least.
+        Microseconds of a layer whose z is 1, one way, at least.
     budget_bound : float
         What no placement's `total_z` within the stated budget of moves is below, as derived anew; 0 where nothing is
         proved, or the placement that ran before is not known.
