@@ -132,7 +132,6 @@ MAY_BE_VERIFIED_WITH = {
     "moe_placer.instance.schema",
     "moe_placer.traffic",
     "moe_placer.traffic.recording",
-    "moe_placer.fabric.graph",
     "moe_placer.placement",
 }
 

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import Mistake
-from moe_placer.fabric.graph import build_fabric, link_name, node_name
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import Dragonfly
+from moe_placer.instance.schema import Dragonfly, FatTree
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 from moe_placer.verifier.network import Network, link_speeds
 from moe_placer.verifier.nics import with_nics
+from moe_placer.verifier.trees import read_mesh, read_tree
 
 __all__ = ["Network", "choices_per_token", "find_traffic_mistakes", "read_network", "replica_demand"]
 
@@ -30,33 +30,10 @@ def read_network(instance: Instance) -> Network:
 def _read_fabric(instance: Instance) -> Network:
     if isinstance(instance.cluster.fabric, Dragonfly):
         return _read_dragonfly(instance)
-    graph, nodes = build_fabric(instance), instance.cluster.nodes
-    vertices = [node_name(node) for node in range(nodes)]
-    vertices += [vertex for vertex in graph if graph.nodes[vertex]["role"] != "node"]
-    place = {vertex: index for index, vertex in enumerate(vertices)}
-    adjacency = np.zeros((len(vertices), len(vertices)))
-    for tail, head in graph.edges:
-        adjacency[place[tail], place[head]] = 1
-    hops, paths = _shortest_paths(adjacency)
-
-    links: list[str] = []
-    bandwidths: list[float] = []
-    entries: list[tuple[Ints, Ints, Ints, Floats]] = []
-    for index, (tail, head) in enumerate(graph.edges):
-        links.append(link_name(tail, head))
-        bandwidths.append(graph.edges[tail, head]["bandwidth"])
-        u, v = place[tail], place[head]
-        # Which nodes have the link on a shortest route at all: keeps the pairs to look at few.
-        sources = np.flatnonzero(hops[:nodes, u] + 1 == hops[:nodes, v])
-        targets = np.flatnonzero(hops[u, :nodes] == 1 + hops[v, :nodes])
-        s, d = (grid.ravel() for grid in np.meshgrid(sources, targets, indexing="ij"))
-        crosses = np.isfinite(hops[s, d]) & (hops[s, u] + 1 + hops[v, d] == hops[s, d])
-        s, d = s[crosses], d[crosses]
-        entries.append((np.full(len(s), index), s, d, paths[s, u] * paths[v, d] / paths[s, d]))
-
-    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    link, source, target, share = (np.concatenate(column) for column in zip(empty, *entries, strict=True))
-    return Network(tuple(links), *link_speeds(instance, bandwidths), link, source, target, share, np.arange(nodes))
+    read = read_tree if isinstance(instance.cluster.fabric, FatTree) else read_mesh
+    bandwidths, entries = read(instance)
+    home = np.arange(instance.cluster.nodes)
+    return Network(tuple(bandwidths), *link_speeds(instance, bandwidths.values()), *entries, home)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -71,26 +48,6 @@ def _read_dragonfly(instance: Instance) -> Network:
     link, sources, targets = column[:3].astype(np.int64)
     speeds, home = link_speeds(instance, bandwidths.values()), np.arange(instance.cluster.nodes)
     return Network(tuple(bandwidths), *speeds, link, sources, targets, column[3], home)
-
-
-def _shortest_paths(adjacency: Floats) -> tuple[Floats, Floats]:
-    """Hops of, and number of, the shortest paths between all vertices.
-
-    The h-th power of the adjacency matrix counts walks of h hops; where it is the first power that is not zero, these
-    walks are the shortest paths.
-    """
-    hops = np.where(np.eye(len(adjacency)) > 0, 0.0, np.inf)
-    paths = np.eye(len(adjacency))
-    walks, length = adjacency, 1
-    while True:
-        new = np.isinf(hops) & (walks > 0)
-        if not new.any():
-            return hops, paths
-        hops[new] = length
-        paths[new] = walks[new]
-        if np.isfinite(hops).all():
-            return hops, paths
-        walks, length = walks @ adjacency, length + 1
 
 
 def find_traffic_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]:
