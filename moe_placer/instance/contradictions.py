@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moe_placer.errors import Mistake
 from moe_placer.instance.engine_rules import ENGINES, slots_mistake
+from moe_placer.instance.pin_rules import check_pins
 from moe_placer.instance.schema import (
     MAX_GPUS,
     AnyTraffic,
@@ -27,8 +28,6 @@ from moe_placer.instance.schema import (
 from moe_placer.instance.yaml_reader import dotted
 
 __all__ = ["find_contradictions"]
-
-_SHOWN = 4  # numbers that a message lists
 
 Found = tuple[tuple[str | int, ...], str, str]  # path of the field, what was found, what is expected
 
@@ -258,57 +257,6 @@ def _failed(cluster: Cluster, placement: Placement) -> Iterator[Found]:
         seen.add(gpu)
 
 
-def _pins(model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
-    gpus = cluster.nodes * cluster.gpus_per_node
-    replicas = parallelism.dp if placement.replicas == "dp" else 1
-    dense, failed = set(model.dense_layers), set(placement.failed_gpus)
-    seen: set[tuple[int, int, int]] = set()
-    for index, pin in enumerate(placement.pinned):
-        at = ("placement", "pinned", index)
-        if pin.layer >= model.layers or pin.layer in dense:
-            yield (*at, "layer"), str(pin.layer), f"the index of a MoE layer, below {model.layers} and not dense"
-        if pin.expert >= model.experts:
-            yield (*at, "expert"), str(pin.expert), f"an expert below {model.experts}"
-        if pin.replica >= replicas:
-            yield (*at, "replica"), str(pin.replica), f"a replica below {replicas}"
-        if pin.gpu >= gpus:
-            yield (*at, "gpu"), str(pin.gpu), f"a global GPU id below {gpus}"
-        elif pin.gpu in failed:
-            yield (*at, "gpu"), f"{pin.gpu}, which placement.failed_gpus lists", "a GPU that works"
-        if (pin.layer, pin.expert, pin.replica) in seen:
-            yield at, "a replica that is pinned twice", "one pin per replica"
-        seen.add((pin.layer, pin.expert, pin.replica))
-    if placement.pinned and parallelism.expert_tp > 1:
-        yield ("placement", "pinned"), "pins with expert_tp above 1", "one or the other"
-    yield from _crowded_pins(cluster, placement)
-
-
-def _crowded_pins(cluster: Cluster, placement: Placement) -> Iterator[Found]:
-    """Find pins that exclude each other: more on a GPU than it has slots, or two replicas of one expert too close."""
-    on_gpu: dict[tuple[int, int], list[int]] = {}
-    first: dict[tuple[int, int, int], int] = {}
-    apart = placement.replicas_apart
-    for index, pin in enumerate(placement.pinned):
-        at = ("placement", "pinned", index)
-        place = pin.gpu if apart == "gpu" else pin.gpu // cluster.gpus_per_node
-        other = first.setdefault((pin.layer, pin.expert, place), pin.replica)
-        if other != pin.replica:
-            found = f"replicas {other} and {pin.replica} of expert {pin.expert} on {apart} {place} in layer {pin.layer}"
-            yield at, found, f"different {apart}s (placement.replicas_apart)"
-            continue
-        experts = on_gpu.setdefault((pin.layer, pin.gpu), [])
-        experts.append(pin.expert)
-        if len(experts) == placement.slots_per_gpu + 1:
-            found = f"experts {_enumerated(experts)} pinned to GPU {pin.gpu} in layer {pin.layer}"
-            yield at, found, f"at most placement.slots_per_gpu ({placement.slots_per_gpu}) on one GPU"
-
-
-def _enumerated(numbers: Sequence[int]) -> str:
-    """Write a few numbers in words; of many, the last ones."""
-    shown = [str(number) for number in numbers[-_SHOWN:]]
-    more = f"{len(numbers) - len(shown)} others, " if len(numbers) > len(shown) else ""
-    return f"{more}{', '.join(shown[:-1])} and {shown[-1]}"
-
 
 def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
     if isinstance(traffic, SyntheticTraffic):
@@ -373,7 +321,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("parallelism", "placement", "traffic"), _dispatch),
     (("model", "cluster", "parallelism", "placement"), _survives),
     (("cluster", "placement"), _failed),
-    (("model", "cluster", "parallelism", "placement"), _pins),
+    (("model", "cluster", "parallelism", "placement"), check_pins),
     (("cluster", "traffic"), _mix),
     (("cluster", "placement", "traffic", "objective"), _scenarios),
     (("schedule",), _shares),

@@ -75,6 +75,7 @@ TWO_REPLICAS = {"parallelism": {"dp": 2}, "cluster": {"nodes": 2, "gpus_per_node
         ("gpu", (3, 3), "replicas 0 and 1 of expert 2 on gpu 3 in layer 1"),
         ("node", (3, 5), "replicas 0 and 1 of expert 2 on node 1 in layer 1"),
         ("gpu", (3, 5), None),
+        ("none", (3, 3), None),
     ],
 )
 def test_pinned_replicas_of_one_expert_keep_apart(apart: str, gpus: tuple[int, int], found: str | None) -> None:
@@ -85,6 +86,26 @@ def test_pinned_replicas_of_one_expert_keep_apart(apart: str, gpus: tuple[int, i
         return
     with pytest.raises(InputError, match=found):
         tiny_instance(**changes)
+
+
+@pytest.mark.parametrize(
+    ("survives", "gpus", "found"),
+    [
+        ("node", (2, 3), "all replicas of expert 2 on node 1 in layer 1, expected several nodes"),
+        ("leaf", (1, 3), "all replicas of expert 2 on leaf 0 in layer 1, expected several leaves"),
+        ("node", (1, 3), None),
+        ("leaf", (3, 4), None),
+        ("gpu", (2, 3), None),
+    ],
+)
+def test_pinned_replicas_of_one_expert_survive(survives: str, gpus: tuple[int, int], found: str | None) -> None:
+    pins = [{"layer": 1, "expert": 2, "replica": r, "gpu": gpu} for r, gpu in enumerate(gpus)]
+    placement = {"pinned": pins, "survives": survives}
+    if found is None:
+        assert tiny_instance(placement=placement)
+        return
+    with pytest.raises(InputError, match=found):
+        tiny_instance(placement=placement)
 
 
 def test_pins_beyond_the_memory_of_their_gpu_are_named() -> None:
