@@ -94,9 +94,12 @@ def read_survivors(
         raise wrong("GPUs that are not there", f"GPUs 0 to {gpus - 1}")
     before = sum(len(gpus) for row in placement.gpu for gpus in row)
     replicas, restored, dropped = np.zeros_like(problem.replicas), 0, 0
+    spare = _spare_moves(problem, rows, most)
     for index, row in enumerate(rows):
-        replicas[index] = _replicas_of(problem, index, row, sum(map(len, placement.gpu[index])))
         counted = np.array([len(held) for held in row])
+        there = int(np.maximum(counted, problem.least_replicas).sum())
+        replicas[index] = _replicas_of(problem, index, row, min(sum(map(len, placement.gpu[index])), there + spare))
+        spare -= max(0, int(replicas[index].sum()) - there)
         restored += int(np.maximum(0, replicas[index] - counted).sum())
         dropped += int(np.maximum(0, counted - replicas[index]).sum())
     if most is not None and restored > most:
@@ -118,6 +121,14 @@ def read_survivors(
     )  # fmt: skip
     held = tuple(_count(row, gpus) for row in rows)
     return Current(problem, tuple(found), held), loss
+
+
+def _spare_moves(problem: Problem, rows: Sequence[Sequence[Held]], most: int | None) -> int:
+    """Return the moves that a budget leaves for replicas that need not come back: of those that layers share, any."""
+    if most is None:
+        return problem.replicas.size * len(problem.capacity.memory_slots)
+    left = np.array([[len(held) for held in row] for row in rows])
+    return max(0, most - int(np.maximum(0, problem.least_replicas - left).sum()))
 
 
 def _left(placement: Placement, index: int, expert: int, away: frozenset[int]) -> Held:
@@ -195,10 +206,10 @@ class _Restored:
         return self.gpu
 
     def _kept(self, expert: int, own: Held) -> Held:
-        """Give what is left of an expert its replica indices; with free numbers those on the fullest GPUs may go."""
-        if not self.problem.replicas_are_free:
-            return own
+        """Give what is left of an expert its replica indices; where there are to be fewer, some of it may go."""
         count = int(self.problem.replicas[self.index][expert])
+        if not self.problem.replicas_are_free and all(at < count for at, _ in own):
+            return own
         pinned = {g for (row, e, _), g in self.problem.pinned.items() if (row, e) == (self.index, expert)}
         first = sorted(own, key=lambda one: (one[1] not in pinned, one[0]))[:count]
         return [(at, gpu) for at, (_, gpu) in enumerate(first)]

@@ -78,6 +78,14 @@ def test_what_is_left_is_restored_or_the_capacity_that_is_missing_is_named(case:
     assert measured.total_z == pytest.approx(found.after.total_z)
 
 
+EVEN = {"replica_routing": "even"}
+PLAIN: dict[str, Any] = {  # one layer of 4 experts on 2 nodes of 2 GPUs
+    "model": {"layers": 1, "dense_layers": []},
+    "cluster": {"nodes": 2, "gpus_per_node": 2, "fabric": {"nodes_per_leaf": 1}},
+    "parallelism": {"dp": 1},
+}
+
+
 def even_load(instance: Instance) -> Traffic:
     return level_traffic(instance, [[4.0, 3.0, 2.0, 1.0]], 5.0)
 
@@ -136,6 +144,33 @@ def test_more_has_to_come_back_than_the_budget_allows() -> None:
         replan(instance, current, even_load(instance), change=drained, budget=short, limits=QUICK)
     with pytest.raises(NothingFoundError, match="moves inside nodes cannot do"):
         replan(instance, current, even_load(instance), change=Change(failed=(1,)), inside_nodes=True)
+
+
+def test_by_hand_what_is_left_is_the_second_replica_of_each_and_no_slot_is_redundant() -> None:
+    """GPU 3 and GPU 1 hold the first replicas of all, and fail; 4 slots are left for 4 experts."""
+    instance = tiny_instance(**{**PLAIN, "placement": {**EVEN, "replicas": {"redundant_slots": 4}, "slots_per_gpu": 2}})
+    current = planned(instance).model_copy(update={"gpu": (((1, 0), (1, 0), (3, 2), (3, 2)),)})
+    found = replan(instance, current, even_load(instance), change=Change(failed=(1, 3)), limits=QUICK)
+    assert found.loss is not None
+    assert (found.loss.replicas, found.loss.restored, found.instance.redundant_slots) == (4, 0, 0)
+    assert found.verification is not None
+    assert found.verification.ok
+    assert found.before.moves == 0
+
+
+@pytest.mark.parametrize(("moves", "replicas"), [(1, 5), (2, 6), (None, 6)])
+def test_by_hand_replicas_that_layers_share_come_back_as_far_as_moves_go(moves: int | None, replicas: int) -> None:
+    """GPU 3 held the only replica of expert 3, and a second one of expert 0."""
+    shared = {"replicas": {"redundant_slots_in_all": 2}, "slots_per_gpu": 4}
+    instance = tiny_instance(**{**PLAIN, "placement": {**EVEN, **shared}})
+    current = planned(instance).model_copy(update={"gpu": (((0, 3), (0, 2), (1,), (3,)),)})
+    change, budget = Change(failed=(3,)), Budget(moves=moves)
+    found = replan(instance, current, even_load(instance), change=change, budget=budget, limits=QUICK)
+    assert found.loss is not None
+    assert found.loss.restored == replicas - 4
+    assert sum(map(len, found.placement.gpu[0])) == replicas
+    with pytest.raises(InfeasibleError, match="1 replicas have to come back"):
+        replan(instance, current, even_load(instance), change=change, budget=Budget(moves=0), limits=QUICK)
 
 
 def test_nodes_that_come_are_used_and_a_slow_gpu_gets_less_to_do() -> None:
