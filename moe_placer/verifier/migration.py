@@ -70,12 +70,15 @@ def _check_names(
 
 
 def _check_losses(instance: Instance, transfers: Transfers) -> Iterator[Violation]:
-    """Only GPUs that failed lost what they held, and only GPUs that work read what is gone."""
+    """Only GPUs that failed lost what they held, and only GPUs that work read what is gone, or receive."""
     layers, experts = set(instance.moe_layers), instance.model.experts
     working = set(range(instance.gpus)) - set(instance.placement.failed_gpus)
     for reload in transfers.reloads:
         if reload.layer not in layers or reload.expert >= experts or reload.gpu not in working:
             yield _wrong(f"expert {reload.expert} is read by GPU {reload.gpu}, which is not there")
+    for one in transfers.transfers:
+        if one.target not in working and one.target < instance.gpus:
+            yield _wrong(f"sent to GPU {one.target}, which is out of service", one.layer, one.expert)
     for gpu in sorted(set(transfers.lost_gpus) & working):
         yield _wrong("it works, and is said to have lost what it held", gpu=gpu)
 
@@ -165,7 +168,9 @@ class _Replay:
         self.network_us = 1e6 * self.bytes / (self.own * GB * fabric.link_utilization)
         self.node_us = 1e6 * self.bytes / (cluster.nvlink_gb_per_s * GB * fabric.link_utilization)
         self.routes = _routes(self.network)
-        self.slack = ROUNDING * max(self.network_us, transfers.us)
+        # Not of a duration that a file draws out at will: one after the other they need no longer than `serial`.
+        serial = sum(map(self._least, transfers.transfers))
+        self.slack = ROUNDING * max(self.network_us, min(transfers.us, serial))
 
     def _use(self, one: TransferRecord) -> dict[int, float]:
         """Share of each link's bandwidth that a transfer uses at the speed of its GPU's part of the NICs."""

@@ -263,3 +263,37 @@ def test_an_overlap_of_a_ten_millionth_is_noticed_and_rounding_is_not() -> None:
         earlier = file.model_copy(update={"us": file.us * (1 - share), "transfers": (first, moved)})
         found = check_migration(instance, placed(before), placed(after), earlier)
         assert bool(found) is noticed, [str(one) for one in found]
+
+
+def test_a_duration_that_is_drawn_out_hides_no_overlap() -> None:
+    """With one transfer that takes a billion times as long, rounding relative to all is as much as another takes."""
+    instance = with_memory(4, **{**FOUR, "placement": {"slots_per_gpu": 2}})
+    before, after = [[[0], [0], [2], [3]]], [[[1], [2], [2], [3]]]
+    _, file = replayed(instance, before, after)
+    first, second = file.transfers
+    long = 1e9 * first.end_us
+    drawn = (
+        first.model_copy(update={"end_us": 1e-3}),
+        second.model_copy(update={"start_us": 0.0, "end_us": long}),
+    )
+    drops = tuple(drop.model_copy(update={"at_us": long}) for drop in file.drops)
+    forged = file.model_copy(update={"us": long, "transfers": drawn, "drops": drops})
+    found = "\n".join(map(str, check_migration(instance, placed(before), placed(after), forged)))
+    assert "sent in" in found
+    assert "sends two experts at once" in found
+
+
+def test_nothing_is_sent_to_a_gpu_out_of_service() -> None:
+    """Expert 0 goes from GPU 0 to GPU 1 by way of GPU 3, which failed."""
+    instance = with_memory(4, **{**FOUR, "placement": {"slots_per_gpu": 2, "failed_gpus": [3]}})
+    before, after = [[[0], [0], [2], [2]]], [[[1], [0], [2], [2]]]
+    _, file = replayed(instance, before, after)
+    (straight,) = file.transfers
+    halfway = straight.model_copy(update={"target": 3})
+    onward = straight.model_copy(
+        update={"source": 3, "start_us": straight.end_us, "end_us": 2 * straight.end_us, "target": 1}
+    )
+    drops = (*file.drops, file.drops[0].model_copy(update={"gpu": 3, "at_us": 2 * straight.end_us}))
+    forged = file.model_copy(update={"transfers": (halfway, onward), "drops": drops, "us": onward.end_us})
+    found = check_migration(instance, placed(before), placed(after), forged)
+    assert any("sent to GPU 3, which is out of service" in str(one) for one in found)
