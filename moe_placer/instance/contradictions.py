@@ -257,7 +257,6 @@ def _failed(cluster: Cluster, placement: Placement) -> Iterator[Found]:
         seen.add(gpu)
 
 
-
 def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
     if isinstance(traffic, SyntheticTraffic):
         return

@@ -31,9 +31,9 @@ def _read_fabric(instance: Instance) -> Network:
     if isinstance(instance.cluster.fabric, Dragonfly):
         return _read_dragonfly(instance)
     read = read_tree if isinstance(instance.cluster.fabric, FatTree) else read_mesh
-    bandwidths, entries = read(instance)
-    home = np.arange(instance.cluster.nodes)
-    return Network(tuple(bandwidths), *link_speeds(instance, bandwidths.values()), *entries, home)
+    bandwidths, (link, source, target, share) = read(instance)
+    speeds, home = link_speeds(instance, bandwidths.values()), np.arange(instance.cluster.nodes)
+    return Network(tuple(bandwidths), *speeds, link, source, target, share, home)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
