@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import MESH, honest, tiny_instance
+from builders import MESH, honest, tiny_instance, tiny_traffic
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_placer.instance import Instance
 from moe_placer.placement import MemoryRecord, Placement, ReplanRecord
@@ -60,3 +64,58 @@ def test_by_hand_times_of_layers_are_bounded_without_deviations(sigmas: float) -
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 6)] * 3), axis=-1).reshape(-1, 3)
     most = (grid.mean(axis=1) + sigmas * grid.std(axis=1)).max()
     assert most_over_busiest(instance, 3) == pytest.approx(most)
+
+
+def least_of_all(instance: Instance, traffic: Traffic) -> list[float]:
+    """Return the least z of each layer on a full mesh, where what a node gets from every other is what it holds."""
+    nodes, found = instance.cluster.nodes, []
+    sent = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+    for row in range(len(instance.moe_layers)):
+        chosen = np.array([one.load[row] / one.tokens[row] for one in traffic.recordings])
+        best = np.inf
+        for at in product(range(nodes), repeat=instance.model.experts):
+            if np.bincount(at).max() > instance.cluster.gpus_per_node:
+                continue
+            z = sent * np.array([[of[np.array(at) == n].sum() for n in range(nodes)] for of in chosen]).max(axis=1)
+            worst = instance.objective.take == "worst"
+            best = min(best, float(z.max() if worst else z.mean() + instance.objective.sigmas * z.std()))
+        found.append(best)
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), take=st.sampled_from([("worst", 0.0), ("mean", 0.0), ("mean", 0.6), ("mean", 4.0)]))
+def test_whatever_weights_links_have_nothing_false_is_derived(seed: int, take: tuple[str, float]) -> None:
+    rng = np.random.default_rng(seed)
+    instance = tiny_instance(
+        cluster={"nodes": int(rng.integers(2, 4)), "fabric": MESH},
+        parallelism={"dp": 1},
+        objective={"scenarios": "recordings", "take": take[0], "sigmas": take[1]},
+    )
+    drawn = tiny_traffic(instance, seed, recordings=int(rng.integers(1, 5)))
+    factor = 10.0 ** rng.uniform(-1, 1, len(drawn.recordings))
+    busy = tuple(replace(one, load=one.load * by) for one, by in zip(drawn.recordings, factor, strict=True))
+    traffic = Traffic(busy, drawn.mix)
+    placement = Placement.model_validate(honest(instance, traffic))
+    links = verify(instance, placement, traffic).links
+    of = int(factor.argmax()) if rng.random() < 0.7 else -1  # all weights on links of the dearest recording, or of all
+    able = np.array([of < 0 or link.endswith(f"@{of}") for link in links])
+    weights = []
+    for _ in instance.moe_layers:
+        w = (rng.dirichlet(np.full(len(links), 10.0 ** rng.uniform(-1, 3))) + 1e-9) * able
+        weights.append(dict(zip(links, (w / w.sum()).tolist(), strict=True)))
+    least = least_of_all(instance, traffic)
+    pairs = zip(placement.layers, weights, strict=True)
+    forged = placement.model_copy(
+        update={
+            "layers": tuple(record.model_copy(update={"weights": own, "bound": 0.0}) for record, own in pairs),
+            "memory": MemoryRecord(bound=0.0, room_prices=(0.0,) * instance.cluster.nodes, weights=tuple(weights)),
+            "replan": ReplanRecord(
+                current_sha256=placement.gpu_sha256, moves=0, max_moves=99, bound=0.0, price=0.0, weights=tuple(weights)
+            ),
+        }
+    )
+    found = verify(instance, forged, traffic, placement)
+    assert found.ok
+    assert all(check.bound <= one * (1 + 1e-9) for check, one in zip(found.layers, least, strict=True))
+    assert max(found.memory_bound, found.budget_bound) <= sum(least) * (1 + 1e-9)
