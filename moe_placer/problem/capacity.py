@@ -291,5 +291,5 @@ def choose_replicas(instance: Instance, tokens: npt.NDArray[np.float64], capacit
     replicas = np.empty((layers, experts), dtype=np.int64)
     for index, (load, total) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
         fits = partial(capacity.allows, index)
-        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits, least_replicas(instance))
+        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits, capacity.least)
     return replicas

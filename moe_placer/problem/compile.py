@@ -259,7 +259,8 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     problem = _compiled(instance, traffic)
     if instance.objective.scenarios == "mix":
         return problem
-    scenarios = tuple(_compiled(instance, one) for one in scenarios_of(traffic))
+    # Of fabric and slots nothing differs; replicas are those of the mix.
+    scenarios = tuple(replace(problem, demand=demand(instance, one)) for one in scenarios_of(traffic))
     judge = Judge(len(scenarios), instance.objective.sigmas) if instance.objective.take == "mean" else None
     named = links_of_all(problem.links, problem.multiplicity, problem.token_cost, len(scenarios))
     return replace(problem, scenarios=scenarios, judge=judge, **named)
