@@ -130,8 +130,7 @@ class _State:
 
     def _gathers(self, here: Ints, there: Ints) -> Bools:
         """Mask [here, there] of trades after which one failure would end an expert."""
-        spread = Spread(self.layer)
-        spread.reset(self.node)
+        spread = Spread(self.layer, self.node)
         mine, theirs = self.layer.expert[here][:, None], self.layer.expert[there][None, :]
         away, back = self.node[here][:, None], self.node[there][None, :]
         return np.asarray((mine != theirs) & (spread.gathers(mine, away, back) | spread.gathers(theirs, back, away)))

@@ -128,6 +128,20 @@ class LayerProblem:
         known = np.append(self.base == 0, False)
         return known[self.affected]
 
+    def in_domains(self, node: Ints) -> Ints:
+        """Count the replicas of each expert in each failure domain [experts, domains]; there must be such domains."""
+        assert self.domain is not None
+        on = np.zeros((int(self.expert.max()) + 1, int(self.domain.max()) + 1), dtype=np.int64)
+        np.add.at(on, (self.expert, self.domain[node]), 1)
+        return on
+
+    def gathered(self, node: Ints) -> npt.NDArray[np.bool_]:
+        """Mask of the items [I] of experts all of whose replicas are in one failure domain."""
+        if self.domain is None:
+            return np.zeros(self.items, dtype=bool)
+        alone = np.asarray((self.in_domains(node) >= np.bincount(self.expert)[:, None]).any(axis=1))
+        return np.asarray(alone[self.expert])
+
     def valid(self, node: Ints) -> bool:
         """Whether slots, replicas apart, failure domains and pins are respected."""
         if (np.bincount(node, minlength=self.nodes) > self.slots).any():
@@ -135,10 +149,7 @@ class LayerProblem:
         pins = self.pinned >= 0
         if (node[pins] != self.pinned[pins]).any():
             return False
-        if self.domain is not None:
-            on = np.zeros((int(self.expert.max()) + 1, int(self.domain.max()) + 1), dtype=np.int64)
-            np.add.at(on, (self.expert, self.domain[node]), 1)
-            if (on >= np.bincount(self.expert)[:, None]).any():
-                return False
+        if self.domain is not None and self.gathered(node).any():
+            return False
         pairs, count = np.unique(node * (self.expert.max() + 1) + self.expert, return_counts=True)
         return bool((count <= self.together[pairs // (self.expert.max() + 1)]).all())

@@ -11,20 +11,10 @@ import numpy.typing as npt
 
 from moe_placer.problem.layer import LayerProblem
 
-__all__ = ["Spread", "gathered"]
+__all__ = ["Spread"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-
-def gathered(layer: LayerProblem, node: Ints) -> Bools:
-    """Mask of the items [I] of experts all of whose replicas are in one failure domain."""
-    if layer.domain is None:
-        return np.zeros(layer.items, dtype=bool)
-    spread = Spread(layer)
-    spread.reset(node)
-    alone = (spread.on >= spread.count[:, None]).any(axis=1)
-    return np.asarray(np.asarray(alone)[layer.expert])
 
 
 class Spread:
@@ -37,16 +27,9 @@ class Spread:
         Replicas of each expert.
     """
 
-    def __init__(self, layer: LayerProblem) -> None:
+    def __init__(self, layer: LayerProblem, node: Ints) -> None:
         assert layer.domain is not None
-        self.layer, self.domain = layer, layer.domain
-        self.count = np.bincount(layer.expert)
-        self.on = np.zeros((len(self.count), int(self.domain.max()) + 1), dtype=np.int64)
-
-    def reset(self, node: Ints) -> None:
-        """Count anew."""
-        self.on[:] = 0
-        np.add.at(self.on, (self.layer.expert, self.domain[node]), 1)
+        self.domain, self.count, self.on = layer.domain, np.bincount(layer.expert), layer.in_domains(node)
 
     def gathers(self, expert: Ints, here: Ints, there: Ints) -> Bools:
         """Whether a replica that goes from ``here`` to ``there`` leaves all of its expert in one domain.

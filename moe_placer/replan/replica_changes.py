@@ -126,8 +126,7 @@ def _candidates(state: LayerState, target_z: float) -> tuple[Ints, Ints, Ints]:
 
 def _leaves_all_in_one(state: LayerState, item: Ints) -> npt.NDArray[np.bool_]:
     """Mask of items without which one failure domain has all replicas of their expert."""
-    spread, layer = Spread(state.layer), state.layer
-    spread.reset(state.node)
+    spread, layer = Spread(state.layer, state.node), state.layer
     on = spread.on[layer.expert[item]]
     on[np.arange(len(item)), spread.domain[state.node[item]]] -= 1
     return np.asarray((on >= (spread.count[layer.expert[item]] - 1)[:, None]).any(axis=1))

@@ -128,8 +128,7 @@ class _State:
         back = self.on_gpu[theirs, hot] > 0
         back |= (self.on_node[theirs, home[hot]] >= layer.together[home[hot]]) & away
         if layer.domain is not None:
-            spread, there = Spread(layer), home[to][None, :]
-            spread.reset(self.node)
+            spread, there = Spread(layer, self.node), home[to][None, :]
             from_hot = np.full((len(items), 1), home[hot])
             barred |= spread.gathers(mine[:, None], from_hot, there) | spread.gathers(theirs[None, :], there, from_hot)
         barred |= (back & (partners >= 0)) | (mine[:, None] == theirs)

@@ -213,7 +213,6 @@ class CoverageTrades:
         np.add.at(replicas, (layer.expert, self.node), 1)
         fits = replicas[layer.expert] < layer.together[None, :]
         if layer.domain is not None:
-            spread = Spread(layer)
-            spread.reset(self.node)
+            spread = Spread(layer, self.node)
             fits &= ~spread.gathers(layer.expert[:, None], self.node[:, None], np.arange(layer.nodes)[None, :])
         return np.asarray(fits)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.layer import LayerProblem
-from moe_placer.problem.survival import Spread, gathered
+from moe_placer.problem.survival import Spread
 from moe_placer.search.nearest import nearest_valid
 
 __all__ = ["CALL", "Moves", "excess", "repair"]
@@ -46,7 +46,6 @@ class Moves:
         self._delta = np.concatenate([layer.delta, empty]).reshape(-1, layer.delta.shape[2])
         self._replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
-        self._spread = None if layer.domain is None else Spread(layer)
         self.reset(node)
 
     def reset(self, node: Ints) -> None:
@@ -188,8 +187,7 @@ class Moves:
         if self._apart_binds:
             self._replicas[:] = 0
             np.add.at(self._replicas, (self.layer.expert, self.node), 1)
-        if self._spread is not None:
-            self._spread.reset(self.node)
+        self._spread = None if self.layer.domain is None else Spread(self.layer, self.node)
 
 
 def excess(cost: Floats, target: float) -> Floats:
@@ -252,7 +250,7 @@ def _misplaced(layer: LayerProblem, node: Ints) -> Ints:
     replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
     np.add.at(replicas, (layer.expert, node), 1)
     close = (replicas > layer.together[None, :])[layer.expert, node]
-    return np.flatnonzero(movable & (overfull[node] | close | gathered(layer, node)))
+    return np.flatnonzero(movable & (overfull[node] | close | layer.gathered(node)))
 
 
 def _rehouse(layer: LayerProblem, node: Ints, item: int, rng: np.random.Generator) -> bool:
@@ -264,8 +262,7 @@ def _rehouse(layer: LayerProblem, node: Ints, item: int, rng: np.random.Generato
     welcome = (replicas[expert] < layer.together) & (everywhere != here)
     fits_here = (replicas[layer.expert, here] < layer.together[here]) & (layer.expert != expert)
     if layer.domain is not None:
-        spread = Spread(layer)
-        spread.reset(node)
+        spread = Spread(layer, node)
         welcome &= ~spread.gathers(np.full(layer.nodes, expert), np.full(layer.nodes, here), everywhere)
         fits_here &= ~spread.gathers(layer.expert, node, np.full(layer.items, here))
     room = np.flatnonzero(welcome & (np.bincount(node, minlength=layer.nodes) < layer.slots))

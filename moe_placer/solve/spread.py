@@ -9,7 +9,6 @@ import numpy as np
 from moe_placer.errors import NothingFoundError
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
-from moe_placer.problem.survival import gathered
 from moe_placer.result import LayerResult, Stop
 from moe_placer.search.local_search import descend
 from moe_placer.search.moves import Moves, repair
@@ -30,7 +29,7 @@ def spread_out(problem: Problem, index: int, result: LayerResult) -> LayerResult
     if problem.domain is None or result.node is None:
         return result
     layer = problem.layer(index, result.replicas)
-    if not gathered(layer, result.node).any():
+    if not layer.gathered(result.node).any():
         return result
     node = repair(layer, result.node, np.random.default_rng(0))
     if node is None:

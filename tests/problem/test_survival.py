@@ -15,7 +15,6 @@ from moe_placer.errors import InfeasibleError, InputError
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
-from moe_placer.problem.survival import gathered
 from moe_placer.replan.replan import replan
 from moe_placer.search.moves import Moves, repair
 from moe_placer.solve.solve import solve
@@ -83,7 +82,7 @@ def test_repairs_and_trades_keep_experts_alive(seed: int, kind: str) -> None:
     moves = Moves(layer, node)
     for _ in range(20):
         moves.random_trade(int(rng.integers(layer.items)), rng)
-        assert not gathered(layer, moves.node).any()
+        assert not layer.gathered(moves.node).any()
         own = [{int(layer.domain[n]) for n in moves.node[layer.expert == e]} for e in range(4)]  # type: ignore[index]
         assert min(map(len, own)) >= 2
 
