@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.limits import Deadline, Limits
-from moe_placer.replan.allocation import allocate
+from moe_placer.replan.allocation import Allocation, allocate
 from moe_placer.replan.curve import Curve, Point
 from moe_placer.replan.task import Figures, Task
 
@@ -74,10 +74,12 @@ def _first_descents(curves: Sequence[Curve], most: int | None, deadline: Deadlin
             share = curve.most if most is None else int(np.ceil(stage * (most - needed) / len(curves)))
             curve.descend_to(curve.points[0].moves + share, deadline)
     while most is not None and not deadline.over:
+        points = [curve.points for curve in curves]
+        allocation, spent = _allocated(points, most)
         wanting = [
             curve
-            for curve, point in zip(curves, _divide([curve.points for curve in curves], most), strict=True)
-            if curve.is_paused and point.moves >= _FRONTIER * curve.reach
+            for curve, row, at in zip(curves, points, allocation.choose(spent), strict=True)
+            if curve.is_paused and row[at].moves >= _FRONTIER * curve.reach
         ]
         if not wanting:
             return
@@ -85,13 +87,12 @@ def _first_descents(curves: Sequence[Curve], most: int | None, deadline: Deadlin
             curve.descend_to(int(np.ceil(_FURTHER * curve.reach)) + 1, deadline)
 
 
-def _divide(points: Sequence[Sequence[Point]], budget: int) -> list[Point]:
-    """Choose one point of each layer, the best within the budget."""
+def _allocated(points: Sequence[Sequence[Point]], most: int | None) -> tuple[Allocation, int]:
+    """Allocate a budget to one point of each layer; return with it the moves that can be spent."""
     counted = [np.array([point.moves for point in row]) for row in points]
     values = [np.array([point.value for point in row]) for row in points]
-    spent = min(budget, sum(int(row[-1]) for row in counted))
-    chosen = allocate(counted, values, spent).choose(spent)
-    return [row[at] for row, at in zip(points, chosen, strict=True)]
+    spent = min_of(most, sum(int(row[-1]) for row in counted))
+    return allocate(counted, values, spent), spent
 
 
 class Divided:
@@ -102,10 +103,7 @@ class Divided:
         self._divide(most)
 
     def _divide(self, most: int | None) -> None:
-        counted = [np.array([point.moves for point in row]) for row in self.points]
-        self.spent = min_of(most, sum(int(row[-1]) for row in counted))
-        values = [np.array([point.value for point in row]) for row in self.points]
-        self.allocation = allocate(counted, values, self.spent)
+        self.allocation, self.spent = _allocated(self.points, most)
         self.chosen = self._choose(self.spent)
 
     def restrict(self, rows: Sequence[int]) -> None:

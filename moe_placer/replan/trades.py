@@ -119,22 +119,6 @@ class LayerState:
             found |= np.isin(self.place, busiest)
         return np.flatnonzero(found)
 
-    def best_trade(self, items: Ints, target_z: float, target_gpu: float, inside: bool) -> Trade | None:
-        """Find the trade of one of ``items`` that lowers the excess most per move.
-
-        Parameters
-        ----------
-        items : int array
-            Items that may take part.
-        target_z : float
-            z that is good enough, tokens at node-link speed.
-        target_gpu : float
-            Tokens per step of the busiest GPU that are good enough.
-        inside : bool
-            Whether trades between nodes are out.
-        """
-        return next(iter(self.best_trades(items, target_z, target_gpu, inside)), None)
-
     def best_trades(self, items: Ints, target_z: float, target_gpu: float, inside: bool) -> list[Trade]:
         """Find trades that lower the excess most per move, of which no two have an expert or a place in common.
 

@@ -125,9 +125,10 @@ def test_a_trade_does_what_it_says(seed: int, case: str) -> None:
     state = LayerState(layer, now.gpu[0], now.held(0), slots, Goal(1.0, 0.7))
     for _ in range(4):
         targets = (0.8 * state.links.z, 0.8 * state.busiest_gpu)
-        trade = state.best_trade(np.arange(layer.items), *targets, inside=bool(rng.integers(2)))
-        if trade is None:
+        trades = state.best_trades(np.arange(layer.items), *targets, inside=bool(rng.integers(2)))
+        if not trades:
             break
+        trade = trades[0]
         before, moves = state.excess(*targets), state.moves
         state.apply(trade)
         assert state.excess(*targets) - before == pytest.approx(trade.change, abs=1e-6 * before)
