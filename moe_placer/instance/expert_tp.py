@@ -8,7 +8,7 @@ from typing import Any
 from moe_placer.errors import InputError
 from moe_placer.instance.instance import Instance
 from moe_placer.instance.schema import SharedSlots
-from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts
+from moe_placer.instance.sizes import gpu_memory_bytes, shards_that_fit
 
 __all__ = ["AUTO", "holds_experts", "with_chosen_expert_tp", "with_whole_experts"]
 
@@ -56,19 +56,14 @@ def holds_experts(instance: Instance) -> bool:
     slots, memory = [], []
     for gpu in range(instance.gpus):
         works = gpu not in failed
+        held = shards_that_fit(instance, gpu_memory_bytes(instance, gpu))
         slots.append(placement.slots_per_gpu if works else 0)
-        memory.append(min(_shards_that_fit(instance, gpu), placement.slots_per_gpu * layers) if works else 0)
+        memory.append(min(held, placement.slots_per_gpu * layers) if works else 0)
     nodes = range(0, instance.gpus, per_node)
     tp = instance.parallelism.expert_tp
     in_layer = sum(_replicas(slots[first : first + per_node], tp) for first in nodes)
     in_all = sum(_replicas(memory[first : first + per_node], tp) for first in nodes)
     return max(of_layer) <= in_layer and sum(of_layer) <= in_all
-
-
-def _shards_that_fit(instance: Instance, gpu: int) -> int:
-    """Count the shards that a GPU's memory holds, with a hair of slack for an exact fit."""
-    room = gpu_memory_bytes(instance, gpu) * (1 + 1e-9) - memory_parts(instance).total
-    return max(0, int(room // expert_bytes(instance)))
 
 
 def _replicas(held: list[int], shards: int) -> int:

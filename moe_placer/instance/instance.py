@@ -144,9 +144,7 @@ class Instance(schema.Section):
             files=tuple(str(Path(file).absolute()) for file in files),
             mix=getattr(self.traffic, "mix", None),
         )
-        copy = self.model_copy(update={"traffic": traffic})
-        copy._directory = self._directory
-        return copy
+        return self._copied(traffic=traffic)
 
     def with_recordings(self, keep: Sequence[int], name: str) -> Self:
         """Return this instance, under another name, with some of its recordings; nodes mix these as they did before.
@@ -159,17 +157,12 @@ class Instance(schema.Section):
             mix = tuple(tuple(x / sum(row) if sum(row) else 1 / len(row) for x in row) for row in kept)
         files = tuple(self.traffic.files[index] for index in keep) if hasattr(self.traffic, "files") else ()
         traffic = self.traffic.model_copy(update={"files": files, "mix": mix})
-        copy = self.model_copy(update={"traffic": traffic, "name": name})
-        copy._directory = self._directory
-        return copy
+        return self._copied(traffic=traffic, name=name)
 
     def on_the_mix(self) -> Self:
         """Return this instance with layers judged on the mixed traffic, whatever scenarios its objective has."""
-        copy = self.model_copy(
-            update={"objective": self.objective.model_copy(update={"scenarios": "mix", "take": "worst", "sigmas": 0.0})}
-        )
-        copy._directory = self._directory
-        return copy
+        of_mix = {"scenarios": "mix", "take": "worst", "sigmas": 0.0}
+        return self._copied(objective=self.objective.model_copy(update=of_mix))
 
     def with_serving(self, routing: str | None = None, dispatch: str | None = None) -> Self:
         """Return this instance with another ``replica_routing`` or ``dispatch``; None keeps its own.
@@ -197,9 +190,7 @@ class Instance(schema.Section):
         if preset is None:
             return self
         kernels = schema.Kernels.model_validate({"preset": preset})
-        copy = self.model_copy(update={"schedule": self.schedule.model_copy(update={"kernels": kernels})})
-        copy._directory = self._directory
-        return copy
+        return self._copied(schedule=self.schedule.model_copy(update={"kernels": kernels}))
 
     def with_engine(self, engine: schema.Engine) -> Self:
         """Return this instance for an engine, as ``--engine`` does.
@@ -234,9 +225,15 @@ class Instance(schema.Section):
         replicas = schema.RedundantSlots(redundant_slots=count)
         return self._changed(placement=self.placement.model_copy(update={"replicas": replicas}))
 
-    def _changed(self, **sections: Any) -> Self:
-        copy = self.model_copy(update=sections)
+    def _copied(self, **fields: Any) -> Self:
+        """Return this instance with other fields, whose files are where they were."""
+        copy = self.model_copy(update=fields)
         copy._directory = self._directory
+        return copy
+
+    def _changed(self, **sections: Any) -> Self:
+        """Return this instance with other sections, unless these contradict each other."""
+        copy = self._copied(**sections)
         copy._refuse_contradictions()
         return copy
 

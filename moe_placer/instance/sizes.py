@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from moe_placer.instance.instance import Instance
@@ -28,6 +29,7 @@ __all__ = [
     "expert_us",
     "gpu_memory_bytes",
     "memory_parts",
+    "shards_that_fit",
     "token_bytes",
     "token_us",
 ]
@@ -131,6 +133,15 @@ def gpu_memory_bytes(instance: Instance, gpu: int) -> float:
     """Memory of one GPU in bytes."""
     cluster = instance.cluster
     return cluster.gpu_memory_gb.get(gpu, cluster.gpu.memory_gb) * GB
+
+
+def shards_that_fit(instance: Instance, memory_bytes: float) -> int:
+    """Return how many experts, or shards of them, fit a GPU's memory; a hair of slack keeps an exact fit."""
+    resident, size, memory = memory_parts(instance).total, expert_bytes(instance), memory_bytes * (1 + 1e-9)
+    held = max(0, math.floor((memory - resident) / size) - 1)
+    while resident + (held + 1) * size <= memory:
+        held += 1
+    return held
 
 
 def memory_parts(instance: Instance) -> MemoryParts:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SharedSlots
-from moe_placer.instance.sizes import GB, expert_bytes, gpu_memory_bytes, memory_parts
+from moe_placer.instance.sizes import GB, expert_bytes, gpu_memory_bytes, memory_parts, shards_that_fit
 from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.node_limits import most_of_experts, most_replicas
 
@@ -171,13 +169,7 @@ def usable_slots(instance: Instance) -> Ints:
 
 
 def memory_slots(instance: Instance) -> Ints:
-    """Count the replicas that fit each GPU's memory; a hair of slack, as the verifier's, keeps an exact fit [GPUs]."""
-    resident, size = memory_parts(instance).total, expert_bytes(instance)
-    slots = []
-    for gpu in range(instance.gpus):
-        memory = gpu_memory_bytes(instance, gpu) * (1 + 1e-9)
-        held = max(0, math.floor((memory - resident) / size) - 1)
-        while resident + (held + 1) * size <= memory:
-            held += 1
-        slots.append(held)
-    return np.array(slots, dtype=np.int64)
+    """Count the replicas that fit each GPU's memory [GPUs]."""
+    memories = [gpu_memory_bytes(instance, gpu) for gpu in range(instance.gpus)]
+    held = {memory: shards_that_fit(instance, memory) for memory in set(memories)}
+    return np.array([held[memory] for memory in memories], dtype=np.int64)
