@@ -202,7 +202,9 @@ def computing_us(program: Program, work: Work, timing: Timing, workload: Workloa
     instance, gpu = program.instance, program.instance.cluster.gpu
     rate = 1e12 * gpu.mfu / timing.slowdown(workload.micro_batches)
     bandwidth = gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization
-    peaks = np.array([peak_tflops(instance, part_of(program, p)) for p in range(len(program))])
+    parts = [part_of(program, p) for p in range(len(program))]
+    peak_of = {part: peak_tflops(instance, part) for part in set(parts)}
+    peaks = np.array([peak_of[part] for part in parts])
     products, scores = work.products / peaks / rate, work.scores / peak_tflops(instance, "scores") / rate
     if timing.separate_scores:
         seconds = np.maximum(products, work.fetched / bandwidth) + np.maximum(scores, work.kept / bandwidth)
