@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from moe_placer.cli.results.files import FilesResult
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
+    from moe_placer.limits import Limits
     from moe_placer.placement import Placement
     from moe_placer.traffic import Traffic
 
@@ -27,6 +29,8 @@ __all__ = [
     "refute_dags",
     "share",
     "trace_option",
+    "with_workers",
+    "workers_option",
     "written_files",
 ]
 
@@ -58,6 +62,18 @@ engine_option = click.option(
 json_option = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object on standard output, nothing else."
 )
+
+
+workers_option = click.option(
+    "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None
+)
+
+
+def with_workers(limits: Limits, workers: int | None, instance: Instance) -> Limits:
+    """Return limits with the workers that were asked for, or as many as shorten a solve of this instance."""
+    from moe_placer.solve.estimate import useful_workers
+
+    return limits if workers is not None else replace(limits, workers=useful_workers(instance))
 
 
 def placed_arguments(command: Command) -> Command:

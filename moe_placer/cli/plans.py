@@ -66,8 +66,7 @@ def measure_plans(instance: Instance, solution: Solution) -> dict[str, PlanFigur
 
 def _measure(instance: Instance, solution: Solution, placement: Placement, objective: float) -> PlanFigures:
     network, flows = read_network(instance), find_flows(instance, placement, solution.traffic)
-    of_mix = np.stack([network.load(flow) for flow in flows.sent])
-    load, _ = judged_load(instance, placement, solution.traffic, network, of_mix)
+    load, _ = judged_load(instance, placement, solution.traffic, network, flows.load(network))
     us = link_us(instance, link_bandwidths(instance, network.links), load)
     layers = us if solution.minimise != "aggregate" else us.sum(axis=0, keepdims=True)
     works = np.full(instance.gpus, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.init_command import CLUSTER_OPTIONS
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, open_instance, share
+from moe_placer.cli.options import json_option, open_instance, share, with_workers, workers_option
 from moe_placer.errors import ScreenError, UsageError
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--current", metavar="PLACEMENT", type=_PATH, help="Placement file of what runs today.  [contiguous]")
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Whose plan to screen.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds of its search.")
-@click.option(
-    "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None
-)
+@workers_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the search and of the draws.")
 @click.option(
     "--min-gain", type=share, default="2%", show_default=True, metavar="X", help="Worth a trial from here on."
@@ -88,12 +85,10 @@ def screen(
     from moe_placer.decisions.screen import screen as judge
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
-    from moe_placer.solve.estimate import useful_workers
 
     limits = Limits(time_s=time_limit, workers=1 if workers is None else workers)
     opened = _instance(recordings, instance, config, wishes)
-    if workers is None:
-        limits = replace(limits, workers=useful_workers(opened))
+    limits = with_workers(limits, workers, opened)
     settings = ScreenSettings(solver, limits, seed, min_gain, confidence, draws, horizon)
     before = None if current is None else load_placement(current)
     if not log.silent(quiet, json_):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ from moe_placer.cli.options import (
     open_instance,
     refute_dags,
     trace_option,
+    with_workers,
+    workers_option,
 )
 from moe_placer.errors import GapError, InfeasibleError, UsageError, visible
 
@@ -54,9 +55,7 @@ Examples:
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
-@click.option(
-    "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None
-)
+@workers_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
 @click.option(
@@ -112,7 +111,6 @@ def solve(
     """
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
-    from moe_placer.solve.estimate import useful_workers
     from moe_placer.solve.folder import only_writer, replaced_folder
 
     allowed = None if memory is None else 1e9 * memory
@@ -120,8 +118,7 @@ def solve(
     limits = Limits(time_s=time_limit, gap=gap, workers=count, work=work, memory_bytes=allowed, bounds=not no_bound)
     _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
-    if workers is None:
-        limits = replace(limits, workers=useful_workers(opened))
+    limits = with_workers(limits, workers, opened)
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
     quiet = log.silent(quiet, json_)
