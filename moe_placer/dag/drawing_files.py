@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from moe_placer.dag.checked_files import put_files
 from moe_placer.dag.groups import lost_nodes
 from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import VIEWS, View, count_tensors
 from moe_placer.errors import UsageError
-from moe_placer.files import move_files, unfinished, write_atomically
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -86,17 +86,11 @@ def write_dags(
         tell(f"node {node} has no GPU that works; its tokens and links are counted all the same, so it is drawn whole")
     written: list[Path] = []
     for view in views:
-        with unfinished(Path(directory) / view.name) as stage:
-            for suffix, text in _texts(view, instance, placement, traffic, tell):
-                if stopped():
-                    return tuple(written)
-                write_atomically(stage / f"{view.name}.{suffix}", text)
-            if check is not None:
-                check(stage)
-            for path in move_files(stage, Path(directory)):
-                written.append(path)
-                if wrote is not None:
-                    wrote(path)
+        texts = _texts(view, instance, placement, traffic, tell)
+        put = put_files(view.name, texts, Path(directory), check=check, wrote=wrote, stopped=stopped)
+        if not put:
+            break
+        written += put
     return tuple(written)
 
 

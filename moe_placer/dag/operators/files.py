@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moe_placer.dag.build import build_dag
+from moe_placer.dag.checked_files import put_files
 from moe_placer.dag.operators.draw_layer import draw_layer
 from moe_placer.dag.operators.growth import Attended
 from moe_placer.dag.operators.refine import refine
@@ -13,7 +14,6 @@ from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.views import count_tensors, hottest_layer
 from moe_placer.errors import UsageError
-from moe_placer.files import move_files, unfinished, write_atomically
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
@@ -69,7 +69,7 @@ def write_operators(
     drawing = draw_layer(graph)
     one = {"dot": to_dot(graph, LAYER), "json": to_json(graph, LAYER), "svg": drawing.svg()}
     one["html"] = to_page(graph, LAYER, drawing)
-    written = [*_moved(LAYER, one, directory, check, wrote)]
+    written = put_files(LAYER, one.items(), directory, check=check, wrote=wrote)
     if (tensors := count_tensors(instance, placement, traffic)) > MOST_TENSORS:
         if note is not None:
             note(
@@ -78,38 +78,4 @@ def write_operators(
         return tuple(written)
     graph = refine(build_dag(instance, placement, traffic), instance, attended)
     every = {"dot": to_dot(graph, MODEL), "json": to_json(graph, MODEL)}
-    return (*written, *_moved(MODEL, every, directory, check, wrote))
-
-
-def _moved(
-    name: str,
-    texts: dict[str, str],
-    directory: Path,
-    check: Callable[[Path], None] | None,
-    wrote: Callable[[Path], None] | None,
-) -> list[Path]:
-    """Write a graph's files in a folder of their own, check them there, and move them.
-
-    Parameters
-    ----------
-    name : str
-        Of the files, without suffix.
-    texts : mapping
-        Suffix to content.
-    directory : Path
-        Where they go.
-    check : callable or None
-        Given the folder of their own.
-    wrote : callable or None
-        Told of every file that is there.
-    """
-    with unfinished(directory / name) as stage:
-        for suffix, text in texts.items():
-            write_atomically(stage / f"{name}.{suffix}", text)
-        if check is not None:
-            check(stage)
-        moved = list(move_files(stage, directory))
-    for path in moved:
-        if wrote is not None:
-            wrote(path)
-    return moved
+    return (*written, *put_files(MODEL, every.items(), directory, check=check, wrote=wrote))
