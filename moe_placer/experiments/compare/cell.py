@@ -20,11 +20,10 @@ __all__ = [
     "ROW",
     "Cell",
     "Settings",
-    "count_recordings",
-    "load_held_out",
-    "load_left_out",
-    "open_instance",
+    "load_beside",
     "plan_sha256",
+    "read_instance",
+    "without",
 ]
 
 ROW = "moe-placer/row/1"
@@ -139,11 +138,9 @@ class Cell:
         InputError
             A file cannot be read, or has changed since the comparison began.
         """
-        instance, traffic = open_instance(Path(self.path), self.traces, self.left_out)
-        if self.left_out is None:
-            beside = load_held_out(instance, self.held_out, self.next_window)
-        else:
-            beside = load_left_out(Path(self.path), self.traces, self.left_out)
+        whole = read_instance(Path(self.path), self.traces)
+        instance = without(whole, self.left_out)
+        traffic, beside = load_traffic(instance), load_beside(whole, self.held_out, self.next_window, self.left_out)
         current = load_placement(self.current) if self.current else None
         found = (
             instance.sha256,
@@ -156,8 +153,24 @@ class Cell:
         return instance, traffic, beside, current
 
 
-def load_held_out(instance: Instance, traces: Sequence[str | Path], next_window: bool) -> Traffic | None:
-    """Return the traffic to measure on beside what is solved for; None without."""
+def load_beside(
+    instance: Instance, traces: Sequence[str | Path], next_window: bool, left_out: int | None
+) -> Traffic | None:
+    """Return the traffic to measure on beside what is solved for; None without.
+
+    Parameters
+    ----------
+    instance : Instance
+        With all of its recordings.
+    traces : sequence of paths
+        Recordings that are held out.
+    next_window : bool
+        Whether generated traffic has its next window instead.
+    left_out : int or None
+        The recording that all nodes' tokens are like, where it is left out of what is solved for.
+    """
+    if left_out is not None:
+        return load_traffic(instance.with_recordings([left_out], instance.name))
     if next_window and isinstance(instance.traffic, SyntheticTraffic):
         return synthesize(instance, instance.traffic.seed, window=1)
     return load_traffic(instance.with_traces(traces)) if traces else None
@@ -168,31 +181,16 @@ def plan_sha256(placement: Placement) -> str:
     return hashlib.sha256(json.dumps(placement.gpu).encode()).hexdigest()
 
 
-def open_instance(path: Path, traces: Sequence[str | Path], left_out: int | None = None) -> tuple[Instance, Traffic]:
-    """Read an instance and its traffic; traces apply to instances with ``traffic.kind: trace``.
-
-    With ``left_out`` it is the instance without that recording, whose name says so.
-    """
-    instance = _traced(path, traces)
-    if left_out is not None:
-        files = instance.trace_files
-        keep = [index for index in range(len(files)) if index != left_out]
-        instance = instance.with_recordings(keep, f"{instance.name} without {files[left_out].stem}")
-    return instance, load_traffic(instance)
-
-
-def load_left_out(path: Path, traces: Sequence[str | Path], left_out: int) -> Traffic:
-    """Return the traffic of all nodes' tokens being like the recording that is left out."""
-    instance = _traced(path, traces)
-    return load_traffic(instance.with_recordings([left_out], instance.name))
-
-
-def count_recordings(path: Path, traces: Sequence[str | Path]) -> int:
-    """Return how many recorded traces an instance has; 0 where its traffic is of another kind."""
-    instance = _traced(path, traces)
-    return len(instance.trace_files) if instance.traffic.kind == "trace" else 0
-
-
-def _traced(path: Path, traces: Sequence[str | Path]) -> Instance:
+def read_instance(path: Path, traces: Sequence[str | Path]) -> Instance:
+    """Read an instance; traces apply to instances with ``traffic.kind: trace``."""
     instance = load_instance(path)
     return instance.with_traces(traces) if traces and instance.traffic.kind == "trace" else instance
+
+
+def without(instance: Instance, left_out: int | None) -> Instance:
+    """Return the instance without one of its recordings, whose name says so; None leaves out none."""
+    if left_out is None:
+        return instance
+    files = instance.trace_files
+    keep = [index for index in range(len(files)) if index != left_out]
+    return instance.with_recordings(keep, f"{instance.name} without {files[left_out].stem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,21 @@ from moe_placer.experiments.compare.cell import (
     ROW,
     Cell,
     Settings,
-    count_recordings,
-    load_held_out,
-    load_left_out,
-    open_instance,
+    load_beside,
     plan_sha256,
+    read_instance,
+    without,
 )
 from moe_placer.experiments.compare.migration import check_plan
 from moe_placer.fabric import build_fabric, nic_bandwidths
 from moe_placer.fabric.graph import link_name
-from moe_placer.instance import Instance, load_instance
+from moe_placer.instance import Instance
 from moe_placer.instance.sizes import combine_wire, dispatch_wire
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement
 from moe_placer.solve.nic_words import floors_of, nic_lines
 from moe_placer.solve.registry import find_solver, solver_version
-from moe_placer.traffic import Traffic
+from moe_placer.traffic import Traffic, load_traffic
 
 __all__ = ["Given", "Matrix", "build_matrix"]
 
@@ -120,9 +119,9 @@ def build_matrix(
     rows: list[dict[str, Any]] = []
     cells: list[Cell] = []
     names = []
-    for path, left_out in _with_left_out(instances, given):
-        row, fields = _opened(path, given, plans, left_out)
-        names.append(fields.pop("file"))
+    for path, whole, left_out in _with_left_out(instances, given):
+        row, fields = _opened(path, whole, given, plans, left_out)
+        names.append(whole.name)
         rows.append(row)
         cells += [
             Cell(**fields, solver=solver, version=versions[solver], seed=seed, **asdict(settings))
@@ -145,35 +144,49 @@ def build_matrix(
     return Matrix(config, tuple(rows), tuple(cells))
 
 
-def _with_left_out(instances: Sequence[Path], given: Given) -> list[tuple[Path, int | None]]:
-    """List instances, each once for every recording to leave out of it, or once with all."""
+def _with_left_out(instances: Sequence[Path], given: Given) -> Iterator[tuple[Path, Instance, int | None]]:
+    """Read instances, and yield each once for every recording to leave out of it, or once with all."""
     if not given.leave_one_out:
-        return [(path, None) for path in instances]
+        yield from ((path, read_instance(path, given.traces), None) for path in instances)
+        return
     if given.held_out or given.next_window or given.current:
         found = "--leave-one-out with --held-out, --next-window or --current"
         raise UsageError(f"{found}: it has its own held-out traffic, and instances of its own")
-    counts = {path: count_recordings(path, given.traces) for path in instances}
+    read = {path: read_instance(path, given.traces) for path in instances}
+    counts = {path: len(one.trace_files) if one.traffic.kind == "trace" else 0 for path, one in read.items()}
     for path, count in counts.items():
         if count < 2:
             raise UsageError(f"--leave-one-out needs two recordings or more (--trace); {path.name} has {count}")
-    return [(path, index) for path, count in counts.items() for index in range(count)]
+    yield from ((path, read[path], index) for path, count in counts.items() for index in range(count))
 
 
-def _opened(path: Path, given: Given, plans: _Plans, left_out: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return an instance's row, and what all of its cells have alike; ``file`` is the name in its file."""
-    instance, traffic = open_instance(path, given.traces, left_out)
-    recorded = instance.traffic.kind == "trace"
-    if left_out is None:
-        beside = load_held_out(instance, given.held_out if recorded else (), given.next_window)
-    else:
-        beside = load_left_out(path, given.traces, left_out)
+def _opened(
+    path: Path, whole: Instance, given: Given, plans: _Plans, left_out: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an instance's row, and what all of its cells have alike.
+
+    Parameters
+    ----------
+    path : Path
+        Of the instance.
+    whole : Instance
+        With all of its recordings.
+    given : Given
+        What is measured beside, and what runs today.
+    plans : mapping
+        Current plans by the instance's name.
+    left_out : int or None
+        The recording to leave out.
+    """
+    instance = without(whole, left_out)
+    traffic, recorded = load_traffic(instance), instance.traffic.kind == "trace"
+    beside = load_beside(whole, given.held_out if recorded else (), given.next_window, left_out)
     if beside is not None and beside.sha256 == traffic.sha256:
         raise UsageError(f"{instance.name}: the held-out traffic is the traffic solved for; give other recordings")
     runs_today, plan = plans.get(instance.name, (None, None))
     if plan is not None:
         check_plan(instance, plan)
     fields = {
-        "file": load_instance(path).name,
         "path": str(path),
         "name": instance.name,
         "traces": tuple(map(str, given.traces)) if recorded else (),
