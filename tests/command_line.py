@@ -18,13 +18,16 @@ COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
 
 
 def run(*arguments: Any, folder: Path | None = None, apart: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a command; ``apart`` or in another folder, as a process of its own, else by calling what that would call."""
+    """Run a command in a folder; ``apart``, as a process of its own, else by calling what that would call."""
     words = list(map(str, arguments))
-    if apart or folder is not None:
+    if apart:
         return subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=folder, timeout=120)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
     code: Any = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    here: contextlib.AbstractContextManager[None] = (
+        contextlib.nullcontext() if folder is None else contextlib.chdir(folder)
+    )
+    with here, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main(words)
         except SystemExit as ended:
