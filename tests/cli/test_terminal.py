@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run
 
 from moe_placer.cli.summary import _share
 
@@ -132,7 +133,7 @@ def test_interrupts_keep_the_best_so_far_and_no_worker(tmp_path: Path, number: s
     if process.returncode == 0:
         assert json.loads(told)["verified"] is True
         assert files == ["placement.json"]
-        assert subprocess.run([*COMMAND, "verify", plan, out / files[0]]).returncode == 0
+        assert run("verify", plan, out / files[0]).returncode == 0
     else:  # a second interrupt may come before anything is written: then nothing is, not even half
         assert again
         assert process.returncode == 130
