@@ -7,6 +7,7 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import networkx as nx
@@ -61,11 +62,18 @@ def _statements(node: ast.AST, skip_types: bool) -> Iterator[ast.AST]:
             yield from _statements(child, skip_types)
 
 
-def imports_of(name: str, file: Path, skip_types: bool = False) -> set[str]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    """Read a file once: several tests look at each."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(name: str, file: Path, skip_types: bool = False) -> frozenset[str]:
     """Name what a file imports, anywhere in it: ``from a import b`` gives both ``a`` and ``a.b``."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in _statements(ast.parse(file.read_text(encoding="utf-8")), skip_types):
+    for node in _statements(parsed(file), True) if skip_types else ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,7 +82,7 @@ def imports_of(name: str, file: Path, skip_types: bool = False) -> set[str]:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, *([node.module] if node.module else [])])
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 MODULES = find_modules()
@@ -150,7 +158,7 @@ def test_only_the_registry_names_solvers(name: str) -> None:
     assert not any(target.split(".")[0] == "solvers" for target in imports_of(name, MODULES[name]))
     if name == "moe_placer.solve.registry":
         return
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = parsed(MODULES[name])
     documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
@@ -182,7 +190,7 @@ def _dataclasses() -> Iterator[tuple[str, dict[str, bool], bool]]:
     for name, file in MODULES.items():
         if not name.startswith(tuple(f"moe_placer.{room}" for room in ("problem", "bounds", "verifier", "result"))):
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file)):
             for made in getattr(node, "decorator_list", []) if isinstance(node, ast.ClassDef) else []:
                 if isinstance(made, ast.Call) and ast.unparse(made.func) == "dataclass":
                     given = {one.arg: ast.literal_eval(one.value) for one in made.keywords if one.arg}
@@ -203,7 +211,7 @@ def test_errors_have_one_base_class() -> None:
     bases = {
         node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases]
         for file in (*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "solvers").glob("*.py"))
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(parsed(file))
         if isinstance(node, ast.ClassDef)
     }
 
