@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before numpy is loaded: tests run side by side, and so do the threads of matrix libraries otherwise.
@@ -32,6 +33,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """Print what a run with random examples is repeated with."""
     seed = config.getoption("--hypothesis-seed")
     return None if seed is None else f"random examples from seed {seed}; repeat them with: make test-all SEED={seed}"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there when tests begin out of garbage collections: they would look at all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
