@@ -110,7 +110,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "placement": {"dispatch": "per-gpu", "slots_per_gpu": 2},
         "traffic": TRACE,
     },
-    "special-characters": {"name": "a<b>&\"c\"'d'{|}; ü→ ]]>--%"},
+    # Small, for a whole parser of DOT reads it, which is slow.
+    "special-characters": {
+        "name": "a<b>&\"c\"'d'{|}; ü→ ]]>--%",
+        "model": {"layers": 2},
+        "cluster": {"nodes": 2, "fabric": {"kind": "fat-tree", "nodes_per_leaf": 1, "spines": 2}},
+    },
 }
 
 
