@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -115,6 +116,12 @@ def solved(instance: Instance, traffic: Traffic, **limits: Any) -> Solution:
     return solve(instance, traffic, limits=Limits(**{"time_s": 20.0, "gap": 0.0, "work": 1.5} | limits))
 
 
+@cache
+def solved_case(name: str, seed: int = 0) -> Solution:
+    """Solve a case once for all tests that look at its solution."""
+    return solved(ALL[name], tiny_traffic(ALL[name], seed))
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", CASES)
 def test_the_bound_that_counts_memory_is_below_every_placement_that_fits(name: str, seed: int) -> None:
@@ -123,7 +130,7 @@ def test_the_bound_that_counts_memory_is_below_every_placement_that_fits(name: s
     problem = compile_problem(instance, traffic)
     assert problem.capacity.binds
     least = least_sum(problem)
-    solution = solved(instance, traffic)
+    solution = solved_case(f"small {name}", seed)
     stated, apart = solution.placement.memory, sum(record.bound for record in solution.placement.layers)
     if stated is None:  # then the layers' bounds come to as much
         division = divide_memory(problem, Limits(gap=0.0, work=1.5))
@@ -165,8 +172,8 @@ def test_a_bound_that_is_known_by_hand() -> None:
 
 def test_counting_memory_raises_the_bound() -> None:
     raised = 0
-    for instance in CASES.values():
-        found = solved(instance, tiny_traffic(instance)).verification
+    for name in CASES:
+        found = solved_case(f"small {name}").verification
         raised += found.memory_bound > sum(layer.bound for layer in found.layers) * (1 + 1e-6)
     assert raised
 
@@ -174,7 +181,7 @@ def test_counting_memory_raises_the_bound() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_memory_is_never_exceeded(name: str) -> None:
     instance = ALL[name]
-    solution = solved(instance, tiny_traffic(instance), work=1.0)
+    solution = solved_case(name)
     assert solution.verification.ok
     for pin in instance.placement.pinned:
         assert solution.placement.shards(pin.layer, pin.expert)[pin.replica] == (pin.gpu,)
@@ -221,7 +228,7 @@ def test_counts_that_fit_stay_as_they_are() -> None:
 def test_a_placement_that_was_solved_so_can_be_improved_on() -> None:
     instance = WIDE["unequal nodes"]
     traffic = tiny_traffic(instance)
-    first = solved(instance, traffic, work=1.0)
+    first = solved_case("wide unequal nodes")
     for solver in ("auto", "greedy"):
         again = solve(instance, traffic, solver=solver, limits=Limits(work=0.5), start=first.placement)
         if solver == "auto":
@@ -262,7 +269,7 @@ def test_the_verifier_counts_the_same_memory() -> None:
 def test_a_false_bound_is_reported(rule: str, changes: dict[str, Any]) -> None:
     instance = CASES["unequal"]
     traffic = tiny_traffic(instance)
-    data = solved(instance, traffic).placement.model_dump(mode="json", by_alias=True)
+    data = solved_case("small unequal").placement.model_dump(mode="json", by_alias=True)
     assert rules_of(instance, data, traffic) == []
     assert max(data["memory"]["room_prices"]) > 0
     for key, value in changes.items():
@@ -276,7 +283,7 @@ def test_a_false_bound_is_reported(rule: str, changes: dict[str, Any]) -> None:
 def test_a_bound_above_the_sum_is_reported_whatever_proves_it() -> None:
     instance = CASES["unequal"]
     traffic = tiny_traffic(instance)
-    data = solved(instance, traffic).placement.model_dump(mode="json", by_alias=True)
+    data = solved_case("small unequal").placement.model_dump(mode="json", by_alias=True)
     data["memory"]["bound"] = 1.01 * sum(record["z"] for record in data["layers"])
     violations = verify(instance, Placement.model_validate(data), traffic).violations
     assert [violation.rule for violation in violations] == ["bound", "bound"]
@@ -285,7 +292,7 @@ def test_a_bound_above_the_sum_is_reported_whatever_proves_it() -> None:
 def test_replicas_that_are_free_have_no_such_bound() -> None:
     instance = WIDE["budget"]
     traffic = tiny_traffic(instance)
-    solution = solved(instance, traffic, work=1.0)
+    solution = solved_case("wide budget")
     assert solution.placement.memory is None
     data = solution.placement.model_dump(mode="json", by_alias=True)
     data["memory"] = {"bound": 0.0, "room_prices": [0.0] * instance.cluster.nodes}
