@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -89,11 +90,18 @@ def some_node(layer: LayerProblem) -> Ints:
     return np.repeat(np.arange(layer.nodes), layer.slots)[: layer.items]
 
 
-def stated(name: str, seed: int) -> tuple[Instance, Traffic, dict[str, Any]]:
-    """Solve a case, and return the content of its placement file, whose first layer's proof is of this kind."""
+@cache
+def solved(name: str, seed: int) -> tuple[Instance, Traffic, Placement]:
+    """Solve a case once for all tests that look at its placement."""
     instance, traffic, _ = case(name, seed)
-    solution = solve(instance, traffic, limits=Limits(time_s=240.0, gap=0.0, work=0.1))
-    data = solution.placement.model_dump(mode="json", by_alias=True, exclude_none=True)
+    limits = Limits(time_s=240.0, gap=0.0, work=0.1)
+    return instance, traffic, solve(instance, traffic, limits=limits).placement
+
+
+def stated(name: str, seed: int) -> tuple[Instance, Traffic, dict[str, Any]]:
+    """Return the content of a case's placement file, whose first layer's proof is of this kind."""
+    instance, traffic, placement = solved(name, seed)
+    data = placement.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert data["layers"][0]["proof"] == "companions"
     return instance, traffic, data
 
