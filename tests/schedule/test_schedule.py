@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ WORKLOADS = [Workload(), Workload(micro_batches=1), Workload("decode", 3.0, 100.
 FREE = Timing(kernel_us=0, collective_us=0, nvlink_step_us=0, network_step_us=0, nvlink_utilization=1)
 
 
+@cache
 def program_of(name: str = "small") -> Program:
+    """Compile an example once for all tests that simulate it."""
     return compile_program(*example(name))
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ ANY = pytest.mark.parametrize("name", VARIANTS)
 WORKLOADS = (Workload(), Workload(micro_batches=1), Workload("decode", 3.0, 100.0))
 
 
+@cache
 def timeline_of(name: str = "small", workload: Workload = WORKLOADS[0]) -> Timeline:
+    """Simulate an example once for all tests that look at its step."""
     return simulate(compile_program(*example(name)), workload, record=True)
 
 
