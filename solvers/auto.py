@@ -21,9 +21,9 @@ from moe_placer.search.neighbourhood import around_worst_link, cut_out
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import replicate
 from moe_placer.solve.base import Start
-from moe_placer.solve.judged import place_judged
 from moe_placer.solve.layer_time import shorten
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
+from moe_placer.solve.scenario_placement import place_judged
 from moe_placer.solvers.coverage import CoverageSolver
 from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from moe_placer.bounds.assignment import assign, price, transport
 from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.hot_replicas import least_cost_of_experts, least_peak
-from moe_placer.bounds.judged import relax_judged
 from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
+from moe_placer.bounds.scenario_relaxation import relax_judged
 from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
 from moe_placer.limits import Deadline
 from moe_placer.placement import Proof

@@ -13,7 +13,7 @@ from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import json_option, open_instance, trace_option
 
 if TYPE_CHECKING:
-    from moe_placer.cli.results.files import CheckFileResult, MistakeInFile
+    from moe_placer.cli.results.engine_files import CheckFileResult, MistakeInFile
     from moe_placer.engines.plans.export import CheckedFile
     from moe_placer.errors import InputError
     from moe_placer.instance import Instance

@@ -12,7 +12,7 @@ from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import instance_argument, json_option
 
 if TYPE_CHECKING:
-    from moe_placer.cli.results.files import ExportResult
+    from moe_placer.cli.results.engine_files import ExportResult
     from moe_placer.engines.launchers.launch import Launch
     from moe_placer.engines.plans.export import Export
 

@@ -17,7 +17,7 @@ from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import json_option
 
 if TYPE_CHECKING:
-    from moe_placer.cli.results.files import ImportResult
+    from moe_placer.cli.results.engine_files import ImportResult
     from moe_placer.engines.recordings.import_options import Progress
     from moe_placer.engines.recordings.recorded import About, Recorded
 

@@ -13,7 +13,7 @@ from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import engine_option, json_option
 
 if TYPE_CHECKING:
-    from moe_placer.cli.results.files import InitResult
+    from moe_placer.cli.results.engine_files import InitResult
     from moe_placer.engines.topology import Topology
 
 __all__ = ["CLUSTER_OPTIONS", "init"]

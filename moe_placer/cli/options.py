@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from moe_placer.cli.results.files import FilesResult
+    from moe_placer.cli.results.engine_files import FilesResult
     from moe_placer.instance import Instance
     from moe_placer.instance.schema import Engine
     from moe_placer.limits import Limits

@@ -127,7 +127,7 @@ def schedule(
     What-ifs simulate the step again: how much later is it, and which further replica of an expert would help most?
     Targets (--require) are held against the step without them: what was asked, what came out, what limits it.
     """
-    from moe_placer.cli.targets import held_to, refuse_missed, target_content, target_lines
+    from moe_placer.cli.target_answers import held_to, refuse_missed, target_content, target_lines
     from moe_placer.engines.simulators.chakra import write_execution_traces
     from moe_placer.errors import UsageError
     from moe_placer.schedule.explain import explain, find_task
@@ -206,7 +206,7 @@ def _written(
 ) -> Iterator[Path]:
     """Write the files that were asked for, and yield their paths."""
     if pictures is not None:
-        from moe_placer.schedule.pictures import write_pictures
+        from moe_placer.schedule.timeline_pictures import write_pictures
 
         yield from write_pictures(timeline, name, pictures, layer)
     if chrome_trace is not None:

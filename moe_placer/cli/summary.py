@@ -111,7 +111,7 @@ def _ms(us: float) -> str:
 
 
 def _findings(instance: Instance, solution: Solution) -> list[str]:
-    from moe_placer.cli.explain import why_above_bound
+    from moe_placer.cli.why_above_bound import why_above_bound
     from moe_placer.solve.nic_words import busiest_nics, floors_of, nic_lines
 
     gaps, own = solution.gaps, solution.solver_gaps

@@ -151,7 +151,7 @@ def _tell(entries: Sequence[dict[str, Any]], json_: bool) -> None:
 
 
 def _write_metrics(watcher: Watcher, metrics: Path | None) -> None:
-    from moe_placer.watch.metrics import metrics_text
+    from moe_placer.watch.prometheus import metrics_text
 
     if metrics is not None:
         write_atomically(metrics, metrics_text(watcher.store.journal.entries, watcher.clock()))

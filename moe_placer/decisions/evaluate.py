@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake, NothingFoundError, UsageError
+from moe_placer.experiments.compare.current_plan import check_plan, plan_of
 from moe_placer.experiments.compare.metrics import Flows, find_flows
-from moe_placer.experiments.compare.migration import check_plan, plan_of
 from moe_placer.fabric.nics import is_nic
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import back_ratio
@@ -26,8 +26,8 @@ from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import verify
 from moe_placer.verifier.layer_time import expert_token_us
+from moe_placer.verifier.links import Network
 from moe_placer.verifier.loads import read_network
-from moe_placer.verifier.network import Network
 from moe_placer.verifier.replica_choice import check_rule
 from moe_placer.verifier.verification import CONSTRAINTS
 

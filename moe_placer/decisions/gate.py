@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from moe_placer.decisions.evaluate import check_servable, costs_of
 from moe_placer.errors import UsageError
+from moe_placer.experiments.compare.current_plan import check_plan, count_moves, plan_of
 from moe_placer.experiments.compare.metrics import find_flows
-from moe_placer.experiments.compare.migration import check_plan, count_moves, plan_of
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.result import gap

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from moe_placer.decisions.resampling import Interval, LayerTimes, draw_weights, find_gain, time_layers
 from moe_placer.decisions.units import Units, pool, read_units, read_units_by_node
 from moe_placer.errors import InputError, Mistake, UsageError
-from moe_placer.experiments.compare.migration import check_plan, plan_of
+from moe_placer.experiments.compare.current_plan import check_plan, plan_of
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB, expert_bytes
 from moe_placer.limits import Limits

@@ -12,7 +12,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
-from moe_placer.verifier.network import Network, link_speeds
+from moe_placer.verifier.links import Network, link_speeds
 from moe_placer.verifier.nics import with_nics
 from moe_placer.verifier.trees import read_mesh, read_tree
 

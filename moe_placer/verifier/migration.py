@@ -10,8 +10,8 @@ from itertools import pairwise
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.verifier.capacity import GB, fits_memory, sizes
+from moe_placer.verifier.links import Network
 from moe_placer.verifier.loads import read_network
-from moe_placer.verifier.network import Network
 from moe_placer.verifier.transfer_file import TransferRecord, Transfers
 from moe_placer.verifier.verification import Violation
 

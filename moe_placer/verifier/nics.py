@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.verifier.capacity import gpu_slots, node_slots
-from moe_placer.verifier.network import Network, link_speeds
+from moe_placer.verifier.links import Network, link_speeds
 
 __all__ = ["nic_load", "place_slots", "receives_by_gpu", "with_nics"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.network import Network
+from moe_placer.verifier.links import Network
 from moe_placer.verifier.nics import nic_load, receives_by_gpu
 from moe_placer.verifier.replica_choice import View, best_split
 from moe_placer.verifier.rules import Replica

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement, ReplanRecord
 from moe_placer.verifier.bounds_anew import link_prices
-from moe_placer.verifier.network import Network
+from moe_placer.verifier.links import Network
 from moe_placer.verifier.placed import PlacedLayer
 from moe_placer.verifier.proofs import check_range, replicas_are_free
 from moe_placer.verifier.sending import check_proof_fits

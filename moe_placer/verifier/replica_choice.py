@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
-from moe_placer.verifier.network import Network
+from moe_placer.verifier.links import Network
 from moe_placer.verifier.rules import Replica
 
 __all__ = ["RULES_BY_NAME", "View", "best_split", "check_rule", "views_of"]

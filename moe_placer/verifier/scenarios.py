@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.network import Network
+from moe_placer.verifier.links import Network
 from moe_placer.verifier.placed import PlacedLayer, read_layers
 from moe_placer.verifier.rules import Replica
 

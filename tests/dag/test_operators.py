@@ -13,7 +13,7 @@ from dag_examples import VARIANTS, example
 from moe_placer.dag.build import build_dag
 from moe_placer.dag.operation import Dag
 from moe_placer.dag.operators import Attended, refine
-from moe_placer.dag.operators.draw_layer import draw_layer
+from moe_placer.dag.operators.draw_operators import draw_operators
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
@@ -90,7 +90,7 @@ def test_every_example_passes_the_verifier(name: str, tmp_path: Path) -> None:
         (tmp_path / f"{stem}.json").write_text(to_json(fine, stem))
         (tmp_path / f"{stem}.dot").write_text(to_dot(fine, stem))
         if layers:
-            drawn = draw_layer(fine)
+            drawn = draw_operators(fine)
             assert {shape.operation for shape in drawn.items if getattr(shape, "operation", "")} == set(fine.graph)
     checks = verify_dags(instance, placement, tmp_path, traffic)
     assert [(check.name, check.violations) for check in checks] == [("layer_operators", ()), ("model_operators", ())]
@@ -105,7 +105,7 @@ def test_latent_attention_has_no_operators_yet() -> None:
 @pytest.mark.parametrize("layer", [0, 1])
 def test_nothing_in_the_drawing_lies_outside_or_on_something_else(layer: int) -> None:
     instance, placement, traffic = example("small")
-    canvas = draw_layer(refine(build_dag(instance, placement, traffic, [layer], whole=False), instance))
+    canvas = draw_operators(refine(build_dag(instance, placement, traffic, [layer], whole=False), instance))
     boxes = [
         (item.x, item.y, item.x + item.form.box[2], item.y + item.form.box[3])
         for item in canvas.items

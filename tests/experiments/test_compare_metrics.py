@@ -12,9 +12,9 @@ from builders import VARIANTS, in_order, level_traffic, placement_data, recomput
 
 from moe_placer.errors import InputError, UsageError
 from moe_placer.experiments.compare import Folder
+from moe_placer.experiments.compare.current_plan import contiguous_plan, count_moves
 from moe_placer.experiments.compare.matrix import instance_row
 from moe_placer.experiments.compare.metrics import find_flows, metrics, rounded
-from moe_placer.experiments.compare.migration import contiguous_plan, count_moves
 from moe_placer.experiments.compare.trajectory import find_seconds, trajectory
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance

@@ -33,8 +33,8 @@ from moe_placer.experiments.report.chart_data import (
     times,
 )
 from moe_placer.experiments.report.charts import COLOURS, GREY
+from moe_placer.experiments.report.fabric_positions import label_spots, place_vertices
 from moe_placer.experiments.report.html_page import to_page
-from moe_placer.experiments.report.layout import label_spots, place_vertices
 from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.markdown import plain
 from moe_placer.experiments.report.report_files import draw_report

@@ -28,10 +28,10 @@ from moe_placer.schedule.busiest_link import busiest_link, layer_link_times
 from moe_placer.schedule.draw_layer import draw_layer
 from moe_placer.schedule.history import History
 from moe_placer.schedule.network import Network
-from moe_placer.schedule.pictures import write_pictures
 from moe_placer.schedule.program import STREAMS, compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.time_canvas import Axis, milliseconds
+from moe_placer.schedule.timeline_pictures import write_pictures
 from moe_placer.schedule.trace import chrome_trace, task_name, write_chrome_trace
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic import load_traffic

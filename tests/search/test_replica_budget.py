@@ -14,7 +14,7 @@ from moe_placer.bounds.bounds import relaxed_bound
 from moe_placer.cli.describe import describe
 from moe_placer.dag.drawing_files import write_dags
 from moe_placer.errors import InfeasibleError, InputError
-from moe_placer.experiments.compare.migration import contiguous_plan, count_moves
+from moe_placer.experiments.compare.current_plan import contiguous_plan, count_moves
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
 from moe_placer.placement import Placement

@@ -29,7 +29,7 @@ from moe_placer.solve.solve import solve
 from moe_placer.verifier import verify
 from moe_placer.verifier.verification import CONSTRAINTS
 from moe_placer.watch.journal import Journal
-from moe_placer.watch.metrics import metrics_text
+from moe_placer.watch.prometheus import metrics_text
 from moe_placer.watch.recordings import arrivals, load_shares, read_arrival
 from moe_placer.watch.store import WatchStore
 from moe_placer.watch.watcher import Watcher, WatchPolicy

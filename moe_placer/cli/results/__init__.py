@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from moe_placer.cli.describe import Description
 from moe_placer.cli.results.deciding import GateResult, ScreenResult
+from moe_placer.cli.results.engine_files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
 from moe_placer.cli.results.evaluated import EvaluateResult
-from moe_placer.cli.results.files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
 from moe_placer.cli.results.following import FollowResult
 from moe_placer.cli.results.logs import LogLine
 from moe_placer.cli.results.placing import SolveResult, SolversResult

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_placer.engines.recordings.import_options import Options, Progress
-from moe_placer.engines.recordings.read import read_recording
+from moe_placer.engines.recordings.read_recording import read_recording
 from moe_placer.engines.recordings.recorded import Recorded, write_recording
 from moe_placer.errors import UsageError
 

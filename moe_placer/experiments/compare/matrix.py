@@ -17,7 +17,7 @@ from moe_placer.experiments.compare.cell import (
     read_instance,
     without,
 )
-from moe_placer.experiments.compare.migration import check_plan
+from moe_placer.experiments.compare.current_plan import check_plan
 from moe_placer.fabric import build_fabric, nic_bandwidths
 from moe_placer.fabric.graph import link_name
 from moe_placer.instance import Instance

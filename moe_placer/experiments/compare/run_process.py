@@ -14,8 +14,8 @@ import numpy as np
 from moe_placer.errors import InfeasibleError, InputError, MoePlacerError, NothingFoundError, UsageError
 from moe_placer.errors import VerificationError as Refuted
 from moe_placer.experiments.compare.cell import Cell
+from moe_placer.experiments.compare.current_plan import contiguous_plan, count_moves, plan_of
 from moe_placer.experiments.compare.metrics import metrics
-from moe_placer.experiments.compare.migration import contiguous_plan, count_moves, plan_of
 from moe_placer.experiments.compare.recorder import RivalRecorder, cpu_seconds, peak_memory
 from moe_placer.experiments.compare.trajectory import find_seconds, find_speed, no_seconds, trajectory
 from moe_placer.experiments.process import end_with_parent, presentable

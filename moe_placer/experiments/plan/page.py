@@ -8,11 +8,11 @@ from typing import Any
 
 from moe_placer.experiments.environment import environment_in_words
 from moe_placer.experiments.plan.blocks import Block, Heading, Items, Picture, Table, Text
-from moe_placer.experiments.plan.contradictions import contradictions
 from moe_placer.experiments.plan.figures import Figures, ms, percent
 from moe_placer.experiments.plan.pictures import draw_layers, draw_memory, draw_overview
-from moe_placer.experiments.plan.simulated import conditions, kernels, other_plans, steps, targets, troubles
+from moe_placer.experiments.plan.plan_contradictions import contradictions
 from moe_placer.experiments.plan.statements import STATEMENTS, VERDICTS
+from moe_placer.experiments.plan.step_sections import conditions, kernels, other_plans, steps, targets, troubles
 
 __all__ = ["build_blocks", "judge"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_placer.experiments.report.charts import COLOURS, GREY
-from moe_placer.experiments.report.layout import label_spots, lines_of, place_vertices
+from moe_placer.experiments.report.fabric_positions import label_spots, lines_of, place_vertices
 from moe_placer.experiments.report.link_figures import carried, per_token
 from moe_placer.experiments.report.rows import Comparison, InstanceRow, RunRow
 from moe_placer.experiments.report.standings import BASE, Standing, profile, standings

@@ -14,7 +14,7 @@ from moe_placer.dag.legend import draw_links, links_height
 from moe_placer.dag.operation import Dag, Edge, Operation
 from moe_placer.dag.palette import HOT
 
-__all__ = ["draw_layer"]
+__all__ = ["draw_operators"]
 
 # Pixels. A column is a symbol and the room behind it, where the shapes of what it makes stand.
 BOX, ROOM, TALL = 122.0, 118.0, 58.0
@@ -34,7 +34,7 @@ _LAST = ("unpermute", "mlp_bda", "output")
 _FAR = {("dispatch_send", "dispatch_receive"), ("combine_send", "combine_receive")}
 
 
-def draw_layer(dag: Dag) -> Canvas:
+def draw_operators(dag: Dag) -> Canvas:
     """Draw a graph of one layer's operators, every expert on its GPU."""
     return _Sheet(dag).draw()
 

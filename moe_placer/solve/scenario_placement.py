@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound
-from moe_placer.bounds.judged import relax_judged
+from moe_placer.bounds.scenario_relaxation import relax_judged
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap, why_stopped

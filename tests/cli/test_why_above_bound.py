@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from builders import tiny_instance, tiny_traffic
 
-from moe_placer.cli.explain import shares_of_worst_link, why_above_bound
+from moe_placer.cli.why_above_bound import shares_of_worst_link, why_above_bound
 from moe_placer.limits import Limits
 from moe_placer.solve.solve import solve
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from moe_placer.dag.build import build_dag
 from moe_placer.dag.checked_files import put_files
-from moe_placer.dag.operators.draw_layer import draw_layer
-from moe_placer.dag.operators.growth import Attended
+from moe_placer.dag.operators.draw_operators import draw_operators
+from moe_placer.dag.operators.operator_builder import Attended
 from moe_placer.dag.operators.refine import refine
 from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
@@ -66,7 +66,7 @@ def write_operators(
         raise UsageError(f"there is no layer {layer}: {instance.name} has 0 to {instance.model.layers - 1}")
     shown = hottest_layer(instance, placement, traffic) if layer is None else layer
     graph = refine(build_dag(instance, placement, traffic, [shown], whole=False), instance, attended)
-    drawing = draw_layer(graph)
+    drawing = draw_operators(graph)
     one = {"dot": to_dot(graph, LAYER), "json": to_json(graph, LAYER), "svg": drawing.svg()}
     one["html"] = to_page(graph, LAYER, drawing)
     written = put_files(LAYER, one.items(), directory, check=check, wrote=wrote)

@@ -1,4 +1,4 @@
-"""The graph of operators in the making: adds an operator with its costs, and tensors whole or in parts."""
+"""Builds the graph of operators: adds an operator with its costs, and tensors whole or in parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moe_placer.dag.weave import DASHED
 from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, dtype_of, part_bytes
 
-__all__ = ["Attended", "Growth"]
+__all__ = ["Attended", "OperatorBuilder"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Attended:
         return self.context if self.phase == "decode" else (self.context + 1) / 2
 
 
-class Growth:
-    """The coarse graph that is refined, and the graph of operators so far.
+class OperatorBuilder:
+    """Builds a graph of operators from the coarse graph that it refines.
 
     Attributes
     ----------
