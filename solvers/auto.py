@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.bounds.largest import largest
@@ -16,7 +17,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_replicas, with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.search.local_search import round_shares, search
+from moe_placer.search.local_search import Search, round_shares, search
 from moe_placer.search.neighbourhood import around_worst_link, cut_out
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import replicate
@@ -29,9 +30,12 @@ from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
 
 __all__ = ["Auto"]
 
+Floats = npt.NDArray[np.float64]
+
 _RELAX_WORK = 3e-5  # of the relaxation, per item and node
 _QUICK_RELAX_WORK = 1e-5  # of the one without slots
-_LARGE = 6_000  # items * nodes from which that one comes first
+_LARGE = 6_000  # items * nodes from which that one bounds
+_NOISE = (0.0, 0.5, 0.5, 0.5)  # of each rounding of a large layer's shares: descents from them end apart
 _AIM = 0.5  # search aims at this share of the gap, so that it does not stop a hair outside
 _LEAST_WORK = 0.1  # that CP-SAT is called with
 _WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond, some nodes at a time
@@ -166,30 +170,38 @@ def _open(result: LayerResult, task: LayerTask) -> bool:
 def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
 
-    Without slots the relaxation is several times faster and hardly weaker, so large layers try that one first; where
-    replicas are free, it is the one that bounds them all.
+    Without slots the relaxation is several times faster and hardly weaker, so it bounds large layers; where replicas
+    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded.
     """
     layer = task.layer
     result, bound, spent = task.start, best_bound(layer), 0.0
     size = layer.items * layer.nodes
     for without_slots in (True, False) if layer.replicas_are_free or size > _LARGE else (False,):
-        relaxation = relax(layer, task.seconds, any_replicas=without_slots)
+        bounded = bound.weights is not None
+        relaxation = relax(layer, task.seconds, any_replicas=without_slots, to_round=bounded)
         spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
         if relaxation is None:
             break
-        if without_slots or not layer.replicas_are_free:
+        if not bounded:
             bound = largest([best_bound(layer, relaxation.weights), bound])
-        node = round_shares(layer, relaxation.share, task.rng)
-        if node is not None:
-            found = search(layer, node, bound.value, 0.0, task.rng, task.deadline)
-            spent += found.work
-            if result is None or found.z < result.z:
+        for noise in () if without_slots and size > _LARGE else _NOISE if size > _LARGE else (0.0,):
+            found = _rounded(task, relaxation.share, noise, bound.value)
+            spent += 0.0 if found is None else found.work
+            if found is not None and (result is None or found.z < result.z):
                 result = LayerResult(found.node, found.z, bound, Stop.WORK)
         if result is not None and relative_gap(result.z, bound.value) <= _AIM * task.gap:
             break
     if result is None:
         return None, spent
     return replace(result, bound=_with_threshold(task, bound, result.z)), spent
+
+
+def _rounded(task: LayerTask, share: Floats, noise: float, target: float) -> Search | None:
+    """Round shares [I, N], those that are split with some noise, and descend from there; None if repair fails."""
+    if noise:
+        share = share + noise * task.rng.random(share.shape) * (share > 0)
+    node = round_shares(task.layer, share, task.rng)
+    return None if node is None else search(task.layer, node, target, 0.0, task.rng, task.deadline)
 
 
 def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
+from moe_placer.bounds.clustered import offer_by_direction, relax_clustered
+from moe_placer.bounds.linear_program import LinearSolution, minimise
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.merged import merged_by_node, on_every_gpu
 from moe_placer.problem.symmetry import SymmetryClasses
@@ -22,12 +22,10 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_SIMPLEX = 6_000  # variables up to which all are given to the simplex method at once
-_SPREAD = 16  # nodes offered to each item at first where there are more variables
+_AT_ONCE = 6_000  # variables up to which all are given to the simplex method at once
 _ADDED = 4  # nodes offered to an item beside, in each round
 _TOLERANCE = 1e-5  # of the optimum, relative, where not all nodes are offered
 _ROUNDING = 1e-9  # of reduced costs; costs are scaled to about 1
-_INFEASIBLE = 2  # scipy's word for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +54,18 @@ def relax(
     any_replicas: bool = False,
     memory_prices: Floats | None = None,
     slots: Floats | None = None,
+    to_round: bool = False,
 ) -> Relaxation | None:
     """Solve the linear relaxation: minimise z with items spread over nodes in fractions; None if none or out of time.
 
-    ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (HiGHS);
+    ``min z  s.t.  base + sum delta x <= z,  sum_n x[i, n] = 1,  sum_i x[i, n] <= widest[n],  x >= 0`` (GLOP);
     x is 0 where ``forbidden`` [I, N]. With ``any_replicas``, slots do not count, which leaves room for other replicas.
     With ``memory_prices`` [N] or [I, N], an item on node n adds that much to what is minimised; ``slots`` [N], in
     fractions too, replace ``widest``.
 
-    Large ones start from few nodes for each item, and add those whose reduced cost is negative (sifting: Bixby et al.,
-    Very large-scale linear programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is
-    left to gain.
+    Large ones without slots are solved on clusters of items (`relax_clustered`). Other large ones start from few nodes
+    for each item, and add those whose reduced cost is negative (sifting: Bixby et al., Very large-scale linear
+    programming, Operations Research 40, 1992), until the weights prove that at most 0.001% is left to gain.
 
     Parameters
     ----------
@@ -82,31 +81,37 @@ def relax(
         What an item pays for its node's memory [nodes].
     slots : float array or None
         Items that each node can take [nodes], in fractions too; None: ``widest``.
+    to_round : bool
+        Whether shares to round are all that is wanted: a large one then ends with the nodes that it starts from.
     """
     if problem.home is not None and memory_prices is None and slots is None:
-        return _by_node(problem, time_limit_s, forbidden, any_replicas)
+        return _by_node(problem, time_limit_s, forbidden, any_replicas, to_round)
+    plain = forbidden is None and memory_prices is None and slots is None
+    if any_replicas and plain and problem.items * problem.nodes > _AT_ONCE:
+        clustered = relax_clustered(problem, time_limit_s)
+        return None if clustered is None else Relaxation(*clustered, np.zeros(problem.nodes))
     model = _Model(problem, forbidden, any_replicas, memory_prices, slots)
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
-    offered, best, weights = model.first_offer(), -np.inf, None
+    offered, best, weights = model.first_offer(time_limit_s), -np.inf, None
     while True:
         solved = model.solve(offered, None if deadline is None else deadline - time.monotonic())
-        if solved.status == _INFEASIBLE and (model.allowed & ~offered).any():
+        if solved.status == "infeasible" and (model.allowed & ~offered).any():
             offered = model.allowed
             continue
-        if solved.status != 0:
+        if solved.status != "optimal":
             return None
         reduced = model.reduced_costs(solved, offered)
         lower, found = model.lower_bound(solved, reduced)
         if weights is None or lower > best:
             best, weights = lower, found
         better = model.better(reduced)
-        if not better.any() or solved.fun - best <= _TOLERANCE * solved.fun:
+        if to_round or not better.any() or solved.value - best <= _TOLERANCE * solved.value:
             return Relaxation(model.share(solved, offered), weights, model.slot_prices(solved))
         offered = offered | better
 
 
 def _by_node(
-    problem: LayerProblem, time_limit_s: float | None, forbidden: Mask | None, any_replicas: bool
+    problem: LayerProblem, time_limit_s: float | None, forbidden: Mask | None, any_replicas: bool, to_round: bool
 ) -> Relaxation | None:
     """Solve the relaxation of GPUs by that of their nodes, which is the same but for GPUs that are unlike."""
     assert problem.home is not None
@@ -114,7 +119,7 @@ def _by_node(
     if forbidden is not None:  # where no GPU of the node is left
         first = np.unique(problem.home, return_index=True)[1]
         node = np.logical_and.reduceat(forbidden | (problem.widest == 0), first, axis=1)
-    found = relax(merged_by_node(problem), time_limit_s, node, any_replicas)
+    found = relax(merged_by_node(problem), time_limit_s, node, any_replicas, to_round=to_round)
     if found is None:
         return None
     weights = np.zeros(problem.links)
@@ -139,57 +144,46 @@ class _Model:
         self.slots_count = not any_replicas
         widest = problem.widest if slots is None else slots
         self.most = np.where((widest > 0) & any_replicas, problem.items, widest)
-        # Costs are scaled to about 1, since HiGHS's tolerances are absolute.
+        # Costs are scaled to about 1, since tolerances are absolute.
         self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
         self.cost = sparse.csc_array(self.scale * link_matrix(problem, item))
         extra = 0.0 if memory_prices is None else memory_prices
         self.memory_prices = np.broadcast_to(extra, (problem.items, nodes))
 
-    def first_offer(self) -> Mask:
-        """Mask [J, N] of what the first linear program has: everything, or for each class nodes that are far apart."""
-        nodes = self.allowed.shape[1]
-        if self.allowed.size <= _SIMPLEX or nodes <= _SPREAD:
+    def first_offer(self, time_limit_s: float | None) -> Mask:
+        """Mask [J, N] of what the first linear program has: everything, or what one on clusters of items takes."""
+        if self.allowed.size <= _AT_ONCE:
             return self.allowed
-        # One assignment that fills slots round the nodes, hottest items first, and from there in strides: with nodes
-        # numbered leaf by leaf, this offers nodes on many leaves.
-        hottest_first = np.argsort(-self.problem.load[self.classes.item], kind="stable")
-        class_ = np.repeat(hottest_first, self.classes.count[hottest_first])
-        most = np.minimum(self.most, len(class_))
-        node = np.concatenate([np.flatnonzero(most > level) for level in range(int(most.max()))])[: len(class_)]
-        offered = np.zeros_like(self.allowed)
-        for step in range(_SPREAD):
-            offered[class_[: len(node)], (node + step * (nodes // _SPREAD)) % nodes] = True
-        return offered & self.allowed
+        return self.allowed & offer_by_direction(self.problem, self.classes, self.most, time_limit_s)
 
-    def solve(self, offered: Mask, time_limit_s: float | None) -> Any:
-        """Solve the linear program with the variables that are ``offered`` [J, N]."""
+    def solve(self, offered: Mask, time_limit_s: float | None) -> LinearSolution:
+        """Solve the linear program with the variables that are ``offered`` [J, N]; rows are links, nodes, classes."""
         classes, nodes = offered.shape
         class_, node = np.nonzero(offered)
         count, links = len(class_), self.problem.links
         ones, at = np.ones(count), np.arange(count)
         link_rows = sparse.hstack([self.cost[:, class_ * nodes + node], -np.ones((links, 1))])
         slot_rows = sparse.csr_array((ones, (node, at)), shape=(nodes, count + 1))
+        class_rows = sparse.csr_array((ones, (class_, at)), shape=(classes, count + 1))
         objective = np.zeros(count + 1)
         objective[:-1] = self.scale * self.memory_prices[self.classes.item[class_], node]
         objective[-1] = 1.0
-        return linprog(
+        each = self.classes.count.astype(np.float64)
+        return minimise(
             objective,
-            A_ub=sparse.csr_array(sparse.vstack([link_rows, slot_rows])),
-            b_ub=np.concatenate([-self.scale * self.problem.base, self.most]),
-            A_eq=sparse.csr_array((ones, (class_, at)), shape=(classes, count + 1)),
-            b_eq=self.classes.count,
-            # Simplex is faster on small relaxations, interior point (with crossover to a vertex) on large ones.
-            method="highs-ds" if self.allowed.size <= _SIMPLEX else "highs-ipm",
-            options={} if time_limit_s is None else {"time_limit": max(0.01, time_limit_s)},
+            sparse.vstack([link_rows, slot_rows, class_rows]),
+            np.concatenate([np.full(links + nodes, -np.inf), each]),
+            np.concatenate([-self.scale * self.problem.base, self.most, each]),
+            time_limit_s,
         )
 
-    def reduced_costs(self, solved: Any, offered: Mask) -> Floats:
+    def reduced_costs(self, solved: LinearSolution, offered: Mask) -> Floats:
         """Return what a unit of each variable [J, N] saves, negative; 0 where offered, forbidden, or nothing."""
-        links = self.problem.links
-        link_dual, slot_dual = -solved.ineqlin.marginals[:links], -solved.ineqlin.marginals[links:]
-        reduced = self.scale * price(self.problem, link_dual)[self.classes.item]
+        rows = self.problem.links, self.problem.links + self.problem.nodes
+        link_dual, slot_dual, class_dual = np.split(solved.duals, rows)
+        reduced = self.scale * price(self.problem, -link_dual)[self.classes.item]
         reduced += self.scale * self.memory_prices[self.classes.item]
-        reduced += slot_dual[None, :] - solved.eqlin.marginals[:, None]
+        reduced -= slot_dual[None, :] + class_dual[:, None]
         reduced[offered | ~self.allowed | (reduced >= -_ROUNDING)] = 0.0
         return reduced
 
@@ -200,22 +194,23 @@ class _Model:
         np.put_along_axis(better, best, np.take_along_axis(reduced, best, axis=1) < 0, axis=1)
         return better
 
-    def lower_bound(self, solved: Any, reduced: Floats) -> tuple[float, Floats]:
+    def lower_bound(self, solved: LinearSolution, reduced: Floats) -> tuple[float, Floats]:
         """Return a bound on the whole relaxation (scaled), and the link weights that prove it."""
-        weights = np.maximum(0.0, -solved.ineqlin.marginals[: self.problem.links])
+        weights = np.maximum(0.0, -solved.duals[: self.problem.links])
         total = weights.sum()
         weights = weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
         if self.slots_count and reduced.any():
             prices = np.where(self.allowed[self.classes.of], price(self.problem, weights) + self.memory_prices, np.inf)
             value = float(weights @ self.problem.base) + transport(self.problem, prices)[0]
             return self.scale * value, weights
-        return solved.fun + float(self.classes.count @ reduced.min(axis=1)), weights
+        return solved.value + float(self.classes.count @ reduced.min(axis=1)), weights
 
-    def slot_prices(self, solved: Any) -> Floats:
+    def slot_prices(self, solved: LinearSolution) -> Floats:
         """Return the duals of the slots [N], in tokens at node-link speed."""
-        return np.asarray(np.maximum(0.0, -solved.ineqlin.marginals[self.problem.links :]) / self.scale)
+        links = self.problem.links
+        return np.asarray(np.maximum(0.0, -solved.duals[links : links + self.problem.nodes]) / self.scale)
 
-    def share(self, solved: Any, offered: Mask) -> Floats:
+    def share(self, solved: LinearSolution, offered: Mask) -> Floats:
         """Return the fraction [I, N] of each item on each node in the solution of a linear program."""
         share = np.zeros(offered.shape)
         share[offered] = solved.x[:-1]

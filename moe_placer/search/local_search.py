@@ -12,7 +12,7 @@ from moe_placer.limits import Deadline
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.moves import Moves, repair
 
-__all__ = ["EVALUATIONS_PER_WORK", "HELPS", "descend", "round_shares", "search"]
+__all__ = ["EVALUATIONS_PER_WORK", "HELPS", "Search", "descend", "round_shares", "search"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
