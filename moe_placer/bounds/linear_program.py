@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ def minimise(
     """
     from ortools.linear_solver.python import model_builder_helper as glop
 
-    model = glop.ModelBuilderHelper()
+    model: Any = glop.ModelBuilderHelper()  # its stubs mistake shapes for types
     most = np.full(len(objective), np.inf)
     model.fill_model_from_sparse_data(np.zeros(len(objective)), most, objective, lower, upper, sparse.csr_matrix(rows))
     solver = glop.ModelSolverHelper("glop")
