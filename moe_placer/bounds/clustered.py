@@ -87,15 +87,15 @@ def offer_by_direction(
     mass = problem.load[classes.item] * classes.count
     at = _directions(delta, mass)
     of = _clustered(at, mass, _OFFERING)
-    room = np.bincount(of, classes.count), most[node].astype(np.float64)
-    solved = _solve(problem, node, _sums(delta, of), time_limit_s, room)
+    items = np.bincount(of, classes.count).astype(np.float64)
+    solved = _solve(problem, node, _sums(delta, of), time_limit_s, (items, np.asarray(most[node], dtype=np.float64)))
     offered = np.zeros((len(classes.item), problem.nodes), dtype=bool)
     if solved is None:
         return offered
-    used = solved[2] > 0
+    used: Mask = np.greater(solved[2], 0)
     centre = _centres(at, of, mass)
     near = np.argsort(_squared(centre, centre), axis=1, kind="stable")[:, : _NEAR + 1]
-    offered[:, node] = used[near].any(axis=1)[of]
+    offered[:, node] = np.asarray(used[near].any(axis=1))[of]
     return offered
 
 
