@@ -14,7 +14,7 @@ COUNT ?= 300
 # Tests start processes by the hundred: without bytecode on the disk, each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help solve test test-all test-lowest coverage mutants fidelity lint lint-pages types clean
+.PHONY: help solve test test-all test-lowest coverage mutants fidelity docs docs-links lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,13 @@ mutants: $(VENV)/.mutants  ## Change the core in COUNT places, one at a time, an
 fidelity: $(VENV)/.dev  ## Predict kernels and systems that others measured, and write the report (fetches 80 MB once)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'aiconfigurator-core>=0.12,<0.13'
 	$(BIN)/python -m benchmarks.fidelity reports/2026-11-27-fidelity
+
+docs: $(VENV)/.docs  ## Build the documentation as a site in build/site; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -d build/doctrees . build/site
+	@echo "build/site/index.html"
+
+docs-links: $(VENV)/.docs  ## Ask every other site that the documentation links to (needs the network)
+	$(BIN)/sphinx-build -q -W --keep-going -b linkcheck -c docs/site -d build/doctrees . build/links
 
 engines: $(ENGINES)/.ready  ## Hold exported files to the engines' own loaders (fetches their packages once)
 	$(ENGINES)/bin/pytest -m engines
@@ -83,6 +90,10 @@ $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml requirements.lock | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,docs]'
+	@touch $@
 
 $(VENV)/.mutants: pyproject.toml requirements.lock | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,mutants]'

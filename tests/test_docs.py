@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 
+import click
 import pytest
 import yaml
 from command_line import run
 
+from moe_placer.cli.commands import cli
 from moe_placer.solve.registry import BUILT_IN
 
 REPO = Path(__file__).parent.parent
@@ -55,6 +58,11 @@ def test_prose_is_neither_tables_nor_code() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_the_index_has_every_page(page: Path) -> None:
     assert page.name == "README.md" or f"]({page.name})" in (REPO / "docs" / "README.md").read_text()
+
+
+def test_the_citation_page_names_this_version() -> None:
+    version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert f"version = {{{version}}}" in (REPO / "docs" / "citing.md").read_text()
 
 
 def test_the_readme_leads_to_the_index() -> None:
@@ -101,6 +109,35 @@ def _resolves(name: str) -> bool:
 def test_commands_named_in_the_readme_exist() -> None:
     for command in set(re.findall(r"`?moe-placer ([a-z-]+)", README)):
         assert run(command, "--help").returncode == 0, command
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_blocks_of_code_have_the_options_that_they_are_given(page: Path) -> None:
+    for words in _commands(page.read_text()):
+        command: click.Command = cli
+        for depth, name in enumerate(words, 1):
+            if not isinstance(command, click.Group) or name.startswith("-"):
+                break
+            assert name in command.commands, " ".join(words[:depth])
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if word.startswith("-") and len(word) > 1}
+        assert given <= known | {"-h", "--help"}, f"{' '.join(words)}: {sorted(given - known)}"
+
+
+def test_commands_are_found_over_several_lines() -> None:
+    text = "```sh\nmoe-placer solve a.yaml \\\n    --json | jq .\n  moe-placer inspect b  # --no\n```\nmoe-placer x\n"
+    assert list(_commands(text)) == [["solve", "a.yaml", "--json"], ["inspect", "b"]]
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """Yield the words after `moe-placer` of every command in blocks of shell code."""
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.split(r"[|;&]+", line.partition(" #")[0]):
+                words = command.split()
+                if words and words[0] == "moe-placer":
+                    yield words[1:]
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:

@@ -63,8 +63,8 @@ def verify(
 
     Recomputes every constraint, every link's load, each layer's busiest link and each bound from the definitions, and
     lists every violation with layer, expert and GPU. What only the solver vouches for, and what cannot be checked, is
-    named as such. Of a good placement, DAGs (*_dag.json with *_dag.dot) are read
-    back: no cycles, no loose ends, shapes, FLOPs and bytes, GPUs, communication, every replica once, tokens per edge.
+    named as such. Of a good placement, DAGs (NAME_dag.json with NAME_dag.dot) are read back: no cycles, no loose ends,
+    shapes, FLOPs and bytes, GPUs, communication, every replica once, tokens per edge.
     Exit code 5 if anything is violated.
     """
     from moe_placer.placement import load_placement

@@ -52,7 +52,7 @@ def measure_plan(
         Of the plan: good.
     tell : callable
         Told of what is measured, a line at a time.
-    beside : tuple of (name, instance, placement, traffic)
+    beside : tuple of (str, Instance, Placement, Traffic)
         Other plans, of which a step, a failure and a straggler are simulated too.
     """
     yield _plan(instance, placement, verification)
