@@ -42,7 +42,7 @@ coverage: $(VENV)/.dev  ## Tell which lines no test runs, processes of their own
 mutants: $(VENV)/.mutants  ## Change the core in COUNT places, one at a time, and tell which change no test notices
 	$(BIN)/python tests/mutants.py --count $(COUNT)
 
-fidelity: $(VENV)/.dev  ## Predict kernels and systems that others measured, and write the report (fetches 80 MB once)
+fidelity: $(VENV)/.dev  ## Predict what others measured and, as root, real packets; write the report (fetches 80 MB once)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'aiconfigurator-core>=0.12,<0.13'
 	$(BIN)/python -m benchmarks.fidelity reports/2026-11-27-fidelity
 

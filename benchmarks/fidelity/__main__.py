@@ -11,6 +11,8 @@ import click
 
 from benchmarks.fidelity.fidelity_page import build_page
 from benchmarks.fidelity.kernels import aiconfigurator_rows, low_latency_rows, normal_rows
+from benchmarks.fidelity.left_out import LeftOutError
+from benchmarks.fidelity.packets import packets_rows
 from benchmarks.fidelity.systems import system_rows
 from moe_placer.experiments.environment import describe_environment
 from moe_placer.files import write_atomically
@@ -22,6 +24,7 @@ _PARTS: Mapping[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "normal": normal_rows,
     "measured": aiconfigurator_rows,
     "systems": system_rows,
+    "packets": packets_rows,
 }
 
 
@@ -35,7 +38,7 @@ def main(folder: Path, parts: tuple[str, ...]) -> None:
     for part in parts or _PARTS:
         try:
             found = list(_PARTS[part]())
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, LeftOutError) as error:
             click.echo(f"{part} is left out: {error}", err=True)
             continue
         rows = [row for row in rows if row["part"] != part] + found

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.fidelity.packets_page import packets_section, packets_summary
 from moe_placer.experiments.markdown_table import markdown_table
 
 __all__ = ["build_page"]
@@ -24,6 +25,7 @@ throughput of no system was used to set one.
 def build_page(rows: Sequence[Row]) -> str:
     """Return the page as Markdown."""
     parts = [_INTRO, *_summary(rows), *_low_latency(rows), *_normal(rows), *_measured(rows), *_systems(rows)]
+    parts += packets_section(_of(rows, "packets"))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -50,6 +52,8 @@ def _summary(rows: Sequence[Row]) -> Iterator[str]:
         table.append(["aiconfigurator, 8 to 128 tokens, 2 to 8 nodes", "median 15%, furthest 35%", reached])
     if systems:
         table.append([f"systems, {len(systems)} figures", "each within 25%", f"furthest {_furthest(systems):.1%}"])
+    if line := packets_summary(_of(rows, "packets")):
+        table.append(line)
     yield markdown_table(["what", "limit", "reached"], table, 3)
 
 

@@ -65,5 +65,5 @@ def test_the_model_is_that_of_its_config(tmp_path: Path) -> None:
 def test_the_page_is_made_from_the_rows() -> None:
     rows = rows_of_report()
     assert (REPORT / "README.md").read_text() == build_page(rows)
-    assert {row["part"] for row in rows} == {"low-latency", "normal", "measured", "systems"}
+    assert {row["part"] for row in rows} == {"low-latency", "normal", "measured", "systems", "packets"}
     assert all(row["source"] and row["sure"] for row in rows)
