@@ -196,6 +196,28 @@ def test_a_solver_knows_no_file_format(file: Path) -> None:
     assert not {room_of(target) for target in imports} & forbidden
 
 
+def _lengths(file: Path) -> Iterator[tuple[str, int]]:
+    """Yield the lines of a file, and lines of code of each of its functions: no docstring, comment or blank line."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    yield file.name, len(lines)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            documented = range(0)
+            if ast.get_docstring(node) is not None:
+                documented = range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+            code = [
+                lines[at - 1].strip() for at in range(node.lineno, (node.end_lineno or 0) + 1) if at not in documented
+            ]
+            yield f"{file.stem}.{node.name}", sum(1 for line in code if line and not line.startswith("#"))
+
+
+def test_functions_have_fewer_than_60_lines_and_files_fewer_than_400() -> None:
+    found = [pair for file in (*MODULES.values(), *SOLVERS.glob("*.py")) for pair in _lengths(file)]
+    assert len(found) > 2000
+    assert {name: lines for name, lines in found if lines >= (400 if name.endswith(".py") else 60)} == {}
+
+
 def _loaded_by(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules, sep='\\n')"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,18 @@ from moe_placer.cli.options import (
     open_verified,
     placed_arguments,
 )
+from moe_placer.cli.target_answers import held_to, refuse_missed, target_content, target_lines
 from moe_placer.cli.what_if_options import answer_content, answer_lines, build_question, what_if_options
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.simulated import ScheduleResult
+    from moe_placer.instance import Instance
+    from moe_placer.schedule.explain import Explanation
     from moe_placer.schedule.simulate import Timeline
     from moe_placer.schedule.step_figures import Figures
+    from moe_placer.schedule.targets import Answer as TargetAnswer
+    from moe_placer.schedule.what_if import Answer as WhatIfAnswer
+    from moe_placer.schedule.what_if import Question
 
 __all__ = ["schedule"]
 
@@ -127,14 +133,12 @@ def schedule(
     What-ifs simulate the step again: how much later is it, and which further replica of an expert would help most?
     Targets (--require) are held against the step without them: what was asked, what came out, what limits it.
     """
-    from moe_placer.cli.target_answers import held_to, refuse_missed, target_content, target_lines
     from moe_placer.engines.simulators.chakra import write_execution_traces
     from moe_placer.errors import UsageError
     from moe_placer.schedule.explain import explain, find_task
     from moe_placer.schedule.program import compile_program
     from moe_placer.schedule.simulate import simulate
     from moe_placer.schedule.step_figures import find_figures
-    from moe_placer.schedule.step_text import explanation_lines
     from moe_placer.schedule.targets import read_target
     from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.workload import Workload
@@ -161,18 +165,29 @@ def schedule(
     if question:
         before, workers = figures.latency_us, useful_workers(opened)
         answer = ask(opened, placed, traffic, workload, question, before_us=before, most=replicas, workers=workers)
-    beside: list[tuple[str, Any, list[str]]] = []  # key, what JSON says, and what text says
-    if explanation:
-        beside.append(("explained", explanation, explanation_lines(explanation)))
-    if answer:
-        content = answer_content(opened, question, answer)
-        beside.append(("what_if", content, list(answer_lines(opened, question, answer))))
-    if answers:
-        beside.append(("required", target_content(answers), target_lines(answers)))
+    beside = list(_beside(opened, explanation, question, answer, answers))
     _print(timeline, figures, placed.solver.name, beside, json_)
     for path in written:
         log.info(f"Written: {path}", file=str(path))
     refuse_missed(answers)
+
+
+def _beside(
+    instance: Instance,
+    explanation: Explanation | None,
+    question: Question,
+    answer: WhatIfAnswer | None,
+    targets: Sequence[TargetAnswer],
+) -> Iterator[tuple[str, Any, list[str]]]:
+    """Yield key, content for JSON and lines of text of everything that was asked beside the figures of the step."""
+    if explanation:
+        from moe_placer.schedule.step_text import explanation_lines
+
+        yield "explained", explanation, explanation_lines(explanation)
+    if answer:
+        yield "what_if", answer_content(instance, question, answer), list(answer_lines(instance, question, answer))
+    if targets:
+        yield "required", target_content(targets), target_lines(targets)
 
 
 def _print(

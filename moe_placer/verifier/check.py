@@ -62,12 +62,7 @@ def verify(
     InputError
         The traffic does not fit the instance.
     """
-    if traffic is None:
-        traffic = load_traffic(instance)
-    mistakes = find_traffic_mistakes(instance, traffic) or find_dispatch_mistakes(instance, traffic)
-    if mistakes:
-        raise InputError(mistakes)
-
+    traffic = _fitting_traffic(instance, traffic)
     replicas = rules.read_replicas(instance, placement)
     memory = rules.gpu_memory(instance, replicas)
     structure = [*rules.check_counts(instance, placement), *rules.check_places(instance, replicas)]
@@ -116,6 +111,16 @@ def verify(
     )
     times = tuple(check_layer_time(placement.layer_time, found)) if len(whole) == len(layers) else ()
     return replace(found, violations=(*found.violations, *times))
+
+
+def _fitting_traffic(instance: Instance, traffic: Traffic | None) -> Traffic:
+    """Return the traffic, or where there is none that of the instance; refuse what does not fit the instance."""
+    if traffic is None:
+        traffic = load_traffic(instance)
+    mistakes = find_traffic_mistakes(instance, traffic) or find_dispatch_mistakes(instance, traffic)
+    if mistakes:
+        raise InputError(mistakes)
+    return traffic
 
 
 def _busiest_gpus(layers: Sequence[PlacedLayer], replicas: Sequence[rules.Replica]) -> npt.NDArray[np.float64]:
