@@ -65,18 +65,7 @@ def replicas_later_first(
 ) -> Ints:
     """Return `replicas_by_load`, but of equals the expert with the higher number gets the replica.
 
-    Parameters
-    ----------
-    load : float array
-        Tokens of each expert [experts].
-    total : int
-        Replicas in all.
-    most : int
-        Replicas that one expert may have.
-    fits : callable or None
-        Whether replicas [experts] have places.
-    least : int
-        Replicas that every expert has.
+    Parameters as of `moe_placer.problem.replica_counts.replicas_by_load`.
     """
     reverse = None if fits is None else lambda replicas: fits(replicas[::-1])
     return replicas_by_load(load[::-1], total, most, reverse, least)[::-1]

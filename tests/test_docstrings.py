@@ -20,7 +20,7 @@ MODULES = {
     for file in sorted(root.rglob("*.py") if root == PACKAGE else (root / "solvers").glob("*.py"))
     if root != PACKAGE or "solvers" not in file.relative_to(root).parts
 }
-REFERENCE = re.compile(r"^Parameters as of `(\w+\.\w+)`\.$", re.MULTILINE)  # of what is overridden, explained there
+REFERENCE = re.compile(r"^Parameters as of `([\w.]+)`\.$", re.MULTILINE)  # of one signature, explained there
 MANY = 4  # parameters from which on a section explains them
 EXAMPLES = sorted(name for name, file in MODULES.items() if ">>> " in file.read_text())
 
@@ -82,17 +82,17 @@ def test_functions_of_many_parameters_explain_them() -> None:
 
 
 def test_what_is_explained_elsewhere_is() -> None:
-    """A reference names a method of the same parameters that explains them itself."""
-    methods, references = {}, []
-    for file in MODULES.values():
+    """A reference names a method or function of the same parameters that explains them itself."""
+    explained, references = {}, []
+    for name, file in MODULES.items():
         for where, function in _public(ast.parse(file.read_text())):
             text = ast.get_docstring(function) or ""
             if found := REFERENCE.search(text):
                 references.append((found[1], ast.unparse(function.args)))
             elif "Parameters\n---" in text:
-                methods[where] = ast.unparse(function.args)
+                explained[where] = explained[f"{name}.{where}"] = ast.unparse(function.args)
     assert references
-    assert [one for one in references if methods.get(one[0]) != one[1]] == []
+    assert [one for one in references if explained.get(one[0]) != one[1]] == []
 
 
 def test_there_are_examples() -> None:

@@ -189,14 +189,7 @@ def read_flows(instance: Instance, placement: Placement, traffic: Traffic, *, st
 def check_fit(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> list[Mistake]:
     """List what keeps a DAG from being built.
 
-    Parameters
-    ----------
-    instance : Instance
-    placement : Placement
-    traffic : Traffic
-        Routing statistics of the instance's sources.
-    stand_ins : bool
-        Whether replicas of one expert on the same GPUs are one that stands in for others.
+    Parameters as of `moe_placer.dag.flows.read_flows`.
     """
     return [*_placement_mistakes(instance, placement, stand_ins), *_traffic_mistakes(instance, traffic)]
 

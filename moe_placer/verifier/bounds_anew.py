@@ -89,16 +89,7 @@ def memory_bound(prices: Sequence[Floats], slots: Ints, memory_prices: Floats, m
 def any_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, weights: Mapping[str, float]) -> float:
     """Bound that link weights prove for any number of replicas: every expert, once, at its cheapest node.
 
-    Parameters
-    ----------
-    network : Network
-        Links, routes and bandwidths, as the verifier reads them.
-    layer : PlacedLayer
-        One MoE layer as placed.
-    slots : int array [places]
-        Items that each place can take.
-    weights : mapping
-        Weight of each link by its name; they sum to 1.
+    Parameters as of `moe_placer.verifier.bounds_anew.dual_bound`.
     """
     if layer.replicas is None or not (slots > 0).any():
         return 0.0
