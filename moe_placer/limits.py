@@ -21,7 +21,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When to stop: a point in time, and a question to ask now and then.
+    """When to stop: a point in time, and a function that is asked now and then.
 
     Attributes
     ----------

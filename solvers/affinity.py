@@ -32,7 +32,7 @@ class Affinity(Heuristic):
     source = "https://arxiv.org/abs/2505.13345, https://arxiv.org/abs/2509.25041"
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse where it cannot matter which experts fire together."""
+        """Refuse problems in which it cannot matter which experts fire together."""
         if not problem.coverage:
             return "it groups experts that fire together, which placement.dispatch: per-expert gains nothing from"
         return super().refuses(problem)

@@ -35,7 +35,7 @@ class CoverageSolver(LayerSolver):
     source = "moe_placer"
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse what is not about coverage, or couples layers."""
+        """Refuse dispatch that sends every chosen expert its own copy, and objectives that couple layers."""
         if not problem.coverage:
             return "it counts tokens once per node, and placement.dispatch: per-expert sends a copy per chosen expert"
         return super().refuses(problem)

@@ -1,4 +1,4 @@
-"""The least that any so many items add, where every pair of them may save something.
+"""A lower bound on what any set of so many items adds, where every pair of them may save something.
 
     minimise sum over j in C of (alpha[j] - sum over j' in C of beta[j, j'])    over sets C of m items
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def least_addition(alpha: Floats, beta: Floats, members: int, depth: int) -> tuple[float, Ints]:
-    """Return a lower bound on what ``members`` items add, and the set that would add so little.
+    """Return a lower bound on what any set of ``members`` items adds, and the set that attains it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What no placement can take off NICs: the hottest replica where its GPU receives, and what starts on a node's GPUs."""
+"""Lower bounds on the load of NICs: the hottest replica where its GPU receives, and what a node's own GPUs send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of ``moe-placer replan`` that say what happened to the cluster, and what that came to."""
+"""Options of ``moe-placer replan`` for failed, drained, slow and added hardware, and the report of what was lost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def change_options(command: Command) -> Command:
 def build_change(
     failed_gpus: str | None, failed_nodes: str | None, drained: str | None, added_nodes: int, slow_gpus: Sequence[str]
 ) -> Change:
-    """Read what the options say.
+    """Build the change of the cluster that the options describe.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _counted(gpus: Sequence[int]) -> str:
 
 
 def loss_content(loss: Loss | None) -> ReplanLoss | None:
-    """Return what ``--json`` prints of it."""
+    """Return what ``--json`` prints of the loss."""
     if loss is None:
         return None
     return {

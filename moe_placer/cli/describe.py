@@ -1,4 +1,4 @@
-"""What an instance asks, in plain words and in figures."""
+"""Describes an instance in plain words and in figures."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Skew:
 
 @dataclass(frozen=True)
 class Description:
-    """What an instance asks; sizes in the units of their names.
+    """The description of an instance; sizes in the units of their names.
 
     Attributes
     ----------

@@ -68,14 +68,14 @@ def install() -> None:
 
 
 def listen(said: str) -> Wish:
-    """Take the next signal as a wish, not as an order; ``said`` is told then. It takes the place of an earlier wish."""
+    """Take the next signal as a request to stop, and call ``said`` then; an earlier request is forgotten."""
     wish = Wish(said)
     _State.wish = wish
     return wish
 
 
 def finish() -> None:
-    """Ignore signals from now on: before the first byte of a result is told, once it is where it belongs.
+    """Ignore signals from now on: called once a result is written, and before its first byte is printed.
 
     This holds while the interpreter shuts down, which takes a while with solver libraries in it: in place of a handler
     of ours it puts the default action, and a late Ctrl-C would kill a process that has done its work.

@@ -1,4 +1,4 @@
-"""Options of ``moe-placer schedule`` that ask what if, and the answer in words and in JSON."""
+"""What-if options of ``moe-placer schedule``, and the answer in words and in JSON."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def what_if_options(command: Command) -> Command:
 
 
 def build_question(slow_gpus: Sequence[str], slow_links: Sequence[str], failed: Sequence[int]) -> Question:
-    """Read what the options say.
+    """Build the question that the options ask.
 
     Raises
     ------

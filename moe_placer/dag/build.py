@@ -1,4 +1,4 @@
-"""Builds the typed graph of one step: what comes before, in between and after the MoE layers."""
+"""Builds the typed graph of one step: embedding, dense and MoE layers, and head."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _halves(name: str, kind: str, units: Sequence[Recording]) -> Units:
 
 
 def pool(units: Sequence[Recording]) -> Recording:
-    """Return one recording of everything in some units of one recording."""
+    """Return some units of a recording as one recording."""
     topk = None
     if all(unit.topk is not None for unit in units):
         topk = np.concatenate([unit.topk for unit in units if unit.topk is not None])

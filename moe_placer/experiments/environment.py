@@ -1,4 +1,4 @@
-"""What runs were made on: the machine, the versions, the commit."""
+"""The environment of runs: the machine, the versions, the commit."""
 
 from __future__ import annotations
 

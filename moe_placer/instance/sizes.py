@@ -43,7 +43,7 @@ SCALES = {"fp8": (128, 4.0), "fp4": (16, 1.0)}
 
 @dataclass(frozen=True)
 class Wire:
-    """How tokens travel.
+    """The form in which a token travels.
 
     Attributes
     ----------

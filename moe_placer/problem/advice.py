@@ -1,4 +1,4 @@
-"""Which single change of an instance would leave room for a placement: each is tried, none is guessed."""
+"""Which single change of an instance would give it a placement: each is tried, none is guessed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Advice:
-    """What would do, and what was tried and would not.
+    """Changes that suffice, and changes that were tried and do not.
 
     Attributes
     ----------

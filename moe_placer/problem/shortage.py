@@ -145,7 +145,7 @@ def _too_many_pins(instance: Instance) -> str | None:
 
 
 def no_way(instance: Instance) -> str:
-    """Say that counts suffice, and all rules together leave nothing."""
+    """Say that slots and memory suffice by their counts, but no placement keeps all rules."""
     pins = " pins," if instance.placement.pinned else ""
     return (
         f"{instance.name}: slots, memory,{pins} failed GPUs and the distance between replicas of one expert leave no "

@@ -33,7 +33,7 @@ _UNITS = {"latency": "ms", "throughput": "tokens/s per GPU"}  # others are share
 
 @dataclass(frozen=True)
 class Target:
-    """What a step is held to.
+    """A target that a step is held to, such as its MFU.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ def answer_target(target: Target, timeline: Timeline, figures: Figures) -> Answe
 
 @dataclass(frozen=True)
 class Use:
-    """What part of what hardware could do in the time of a step is used, and what the rest goes to.
+    """The share of the hardware's capacity that a step uses, and what the rest goes to.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a step is asked to do, and which hardware is slow."""
+"""The workload of a step: phase, tokens, contexts and micro-batches; and slow or failed hardware."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
 
 
 def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
-    """Say what is claimed of a layer that is placed: its busiest link, and what its bound's proof needs."""
+    """Return the record of a placed layer: its busiest link, and what its bound's proof needs."""
     assert result.node is not None
     layer, bound = problem.layer(index, result.replicas), result.bound
     cost = layer.cost(result.node)
@@ -206,7 +206,7 @@ def _companions_record(bound: Bound) -> CompanionsRecord | None:
 
 
 def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
-    """Say what the layers come to together, and what bounds that if their bounds add up."""
+    """Return the record of all layers together, with a bound if the bounds of the layers add up."""
     totals, bounds = link_totals(problem, results), [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
     worst_link, worst_tokens = _worst_link(problem, totals)

@@ -1,4 +1,4 @@
-"""What a solver is: arrays, limits and a seed go in, one result per layer comes out.
+"""The contract of a solver: arrays, limits and a seed go in, one result per layer comes out.
 
 A solver knows no file format. `tests/solvers/test_contract.py` runs every registered solver through the same suite.
 """

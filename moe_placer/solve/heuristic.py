@@ -157,7 +157,7 @@ def heuristic_result(
     replicas: Ints | None = None,
     repaired: int = 0,
 ) -> LayerResult:
-    """Repair what a method decided, and say what it comes to; its GPUs are kept only if nothing had to move.
+    """Repair a method's placement, and return its result; its GPUs are kept only if no replica had to move.
 
     ``repaired`` counts what the method mended before.
 
@@ -195,7 +195,7 @@ def heuristic_result(
 def gpu_result(
     problem: Problem, layer: LayerProblem, gpu: Ints, rng: np.random.Generator, replicas: Ints | None = None
 ) -> LayerResult:
-    """Say what GPUs [I] that a method decided come to, once replicas of one expert on one GPU have been moved apart.
+    """Return the result of a method's GPUs [I], once replicas of one expert on one GPU have been moved apart.
 
     Parameters
     ----------

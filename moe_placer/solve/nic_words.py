@@ -1,4 +1,4 @@
-"""What is said of NICs: the floors that no placement can beat, where they bind, and what redundant slots change."""
+"""Lines and JSON about NICs: floors that no placement can beat, where they bind, and what redundant slots change."""
 
 from __future__ import annotations
 

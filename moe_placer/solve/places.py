@@ -1,4 +1,4 @@
-"""Methods that look at nodes, where places are single GPUs: they place by node, and their GPUs are taken as given."""
+"""Runs methods that place by node where places are single GPUs: the GPUs that they choose are taken as given."""
 
 from __future__ import annotations
 

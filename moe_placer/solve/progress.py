@@ -1,4 +1,4 @@
-"""How far a solve is: what its caller is told while it runs."""
+"""The progress of a solve, which its caller is told while it runs."""
 
 from __future__ import annotations
 

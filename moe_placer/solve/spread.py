@@ -1,4 +1,4 @@
-"""Moves apart what a method left where a single failure would end an expert, and improves what that made worse."""
+"""Moves replicas apart where a single failure would take all of an expert, and improves the placement again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What instance, placement and traffic say of a deployment: tokens of every replica, flows, routes, GPUs."""
+"""The deployment that instance, placement and traffic describe: tokens of every replica, flows, routes, GPUs."""
 
 from __future__ import annotations
 

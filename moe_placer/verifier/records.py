@@ -1,4 +1,4 @@
-"""What a placement states of a layer, against what is recomputed."""
+"""Compares what a placement states of a layer with what is recomputed."""
 
 from __future__ import annotations
 

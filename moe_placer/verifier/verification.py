@@ -1,4 +1,4 @@
-"""What a verification says: what is violated, and every figure as recomputed."""
+"""The result of a verification: violations, and every figure as recomputed."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _VERDICTS = ("plan", "kept", "refused", "superseded")
 
 
 def metrics_text(entries: Sequence[dict[str, Any]], now: float) -> str:
-    """Return the text of the file: a dozen series.
+    """Return the text of the file: the watcher's series.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class FreshPlan(TypedDict):
 
 @documented
 class MigrationFigures(TypedDict):
-    """How the weights travel."""
+    """The transfers of a migration: their number, bytes and times."""
 
     us: float
     """Microseconds of all transfers."""
@@ -104,7 +104,7 @@ class ReplanResult(TypedDict):
     bound: float | None
     """No placement within the budget has a smaller `total_z`; null where nothing is proved."""
     migration: MigrationFigures
-    """How the weights travel."""
+    """The transfers of the migration."""
     gains: bool
     """Whether anything is gained; else nothing moves."""
     current: ReplanFigures

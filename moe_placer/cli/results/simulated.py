@@ -15,7 +15,7 @@ __all__ = ["CompareResult", "ScheduleResult", "SweepResult"]
 
 @documented
 class WorkloadOfStep(TypedDict):
-    """What the step was asked to do."""
+    """The workload of the simulated step."""
 
     phase: Literal["prefill", "decode"]
     """Sequences that start, or that each go on by a token."""
@@ -163,7 +163,7 @@ class ScheduleResult(TypedDict):
     placed_by: str
     """The placement's solver."""
     workload: WorkloadOfStep
-    """What the step was asked to do."""
+    """The workload of the step."""
     timing: Timing
     """What hardware charges beside FLOPs and bytes."""
     latency_us: float

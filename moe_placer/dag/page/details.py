@@ -1,4 +1,4 @@
-"""What the page knows of a graph: columns, in which everything that recurs is stated once."""
+"""The data of a graph's page: columns, in which everything that recurs is stated once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What recordings hold, for an instance that is to name them."""
+"""Reads which layers, experts and tokens recordings have, for the instance that names them."""
 
 from __future__ import annotations
 

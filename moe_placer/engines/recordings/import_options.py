@@ -1,4 +1,4 @@
-"""What a user asks of an import, and how it tells of its progress."""
+"""The options of an import, and how it reports its progress."""
 
 from __future__ import annotations
 

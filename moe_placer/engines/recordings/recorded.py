@@ -1,4 +1,4 @@
-"""What any recording becomes: counts of the MoE layers, whole tokens where there are any, and what was found."""
+"""The common form of recordings: counts of the MoE layers, whole tokens where there are any, and what was found."""
 
 from __future__ import annotations
 

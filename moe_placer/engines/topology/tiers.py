@@ -1,4 +1,4 @@
-"""From nodes with the switches above them to what an instance's fat tree can hold, or why it cannot."""
+"""Turns nodes and the switches above them into an instance's fat tree, or says why that is impossible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any description of a cluster's network becomes: nodes in order, and how they hang on leaf switches."""
+"""The common form of network descriptions: nodes in order, and the leaf switches above them."""
 
 from __future__ import annotations
 

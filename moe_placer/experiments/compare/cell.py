@@ -31,7 +31,7 @@ ROW = "moe-placer/row/1"
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a comparison have alike.
+    """The settings that all runs of a comparison share.
 
     Attributes
     ----------
@@ -117,7 +117,7 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def head(self) -> dict[str, Any]:
-        """Return what its row says before it began; no paths."""
+        """Return the fields of its row that are known before the run; no paths."""
         return {
             "schema": ROW,
             "kind": "run",
@@ -177,7 +177,7 @@ def load_beside(
 
 
 def plan_sha256(placement: Placement) -> str:
-    """Return the hash of what a placement puts where; what it claims of itself does not count."""
+    """Return the hash of the GPUs of a placement's replicas; figures that it states do not count."""
     return hashlib.sha256(json.dumps(placement.gpu).encode()).hexdigest()
 
 

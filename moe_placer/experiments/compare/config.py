@@ -1,4 +1,4 @@
-"""What a comparison's config.json asks for, to be run again."""
+"""Reads a comparison's config.json, to run the comparison again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a placement is from the plan that runs today."""
+"""The plan that runs today, and how many replicas a placement moves from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Plan = list[Counter[tuple[int, int]]]  # per MoE layer, how often an expert is o
 
 
 def contiguous_plan(instance: Instance, traffic: Traffic) -> Plan | None:
-    """Return what runs without a map; None where it cannot serve the instance."""
+    """Return the plan that engines run without a map; None where it cannot serve the instance."""
     problem, method = compile_problem(instance, traffic), find_solver("contiguous")
     if method.refuses(problem):
         return None
@@ -39,7 +39,7 @@ def contiguous_plan(instance: Instance, traffic: Traffic) -> Plan | None:
 
 
 def plan_of(placement: Placement) -> Plan:
-    """Return what a placement puts where."""
+    """Return the GPUs of every replica of a placement."""
     return [_held(placement, layer) for layer in range(len(placement.gpu))]
 
 

@@ -1,4 +1,4 @@
-"""Everything that a comparison will run; what is wrong with it is said before the first run."""
+"""The matrix of a comparison's runs; mistakes in it are reported before the first run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a placement comes to on some traffic, by the verifier's slow and obvious loads."""
+"""Metrics of a placement on some traffic, from the loads that the verifier recomputes."""
 
 from __future__ import annotations
 

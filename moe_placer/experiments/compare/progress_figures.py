@@ -1,4 +1,4 @@
-"""From a run's events to figures."""
+"""Figures of a run from its events: when it reached each milestone, and its primal integral."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Layer(NamedTuple):
 
 
 def figures(events: Sequence[Event], layers: int, bound: float, until: float) -> dict[str, float | None]:
-    """Return when a run reached what, and its primal integral; None for what it never reached.
+    """Return when a run reached each milestone, and its primal integral; None for what it never reached.
 
     ``first_s``: every layer has a placement. ``bounded_s``: every layer has been reported once more, which is when its
     linear relaxation is solved, or is optimal without. The others: every layer is within 1% and within 0.1% of its

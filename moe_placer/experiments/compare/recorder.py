@@ -1,4 +1,4 @@
-"""What a run notes of itself while it goes on."""
+"""Records the events of a run: every change of a layer, CPU seconds, peak memory."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def no_seconds(total_s: float) -> dict[str, float | None]:
 def find_seconds(
     recorder: RivalRecorder, points: Sequence[Point], checked: Verification, total_s: float
 ) -> dict[str, float | None]:
-    """Return when a run reached what: seconds since it began, None for what it never reached.
+    """Return when a run reached each milestone: seconds since it began, None for what it never reached.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a page is made of, written as Markdown and as HTML alike."""
+"""Blocks of a page (headings, texts, tables, pictures), written as Markdown and as HTML alike."""
 
 from __future__ import annotations
 

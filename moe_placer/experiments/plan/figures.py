@@ -26,7 +26,7 @@ def ms(us: float) -> str:
 
 @dataclass(frozen=True)
 class Figures:
-    """Rows, sorted by what they are.
+    """The rows of a plan's page, sorted by their kind.
 
     Attributes
     ----------

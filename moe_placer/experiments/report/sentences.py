@@ -1,4 +1,4 @@
-"""The summary: who wins by how much, and when not."""
+"""The summary of a report: which solver is best, by how much, and where it is not."""
 
 from __future__ import annotations
 

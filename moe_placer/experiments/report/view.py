@@ -1,4 +1,4 @@
-"""What both forms of a report say in words and tables."""
+"""The content of a report, in words and tables, for its HTML and its Markdown."""
 
 from __future__ import annotations
 

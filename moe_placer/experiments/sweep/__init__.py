@@ -1,1 +1,1 @@
-"""The same step over and over: batches, contexts, fabrics and placements side by side, and where they cross."""
+"""Sweeps of a simulated step over batches, contexts, fabrics and placements, and where their curves cross."""

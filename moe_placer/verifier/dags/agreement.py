@@ -1,4 +1,4 @@
-"""What holds of a DAG because of the placement: its layers, GPUs, communication, experts and tokens."""
+"""Checks a DAG against the placement: its layers, GPUs, communication, experts and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operation must come to, from its inputs and the model: FLOPs, bytes read, tokens in and out."""
+"""Checks FLOPs, bytes read, and tokens in and out of every operation against its inputs and the model."""
 
 from __future__ import annotations
 

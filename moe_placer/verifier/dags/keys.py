@@ -1,4 +1,4 @@
-"""Which fields a DAG's file has: none that nobody checks, and each where it belongs."""
+"""Checks the fields of a DAG's file: all are known, and each is where it belongs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of any deployment: no cycle, no loose end, tensors that fit where they arrive."""
+"""Checks that hold for any deployment: no cycle, no loose end, tensors that fit where they arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every tensor must travel, how hot its way is, and whose DP group an operation serves."""
+"""Checks how every tensor travels, the cost of its links, and the DP group that an operation serves."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _home(deployment: Deployment) -> int:
 
 
 def check_hot(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]:
-    """Rule ``dag-traffic``: how hot the costliest link of a way is, and bytes inside all-to-alls."""
+    """Rule ``dag-traffic``: the cost of the costliest link on a tensor's routes, and bytes inside all-to-alls."""
     for row in dag.edges:
         source, target = dag.operations[row["source"]], dag.operations[row["target"]]
         if not _known([*source["gpus"], *target["gpus"]], deployment) or not source["gpus"] or not target["gpus"]:
