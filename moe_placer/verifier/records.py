@@ -89,12 +89,11 @@ def check_aggregate(
         yield Violation("aggregate", f"{found}, required is {value:.9g} tokens, as recomputed")
     yield from _check_worst_link(record, value, None, links, totals, load)
     bound = record.bound or 0.0
+    stated = f"a bound on the aggregate of {bound:.12g} tokens"
     if derived is not None and not _within(bound, derived, sent):
-        required = f"required are at most the {derived:.12g} tokens that its weights give"
-        yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
+        yield _too_high(stated, derived, "that its weights give")
     if not _within(bound, value, sent):
-        required = f"required are at most the {value:.12g} tokens of its busiest link"
-        yield Violation("bound", f"states a bound on the aggregate of {bound:.12g} tokens, {required}")
+        yield _too_high(stated, value, "of its busiest link")
 
 
 def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sent: float) -> Iterator[Violation]:
@@ -111,12 +110,7 @@ def check_memory_bound(record: MemoryRecord, derived: float, total_z: float, sen
     sent : float
         Tokens per step that cross between nodes in all: what roundings are measured by.
     """
-    if not _within(record.bound, derived + ROUNDING * total_z, sent):  # a difference of sums of about total_z
-        required = f"required are at most the {derived:.12g} tokens that weights and prices of memory give"
-        yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
-    if not _within(record.bound, total_z, sent):
-        required = f"required are at most the {total_z:.12g} tokens of the sum of busiest links"
-        yield Violation("bound", f"states a bound that counts memory of {record.bound:.12g} tokens, {required}")
+    yield from _check_sum("a bound that counts memory", record.bound, derived, total_z, sent, "prices of memory")
 
 
 def check_budget_bound(bound: float, derived: float, total_z: float, sent: float) -> Iterator[Violation]:
@@ -133,12 +127,22 @@ def check_budget_bound(bound: float, derived: float, total_z: float, sent: float
     sent : float
         Tokens per step that cross between nodes in all: what roundings are measured by.
     """
-    if not _within(bound, derived + ROUNDING * total_z, sent):  # a difference of sums of about total_z
-        required = f"required are at most the {derived:.12g} tokens that weights and the price of a move give"
-        yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
+    yield from _check_sum("a bound within its budget", bound, derived, total_z, sent, "the price of a move")
+
+
+def _check_sum(
+    what: str, bound: float, derived: float, total_z: float, sent: float, prices: str
+) -> Iterator[Violation]:
+    """Check a bound on the sum of z: a difference of sums of about total_z, so roundings are measured by that too."""
+    stated = f"{what} of {bound:.12g} tokens"
+    if not _within(bound, derived + ROUNDING * total_z, sent):
+        yield _too_high(stated, derived, f"that weights and {prices} give")
     if not _within(bound, total_z, sent):
-        required = f"required are at most the {total_z:.12g} tokens of the sum of busiest links"
-        yield Violation("bound", f"states a bound within its budget of {bound:.12g} tokens, {required}")
+        yield _too_high(stated, total_z, "of the sum of busiest links")
+
+
+def _too_high(stated: str, limit: float, whose: str, layer: int | None = None, rule: str = "bound") -> Violation:
+    return Violation(rule, f"states {stated}, required are at most the {limit:.12g} tokens {whose}", layer)
 
 
 def check_figures(
@@ -171,18 +175,16 @@ def check_figures(
     if not math.isclose(record.z, z, rel_tol=Z_TOLERANCE, abs_tol=ROUNDING):
         yield Violation("z", f"states a z of {record.z:.9g} tokens, required is {z:.9g} tokens, as recomputed", layer)
     yield from _check_worst_link(record, float(cost.max(initial=0.0)), layer, links, cost, load)
+    stated = f"a bound of {record.bound:.12g} tokens"
     if derived and not _within(record.bound, check.bound, sent):
-        required = f"required are at most the {check.bound:.12g} tokens that its proof ({record.proof}) gives"
-        yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
+        yield _too_high(stated, check.bound, f"that its proof ({record.proof}) gives", layer)
     if not _within(record.bound, z, sent):
-        required = f"required are at most the {z:.12g} tokens of its busiest link"
-        yield Violation("bound", f"states a bound of {record.bound:.12g} tokens, {required}", layer)
+        yield _too_high(stated, z, "of its busiest link", layer)
     solver_bound = record.solver_bound
     if solver_bound is None:
         return
     if not _within(solver_bound, z, sent):
-        required = f"required are at most the {z:.12g} tokens of its busiest link"
-        yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
+        yield _too_high(f"{solver_bound:.12g} tokens", z, "of its busiest link", layer, "solver-bound")
     if not _within(record.bound, solver_bound, sent):
         required = f"required is at least the bound, {record.bound:.12g} tokens"
         yield Violation("solver-bound", f"states {solver_bound:.12g} tokens, {required}", layer)
@@ -198,8 +200,8 @@ def check_given_replicas(record: LayerRecord, check: LayerCheck, sent: float) ->
         required = "required is 0 or any_copies, since how many replicas each expert has is a choice: what holds for"
         yield Violation("bound", f"{found}, {required} these replicas is bound_given_replicas", layer)
     if stated is not None and not _within(stated, given, sent):
-        required = f"required are at most the {given:.12g} tokens that its proof ({record.proof}) gives"
-        yield Violation("bound", f"states {stated:.12g} tokens for the replicas as given, {required}", layer)
+        found = f"{stated:.12g} tokens for the replicas as given"
+        yield _too_high(found, given, f"that its proof ({record.proof}) gives", layer)
 
 
 def _check_worst_link(
