@@ -79,8 +79,10 @@ Examples:
     "[the contiguous plan]",
 )
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for each run.")
-@click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
-@click.option("--seeds", default="0", show_default=True, metavar="0,1,...", help="One run for each.")
+@click.option(
+    "--gap", default=0.001, show_default=True, metavar="G", help="Stop a layer at this gap to its bound: 0.01 is 1%."
+)
+@click.option("--seeds", default="0", show_default=True, metavar="0,1,...", help="Seeds: one run for each.")
 @click.option("--workers", default=1, show_default=True, metavar="N", type=int, help="Worker processes of each run.")
 @click.option(
     "--jobs", metavar="N", type=click.IntRange(1, 1024), help="Runs at a time.  [all cores / workers; 1 times best]"
@@ -99,7 +101,11 @@ Examples:
     help="Memory of a run, with all its processes, beyond which it is ended.  [80% of the machine's / jobs]",
 )
 @click.option(
-    "--update-best-known", "best_known", metavar="FILE", type=click.Path(path_type=Path), help="Enter what beats FILE."
+    "--update-best-known",
+    "best_known",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="File of best known objectives and bounds, in which better ones are entered.",
 )
 @click.option("--question", metavar="TEXT", help="What the comparison is to answer, for its page.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="[reports/DATE-compare]")

@@ -32,7 +32,11 @@ __all__ = ["dag"]
 )
 @click.option("--layer", type=int, metavar="N", help="Layer of --operators.  [the one with the busiest link]")
 @click.option(
-    "--phase", type=click.Choice(["prefill", "decode"]), default="prefill", show_default=True, help="Of --operators."
+    "--phase",
+    type=click.Choice(["prefill", "decode"]),
+    default="prefill",
+    show_default=True,
+    help="Phase of the step that --operators shows.",
 )
 @click.option(
     "--context",

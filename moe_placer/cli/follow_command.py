@@ -53,7 +53,7 @@ Examples:
 )
 @click.option("--max-moves", type=click.IntRange(min=0), metavar="N", help="Replicas that GPUs may load per window.")
 @click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred per window.")
-@click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="As for `replan`.")
+@click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="What is minimised, as for `replan`.")
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search per replan.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same plans.")

@@ -34,12 +34,16 @@ Examples:
 
 _LIMITS: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-gap", type=share, metavar="G", help="Gap of the objective to its re-derived bound, as 1%."),
-    click.option("--max-layer-gap", type=share, metavar="G", help="Gap of every layer, likewise."),
+    click.option("--max-layer-gap", type=share, metavar="G", help="Gap of every layer to its re-derived bound, as 1%."),
     click.option("--max-z", type=float, metavar="N", help="Cost of the busiest link of every layer."),
-    click.option("--max-total-z", type=float, metavar="N", help="Sum of that over layers."),
-    click.option("--max-aggregate", type=float, metavar="N", help="Cost of any link over all layers together."),
+    click.option("--max-total-z", type=float, metavar="N", help="Sum over layers of the costs of busiest links."),
+    click.option("--max-aggregate", type=float, metavar="N", help="Cost of the busiest link over all layers together."),
     click.option(
-        "--max-dispatch", "max_dispatch_ms", type=float, metavar="MS", help="Dispatch of all layers in turn, one way."
+        "--max-dispatch",
+        "max_dispatch_ms",
+        type=float,
+        metavar="MS",
+        help="Milliseconds of all layers' dispatch, one after the other, one way.",
     ),
     click.option(
         "--max-layer-time", "max_layer_time_ms", type=float, metavar="MS", help="Dispatch, slowest GPU, combine of all."

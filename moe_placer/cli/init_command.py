@@ -69,7 +69,9 @@ CLUSTER_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--attention-tp", type=_COUNT, metavar="N", help="GPUs that share attention.  [1]"),
     click.option("--tokens-per-gpu", type=_POSITIVE, metavar="N", help="Tokens that start on a GPU in a step.  [1024]"),
-    click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16", "fp8", "fp4"]), help="Instead of the config's."),
+    click.option(
+        "--dtype", type=click.Choice(["fp32", "bf16", "fp16", "fp8", "fp4"]), help="Precision, instead of the config's."
+    ),
     click.option(
         "--dispatch",
         type=click.Choice(["per-expert", "per-gpu", "per-node"]),

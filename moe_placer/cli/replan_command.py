@@ -61,7 +61,9 @@ Examples:
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
 @click.option("--curve", is_flag=True, help="Also what other budgets reach, as a table and as curve.json.")
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder.  [out/NAME-replan]")
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME-replan]"
+)
 @json_option
 def replan(
     instance: Path,

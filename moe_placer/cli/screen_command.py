@@ -43,18 +43,29 @@ def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(epilog=EXAMPLES)
 @click.argument("recordings", metavar="RECORDING...", nargs=-1, required=True, type=_PATH)
 @click.option("--instance", metavar="INSTANCE", type=_PATH, help="Model, cluster and slots; its recordings are unused.")
-@click.option("--model", "config", metavar="FILE", type=_PATH, help="Instead: config.json and what init would be told.")
+@click.option(
+    "--model", "config", metavar="FILE", type=_PATH, help="Instead of --instance: config.json, and the options of init."
+)
 @_cluster_options
 @click.option("--current", metavar="PLACEMENT", type=_PATH, help="Placement file of what runs today.  [contiguous]")
-@click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Whose plan to screen.")
-@click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds of its search.")
+@click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Method whose plan is screened.")
+@click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds of the solver's search.")
 @workers_option
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the search and of the draws.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the search and of the draws.")
 @click.option(
-    "--min-gain", type=share, default="2%", show_default=True, metavar="X", help="Worth a trial from here on."
+    "--min-gain", type=share, default="2%", show_default=True, metavar="X", help="Least gain that is worth a trial."
 )
-@click.option("--confidence", type=share, default="95%", show_default=True, metavar="C", help="Of all intervals.")
-@click.option("--draws", type=int, default=1000, show_default=True, metavar="N", help="Of windows, with replacement.")
+@click.option(
+    "--confidence", type=share, default="95%", show_default=True, metavar="C", help="Confidence of all intervals."
+)
+@click.option(
+    "--draws",
+    type=int,
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Bootstrap draws of windows, with replacement.",
+)
 @click.option("--horizon", type=float, metavar="STEPS", help="Steps within which loading the plan must be paid back.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 @json_option

@@ -52,9 +52,11 @@ Examples:
 @instance_argument
 @trace_option
 @engine_option
-@click.option("--solver", default="auto", show_default=True, metavar="NAME", help="See `moe-placer solvers`.")
+@click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Method, see `moe-placer solvers`.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
-@click.option("--gap", default=0.001, show_default=True, metavar="G", help="Done within this of the bound: 0.01 is 1%.")
+@click.option(
+    "--gap", default=0.001, show_default=True, metavar="G", help="Stop a layer at this gap to its bound: 0.01 is 1%."
+)
 @workers_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")

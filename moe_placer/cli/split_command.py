@@ -15,7 +15,12 @@ __all__ = ["split"]
 @click.command()
 @click.argument("traces", metavar="TRACE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
-    "--parts", default=2, show_default=True, metavar="N", type=click.IntRange(2, 1000), help="Files for each."
+    "--parts",
+    default=2,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(2, 1000),
+    help="Files that each TRACE is split into.",
 )
 @click.option(
     "-o", "--output", metavar="DIR", default=".", show_default=True, type=click.Path(path_type=Path), help="Where to."

@@ -48,7 +48,14 @@ Examples:
 @click.option(
     "--oversubscription", "overs", metavar="X,...", help="The same placement on other fat trees.  [instance's]"
 )
-@click.option("--micro-batches", type=int, metavar="1|2", default=2, show_default=True, help="As in schedule.")
+@click.option(
+    "--micro-batches",
+    type=int,
+    metavar="1|2",
+    default=2,
+    show_default=True,
+    help="Micro-batches of a step, as in schedule.",
+)
 @click.option("--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Processes.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows, page and plot there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")

@@ -39,16 +39,31 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--instance", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The instance.")
-@click.option("--current", metavar="FILE", type=click.Path(path_type=Path), help="What runs; for the first start only.")
 @click.option(
-    "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Plans and journal."
+    "--current",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Placement that runs now; for the first start only.",
 )
-@click.option("--once", is_flag=True, help="Look once, then end.")
-@click.option("--interval", default=30.0, show_default=True, metavar="S", help="Seconds between looks.")
-@click.option("--settle", default=2.0, show_default=True, metavar="S", help="A recording must not have changed for S.")
-@click.option("--steps", default=10_000.0, show_default=True, metavar="N", help="Steps that a plan is to serve for.")
 @click.option(
-    "--factor", default=2.0, show_default=True, metavar="F", help="Their gain must be F times the time of transfers."
+    "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of plans and journal."
+)
+@click.option("--once", is_flag=True, help="Read the folder once, then end.")
+@click.option(
+    "--interval", default=30.0, show_default=True, metavar="S", help="Seconds between two readings of the folder."
+)
+@click.option(
+    "--settle", default=2.0, show_default=True, metavar="S", help="Seconds for which a recording must not have changed."
+)
+@click.option(
+    "--steps", default=10_000.0, show_default=True, metavar="N", help="Steps for which a plan is expected to serve."
+)
+@click.option(
+    "--factor",
+    default=2.0,
+    show_default=True,
+    metavar="F",
+    help="The gain over --steps must be F times the time of the transfers.",
 )
 @click.option(
     "--min-choices",
@@ -59,7 +74,7 @@ Examples:
 )
 @click.option("--max-moves", type=click.IntRange(min=0), metavar="N", help="Replicas that GPUs may load for one plan.")
 @click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred for one plan.")
-@click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="As for `replan`.")
+@click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="What is minimised, as for `replan`.")
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search for one plan.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
 @click.option("--metrics", metavar="FILE", type=click.Path(path_type=Path), help="For Prometheus' textfile collector.")
