@@ -45,7 +45,7 @@ def test_links_to_headings_lead_somewhere(document: Path) -> None:
             assert anchor in _anchors(document.parent / target if target else document), f"{target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", WRAPPED, ids=lambda path: f"{path.parent.name}-{path.name}")
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda path: str(path.relative_to(REPO)))
 def test_pages_are_wrapped(page: Path) -> None:
     long = [line for line in _prose(page.read_text()) if len(line) > COLUMNS]
     assert not long, f"{len(long)} lines above {COLUMNS} columns, the first: {long[0]}"
