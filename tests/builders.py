@@ -45,6 +45,12 @@ TINY: dict[str, Any] = {
 MESH = {"kind": "full-mesh"}
 # Groups of two routers of one node each; the slower links between groups matter.
 DRAGONFLY = {"kind": "dragonfly", "nodes_per_router": 1, "routers_per_group": 2, "global_gb_per_s": 100.0}
+# Two pods of two leaves of one node each, or as full as nodes go; and pods of two nodes, with a leaf for each rail.
+THREE_LEVELS = {
+    "kind": "fat-tree-3", "nodes_per_leaf": 1, "leaves_per_pod": 2, "spines": 2, "cores": 1, "oversubscription": 2.0,
+    "pod_oversubscription": 1.5,
+}  # fmt: skip
+RAILS = {"kind": "rail-pods", "nodes_per_pod": 2, "spines": 2, "oversubscription": 2.0}
 ONE_LAYER = {"layers": 1, "dense_layers": []}
 
 # Changes to it that every test of loads and bounds should survive.
@@ -61,6 +67,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one spine": {"cluster": {"nodes": 6, "fabric": {"spines": 1}}},
     "one leaf": {"cluster": {"fabric": {"nodes_per_leaf": 4}}},
     "uneven leaves": {"cluster": {"nodes": 5}, "parallelism": {"dp": 1}},
+    "three levels": {"cluster": {"nodes": 6, "fabric": THREE_LEVELS}},
+    "rails": {"cluster": {"fabric": RAILS}},
+    "NVLink domains": {"cluster": {"nodes": 6, "nvlink_domain_nodes": 2, "fabric": {"nodes_per_leaf": 3}}},
     "dragonfly": {"cluster": {"nodes": 6, "fabric": DRAGONFLY}},
     "uneven dragonfly": {"cluster": {"nodes": 7, "fabric": {**DRAGONFLY, "global_links": 2}}, "parallelism": {"dp": 1}},
 }

@@ -110,6 +110,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "placement": {"dispatch": "per-gpu", "slots_per_gpu": 2},
         "traffic": TRACE,
     },
+    "nvlink-domains": {"cluster": {"nodes": 4, "nvlink_domain_nodes": 2}, "parallelism": {"dp": 1, "attention_tp": 3}},
     # Small, for a whole parser of DOT reads it, which is slow.
     "special-characters": {
         "name": "a<b>&\"c\"'d'{|}; ü→ ]]>--%",

@@ -98,6 +98,9 @@ def fabric_of(instance: Instance) -> tuple[dict[tuple[int, int], Route], dict[st
                 route |= dict.fromkeys(over, Fraction(1, fabric.spines))
                 speed |= dict.fromkeys(over, up)
             routes[s, d] = route
+    for s, d in product(nodes, nodes):
+        if instance.cluster.joined(s, d):  # by NVLink
+            routes[s, d] = {}
     by_time = instance.objective.metric == "time"
     return routes, {link: own / bandwidth if by_time else Fraction(1) for link, bandwidth in speed.items()}
 

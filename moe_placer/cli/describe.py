@@ -73,8 +73,8 @@ class Description:
     ----------
     moe_layers, experts, top_k : int
         MoE layers, experts of each, and how many of them a token chooses.
-    nodes, gpus, failed_gpus : int
-        Nodes, GPUs in all, and those of them that failed.
+    nodes, nvlink_domain_nodes, gpus, failed_gpus : int
+        Nodes, how many of them NVLink joins, GPUs in all, and those of them that failed.
     gpu : str
         What ``cluster.gpu.name`` calls a GPU.
     slots_per_layer : int
@@ -131,6 +131,7 @@ class Description:
     experts: int
     top_k: int
     nodes: int
+    nvlink_domain_nodes: int
     gpus: int
     gpu: str
     failed_gpus: int
@@ -184,6 +185,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         experts=instance.model.experts,
         top_k=instance.model.top_k,
         nodes=instance.cluster.nodes,
+        nvlink_domain_nodes=instance.cluster.nvlink_domain_nodes or 1,
         gpus=instance.gpus,
         gpu=instance.cluster.gpu.name,
         failed_gpus=failed,
@@ -282,11 +284,12 @@ def _tokens_leaving(instance: Instance) -> float:
     With dispatch once per node or GPU, every other one that any choice is on.
     """
     cluster, top_k = instance.cluster, instance.model.top_k
+    near = min(cluster.nvlink_domain_nodes or 1, cluster.nodes)  # nodes that NVLink joins, itself included
     started = instance.traffic.tokens_per_gpu * cluster.gpus_per_node
     if not instance.placement.counts_tokens_once:
-        return started * top_k * (1 - 1 / cluster.nodes)
+        return started * top_k * (1 - near / cluster.nodes)
     places = cluster.nodes if instance.placement.dispatch == "per-node" else instance.gpus
-    others = places - places // cluster.nodes
+    others = places - places // cluster.nodes * near
     return started * others * (1 - (1 - 1 / places) ** top_k)
 
 
@@ -294,6 +297,7 @@ def _size_lines(d: Description) -> list[str]:
     memory = d.memory_gb
     failed = f" ({d.failed_gpus} of them failed)" if d.failed_gpus else ""
     called = "" if d.gpu == Gpu.model_fields["name"].default else f" ({d.gpu})"
+    joined = f", of which NVLink joins {d.nvlink_domain_nodes} each" if d.nvlink_domain_nodes > 1 else ""
     spare = d.slots_per_layer - d.replicas_per_layer
     if spare == 0:
         room = "every slot is taken"
@@ -321,7 +325,7 @@ def _size_lines(d: Description) -> list[str]:
     size = f"{d.expert_mb:,.2f} MB on {'a GPU' if d.expert_tp == 1 else f'each of {d.expert_tp} GPUs'}"
     return [
         f"{d.name}: {d.moe_layers} MoE layers of {d.experts} experts, top-{d.top_k}, "
-        f"on {d.gpus:,} GPUs{called}{failed} in {d.nodes} nodes.",
+        f"on {d.gpus:,} GPUs{called}{failed} in {d.nodes} nodes{joined}.",
         f"Slots: {has} for {d.slots_per_layer:,} slots; {room}.",
         f"Memory per GPU ({memory['capacity']:g} GB): {parts}; {memory['left']:.2f} GB left.",
         *survives,

@@ -103,7 +103,7 @@ def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
     hot = np.zeros((nodes, nodes))
     if worst > 0:
         for s, d in zip(*np.nonzero(np.nan_to_num(to)), strict=True):
-            if s != d:
+            if not instance.cluster.joined(int(s), int(d)):
                 hot[s, d] = max(cost[link] for link in weaver.links((int(s), int(d)))) / worst
         hot = np.maximum(hot, _hot_nics(weaver, flow, cost) / worst)
     weaver.dag.facts["links"][layer] = cost

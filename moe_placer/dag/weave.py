@@ -69,7 +69,7 @@ class Weaver:
         """Send a tensor from one operation to another.
 
         ``wire`` is the form in which tokens travel, if it may differ from the model's. ``moves`` says that it leaves
-        its GPU, ``pairs`` between which nodes; pairs within a node take NVLink.
+        its GPU, ``pairs`` between which nodes; pairs that NVLink joins take it.
 
         Parameters
         ----------
@@ -92,12 +92,13 @@ class Weaver:
         hot : float
             Cost of its costliest link over the busiest link's.
         """
-        routes = tuple(sorted({(s, d) for s, d in pairs if s != d}))
+        apart = {(s, d) for s, d in pairs if s != d}
+        routes = tuple(sorted((s, d) for s, d in apart if not self.instance.cluster.joined(s, d)))
         travel: Travel = "same-gpu"
         if routes:
             travel = "network"
             self.dag.routes.update((pair, self.links(pair)) for pair in routes if pair not in self.dag.routes)
-        elif moves and len({*source.gpus, *target.gpus}) > 1:
+        elif (moves or apart) and len({*source.gpus, *target.gpus}) > 1:
             travel = "nvlink"
         dtype = wire.dtype if wire is not None else dtype or self.dtype
         size = value_bytes(dtype, self.precision)

@@ -8,7 +8,7 @@ import networkx as nx
 
 from moe_placer.fabric.hashing import fullest_over_mean
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import Dragonfly, FatTree
+from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, ThreeLevelTree
 
 __all__ = ["build_fabric", "kinds_of_links", "link_kind", "link_name", "node_name"]
 
@@ -49,16 +49,20 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
     Returns
     -------
     networkx.DiGraph
-        Vertices ``node<i>``, ``leaf<i>``, ``spine<i>``, ``router<i>`` with attribute ``role`` (the name without its
-        number; routers also have ``group``). Every edge is an inter-node link with ``bandwidth`` in GB/s, one
-        direction; where shortest routes are not those of fewest links, with its ``length`` (else 1); between routers,
-        with its ``level`` (``local`` or ``global``). Edges are in a fixed order.
+        Vertices ``node<i>``, ``leaf<i>``, ``spine<i>``, ``core<i>``, ``router<i>`` with attribute ``role`` (the
+        name without its number; routers also have ``group``). Every edge is an inter-node link with ``bandwidth`` in
+        GB/s, one direction; where shortest routes are not those of fewest links, with its ``length`` (else 1);
+        between routers, with its ``level`` (``local`` or ``global``). Edges are in a fixed order.
     """
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_nodes_from((node_name(node) for node in range(instance.cluster.nodes)), role="node")
     fabric = instance.cluster.fabric
     if isinstance(fabric, FatTree):
         _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves, _crowding(instance, fabric))
+    elif isinstance(fabric, ThreeLevelTree):
+        _add_three_levels(graph, fabric, instance.cluster.nodes)
+    elif isinstance(fabric, RailPods):
+        _add_rail_pods(graph, fabric, instance.cluster.nodes, instance.cluster.rails)
     elif isinstance(fabric, Dragonfly):
         _add_dragonfly(graph, fabric, instance.cluster.nodes)
     else:
@@ -76,7 +80,8 @@ def _crowding(instance: Instance, fabric: FatTree) -> float:
     if fabric.uplinks == "spray":
         return 1.0
     each = fabric.flows_per_pair or (cluster.nics.per_node if cluster.nics else cluster.gpus_per_node)
-    flows = fabric.nodes_per_leaf * max(0, cluster.nodes - fabric.nodes_per_leaf) * each
+    near = max(fabric.nodes_per_leaf, cluster.nvlink_domain_nodes or 1)
+    flows = fabric.nodes_per_leaf * max(0, cluster.nodes - near) * each
     return fullest_over_mean(flows, fabric.spines)
 
 
@@ -90,6 +95,44 @@ def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: i
         for leaf in range(leaves):
             for spine in range(fabric.spines):
                 _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", up / crowding)
+
+
+def _add_three_levels(graph: nx.DiGraph[str], fabric: ThreeLevelTree, nodes: int) -> None:
+    leaves = -(-nodes // fabric.nodes_per_leaf)
+    pods, spines = -(-leaves // fabric.leaves_per_pod), fabric.spines
+    graph.add_nodes_from((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
+    for node in range(nodes):
+        _add_both_ways(graph, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
+    if leaves == 1:
+        return
+    graph.add_nodes_from((f"spine{spine}" for spine in range(pods * spines)), role="spine")
+    up = fabric.nodes_per_leaf * fabric.node_gb_per_s / fabric.oversubscription / spines
+    for leaf in range(leaves):
+        for spine in range(spines):
+            _add_both_ways(graph, f"leaf{leaf}", f"spine{leaf // fabric.leaves_per_pod * spines + spine}", up)
+    if pods == 1:
+        return
+    graph.add_nodes_from((f"core{core}" for core in range(spines * fabric.cores)), role="core")
+    across = fabric.leaves_per_pod * up / fabric.pod_oversubscription / fabric.cores
+    for spine in range(pods * spines):
+        for core in range(fabric.cores):
+            _add_both_ways(graph, f"spine{spine}", f"core{spine % spines * fabric.cores + core}", across)
+
+
+def _add_rail_pods(graph: nx.DiGraph[str], fabric: RailPods, nodes: int, rails: int) -> None:
+    pods = -(-nodes // fabric.nodes_per_pod)
+    graph.add_nodes_from((f"leaf{leaf}" for leaf in range(pods * rails)), role="leaf")
+    for node in range(nodes):
+        for rail in range(rails):
+            own = f"leaf{node // fabric.nodes_per_pod * rails + rail}"
+            _add_both_ways(graph, node_name(node), own, fabric.node_gb_per_s / rails)
+    if pods == 1:
+        return
+    graph.add_nodes_from((f"spine{spine}" for spine in range(fabric.spines)), role="spine")
+    up = fabric.nodes_per_pod * fabric.node_gb_per_s / rails / fabric.oversubscription / fabric.spines
+    for leaf in range(pods * rails):
+        for spine in range(fabric.spines):
+            _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", up)
 
 
 def _add_dragonfly(graph: nx.DiGraph[str], fabric: Dragonfly, nodes: int) -> None:

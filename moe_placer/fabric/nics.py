@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.fabric.graph import build_fabric, kinds_of_links, link_name, node_name
-from moe_placer.fabric.routes import Routes, compile_routes
+from moe_placer.fabric.routes import Routes, routes_between
 from moe_placer.instance import Instance
 
 __all__ = ["Receivers", "is_nic", "kinds_in", "nic_bandwidths", "node_routes", "receivers"]
@@ -71,11 +71,12 @@ def node_routes(instance: Instance) -> Routes:
     These are all that send, and on the source's rail all that receive; `receivers` has the others.
     """
     nodes, each = instance.cluster.nodes, _counted(instance)
-    routes = compile_routes(build_fabric(instance), nodes)
+    routes = routes_between(instance)
     nics = instance.cluster.nics
     if nics is None or not each:
         return routes
-    pair = np.flatnonzero(~np.eye(nodes, dtype=bool))
+    domain = np.arange(nodes) // (instance.cluster.nvlink_domain_nodes or 1)
+    pair = np.flatnonzero(domain[:, None] != domain[None, :])
     source, target = np.divmod(pair, nodes)
     ends = [(_sends, source)] if nics.receive == "destination-gpu" else [(_sends, source), (_receives, target)]
     names = tuple(name(node, nic) for name, _ in ends for node in range(nodes) for nic in range(each))

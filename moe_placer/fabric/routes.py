@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from moe_placer.fabric.graph import link_name, node_name
+from moe_placer.fabric.graph import build_fabric, link_name, node_name
+from moe_placer.instance import Instance
 
-__all__ = ["Routes", "compile_routes"]
+__all__ = ["Routes", "compile_routes", "routes_between"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +30,27 @@ class Routes:
         ``A[k, s, d]`` of placement-model.md, with column ``s * nodes + d``: the share of traffic from node s to node d
         that crosses link k.
     hops : int array [nodes, nodes]
-        Links on a path from s to d.
+        Links on a path from s to d; 0 where NVLink joins them.
     """
 
     links: tuple[str, ...]
     bandwidth: npt.NDArray[np.float64]
     shares: sparse.csr_array
     hops: npt.NDArray[np.int64]
+
+
+def routes_between(instance: Instance) -> Routes:
+    """Route between all pairs of nodes of an instance; what NVLink joins crosses no link between nodes."""
+    cluster = instance.cluster
+    routes = compile_routes(build_fabric(instance), cluster.nodes)
+    each = cluster.nvlink_domain_nodes or 1
+    if each == 1:
+        return routes
+    domain = np.arange(cluster.nodes) // each
+    apart = domain[:, None] != domain[None, :]
+    shares = sparse.csr_array(routes.shares * apart.ravel()[None, :].astype(np.float64))
+    shares.eliminate_zeros()
+    return replace(routes, shares=shares, hops=np.where(apart, routes.hops, 0))
 
 
 def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:

@@ -21,9 +21,11 @@ from moe_placer.instance.schema import (
     Objective,
     Parallelism,
     Placement,
+    RailPods,
     Schedule,
     SharedSlots,
     SyntheticTraffic,
+    ThreeLevelTree,
 )
 from moe_placer.instance.yaml_reader import dotted
 
@@ -111,6 +113,21 @@ def _fabric(cluster: Cluster) -> Iterator[Found]:
         yield ("cluster", "fabric", "global_links"), str(fabric.global_links), expected
 
 
+def _rails(cluster: Cluster) -> Iterator[Found]:
+    """Require as many rails as NICs, and copies that stay on the rail that they leave by."""
+    fabric, nics = cluster.fabric, cluster.nics
+    if not isinstance(fabric, RailPods) or nics is None:
+        return
+    if fabric.rails not in {None, nics.per_node}:
+        yield ("cluster", "fabric", "rails"), str(fabric.rails), f"cluster.nics.per_node ({nics.per_node}), or nothing"
+    if nics.receive == "destination-gpu":
+        expected = (
+            "source-rail or shared: with rail-pods a copy for the NIC of another rail would leave its leaf even inside "
+            "a pod, and which copies do depends on single GPUs; or cluster.fabric of another kind"
+        )
+        yield ("cluster", "nics", "receive"), "destination-gpu", expected
+
+
 def _nics(cluster: Cluster) -> Iterator[Found]:
     nics, gpus = cluster.nics, cluster.gpus_per_node
     if nics is None:
@@ -141,6 +158,22 @@ def _receiving_gpus(cluster: Cluster, parallelism: Parallelism, placement: Place
     if placement.replicas_apart == "node":
         expected = "gpu (replicas apart by node cannot be solved with cluster.nics.receive: destination-gpu)"
         yield ("placement", "replicas_apart"), "node", expected
+
+
+def _nvlink_domain(cluster: Cluster, placement: Placement) -> Iterator[Found]:
+    """Require copies that are counted one by one, and NICs that a node's copies share evenly."""
+    if (cluster.nvlink_domain_nodes or 1) == 1:
+        return
+    path, found = ("cluster", "nvlink_domain_nodes"), f"{cluster.nvlink_domain_nodes}"
+    if placement.dispatch == "per-node":
+        expected = (
+            "1, or placement.dispatch: per-expert or per-gpu (kernels that send a token once per NVLink domain have "
+            "the domain as their node: write its GPUs as cluster.gpus_per_node)"
+        )
+        yield path, f"{found}, with placement.dispatch: per-node", expected
+    if cluster.receives_by_gpu:
+        expected = "1, or cluster.nics.receive: source-rail or shared"
+        yield path, f"{found}, with cluster.nics.receive: destination-gpu", expected
 
 
 def _groups(cluster: Cluster, parallelism: Parallelism, placement: Placement) -> Iterator[Found]:
@@ -179,8 +212,9 @@ def _survives(model: Model, cluster: Cluster, parallelism: Parallelism, placemen
     yield from (
         (at, f"{kind}, with {found}", expected) for found, expected in _one_replica(model, parallelism, placement)
     )
-    if kind == "leaf" and not (isinstance(fabric, FatTree) and fabric.nodes_per_leaf < cluster.nodes):
-        yield at, f"{kind}, on a fabric without two leaves", "node or gpu, or cluster.fabric of kind fat-tree"
+    if kind == "leaf" and not (isinstance(fabric, FatTree | ThreeLevelTree) and fabric.nodes_per_leaf < cluster.nodes):
+        expected = "node or gpu, or cluster.fabric of kind fat-tree or fat-tree-3"
+        yield at, f"{kind}, on a fabric without two leaves", expected
     if kind == "node" and cluster.nodes < 2:
         yield at, f"{kind}, with one node", "gpu"
     if kind == "gpu" and placement.replicas_apart == "none":
@@ -312,8 +346,10 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("model",), _expert_groups),
     (("cluster",), _gpus),
     (("cluster",), _fabric),
+    (("cluster",), _rails),
     (("cluster",), _nics),
     (("cluster", "parallelism", "placement"), _receiving_gpus),
+    (("cluster", "placement"), _nvlink_domain),
     (("cluster", "parallelism", "placement"), _groups),
     (("cluster", "parallelism"), _expert_tp),
     (("parallelism", "placement", "objective"), _layer_time),

@@ -23,7 +23,7 @@ _YOUNGER = {
         *("attention", "dtypes", "dense_matrices", "shared_expert_hidden_size"),
         *("expert_groups", "top_groups"),
     ),
-    "cluster": ("nics",),
+    "cluster": ("nics", "nvlink_domain_nodes"),
     "placement": ("dispatch_dtype", "combine_dtype"),
 }
 
@@ -90,8 +90,14 @@ class Instance(schema.Section):
     @property
     def leaves(self) -> int:
         """Leaf switches of a fat tree; 0 for other fabrics."""
+        per_leaf = self.nodes_per_leaf
+        return 0 if per_leaf is None else -(-self.cluster.nodes // per_leaf)
+
+    @property
+    def nodes_per_leaf(self) -> int | None:
+        """Nodes that fail with a leaf switch; None where there is none, or where a node keeps other rails."""
         fabric = self.cluster.fabric
-        return -(-self.cluster.nodes // fabric.nodes_per_leaf) if isinstance(fabric, schema.FatTree) else 0
+        return fabric.nodes_per_leaf if isinstance(fabric, schema.FatTree | schema.ThreeLevelTree) else None
 
     @property
     def replicas_per_layer(self) -> int:

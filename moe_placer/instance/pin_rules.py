@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from moe_placer.instance.schema import Cluster, FatTree, Model, Parallelism, Placement
+from moe_placer.instance.schema import Cluster, FatTree, Model, Parallelism, Placement, ThreeLevelTree
 
 __all__ = ["check_pins"]
 
@@ -76,7 +76,7 @@ def _gathered_pins(cluster: Cluster, replicas: int, placement: Placement) -> Ite
     kind, fabric = placement.survives, cluster.fabric
     if kind in {"none", "gpu"} or placement.replicas != "dp":  # on one GPU they meet, which is another mistake
         return
-    nodes = fabric.nodes_per_leaf if kind == "leaf" and isinstance(fabric, FatTree) else 1
+    nodes = fabric.nodes_per_leaf if kind == "leaf" and isinstance(fabric, FatTree | ThreeLevelTree) else 1
     part = nodes * cluster.gpus_per_node
     gpus: dict[tuple[int, int], dict[int, int]] = {}
     for index, pin in enumerate(placement.pinned):

@@ -6,12 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag
 
+from moe_placer.instance.fabric_section import (
+    MAX_NODES,
+    AnyFabric,
+    Dragonfly,
+    FatTree,
+    FullMesh,
+    RailPods,
+    ThreeLevelTree,
+)
 from moe_placer.instance.gpu_presets import NAMES
 from moe_placer.instance.kernel_section import KernelParameters, Kernels
 from moe_placer.instance.model_section import Dtypes, Gqa, Mha, Mla, Model
 from moe_placer.instance.section import Dtype, ListOf, Section
 
 __all__ = [
+    "MAX_NODES",
     "AnyTraffic",
     "Cluster",
     "Dragonfly",
@@ -33,18 +43,19 @@ __all__ = [
     "Parallelism",
     "Pin",
     "Placement",
+    "RailPods",
     "RedundantSlots",
     "Schedule",
     "Section",
     "SharedSlots",
     "Shares",
     "SyntheticTraffic",
+    "ThreeLevelTree",
     "TraceTraffic",
 ]
 
 Engine = Literal["sglang", "vllm", "trtllm"]
 
-MAX_NODES = 1024
 MAX_GPUS = 16_384
 # Control and direction characters, for patterns of names: those that `moe_placer.errors.visible` spells out.
 ACTS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -66,49 +77,6 @@ class Gpu(Section):
     mfu: float = Field(0.60, gt=0, le=1, description="Share of the peak that is reached.")
     memory_bandwidth_tb_per_s: PositiveFloat = Field(1.8, le=1e4)
     memory_utilization: float = Field(0.80, gt=0, le=1)
-
-
-class _Fabric(Section):
-    node_gb_per_s: PositiveFloat = Field(400.0, le=1e6, description="A node's NICs together, one direction, GB/s.")
-    link_utilization: float = Field(0.80, gt=0, le=1, description="Share of a link's bandwidth that is reached.")
-
-
-class FullMesh(_Fabric):
-    """One link of ``node_gb_per_s`` per ordered pair of nodes: for when nothing is known of the fabric."""
-
-    kind: Literal["full-mesh"]
-
-
-class FatTree(_Fabric):
-    """Two levels: nodes on leaf switches, every leaf linked to every spine."""
-
-    kind: Literal["fat-tree"]
-    nodes_per_leaf: int = Field(ge=1, le=MAX_NODES)
-    spines: int = Field(ge=1, le=256)
-    oversubscription: float = Field(1.0, ge=0.01, le=1000, description="Leaf down capacity / leaf up capacity.")
-    uplinks: Literal["spray", "hashed"] = Field(
-        "spray",
-        description="spray: packets are spread evenly over the spines; hashed: a flow keeps the spine of its hash "
-        "(ECMP), and links of leaves and spines count with what the expected fullest of them leaves.",
-    )
-    flows_per_pair: int | None = Field(
-        None, ge=1, le=100_000, description="Flows from one node to another, for hashed; absent: its NICs, or GPUs."
-    )
-
-
-class Dragonfly(_Fabric):
-    """Groups of routers; routers of a group are linked all to all, and so are groups (docs/fabrics.md)."""
-
-    kind: Literal["dragonfly"]
-    nodes_per_router: int = Field(ge=1, le=MAX_NODES)
-    routers_per_group: int = Field(ge=1, le=256)
-    global_links: int = Field(1, ge=1, le=256, description="Parallel links between every two groups.")
-    local_gb_per_s: PositiveFloat | None = Field(
-        None, le=1e6, description="A link between routers of one group, one direction, GB/s; absent: node_gb_per_s."
-    )
-    global_gb_per_s: PositiveFloat | None = Field(
-        None, le=1e6, description="A link between two groups, one direction, GB/s; absent: node_gb_per_s."
-    )
 
 
 class Nics(Section):
@@ -144,7 +112,13 @@ class Cluster(Section):
         description="Memory of single GPUs that differ: {global GPU id: GB}.",
     )
     nvlink_gb_per_s: PositiveFloat = Field(450.0, le=1e6, description="Per GPU, one direction, GB/s.")
-    fabric: Annotated[FullMesh | FatTree | Dragonfly, Field(discriminator="kind")]
+    nvlink_domain_nodes: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_NODES,
+        description="Nodes in a row that NVLink joins, as in an NVL72 rack; absent: each alone.",
+    )
+    fabric: AnyFabric
     nics: Nics | None = Field(None, description="Absent: a node's NICs are one pipe of fabric.node_gb_per_s.")
 
     @property
@@ -156,6 +130,18 @@ class Cluster(Section):
     def ports(self) -> int:
         """Groups of a node's GPUs that have NICs of their own; a group has one GPU or one NIC."""
         return 1 if self.nics is None else min(self.nics.per_node, self.gpus_per_node)
+
+    def joined(self, source: int, target: int) -> bool:
+        """Whether NVLink joins two nodes, so that what one sends the other leaves no NVLink domain."""
+        each = self.nvlink_domain_nodes or 1
+        return source // each == target // each
+
+    @property
+    def rails(self) -> int:
+        """Leaves of a pod of rails, to each of which every node has a link; 1 where the fabric has no rails."""
+        if not isinstance(self.fabric, RailPods):
+            return 1
+        return self.fabric.rails or (self.gpus_per_node if self.nics is None else self.nics.per_node)
 
 
 def _or_auto(schema: dict[str, Any]) -> None:

@@ -205,7 +205,7 @@ def _doubled(now: int, most: int) -> Iterator[int]:
 def _node_step(instance: Instance) -> int:
     """Nodes that are added together, so that DP groups stay even and leaves full."""
     step = instance.parallelism.dp if instance.placement.replica_routing == "group" else 1
-    leaf = getattr(instance.cluster.fabric, "nodes_per_leaf", 1)
+    leaf = instance.nodes_per_leaf or 1
     return max(step, leaf if leaf % step == 0 else step)
 
 

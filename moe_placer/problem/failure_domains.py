@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import FatTree
 
 __all__ = ["failure_domains", "least_replicas"]
 
@@ -15,11 +14,11 @@ Ints = npt.NDArray[np.int64]
 
 def failure_domains(instance: Instance) -> Ints | None:
     """Return the failure domain of each node [nodes]; None where replicas on different GPUs are enough."""
-    nodes, fabric = np.arange(instance.cluster.nodes), instance.cluster.fabric
+    nodes = np.arange(instance.cluster.nodes)
     if instance.placement.survives == "node":
         return nodes
-    if instance.placement.survives == "leaf" and isinstance(fabric, FatTree):
-        return np.asarray(nodes // fabric.nodes_per_leaf)
+    if instance.placement.survives == "leaf" and instance.nodes_per_leaf is not None:
+        return np.asarray(nodes // instance.nodes_per_leaf)
     return None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.fabric import routes_between
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB, expert_bytes
 from moe_placer.placement import Placement
@@ -61,7 +61,7 @@ def read_wires(instance: Instance) -> Wires:
     """Compile the fabric for transfers: a GPU has an equal share of its node's link, and NVLink."""
     cluster = instance.cluster
     nodes, fabric = cluster.nodes, cluster.fabric
-    routes = compile_routes(build_fabric(instance), nodes)
+    routes = routes_between(instance)
     own = fabric.node_gb_per_s / cluster.gpus_per_node
     shares = routes.shares.toarray().T.reshape(nodes, nodes, -1) * (own / routes.bandwidth)
     size = 1e6 * expert_bytes(instance) / GB

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.fabric import Routes, build_fabric, compile_routes, link_bandwidths, node_routes
+from moe_placer.fabric import Routes, link_bandwidths, node_routes, routes_between
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.history import History
@@ -101,7 +101,7 @@ class Network:
         nodes = instance.cluster.nodes
         self.nics = NicEnds.of(instance)
         if routes is None:  # with NICs, but where these have their own place at the ends
-            routes = node_routes(instance) if self.nics is None else compile_routes(build_fabric(instance), nodes)
+            routes = node_routes(instance) if self.nics is None else routes_between(instance)
         self.routes = routes
         self.links = routes.links + (() if self.nics is None else self.nics.names)
         speeds = link_bandwidths(instance, self.links[len(routes.links) :])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import Dragonfly, FatTree, SyntheticTraffic
+from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, SyntheticTraffic, ThreeLevelTree
 from moe_placer.traffic.synthetic import DOMAINS, TOKENS, TOPICS
 from moe_placer.workers import available_memory, usable_cores
 
@@ -182,10 +182,16 @@ def _fabric(instance: Instance) -> _Fabric:
         leaves, size = instance.leaves, fabric.nodes_per_leaf
         if leaves == 1:
             return _Fabric(2 * nodes, 2 * nodes, 2, 2 * pairs)
-        full, rest = divmod(nodes, size)
-        apart = pairs - full * size * (size - 1) - rest * (rest - 1)
-        shares = 2 * pairs + 2 * fabric.spines * apart
+        shares = 2 * pairs + 2 * fabric.spines * _apart(nodes, size)
         return _Fabric(2 * nodes + 2 * leaves * fabric.spines, 2 * nodes + 2 * leaves, 4, shares)
+    if isinstance(fabric, ThreeLevelTree):
+        return _three_levels(nodes, fabric)
+    if isinstance(fabric, RailPods):
+        rails, pods = instance.cluster.rails, -(-nodes // fabric.nodes_per_pod)
+        up = 2 * pods * rails * fabric.spines if pods > 1 else 0
+        shares = 2 * rails * (pairs + fabric.spines * _apart(nodes, fabric.nodes_per_pod))
+        ends = (2 * nodes + 2 * pods, 4) if up else (2 * nodes, 2)
+        return _Fabric(2 * nodes * rails + up, *ends, shares)
     if isinstance(fabric, Dragonfly):
         size, parallel = fabric.routers_per_group, fabric.global_links
         groups = -(-nodes // (fabric.nodes_per_router * size))
@@ -194,6 +200,26 @@ def _fabric(instance: Instance) -> _Fabric:
         affected = min(links, 2 + (size - 1) + (groups - 1) * parallel * (1 + size - parallel))
         return _Fabric(links, links, affected, 6 * pairs)
     return _Fabric(pairs, pairs, max(1, nodes - 1), pairs)
+
+
+def _three_levels(nodes: int, fabric: ThreeLevelTree) -> _Fabric:
+    size, spines, cores = fabric.nodes_per_leaf, fabric.spines, fabric.cores
+    leaves = -(-nodes // size)
+    pods = -(-leaves // fabric.leaves_per_pod)
+    links, distinct, affected, shares = 2 * nodes, 2 * nodes, 2, 2 * nodes * (nodes - 1)
+    if leaves > 1:
+        links, distinct, affected = links + 2 * leaves * spines, distinct + 2 * leaves, affected + 2
+        shares += 2 * spines * _apart(nodes, size)
+    if pods > 1:
+        links, distinct, affected = links + 2 * pods * spines * cores, distinct + 2 * pods, affected + 2
+        shares += 2 * spines * cores * _apart(nodes, size * fabric.leaves_per_pod)
+    return _Fabric(links, distinct, affected, shares)
+
+
+def _apart(nodes: int, size: int) -> int:
+    """Ordered pairs of nodes that are not in one group of ``size``."""
+    full, rest = divmod(nodes, size)
+    return nodes * (nodes - 1) - full * size * (size - 1) - rest * (rest - 1)
 
 
 def _with_nics(instance: Instance, fabric: _Fabric) -> _Fabric:

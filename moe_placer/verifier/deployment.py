@@ -15,7 +15,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
 from moe_placer.verifier.loads import Network, choices_per_token, read_network
-from moe_placer.verifier.nics import receives_by_gpu
+from moe_placer.verifier.nics import nvlink_domains, receives_by_gpu
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.sending import copies_sent
 
@@ -184,6 +184,14 @@ class Deployment:
     def shares_attention(self) -> bool:
         """Whether tensor-parallel groups have several GPUs, failed ones counted."""
         return min(self.instance.parallelism.attention_tp, self.instance.gpus) > 1
+
+    def apart(self, source: int, target: int) -> bool:
+        """Whether what one node sends the other leaves its NVLink domain."""
+        return bool(self._domain[source] != self._domain[target])
+
+    @cached_property
+    def _domain(self) -> npt.NDArray[np.int64]:
+        return nvlink_domains(self.instance)
 
     def node(self, gpu: int) -> int:
         """Node of a GPU."""

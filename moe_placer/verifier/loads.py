@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import Dragonfly, FatTree
+from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, ThreeLevelTree
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 from moe_placer.verifier.links import Network, link_speeds
-from moe_placer.verifier.nics import with_nics
-from moe_placer.verifier.trees import read_mesh, read_tree
+from moe_placer.verifier.nics import nvlink_domains, with_nics
+from moe_placer.verifier.trees import read_mesh, read_rail_pods, read_three_levels, read_tree
 
 __all__ = ["Network", "choices_per_token", "find_traffic_mistakes", "read_network", "replica_demand"]
 
@@ -22,15 +23,22 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+_READ = {FatTree: read_tree, ThreeLevelTree: read_three_levels, RailPods: read_rail_pods}
+
+
 def read_network(instance: Instance) -> Network:
     """Find all shortest routes between nodes, evenly split over those of equal length, and the NICs at their ends."""
-    return with_nics(instance, _read_fabric(instance))
+    network = _read_fabric(instance)
+    domain = nvlink_domains(instance)
+    crossing = domain[network.source] != domain[network.target]  # NVLink carries the others
+    columns = {name: getattr(network, name)[crossing] for name in ("link", "source", "target", "share")}
+    return with_nics(instance, replace(network, **columns))
 
 
 def _read_fabric(instance: Instance) -> Network:
     if isinstance(instance.cluster.fabric, Dragonfly):
         return _read_dragonfly(instance)
-    read = read_tree if isinstance(instance.cluster.fabric, FatTree) else read_mesh
+    read = next((read for kind, read in _READ.items() if isinstance(instance.cluster.fabric, kind)), read_mesh)
     bandwidths, (link, source, target, share) = read(instance)
     speeds, home = link_speeds(instance, bandwidths.values()), np.arange(instance.cluster.nodes)
     return Network(tuple(bandwidths), *speeds, link, source, target, share, home)

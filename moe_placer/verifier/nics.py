@@ -15,7 +15,7 @@ from moe_placer.instance import Instance
 from moe_placer.verifier.capacity import gpu_slots, node_slots
 from moe_placer.verifier.links import Network, link_speeds
 
-__all__ = ["nic_load", "place_slots", "receives_by_gpu", "with_nics"]
+__all__ = ["nic_load", "nvlink_domains", "place_slots", "receives_by_gpu", "with_nics"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,6 +25,11 @@ def receives_by_gpu(instance: Instance) -> bool:
     """Whether what is sent to a node arrives at the NIC of a single GPU."""
     nics = instance.cluster.nics
     return nics is not None and nics.receive == "destination-gpu" and instance.cluster.nodes > 1
+
+
+def nvlink_domains(instance: Instance) -> Ints:
+    """Return which nodes NVLink joins: the domain of each [nodes]."""
+    return np.arange(instance.cluster.nodes) // (instance.cluster.nvlink_domain_nodes or 1)
 
 
 def place_slots(instance: Instance) -> Ints:
@@ -39,6 +44,7 @@ def with_nics(instance: Instance, fabric: Network) -> Network:
         return fabric
     each, known = nics.per_node, len(fabric.links)
     network = _to_gpus(fabric, size) if receives_by_gpu(instance) else fabric
+    domain = nvlink_domains(instance)
     link: list[Ints] = [network.link]
     source: list[Ints] = [network.source]
     target: list[Ints] = [network.target]
@@ -47,13 +53,13 @@ def with_nics(instance: Instance, fabric: Network) -> Network:
         at = range(each)
         if receives_by_gpu(instance):
             at = _nics_of(place % size, each, size)
-        others = np.array([other for other in range(nodes) if other != node])
-        for first, ends, used in ((known, others, range(each)), (known + nodes * each, np.full(nodes - 1, node), at)):
+        others = np.flatnonzero(domain != domain[node])
+        for first, ends, used in ((known, others, range(each)), (known + nodes * each, np.full(len(others), node), at)):
             for nic in used:
                 link.append(first + ends * each + nic)
                 source.append(others)
-                target.append(np.full(nodes - 1, place))
-                share.append(np.full(nodes - 1, 1 / len(used)))
+                target.append(np.full(len(others), place))
+                share.append(np.full(len(others), 1 / len(used)))
     names = [f"node{node}->node{node}/nic{nic}" for node in range(nodes) for nic in range(each)]
     names += [f"node{node}/nic{nic}->node{node}" for node in range(nodes) for nic in range(each)]
     bandwidths = [*network.bandwidth.tolist(), *[nics.gb_per_s] * len(names)]
@@ -89,7 +95,9 @@ def nic_load(instance: Instance, sent: Floats, start: Floats) -> Floats:
     for gpu in range(size):
         own = _nics_of(gpu, nics.per_node, size)
         uses[gpu, own] = 1 / len(own)
-    leaves = start @ uses
+    leaves, domain = start @ uses, nvlink_domains(instance)
+    if not receives_by_gpu(instance):
+        sent = np.where(domain[:, None] != domain[None, :], sent, 0.0)
     sends = sent.sum(axis=1)[:, None] * leaves
     arrives = (start.sum(axis=1) @ sent).reshape(nodes, size) @ uses if receives_by_gpu(instance) else sent.T @ leaves
     return np.stack([sends, arrives])

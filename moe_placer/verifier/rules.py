@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import FatTree, RedundantSlots, SharedSlots
+from moe_placer.instance.schema import FatTree, RedundantSlots, SharedSlots, ThreeLevelTree
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.capacity import GB, fits_memory, memory_of, sizes
@@ -213,7 +213,7 @@ def check_survives(instance: Instance, replicas: Sequence[Replica]) -> Iterator[
 
 def _gpus_of_leaf(instance: Instance) -> int:
     fabric = instance.cluster.fabric
-    nodes = fabric.nodes_per_leaf if isinstance(fabric, FatTree) else instance.cluster.nodes
+    nodes = fabric.nodes_per_leaf if isinstance(fabric, FatTree | ThreeLevelTree) else instance.cluster.nodes
     return nodes * instance.cluster.gpus_per_node
 
 

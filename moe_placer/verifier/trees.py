@@ -1,4 +1,4 @@
-"""Links and routes of full meshes and fat trees, written down from docs/fabrics.md without their graphs."""
+"""Links and routes of meshes, fat trees and pods of rails, written down from docs/fabrics.md without their graphs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import FatTree
+from moe_placer.instance.schema import FatTree, RailPods, ThreeLevelTree
 from moe_placer.verifier.hashed import fullest_path
 
-__all__ = ["Entries", "read_mesh", "read_tree"]
+__all__ = ["Entries", "read_mesh", "read_rail_pods", "read_three_levels", "read_tree"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -62,6 +62,94 @@ def read_tree(instance: Instance) -> tuple[dict[str, float], Entries]:
     return bandwidths, (link, sources, targets, shares)
 
 
+def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries]:
+    """Return the same of a fat tree of three levels: as far up as the two nodes need, over all that is there alike."""
+    fabric, nodes = instance.cluster.fabric, instance.cluster.nodes
+    assert isinstance(fabric, ThreeLevelTree)
+    S, C, B = fabric.spines, fabric.cores, fabric.node_gb_per_s
+    leaf = np.arange(nodes) // fabric.nodes_per_leaf
+    leaves = np.arange(leaf[-1] + 1)
+    pod = leaves // fabric.leaves_per_pod
+    of_pod = fabric.nodes_per_leaf * fabric.leaves_per_pod * B / fabric.oversubscription
+    up = of_pod / fabric.leaves_per_pod / S
+    across = of_pod / fabric.pod_oversubscription / (S * C)
+    links: list[tuple[str, str, float]] = [(f"node{n}", f"leaf{leaf[n]}", B) for n in range(nodes)]
+    if len(leaves) > 1:
+        links += [(f"leaf{j}", f"spine{pod[j] * S + k}", up) for j in leaves for k in range(S)]
+    if pod[-1] > 0:
+        cores = [(p * S + k, k * C + c) for p in range(pod[-1] + 1) for k in range(S) for c in range(C)]
+        links += [(f"spine{spine}", f"core{core}", across) for spine, core in cores]
+    bandwidths = _both_ways(links, ("node", "leaf", "spine", "core"))
+    index = {name: i for i, name in enumerate(bandwidths)}
+
+    source, target = _pairs(nodes)
+    parts: list[Entries] = []
+
+    def carries(pairs: npt.NDArray[np.bool_], share: float, out: list[str], into: list[str]) -> None:
+        shares = np.full(int(pairs.sum()), share)
+        ways = np.array([index[name] for name in out])[source], np.array([index[name] for name in into])[target]
+        parts.extend((way[pairs], source[pairs], target[pairs], shares) for way in ways)
+
+    whole, apart = np.ones(len(source), dtype=bool), leaf[source] != leaf[target]
+    far = pod[leaf[source]] != pod[leaf[target]]
+    low = [f"leaf{j}" for j in leaf]
+    carries(whole, 1.0, [f"node{n}->{at}" for n, at in enumerate(low)], [f"{at}->node{n}" for n, at in enumerate(low)])
+    for k in range(S if len(leaves) > 1 else 0):
+        high = [f"spine{pod[j] * S + k}" for j in leaf]
+        ways = list(zip(low, high, strict=True))
+        carries(apart, 1 / S, [f"{a}->{b}" for a, b in ways], [f"{b}->{a}" for a, b in ways])
+        for core in [f"core{k * C + c}" for c in range(C if pod[-1] > 0 else 0)]:
+            carries(far, 1 / (S * C), [f"{at}->{core}" for at in high], [f"{core}->{at}" for at in high])
+    return bandwidths, _joined(parts)
+
+
+def read_rail_pods(instance: Instance) -> tuple[dict[str, float], Entries]:
+    """Return the same of pods of rails: by every rail alike, between pods from any over any spine to any."""
+    fabric, nodes = instance.cluster.fabric, instance.cluster.nodes
+    assert isinstance(fabric, RailPods)
+    cluster = instance.cluster
+    R = fabric.rails or (cluster.gpus_per_node if cluster.nics is None else cluster.nics.per_node)
+    pod, each = np.arange(nodes) // fabric.nodes_per_pod, fabric.node_gb_per_s / R
+    pods, spines = int(pod[-1]) + 1, fabric.spines
+    links = [(f"node{n}", f"leaf{pod[n] * R + r}", each) for n in range(nodes) for r in range(R)]
+    if pods > 1:
+        up = each * fabric.nodes_per_pod / fabric.oversubscription / spines
+        links += [(f"leaf{j}", f"spine{k}", up) for j in range(pods * R) for k in range(spines)]
+    bandwidths = _both_ways(links, ("node", "leaf", "spine"))
+    index = {name: i for i, name in enumerate(bandwidths)}
+    source, target = _pairs(nodes)
+    far = pod[source] != pod[target]
+    parts: list[Entries] = []
+    for r in range(R):
+        leaf = pod * R + r
+        out = np.array([index[f"node{n}->leaf{leaf[n]}"] for n in range(nodes)])
+        into = np.array([index[f"leaf{leaf[n]}->node{n}"] for n in range(nodes)])
+        parts += [(way, source, target, np.full(len(source), 1 / R)) for way in (out[source], into[target])]
+        for k in range(spines if pods > 1 else 0):
+            share = np.full(int(far.sum()), 1 / (R * spines))
+            out = np.array([index[f"leaf{leaf[n]}->spine{k}"] for n in range(nodes)])
+            into = np.array([index[f"spine{k}->leaf{leaf[n]}"] for n in range(nodes)])
+            parts += [(way, source[far], target[far], share) for way in (out[source[far]], into[target[far]])]
+    return bandwidths, _joined(parts)
+
+
+def _both_ways(links: list[tuple[str, str, float]], ranks: tuple[str, ...]) -> dict[str, float]:
+    """Name links and their twins, in the order of the vertices that they start from, rank by rank; down before up."""
+    found = [(low, high, rate) for low, high, rate in links] + [(high, low, rate) for low, high, rate in links]
+
+    def place(end: str) -> tuple[int, int]:
+        rank = end.rstrip("0123456789")
+        return ranks.index(rank), int(end[len(rank) :])
+
+    found.sort(key=lambda link: (place(link[0]), place(link[1])))
+    return {f"{start}->{end}": rate for start, end, rate in found}
+
+
+def _joined(parts: list[Entries]) -> Entries:
+    link, source, target, share = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return link, source, target, share
+
+
 def _pairs(nodes: int) -> tuple[Ints, Ints]:
     """Return every ordered pair of different nodes."""
     source, target = np.divmod(np.flatnonzero(~np.eye(nodes, dtype=bool)), nodes)
@@ -77,5 +165,5 @@ def _uplink_gb_per_s(instance: Instance, fabric: FatTree) -> float:
     flows = fabric.flows_per_pair
     if flows is None:
         flows = cluster.gpus_per_node if cluster.nics is None else cluster.nics.per_node
-    others = max(0, cluster.nodes - fabric.nodes_per_leaf)
+    others = max(0, cluster.nodes - max(fabric.nodes_per_leaf, cluster.nvlink_domain_nodes or 1))
     return each / fullest_path(fabric.nodes_per_leaf * others * flows, fabric.spines)

@@ -7,12 +7,12 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 import pytest
-from builders import DRAGONFLY, MESH, tiny_instance
+from builders import DRAGONFLY, MESH, RAILS, THREE_LEVELS, tiny_instance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.errors import InputError
-from moe_placer.fabric import Routes, build_fabric, compile_routes, link_kind, link_name
+from moe_placer.fabric import Routes, build_fabric, compile_routes, link_kind, link_name, node_routes
 from moe_placer.verifier.loads import read_network
 
 
@@ -58,6 +58,8 @@ def test_full_mesh_by_hand() -> None:
         {"cluster": {"fabric": {"nodes_per_leaf": 4}}},
         {"cluster": {"nodes": 2, "fabric": {"nodes_per_leaf": 1, "spines": 3}}},
         {"cluster": {"nodes": 6, "fabric": DRAGONFLY}},
+        {"cluster": {"nodes": 6, "fabric": THREE_LEVELS}},
+        {"cluster": {"nodes": 6, "fabric": RAILS}},
     ],
 )
 def test_what_is_sent_arrives(changes: dict[str, object]) -> None:
@@ -143,6 +145,95 @@ def test_links_between_groups_are_told_from_local_ones() -> None:
 def test_more_global_links_than_routers_are_refused() -> None:
     with pytest.raises(InputError, match=r"cluster\.fabric\.global_links: found 3.*routers_per_group \(2\)"):
         tiny_instance(**dragonfly(6, global_links=3))
+
+
+def test_three_levels_by_hand() -> None:
+    # Leaves of one node, pods of two leaves and two spines, a core above each spine of all pods. 2:1 oversubscribed
+    # leaves: 400 / 2 / 2 = 100 GB/s to a spine; a pod's 4 of these links, 1.5:1: 400 / 1.5 / 2 to a core.
+    routes = routes_of(cluster={"nodes": 6, "fabric": THREE_LEVELS})
+    bandwidth = dict(zip(routes.links, routes.bandwidth.tolist(), strict=True))
+    assert bandwidth["node0->leaf0"] == 400.0
+    assert bandwidth["leaf3->spine2"] == bandwidth["spine2->leaf3"] == 100.0
+    assert bandwidth["spine3->core1"] == bandwidth["core1->spine5"] == pytest.approx(400 / 1.5 / 2)
+    assert len(routes.links) == 2 * (6 + 6 * 2 + 3 * 2)
+    assert "spine3->core0" not in bandwidth  # the second spine of a pod
+    assert "leaf1->spine2" not in bandwidth  # of another pod
+    assert share(routes, "leaf0->spine1", 0, 1) == share(routes, "spine1->leaf1", 0, 1) == 0.5
+    assert share(routes, "spine0->core0", 0, 1) == 0.0
+    for link in ("leaf0->spine1", "spine1->core1", "core1->spine3", "spine3->leaf2"):
+        assert share(routes, link, 0, 2) == 0.5
+    assert routes.hops[0].tolist() == [0, 4, 6, 6, 6, 6]
+
+
+def test_pods_of_rails_by_hand() -> None:
+    # Nodes of two GPUs: two rails of 200 GB/s, a leaf for each in every pod of two nodes; 2:1: 2 * 200 / 2 / 2 a spine.
+    routes = routes_of(cluster={"fabric": RAILS})
+    bandwidth = dict(zip(routes.links, routes.bandwidth.tolist(), strict=True))
+    assert bandwidth["node3->leaf2"] == bandwidth["leaf3->node3"] == 200.0
+    assert bandwidth["leaf3->spine1"] == bandwidth["spine0->leaf0"] == 100.0
+    assert len(routes.links) == 2 * (4 * 2 + 4 * 2)
+    assert share(routes, "node0->leaf1", 0, 1) == share(routes, "leaf1->node1", 0, 1) == 0.5
+    assert share(routes, "leaf1->spine0", 0, 1) == 0.0  # nothing leaves a leaf inside a pod
+    assert share(routes, "leaf1->spine0", 0, 2) == share(routes, "spine0->leaf3", 0, 2) == 0.25
+    assert routes.hops[0].tolist() == [0, 2, 4, 4]
+    nics = {"per_node": 1, "gb_per_s": 400.0, "receive": "source-rail"}
+    assert "node3->leaf1" in routes_of(cluster={"fabric": RAILS, "nics": nics}).links  # as many rails as NICs
+    assert "node0->leaf3" in routes_of(cluster={"fabric": {**RAILS, "rails": 4}}).links
+
+
+def test_copies_cannot_cross_rails() -> None:
+    nics = {"per_node": 2, "gb_per_s": 200.0, "receive": "destination-gpu"}
+    with pytest.raises(InputError, match=r"destination-gpu.*source-rail or shared: with rail-pods"):
+        tiny_instance(cluster={"fabric": RAILS, "nics": nics})
+    with pytest.raises(InputError, match=r"cluster\.fabric\.rails: found 3, expected cluster\.nics\.per_node \(2\)"):
+        tiny_instance(cluster={"fabric": {**RAILS, "rails": 3}, "nics": {**nics, "receive": "source-rail"}})
+
+
+@given(nodes=st.integers(1, 13), leaf=st.integers(1, 4), pod=st.integers(1, 3), spines=st.integers(1, 3))
+@settings(max_examples=25)
+def test_the_verifier_reads_the_same_trees_and_rails(nodes: int, leaf: int, pod: int, spines: int) -> None:
+    levels = {**THREE_LEVELS, "nodes_per_leaf": leaf, "leaves_per_pod": pod, "spines": spines, "cores": leaf}
+    rails = {**RAILS, "nodes_per_pod": leaf, "rails": pod, "spines": spines}
+    for fabric in (levels, rails):
+        instance = tiny_instance(cluster={"nodes": nodes, "fabric": fabric}, parallelism={"dp": 1})
+        routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance)
+        assert network.links == routes.links
+        assert network.bandwidth == pytest.approx(routes.bandwidth)
+        theirs = np.zeros((len(network.links), nodes, nodes))
+        theirs[network.link, network.source, network.target] = network.share
+        assert len(network.share) == np.count_nonzero(theirs)
+        assert routes.shares.toarray().reshape(-1, nodes, nodes) == pytest.approx(theirs)
+
+
+def test_nvlink_joins_the_nodes_of_a_domain() -> None:
+    plain = routes_of(parallelism={"dp": 1}, cluster={"nodes": 6})
+    nics = {"per_node": 2, "gb_per_s": 200.0, "receive": "source-rail"}
+    instance = tiny_instance(parallelism={"dp": 1}, cluster={"nodes": 6, "nvlink_domain_nodes": 4, "nics": nics})
+    routes = node_routes(instance)
+    table = routes.shares.toarray().reshape(-1, 6, 6)
+    domain = np.arange(6) // 4
+    assert not table[:, domain[:, None] == domain[None, :]].any()
+    apart = domain[:, None] != domain[None, :]
+    assert (table[: len(plain.links), apart] == plain.shares.toarray().reshape(-1, 6, 6)[:, apart]).all()
+    assert routes.hops[0].tolist() == [0, 0, 0, 0, 4, 4]
+    network = read_network(instance)
+    theirs = np.zeros_like(table)
+    theirs[network.link, network.source, network.target] = network.share
+    assert network.links == routes.links
+    assert table == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"placement": {"dispatch": "per-node"}, "traffic": {"kind": "trace"}}, r"placement\.dispatch: per-node"),
+        ({"nics": {"per_node": 2, "gb_per_s": 200.0, "receive": "destination-gpu"}}, "receive: destination-gpu"),
+    ],
+)
+def test_domains_need_copies_that_count_one_by_one(changes: dict[str, object], field: str) -> None:
+    cluster = {"nvlink_domain_nodes": 2, **({"nics": changes.pop("nics")} if "nics" in changes else {})}
+    with pytest.raises(InputError, match=rf"cluster\.nvlink_domain_nodes: found 2, with .*{field}"):
+        tiny_instance(cluster=cluster, **changes)
 
 
 def test_one_node_has_no_network_to_cross() -> None:

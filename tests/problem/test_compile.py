@@ -32,6 +32,8 @@ def naive_cost(instance: Instance, traffic: Traffic, problem: Problem, node: np.
     expert, replica = problem.items(0)
     for i, (e, r) in enumerate(zip(expert, replica, strict=True)):
         for s in range(nodes):
+            if instance.cluster.joined(s, node[i]):
+                continue  # by NVLink
             if instance.placement.replica_routing == "group":
                 d = tokens[s, e] if s * instance.parallelism.dp // nodes == r else 0.0
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import DRAGONFLY, MESH, ONE_LAYER, tiny_instance, tiny_traffic
+from builders import DRAGONFLY, MESH, ONE_LAYER, RAILS, THREE_LEVELS, tiny_instance, tiny_traffic
 from command_line import run
 
 from moe_placer import Limits, load_instance, solve
@@ -29,6 +29,11 @@ FABRICS: dict[str, dict[str, Any]] = {
     "uneven leaves": {"nodes": 22, "fabric": {"nodes_per_leaf": 4, "spines": 3}},
     "one leaf": {"nodes": 12, "fabric": {"nodes_per_leaf": 12}},
     "mesh": {"nodes": 12, "fabric": MESH},
+    "three levels": {"nodes": 22, "fabric": {**THREE_LEVELS, "nodes_per_leaf": 3, "cores": 2}},
+    "one pod": {"nodes": 6, "fabric": {**THREE_LEVELS, "nodes_per_leaf": 3}},
+    "leaf of three levels": {"nodes": 3, "fabric": {**THREE_LEVELS, "nodes_per_leaf": 3}},
+    "rails": {"nodes": 22, "fabric": {**RAILS, "nodes_per_pod": 4, "rails": 3}},
+    "one pod of rails": {"nodes": 4, "fabric": {**RAILS, "nodes_per_pod": 4}},
     "dragonfly": {"nodes": 24, "fabric": {**DRAGONFLY, "nodes_per_router": 2, "routers_per_group": 3}},
     "parallel": {"nodes": 24, "fabric": {**DRAGONFLY, "routers_per_group": 4, "global_links": 2}},
     "two nodes": {"nodes": 2},

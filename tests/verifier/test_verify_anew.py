@@ -33,7 +33,10 @@ def naive_costs(instance: Instance, traffic: Traffic, row: int, replicas: list[i
     items = [(expert, replica) for expert, count in enumerate(replicas) for replica in range(count)]
     c = np.zeros((len(items), nodes, len(links)))
     starting = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+    each = instance.cluster.nvlink_domain_nodes or 1
     for s, n in itertools.permutations(range(nodes), 2):
+        if s // each == n // each:
+            continue  # by NVLink
         routes = list(nx.all_shortest_paths(graph, f"node{s}", f"node{n}", weight="length"))
         for i, (expert, replica) in enumerate(items):
             if instance.placement.replica_routing == "even":

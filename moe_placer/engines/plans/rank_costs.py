@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from moe_placer.engines.plans.checks import refuse
 from moe_placer.engines.plans.plan import Deployment, read_deployment
-from moe_placer.fabric import build_fabric, compile_routes
+from moe_placer.fabric import routes_between
 from moe_placer.files import parse_json
 from moe_placer.instance import Instance
 
@@ -36,7 +36,7 @@ def rank_costs(instance: Instance) -> npt.NDArray[np.float64]:
     Returns
     -------
     float array [ranks, ranks]
-        0 on the diagonal, 1 within a node.
+        0 on the diagonal, 1 within a node, or where NVLink joins two.
 
     Raises
     ------
@@ -45,11 +45,11 @@ def rank_costs(instance: Instance) -> npt.NDArray[np.float64]:
     """
     deployment = read_deployment(instance)
     nodes, per_node = instance.cluster.nodes, deployment.gpus_per_node
-    routes = compile_routes(build_fabric(instance), nodes)
+    routes = routes_between(instance)
     even = np.asarray(routes.shares.sum(axis=1)).ravel() * per_node / max(1, nodes - 1)
     busy = even / routes.bandwidth * instance.cluster.nvlink_gb_per_s
     between = (routes.shares.T @ busy).reshape(nodes, nodes)
-    np.fill_diagonal(between, 1.0)
+    between[routes.hops == 0] = 1.0  # by NVLink
     working = list(deployment.nodes)
     costs = np.kron(between[np.ix_(working, working)], np.ones((per_node, per_node)))
     np.fill_diagonal(costs, 0.0)

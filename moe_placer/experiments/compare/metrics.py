@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import build_fabric, compile_routes, dispatch_us, is_nic, link_bandwidths
+from moe_placer.fabric import dispatch_us, is_nic, link_bandwidths, routes_between
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
 from moe_placer.verifier.loads import Network, choices_per_token, read_network
+from moe_placer.verifier.nics import nvlink_domains
 from moe_placer.verifier.picked import split_best, tokens_by_views
 from moe_placer.verifier.replica_choice import check_rule, views_of
 from moe_placer.verifier.rules import Replica, read_replicas
@@ -33,7 +34,7 @@ class Flows:
     Attributes
     ----------
     between : float array [MoE layers, nodes, nodes]
-        From every node to every other node; the diagonal, what stays in a node, is 0.
+        From every node to every other node; what stays in a node, or goes by NVLink to another one, is 0.
     sent : float array [MoE layers, nodes, places]
         The same to places: to nodes, or to GPUs where these receive by NICs of their own.
     gpu : float array [MoE layers, GPUs]
@@ -70,13 +71,15 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic, rule:
     of_layer: list[list[Replica]] = [[] for _ in range(layers)]
     for replica in read_replicas(instance, placement):
         of_layer[replica.row].append(replica)
+    domain = nvlink_domains(instance)
+    crossing = domain[:, None] != domain[None, :]
     between, gpu = np.zeros((layers, nodes, nodes)), np.zeros((layers, instance.gpus))
     sent: list[Floats] = []
     on_nics: list[Floats] = []
     counted = _counts(instance, traffic, choices, of_layer, rule)
     for row, (replicas, (flow, demand, *nics)) in enumerate(zip(of_layer, counted, strict=True)):
         on_nics += nics
-        between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2)
+        between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2) * crossing
         sent.append(flow)
         for item, replica in enumerate(replicas):
             gpu[row, list(replica.gpus)] += demand[:, item].sum() / len(replica.gpus)
@@ -97,7 +100,7 @@ def _counts(
         for row, replicas in enumerate(layers):
             yield split_best(instance, traffic, choices[:, row], replicas, network)
         return
-    hops = compile_routes(build_fabric(instance), instance.cluster.nodes).hops
+    hops = routes_between(instance).hops
     for row, views in enumerate(views_of(instance, rule, layers, hops)):
         yield tokens_by_views(instance, traffic, row, choices[:, row], layers[row], views)
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from moe_placer.errors import UsageError
 from moe_placer.experiments.compare.metrics import find_dispatch_us
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import FatTree
+from moe_placer.instance.schema import FatTree, RailPods, ThreeLevelTree
 from moe_placer.placement import Placement
 from moe_placer.schedule.memory_limits import most_tokens
 from moe_placer.schedule.program import Program, compile_program
@@ -162,21 +162,21 @@ def _refuse_repeats(values: Sequence[object]) -> None:
 
 
 def on_fabric(program: Program, oversubscription: float | None) -> Program:
-    """Return the same program on a fat tree with another oversubscription.
+    """Return the same program on leaves with another oversubscription.
 
     Raises
     ------
     UsageError
-        The fabric is no fat tree, or the value out of range.
+        The fabric has no leaves, or the value is out of range.
     """
     if oversubscription is None:
         return program
     instance = program.instance
     fabric = instance.cluster.fabric
-    if not isinstance(fabric, FatTree):
-        raise UsageError(f"oversubscription is of fat trees, and {instance.name} has a {fabric.kind}")
+    if not isinstance(fabric, FatTree | ThreeLevelTree | RailPods):
+        raise UsageError(f"oversubscription is of leaves, and {instance.name} has a {fabric.kind}")
     try:
-        other = FatTree.model_validate({**fabric.model_dump(), "oversubscription": float(oversubscription)})
+        other = type(fabric).model_validate({**fabric.model_dump(), "oversubscription": float(oversubscription)})
     except ValidationError:
         raise UsageError(f"oversubscription is {oversubscription:g}, expected 0.01 to 1000") from None
     cluster = instance.cluster.model_copy(update={"fabric": other})

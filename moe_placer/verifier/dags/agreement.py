@@ -275,7 +275,7 @@ def _inside(dag: DagFile, deployment: Deployment) -> tuple[set[str], set[str]]:
     for layer in {op.get("layer", -1) for op in dag.operations.values() if op["kind"] in {"dispatch", "combine"}}:
         if (placed := deployment.moe.get(layer)) is not None:
             held = {deployment.node(gpu) for gpus in placed.gpus.values() for gpu in gpus}
-            pairs = [(s, d) for s in range(deployment.instance.cluster.nodes) for d in held if s != d]
+            pairs = [(s, d) for s in range(deployment.instance.cluster.nodes) for d in held if deployment.apart(s, d)]
             may |= {way for s, d in pairs for way in (f"{s}>{d}", f"{d}>{s}")}
             must |= {way for s, d in pairs if placed.flow[s, d] > 0 for way in (f"{s}>{d}", f"{d}>{s}")}
     return may, must
@@ -320,7 +320,7 @@ def _check_between_nodes(
     where = f"{row['source']} -> {row['target']}"
     if differs(row["shape"][0], tokens):
         yield dag.breach("dag-traffic", where, f"{row['shape'][0]:,.3f} tokens, the placement gives {tokens:,.3f}")
-    if row.get("routes", []) != ([f"{s}>{d}"] if s != d else []):
+    if row.get("routes", []) != ([f"{s}>{d}"] if deployment.apart(s, d) else []):
         yield dag.breach(
             "dag-traffic", where, f"it goes {row.get('routes', [])}, required is from node {s} to node {d}"
         )

@@ -29,7 +29,8 @@ def check_travel(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
         if row["travel"] != required:
             where, message = f"{row['source']} -> {row['target']}", f"it travels by {row['travel']}"
             yield dag.breach("dag-communication", where, f"{message}, required is {required}")
-        ways = {f"{s}>{d}" for s, d in _ways(source, target, deployment) if s != d} if required == "network" else set()
+        pairs = _ways(source, target, deployment) if required == "network" else set()
+        ways = {f"{s}>{d}" for s, d in pairs if deployment.apart(s, d)}
         if (found := row.get("routes", [])) != sorted(ways, key=_pair):
             where, message = f"{row['source']} -> {row['target']}", f"it goes {', '.join(found) or 'nowhere'}"
             yield dag.breach("dag-traffic", where, f"{message}, required is {', '.join(sorted(ways)) or 'nowhere'}")
@@ -83,10 +84,11 @@ def _travel(source: Row, target: Row, deployment: Deployment) -> str:
     between = "nvlink" if len({*source["gpus"], *target["gpus"]}) > 1 else "same-gpu"
     if kind in {"split", "gather"}:
         many = target if kind == "split" else source
-        return "network" if _nodes(many["gpus"], deployment) - {_home(deployment)} else between
+        home = _home(deployment)
+        return "network" if any(deployment.apart(home, node) for node in _nodes(many["gpus"], deployment)) else between
     if kind in _WITHIN_GROUP:
         groups = _groups(target["gpus"], deployment)
-        if any(len(_nodes(group, deployment)) > 1 for group in groups):
+        if any(_spread(group, deployment) for group in groups):
             return "network"
         return "nvlink" if any(len(group) > 1 for group in groups) else "same-gpu"
     if kind == "expert_reduce":
@@ -94,14 +96,22 @@ def _travel(source: Row, target: Row, deployment: Deployment) -> str:
     if ends in ALL_TO_ALL:
         s, d = deployment.node(source["gpus"][0]), deployment.node(target["gpus"][0])
         # Forwarded tokens have not moved before, nor do sums afterwards, unless to another node.
-        return "network" if s != d else "same-gpu" if deployment.forwards else between
+        return "network" if deployment.apart(s, d) else "same-gpu" if deployment.forwards else between
     if deployment.forwards and ends in FORWARDED:
         nodes = _nodes((target if kind == "expert" else source)["gpus"], deployment)
         return "nvlink" if deployment.exchanges(nodes) else "same-gpu"
     if kind == "aggregate" and source["kind"] in {"combine", "combine_receive"}:
-        spread = any(len(_nodes(group, deployment)) > 1 for group in _groups(target["gpus"], deployment))
-        return "network" if spread else "same-gpu"
+        groups = _groups(target["gpus"], deployment)
+        if any(_spread(group, deployment) for group in groups):
+            return "network"
+        return between if any(len(_nodes(group, deployment)) > 1 for group in groups) else "same-gpu"
     return "same-gpu"
+
+
+def _spread(gpus: Iterable[int], deployment: Deployment) -> bool:
+    """Whether GPUs are of several NVLink domains."""
+    first, *others = sorted(_nodes(gpus, deployment)) or [0]
+    return any(deployment.apart(first, node) for node in others)
 
 
 def _home(deployment: Deployment) -> int:
@@ -132,7 +142,7 @@ def _hot(source: Row, target: Row, deployment: Deployment) -> float:
     worst = max(placed.cost.values(), default=0.0)
     # Combine is dispatch reversed, and as hot as the way that its tokens came.
     s, d = (s, d) if ends[0] == "dispatch_send" else (d, s)
-    if s == d or worst <= 0 or placed.flow[s, d] <= 0:
+    if not deployment.apart(s, d) or worst <= 0 or placed.flow[s, d] <= 0:
         return 0.0
     return float(max(placed.arrival[s, d], *(placed.cost[link] for link in deployment.routes[f"{s}>{d}"])) / worst)
 
@@ -153,8 +163,9 @@ def _check_moved(dag: DagFile, deployment: Deployment) -> Iterator[DagViolation]
         if op["kind"] in {"dispatch", "combine"} and placed is not None:
             own = getattr(deployment.instance.placement, f"{op['kind']}_dtype")
             share = wire_bytes(model, own) / batches[op["layer"], op["kind"]]
-            inside = float(placed.flow.trace()) * share
-            far = float(placed.flow.sum()) * share - inside
+            nodes = range(deployment.instance.cluster.nodes)
+            far = share * sum(float(placed.flow[s, d]) for s in nodes for d in nodes if deployment.apart(s, d))
+            inside = float(placed.flow.sum()) * share - far
         near = sum(size for how, size in moved.items() if how != "network")
         if differs(moved.get("network", 0.0), far) or differs(near, inside):
             found = f"{moved.get('network', 0.0):,.0f} bytes cross the network and {near:,.0f} stay in their node"

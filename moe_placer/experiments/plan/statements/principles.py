@@ -100,8 +100,9 @@ def _gpu(f: Figures) -> Judged:
 def _fabric(f: Figures) -> Judged:
     fabric = f.instance["cluster"]["fabric"]
     words = f"{fabric['kind']}, {fabric['node_gb_per_s']:g} GB/s per node"
-    if fabric["kind"] == "fat-tree":
-        words += f", {fabric['nodes_per_leaf']} nodes per leaf, {fabric['oversubscription']:g}:1 oversubscribed"
+    for size, unit in (("nodes_per_leaf", "leaf"), ("nodes_per_pod", "pod")):
+        if size in fabric:
+            words += f", {fabric[size]} nodes per {unit}, {fabric['oversubscription']:g}:1 oversubscribed"
     return "open", words
 
 
