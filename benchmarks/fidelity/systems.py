@@ -43,11 +43,14 @@ ABLATIONS: Mapping[str, Changes] = {
             }
         }
     },
+    "micro-batches without stages": {"schedule": {"kernels": {"preset": "deepep", "decode": {"staged": False}}}},
     "one copy per expert": {
         "placement": {"dispatch": "per-expert"},
         "cluster": {"nics": {"per_node": 8, "gb_per_s": 50.0, "receive": "source-rail"}},
     },
 }
+# In which phase that is how it is.
+_AS_IT_IS: Mapping[str, Phase] = {"one copy per expert": "decode", "micro-batches without stages": "prefill"}
 
 
 def system_rows() -> Iterator[dict[str, Any]]:
@@ -58,8 +61,8 @@ def system_rows() -> Iterator[dict[str, Any]]:
         if not system.balanced:
             yield _row(system, "balanced experts", predict(system, {}, True, 2))
         for name, changes in ABLATIONS.items():
-            if name == "one copy per expert" and system.phase == "decode":
-                continue  # as it is
+            if system.phase == _AS_IT_IS.get(name):
+                continue
             yield _row(system, name, predict(system, changes, system.balanced, 2))
 
 

@@ -53,6 +53,11 @@ class KernelParameters(Section):
     last_logits: bool | None = Field(
         None, description="Whether the head works on the last token of every sequence only, in prefill."
     )
+    staged: bool | None = Field(
+        None,
+        description="Whether micro-batches keep to an engine's order of stages: dispatch beside shared experts, "
+        "combine beside the other's attention, experts beside no all-to-all.",
+    )
 
 
 class Kernels(Section):

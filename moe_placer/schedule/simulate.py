@@ -18,6 +18,7 @@ from moe_placer.placement import Placement
 from moe_placer.schedule.durations import Durations, find_durations
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.program import ONCE, Program, compile_program
+from moe_placer.schedule.stages import stage_order
 from moe_placer.schedule.timing import Timing, timing_of
 from moe_placer.schedule.workload import Condition, Workload
 from moe_placer.traffic.recording import Traffic
@@ -135,7 +136,7 @@ def simulate(
     durations = find_durations(program, workload, timing, condition)
     slowdown = timing.stretch(workload.micro_batches)
     network = Network(program.instance, condition.slow_links, slowdown=slowdown, record=record)
-    run = _Run(program, durations, network)
+    run = _Run(program, durations, network, timing.staged)
     run.whole_step()
     start, end = np.array(run.start), np.array(run.end)
     return Timeline(program, durations, workload, timing, start, end, np.array(run.cause), network)
@@ -144,8 +145,9 @@ def simulate(
 class _Run:
     """The state of one simulation; lists, since single numbers are what is looked at."""
 
-    def __init__(self, program: Program, durations: Durations, network: Network) -> None:
+    def __init__(self, program: Program, durations: Durations, network: Network, staged: bool) -> None:
         self.program, self.network, self.durations = program, network, durations
+        self.next_batch, self.next_layer = stage_order(program) if staged and durations.batches > 1 else ({}, {})
         size, count = len(program), len(program) * durations.batches
         self.once = program.of_kinds(ONCE).tolist()
         self.overhead, self.busy, self.latency = (
@@ -175,7 +177,10 @@ class _Run:
         return range(1 if self.once[operation] else self.durations.batches)
 
     def _after(self, operation: int, batch: int) -> list[int]:
-        """Tasks that wait for one: those of its micro-batch; what is done once waits for all, and all wait for it."""
+        """Tasks that wait for one: those of its micro-batch; what is done once waits for all, and all wait for it.
+
+        In the order of stages, also some of the next micro-batch.
+        """
         size, tasks = len(self.program), []
         for p in self.program.after[operation]:
             if self.once[p]:
@@ -184,7 +189,9 @@ class _Run:
                 tasks += [b * size + p for b in range(self.durations.batches)]
             else:
                 tasks.append(batch * size + p)
-        return tasks
+        if batch + 1 < self.durations.batches:
+            return tasks + [(batch + 1) * size + p for p in self.next_batch.get(operation, ())]
+        return tasks + self.next_layer.get(operation, [])
 
     def whole_step(self) -> None:
         size = len(self.program)

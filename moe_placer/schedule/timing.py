@@ -51,6 +51,8 @@ class Timing:
         attention is as long as its FLOPs or its bytes together.
     last_logits : bool
         Whether the head works on the last token of every sequence only, in prefill.
+    staged : bool
+        Whether micro-batches keep to the order of stages of `moe_placer.schedule.stages`; else whatever can run does.
 
     Raises
     ------
@@ -77,6 +79,7 @@ class Timing:
     attention_passes: float = 0.0
     separate_scores: bool = False
     last_logits: bool = False
+    staged: bool = False
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -141,6 +144,7 @@ PRESETS: Mapping[str, Mapping[Phase, Mapping[str, float]]] = {
             "all_to_all_nvlink": 0.7,
             "all_to_all_compute_us": 60.0,
             "attention_passes": 4.0,
+            "staged": True,
         },
     },
 }

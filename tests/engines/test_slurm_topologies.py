@@ -99,10 +99,15 @@ def test_one_leaf_may_be_smaller_and_is_the_last(tmp_path: Path) -> None:
     assert mistake_of(file).found == "leaves of different sizes (a 1, b 2, c 3)"
 
 
-def test_three_levels_need_a_choice(tmp_path: Path) -> None:
+def test_three_levels_are_pods_or_what_is_chosen(tmp_path: Path) -> None:
     file = write(tmp_path, "topology.conf", DEEP)
-    mistake = mistake_of(file)
-    assert mistake.found == "3 levels of switches (4, 2, 1 from the nodes up)"
+    tree = read(file)
+    assert (tree.nodes_per_leaf, tree.leaves_per_pod, len(tree.nodes)) == (2, 2, 8)
+    assert (tree.cores, tree.pod_oversubscription) == (None, None)  # such a file has no cables
+    few = read(file, hosts=["a1", "b1", "b2", "b3", "b4"])
+    assert (few.nodes[:4], few.nodes_per_leaf, few.leaves_per_pod) == (("b1", "b2", "b3", "b4"), 2, 2)
+    mistake = mistake_of(file, hosts=["a1", "a2", "a3", "b1", "b2", "b3"])
+    assert mistake.found.startswith("leaves or pods of different sizes (nodes on leaves: ")
     assert "--leaf-level 1 takes the 4 of level 1 as leaves; --leaf-level 2 takes the 2 of level 2" in mistake.expected
     assert read(file, leaf_level=1).nodes_per_leaf == 2
     assert read(file, leaf_level=2).nodes_per_leaf == 4

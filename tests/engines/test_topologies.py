@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from drafted import SMALL, recorded
 from topology_files import (
+    DEEP,
     GRAPH,
     IBNET,
     NCCL,
@@ -28,14 +29,13 @@ from moe_placer.engines.init import Wishes, draft_instance, inspect_recordings, 
 from moe_placer.engines.topology import Choice, read_topologies
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import ThreeLevelTree
 
 
 def test_topographs_graph(tmp_path: Path) -> None:
     topology = read(write(tmp_path, "graph.json", GRAPH))
     assert (topology.nodes, topology.nodes_per_leaf) == (("I0", "I1", "I2", "I3"), 2)
-    assert topology.notes == (
-        "cluster: NVLink domains reach over up to 4 nodes; an instance has NVLink within a node only",
-    )
+    assert topology.notes == ("cluster: NVLink domains reach over up to 4 nodes; see cluster.nvlink_domain_nodes",)
 
 
 def test_kubernetes_nodes(tmp_path: Path) -> None:
@@ -147,6 +147,21 @@ def test_an_instance_has_the_rails(tmp_path: Path) -> None:
     assert instance.cluster.fabric.node_gb_per_s == 400.0
 
 
+def test_an_instance_has_the_three_levels(tmp_path: Path) -> None:
+    topology = read(write(tmp_path, "topology.conf", DEEP))
+    model = read_model_config(write(tmp_path, "config.json", SMALL))
+    recording = inspect_recordings([recorded(tmp_path)], model)
+    drafted = draft_instance(model, recording, topology, Wishes(gpus_per_node=8, slots_per_gpu=1), tmp_path)
+    fabric = Instance.model_validate(drafted.data).cluster.fabric
+    assert isinstance(fabric, ThreeLevelTree)
+    assert (fabric.nodes_per_leaf, fabric.leaves_per_pod, fabric.pod_oversubscription) == (2, 2, 1.0)
+    assert any("no oversubscription above pods" in line for line in drafted.assumed)
+    two = draft_instance(
+        model, recording, topology, Wishes(gpus_per_node=8, slots_per_gpu=1, nodes_per_leaf=4), tmp_path
+    )
+    assert two.data["cluster"]["fabric"]["kind"] == "fat-tree"
+
+
 def test_rails_that_are_shared_in_part_or_uneven_are_refused(tmp_path: Path) -> None:
     cables = rails(4, hcas=2)
     cables["n3", "mlx5_1"] = ("pod0-other", "4xNDR")
@@ -171,7 +186,11 @@ def test_three_levels_of_cables(tmp_path: Path) -> None:
     hcas = {(f"n{i}", "mlx5_0"): (f"leaf{i // 2}", "4xNDR") for i in range(8)}
     trunks = [(f"leaf{i}", f"spine{i // 2}", 1) for i in range(4)] + [(f"spine{i}", "core", 2) for i in range(2)]
     file = write(tmp_path, "ib.out", ibnet(hcas, trunks))
-    assert mistake_of(file).found == "3 levels of switches (4, 2, 1 from the nodes up)"
+    tree = read(file)
+    assert tree.nodes == tuple(f"n{i}" for i in range(8))
+    assert (tree.nodes_per_leaf, tree.leaves_per_pod, tree.spines, tree.cores) == (2, 2, 1, 1)
+    assert (tree.oversubscription, tree.pod_oversubscription) == (2.0, 1.0)
+    assert read(file, leaf_level=1).leaves_per_pod is None
     assert read(file, leaf_level=1).oversubscription == 2.0
     assert read(file, leaf_level=2).nodes_per_leaf == 4
 

@@ -14,7 +14,7 @@ from moe_placer.errors import InputError
 from moe_placer.instance import load_instance
 from moe_placer.schedule.durations import Durations, find_durations
 from moe_placer.schedule.program import Program, compile_program
-from moe_placer.schedule.simulate import simulate
+from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.timing import PRESETS, Timing, timing_of
 from moe_placer.schedule.workload import Condition, Workload
 
@@ -122,3 +122,40 @@ def test_a_dispatch_starts_when_its_kernel_does(deepseek: Program) -> None:
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(Exception, match=f"{next(iter(wrong))} is"):
         Timing(**wrong)  # type: ignore[arg-type]
+
+
+def test_stages_keep_experts_and_all_to_alls_of_two_micro_batches_apart() -> None:
+    instance = deployment("stages", nodes=2, gpu="H800", tokens_per_gpu=64, layers=6)
+    program = compile_program(instance, contiguous(instance), balanced(instance))
+    free, staged = (
+        simulate(program, Workload("decode", 64, 4096, 2), replace(timing_of(instance, "decode"), staged=staged))
+        for staged in (False, True)
+    )
+    assert together(free) > 0
+    assert together(staged) == 0
+    assert staged.makespan > free.makespan
+    # The first micro-batch is ahead in every layer, and the second is in the same layer before it goes on.
+    ends = {(staged.batch(t), int(program.layer[staged.operation(t)])): staged.end[t] for t in staged.tasks().tolist()}
+    order = [ends[batch, layer] for layer in (3, 4, 5) for batch in (0, 1)]
+    assert order == sorted(order)
+    # With one micro-batch there is nothing to keep apart.
+    one = Workload("decode", 64, 4096, 1)
+    alone = [simulate(program, one, replace(timing_of(instance, "decode"), staged=s)).makespan for s in (False, True)]
+    assert alone[0] == alone[1]
+
+
+def together(timeline: Timeline) -> float:
+    """µs that experts of one micro-batch and an all-to-all of the other are beside each other, over all pairs."""
+    program, total = timeline.program, 0.0
+    experts = [t for t in timeline.tasks().tolist() if program.kinds[timeline.operation(t)] == "expert"]
+    sends = [t for t in timeline.tasks().tolist() if timeline.operation(t) in program.sent]
+    gpus = [set(program.gpus[p]) for p in range(len(program))]
+    for expert in experts:
+        for send in sends:
+            if (
+                timeline.batch(expert) != timeline.batch(send)
+                and gpus[timeline.operation(expert)] & gpus[timeline.operation(send)]
+            ):
+                both = min(timeline.end[expert], timeline.end[send]) - max(timeline.start[expert], timeline.start[send])
+                total += max(0.0, both - 1e-6)
+    return total

@@ -227,9 +227,24 @@ def _fabric(
         "oversubscription": over or 1.0,
         "link_utilization": 0.8,
     }
+    fabric |= _pods(None if wishes.nodes_per_leaf else known, assumed)
     if assumed:
         said.append(f"assumed: {', '.join(assumed)}")
     return fabric, "; ".join(said), bool(assumed)
+
+
+def _pods(known: Topology | None, assumed: list[str]) -> dict[str, Any]:
+    """Return what a third level of switches adds to the section, and note what is assumed of it."""
+    if known is None or known.leaves_per_pod is None:
+        return {}
+    if known.pod_oversubscription is None:
+        assumed.append("no oversubscription above pods (cluster.fabric.pod_oversubscription)")
+    return {
+        "kind": "fat-tree-3",
+        "leaves_per_pod": known.leaves_per_pod,
+        "cores": known.cores or 1,
+        "pod_oversubscription": known.pod_oversubscription or 1.0,
+    }
 
 
 def _put_parallelism(draft: Draft, wishes: Wishes) -> None:

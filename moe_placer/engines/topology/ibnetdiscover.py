@@ -107,6 +107,8 @@ def read_ibnetdiscover(file: Path, choice: Choice) -> Topology:
         tree.oversubscription or over,
         (*tree.notes, *(note for note in notes if note not in tree.notes)),
         nics,
+        tree.leaves_per_pod,
+        *(_above_spines(fabric, switches) if tree.leaves_per_pod else (None, None)),
     )
 
 
@@ -228,3 +230,13 @@ def _uplinks(
     ratios = {leaf: down[leaf] / sum(up[leaf].values()) for leaf in leaves}
     spines = {len({spine for leaf in own for spine in up[leaf]}) for own in pods.values()}
     return max(ratios.values()), min(spines), len(set(ratios.values())) > 1 or len(spines) > 1
+
+
+def _above_spines(fabric: _Fabric, pods: Mapping[str, frozenset[str]]) -> tuple[int, float]:
+    """Return the cores above a spine, and the largest oversubscription of a spine."""
+    leaves = frozenset().union(*pods.values())
+    spines = {spine for leaf in leaves for spine in fabric.trunks[leaf]} - leaves
+    up = {s: {core: gb for core, gb in fabric.trunks[s].items() if core not in leaves | spines} for s in spines}
+    down = {s: sum(gb for leaf, gb in fabric.trunks[s].items() if leaf in leaves) for s in spines}
+    joined = [s for s in spines if up[s]]
+    return min(len(up[s]) for s in joined), max(down[s] / sum(up[s].values()) for s in joined)

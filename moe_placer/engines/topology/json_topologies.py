@@ -144,4 +144,4 @@ def _domain_notes(domains: Mapping[str, Sequence[str]]) -> list[str]:
     largest = max(map(len, domains.values()), default=0)
     if largest < 2:
         return []
-    return [f"cluster: NVLink domains reach over up to {largest} nodes; an instance has NVLink within a node only"]
+    return [f"cluster: NVLink domains reach over up to {largest} nodes; see cluster.nvlink_domain_nodes"]

@@ -72,15 +72,18 @@ def topology_of_tiers(
     Raises
     ------
     InputError
-        There are more levels of switches than two, or leaves of different sizes: a fat tree of an instance has neither.
+        There are more levels of switches than three, or leaves or pods of different sizes: fat trees of an instance
+        have neither.
     """
     chosen = choose(file, paths, choice)
     levels = _levels(file, chosen)
     depth = len(levels)
     leaf_level = choice.leaf_level
     if leaf_level is None:
-        if depth > 2:
+        if depth > 3:
             raise InputError(_too_deep(file, levels))
+        if depth == 3:
+            return _three_levels(title, file, levels, gpus_per_node, notes)
         leaf_level = 1
     if not 1 <= leaf_level <= depth:
         raise InputError(Mistake(str(leaf_level), f"a level from 1 to {depth}", "--leaf-level", file))
@@ -97,6 +100,42 @@ def topology_of_tiers(
             title, nodes, gpus_per_node, nodes_per_leaf=len(nodes), spines=1, oversubscription=1.0, notes=tuple(notes)
         )
     return Topology(title, nodes, gpus_per_node, nodes_per_leaf=len(ordered[0]), notes=tuple(notes))
+
+
+def _three_levels(
+    title: str, file: Path, levels: Sequence[Mapping[str, str]], gpus_per_node: int | None, notes: Sequence[str]
+) -> Topology:
+    """Order nodes by pod and leaf; only the last leaf, in the last pod, may be smaller, and only the last pod.
+
+    Parameters
+    ----------
+    title : str
+        What was read.
+    file : Path
+    levels : sequence of mapping
+        The switch of each node, level by level.
+    gpus_per_node : int or None
+    notes : sequence of str
+    """
+    pods: dict[str, dict[str, list[str]]] = {}
+    for node, leaf in levels[0].items():
+        pods.setdefault(levels[1][node], {}).setdefault(leaf, []).append(node)
+    ordered = [
+        sorted(leaves.values(), key=len, reverse=True)
+        for leaves in sorted(pods.values(), key=lambda leaves: sum(map(len, leaves.values())), reverse=True)
+    ]
+    sizes = [len(leaf) for leaves in ordered for leaf in leaves]
+    per_pod = [len(leaves) for leaves in ordered]
+    if len(set(sizes[:-1])) > 1 or len(set(per_pod[:-1])) > 1 or sizes[-1] > sizes[0] or per_pod[-1] > per_pod[0]:
+        shown = "; ".join(
+            f"{pod} {', '.join(str(len(leaf)) for leaf in leaves.values())}" for pod, leaves in pods.items()
+        )
+        expected = (
+            f"as many leaves in every pod, and nodes on every leaf; --hosts chooses among them, or {_choices(levels)}"
+        )
+        raise InputError(Mistake(f"leaves or pods of different sizes (nodes on leaves: {shown})", expected, file=file))
+    nodes = tuple(node for leaves in ordered for leaf in leaves for node in leaf)
+    return Topology(title, nodes, gpus_per_node, nodes_per_leaf=sizes[0], notes=tuple(notes), leaves_per_pod=per_pod[0])
 
 
 def _levels(file: Path, paths: Paths) -> list[dict[str, str]]:
@@ -118,12 +157,15 @@ def _levels(file: Path, paths: Paths) -> list[dict[str, str]]:
 def _too_deep(file: Path, levels: Sequence[Mapping[str, str]]) -> Mistake:
     counts = [len(set(level.values())) for level in levels]
     shown = ", ".join(map(str, counts))
-    choices = "; ".join(
-        f"--leaf-level {number} takes the {count} of level {number} as leaves"
-        for number, count in enumerate(counts[:-1], 1)
-    )
-    expected = f"two, as a fat tree in an instance has ({choices}, and all above them as spines)"
+    expected = f"at most three, as fat trees in an instance have ({_choices(levels)}, and all above them as spines)"
     return Mistake(f"{len(levels)} levels of switches ({shown} from the nodes up)", expected, file=file)
+
+
+def _choices(levels: Sequence[Mapping[str, str]]) -> str:
+    counts = [len(set(level.values())) for level in levels[:-1]]
+    return "; ".join(
+        f"--leaf-level {number} takes the {count} of level {number} as leaves" for number, count in enumerate(counts, 1)
+    )
 
 
 def _equal_leaves(file: Path, leaves: Mapping[str, Sequence[str]]) -> list[Sequence[str]]:

@@ -29,6 +29,10 @@ class Topology:
         What the instance does not hold, in sentences.
     nics : (int, float) or None
         NICs of a node and GB/s of each, where they are on rails of their own.
+    leaves_per_pod, cores : int or None
+        Where there are three levels: leaf switches of a pod, and cores above each of its spines.
+    pod_oversubscription : float or None
+        Capacity of a pod's spines to its leaves / to the cores.
     """
 
     format: str
@@ -40,6 +44,9 @@ class Topology:
     oversubscription: float | None = None
     notes: tuple[str, ...] = ()
     nics: tuple[int, float] | None = None
+    leaves_per_pod: int | None = None
+    cores: int | None = None
+    pod_oversubscription: float | None = None
 
     @property
     def host_list(self) -> str:
