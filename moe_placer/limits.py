@@ -66,6 +66,8 @@ class Limits:
     bounds : bool
         Whether layers that the method leaves without a re-checkable bound get one from a linear relaxation, which for a
         heuristic takes most of the time. Without, their gap is not known.
+    executor : str or None
+        What runs layers, such as ``dask:tcp://host:8786``; None: processes of this machine, as many as ``workers``.
     deadline : Deadline
         Set by `moe_placer.solve` when it starts.
 
@@ -81,6 +83,7 @@ class Limits:
     work: float | None = None
     memory_bytes: float | None = None
     bounds: bool = True
+    executor: str | None = None
     deadline: Deadline = field(default_factory=Deadline)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a solver in another package needs, under one name; docs/plugins.md shows a template that works.
+"""What a solver or an executor in another package needs, under one name; docs/plugins.md shows a template that works.
 
 These names are a contract: they keep their meaning within a minor version, and CHANGELOG.md says when one changes.
 """
@@ -12,10 +12,12 @@ from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.heuristic import Heuristic, OnePass
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 from moe_placer.solve.registry import find_solver
+from moe_placer.workers import Engine
 
 __all__ = [
     "Bound",
     "Deadline",
+    "Engine",
     "Heuristic",
     "LayerProblem",
     "LayerResult",

@@ -12,7 +12,7 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.interrupts import finish, listen
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, trace_option
+from moe_placer.cli.options import checked_executor, executor_option, json_option, trace_option
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ Examples:
 @click.option(
     "--jobs", metavar="N", type=click.IntRange(1, 1024), help="Runs at a time.  [all cores / workers; 1 times best]"
 )
+@executor_option
 @click.option(
     "--patience",
     default=60.0,
@@ -113,6 +114,7 @@ Examples:
 @json_option
 def compare(
     jobs: int | None,
+    executor: str | None,
     patience: float,
     memory: float | None,
     best_known: Path | None,
@@ -131,6 +133,7 @@ def compare(
     from moe_placer.experiments.compare import compare as run
     from moe_placer.experiments.environment import describe_environment
 
+    checked_executor(executor)
     _require_positive("patience", patience)
     _require_positive("memory", memory)
     matrix, question = _matrix(**asked)
@@ -149,6 +152,7 @@ def compare(
             most_bytes=most_bytes,
             tell=tell,
             stopped=wish,
+            executor=executor,
         )
     if wish():
         finish()
@@ -156,7 +160,12 @@ def compare(
             click.echo(as_json(_content(folder, False, [])))
         log.warn(f"interrupted; {folder.path} has the runs that ended before; the same command continues")
         return wish.exit_code
-    files = [folder.path / "results.jsonl"]
+    files = [folder.file]
+    if folder.shard is not None:
+        log.info(f"rows are in {folder.file}; the same command without --executor gathers those of all shards")
+        if json_:
+            click.echo(as_json(_content(folder, True, files)))
+        return _exit_code(folder)
     if best_known is not None:
         update_best_known(best_known, folder.rows, folder.environment, folder.path.resolve().name)
     if not json_:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 __all__ = [
+    "checked_executor",
     "engine_option",
+    "executor_option",
     "instance_argument",
     "json_option",
     "open_instance",
@@ -33,6 +35,15 @@ __all__ = [
     "workers_option",
     "written_files",
 ]
+
+
+def checked_executor(asked: str | None) -> str | None:
+    """Return what was asked for, once it is known that there is such an executor, before anything else is done."""
+    from moe_placer.workers import find_engine
+
+    if asked is not None:
+        find_engine(asked)
+    return asked
 
 
 def share(text: str) -> float:
@@ -64,6 +75,12 @@ json_option = click.option(
 )
 
 
+executor_option = click.option(
+    "--executor",
+    metavar="NAME:...",
+    help="What does the work: processes:N, loky:N, dask:local:N, dask:tcp://HOST:PORT, ray:local:N, ray:auto, mpi, or "
+    "shard:I/N, the I-th of N parts.  [processes of this machine]",
+)
 workers_option = click.option(
     "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None
 )
@@ -72,7 +89,10 @@ workers_option = click.option(
 def with_workers(limits: Limits, workers: int | None, instance: Instance) -> Limits:
     """Return limits with the workers that were asked for, or as many as shorten a solve of this instance."""
     from moe_placer.solve.estimate import useful_workers
+    from moe_placer.workers import stated_workers
 
+    if workers is None and limits.executor is not None and (stated := stated_workers(limits.executor)) is not None:
+        return replace(limits, workers=stated)
     return limits if workers is not None else replace(limits, workers=useful_workers(instance))
 
 

@@ -14,7 +14,9 @@ from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
+    checked_executor,
     engine_option,
+    executor_option,
     instance_argument,
     json_option,
     open_instance,
@@ -58,6 +60,7 @@ Examples:
     "--gap", default=0.001, show_default=True, metavar="G", help="Stop a layer at this gap to its bound: 0.01 is 1%."
 )
 @workers_option
+@executor_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
 @click.option(
@@ -93,6 +96,7 @@ def solve(
     time_limit: float,
     gap: float,
     workers: int | None,
+    executor: str | None,
     seed: int,
     work: float | None,
     memory: float | None,
@@ -117,7 +121,7 @@ def solve(
 
     allowed = None if memory is None else 1e9 * memory
     count = 1 if workers is None else workers
-    limits = Limits(time_s=time_limit, gap=gap, workers=count, work=work, memory_bytes=allowed, bounds=not no_bound)
+    limits = Limits(time_limit, gap, count, work, allowed, bounds=not no_bound, executor=checked_executor(executor))
     _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
     limits = with_workers(limits, workers, opened)

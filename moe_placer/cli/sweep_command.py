@@ -13,7 +13,7 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, open_verified, trace_option
+from moe_placer.cli.options import checked_executor, executor_option, json_option, open_verified, trace_option
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ Examples:
     help="Micro-batches of a step, as in schedule.",
 )
 @click.option("--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Processes.")
+@executor_option
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows, page and plot there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 @json_option
@@ -69,6 +70,7 @@ def sweep(
     overs: str | None,
     micro_batches: int,
     workers: int,
+    executor: str | None,
     output: Path | None,
     quiet: bool,
     json_: bool,
@@ -79,16 +81,22 @@ def sweep(
     with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
     """
     from moe_placer.experiments.sweep.findings import answers
+    from moe_placer.experiments.sweep.shards import read_shards
     from moe_placer.experiments.sweep.sweep import list_points
 
+    shard = _shard(checked_executor(executor), output)
     grid = _grid(phases, tokens, contexts, overs, micro_batches)
     plans = _plans(files, traces)
     points = list_points(plans, grid)
     started = time.monotonic()
     wish = listen("stopping: keeping the points that are done (again to give up)")
-    rows = _simulate(plans, points, workers, quiet, wish)
-    interrupted = len(rows) < len(points)
+    known = {} if output is None or shard else read_shards(output, plans, points)
+    found = _simulate(plans, points, known, workers, executor, quiet, wish)
+    if shard and output is not None:
+        return _write_shard(output, shard, plans, points, found, wish)
+    interrupted = len(found) < len(points)
     finish()
+    rows = list(found.values())
     if not rows:
         log.error("interrupted before any point was simulated", wish.exit_code)
         return wish.exit_code
@@ -151,16 +159,53 @@ def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
     return [make_plan(*one, label) for one, label in zip(opened, labels, strict=True)]
 
 
-def _simulate(plans: Sequence[Plan], points: Sequence[Any], workers: int, quiet: bool, wish: Wish) -> list[Any]:
-    """Return the rows in the order of points, as far as they were simulated before a wish to stop."""
+def _simulate(
+    plans: Sequence[Plan],
+    points: Sequence[Any],
+    known: dict[int, dict[str, Any]],
+    workers: int,
+    executor: str | None,
+    quiet: bool,
+    wish: Wish,
+) -> dict[int, dict[str, Any]]:
+    """Return rows by the index of their points, in this order, as far as there are any before a wish to stop."""
     from moe_placer.experiments.sweep.sweep import run_points
 
-    rows: dict[int, dict[str, Any]] = {}
+    left = [index for index in range(len(points)) if index not in known]
+    rows = dict(known)
     with _progress(len(points), quiet) as tell:
-        for index, row in run_points(plans, points, workers, wish):
-            rows[index] = {"sweep": "Sweep", **row}
+        for at, row in run_points(plans, [points[index] for index in left], workers, wish, executor):
+            rows[left[at]] = {"sweep": "Sweep", **row}
             tell(row)
-    return [rows[index] for index in sorted(rows)]
+    return {index: rows[index] for index in sorted(rows)}
+
+
+def _shard(executor: str | None, output: Path | None) -> tuple[int, int] | None:
+    from moe_placer.errors import UsageError
+    from moe_placer.workers import find_engine
+
+    shard = None if executor is None else find_engine(executor).shard
+    if shard is not None and output is None:
+        raise UsageError(f"--executor {executor} needs -o DIR, where the rows of all parts come together")
+    return shard
+
+
+def _write_shard(
+    folder: Path,
+    shard: tuple[int, int],
+    plans: Sequence[Plan],
+    points: Sequence[Any],
+    rows: dict[int, dict[str, Any]],
+    wish: Wish,
+) -> int:
+    """Write the rows of one part; the same command without --executor goes on from those of all parts."""
+    from moe_placer.experiments.sweep.shards import write_shard
+
+    finish()
+    path = write_shard(folder, shard, plans, points, rows)
+    log.info(f"{len(rows)} points in {path}; the same command without --executor gathers them", file=str(path))
+    whole = len(rows) == len(range(shard[0] - 1, len(points), shard[1]))
+    return 0 if whole else wish.exit_code
 
 
 def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quiet: bool) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from moe_placer.bounds.bounds import Bound, best_bound
+from moe_placer.errors import UsageError
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
 from moe_placer.solve.base import Solver, Start
-from moe_placer.workers import Workers, asked_to_stop, usable_cores
+from moe_placer.workers import Engine, Workers, asked_to_stop, find_engine, local_processes, usable_cores
 
 __all__ = ["LayerSolver", "LayerTask", "solve_layers"]
 
@@ -144,12 +144,22 @@ def solve_layers(
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
-    elif limits.workers == 1:
+    elif (engine := _engine(limits, len(problem))) is None:
         run.in_rounds(run.round_here)
     else:
-        with Pool(_in_worker, solver, min(limits.workers, len(problem), usable_cores())) as pool:
+        with Pool(_in_worker, solver, engine, _MOST_TRIES) as pool:
             run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, layers, work, number))
     return [result if result is not None else _nothing(limits) for result in run.best]
+
+
+def _engine(limits: Limits, layers: int) -> Engine | None:
+    """Return what runs layers elsewhere; None: all are run here."""
+    if limits.executor is None:
+        return None if limits.workers == 1 else local_processes(min(limits.workers, layers, usable_cores()))
+    engine = find_engine(limits.executor)
+    if engine.shard is not None:
+        raise UsageError(f"--executor {limits.executor} divides rows, and layers of one placement are not rows apart")
+    return engine
 
 
 def _start_result(problem: Problem, index: int, node: Any, within: float) -> LayerResult | None:
@@ -230,21 +240,16 @@ class _Run:
 
         On an interrupt, or when time is over, workers are asked for their best, and get a moment to hand it in.
         """
-        make = {index: partial(self._timed, index, work, number) for index in layers}
-        tries, give_up = Counter(layers), float("inf")
+        give_up = float("inf")
         for index in layers:
-            pool.put(index, make[index])
+            pool.put(index, partial(self._timed, index, work, number))
         while pool.pending and time.monotonic() < give_up:
             for index, result in pool.take(_POLL_S):
                 if result is not None:
                     self._accept(index, result)
-                    continue
-                self.deaths += 1
-                tries[index] += 1
-                if tries[index] > _MOST_TRIES:
-                    self.killed.add(index)
                 else:
-                    pool.put(index, make[index])
+                    self.killed.add(index)
+            self.deaths = pool.deaths
             over = self.limits.deadline.over
             if over or self.deaths >= _MOST_DEATHS:
                 pool.drop_queue()

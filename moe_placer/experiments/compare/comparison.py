@@ -12,6 +12,7 @@ from moe_placer.experiments.compare.matrix import Matrix
 from moe_placer.experiments.compare.row_store import Folder
 from moe_placer.experiments.compare.run import run_cells
 from moe_placer.experiments.environment import describe_environment
+from moe_placer.workers import find_engine
 
 __all__ = ["compare"]
 
@@ -28,6 +29,7 @@ def compare(
     most_bytes: float = math.inf,
     tell: Callable[[int, int, Row | None], None] = lambda _done, _runs, _row: None,
     stopped: Callable[[], bool] = lambda: False,
+    executor: str | None = None,
 ) -> Folder:
     """Run every solver on every instance with every seed, each in a process of its own, and keep a row of each.
 
@@ -50,6 +52,10 @@ def compare(
     stopped : callable
         Asked now and then; once it says True, what runs is ended, without rows.
 
+    executor : str, optional
+        What starts the runs, as ``--executor``; absent: this process, ``jobs`` at a time. With ``shard:I/N`` rows go to
+        a file of their own, and a comparison without it gathers those of all shards.
+
     Returns
     -------
     Folder
@@ -62,14 +68,18 @@ def compare(
     InputError
         It cannot be written.
     """
-    folder = Folder(Path(output), {"question": question, **matrix.config}, describe_environment())
+    engine = None if executor is None else find_engine(executor)
+    shard = None if engine is None else engine.shard
+    folder = Folder(Path(output), {"question": question, **matrix.config}, describe_environment(), shard)
     with folder:
         for row in matrix.instances:
             folder.add_instance(row)
-        todo = [cell for cell in matrix.cells if cell.key not in folder.done]
-        runs = len(matrix.cells)
+        every = matrix.cells if shard is None else matrix.cells[shard[0] - 1 :: shard[1]]
+        folder.gather({cell.key for cell in every})
+        todo = [cell for cell in every if cell.key not in folder.done]
+        runs, engine = len(every), None if shard else engine
         tell(runs - len(todo), runs, None)
-        with closing(run_cells(todo, jobs, patience_s, most_bytes, stopped)) as rows:
+        with closing(run_cells(todo, jobs, patience_s, most_bytes, stopped, engine)) as rows:
             for done, row in enumerate(rows, runs - len(todo) + 1):
                 folder.add(row)
                 tell(done, runs, row)

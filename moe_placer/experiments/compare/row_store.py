@@ -28,6 +28,8 @@ class Folder:
     ----------
     path : Path
     environment : dict
+    shard : tuple of int or None
+        (i, n): the i-th of n parts, which has files of its own.
     rows : list of dict
         What is there already.
 
@@ -39,16 +41,30 @@ class Folder:
         It cannot be read or written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         self.path = path
+        self.shard = shard
+        self._mark = f"-{shard[0]}-of-{shard[1]}" if shard else ""
+        environment_file = f"environment{self._mark}.json"
         config = {"schema": CONFIG, "name": path.resolve().name, **config}
         self._check("config.json", config, "with other settings")
-        self._check("environment.json", environment, "of another machine, version or commit")
-        for name, content in (("config.json", config), ("environment.json", environment)):
+        self._check(environment_file, environment, "of another machine, version or commit")
+        for name, content in (("config.json", config), (environment_file, environment)):
             if not (path / name).exists():
                 write_atomically(path / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         self.environment = dict(environment)
         self.rows: list[Row] = []
+
+    @property
+    def file(self) -> Path:
+        """The file of the rows."""
+        return self.path / f"results{self._mark}.jsonl"
 
     @property
     def done(self) -> set[str]:
@@ -56,7 +72,7 @@ class Folder:
         return {row["key"] for row in self.rows if row["kind"] == "run"}
 
     def __enter__(self) -> Self:
-        file = self.path / "results.jsonl"
+        file = self.file
         try:
             self._stream = file.open("a+b")
         except OSError as error:
@@ -106,21 +122,25 @@ class Folder:
                 f"{self.path} holds rows of another {row['name']} ({differs} differ); choose another folder"
             )
 
+    def gather(self, keys: set[str]) -> None:
+        """Take the rows that shards have written of runs with these keys, in the order of their files.
+
+        Raises
+        ------
+        InputError
+            A shard's file has what is no row.
+        """
+        for file in [] if self._mark else sorted(self.path.glob("results-*-of-*.jsonl")):
+            for row in _whole_rows(file, file.read_bytes())[0]:
+                if row["kind"] == "run" and row["key"] in keys - self.done:
+                    self.add(row)
+
     def _read(self) -> None:
         """Read the rows that are there; what a killed run left of a last line is cut off."""
         self._stream.seek(0)
-        whole, end, torn = self._stream.read().rpartition(b"\n")
-        if torn:
-            self._stream.truncate(len(whole) + len(end))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                if row["kind"] == "run":
-                    str(row["key"])
-            except (ValueError, TypeError, KeyError):
-                file = self.path / "results.jsonl"
-                raise InputError(Mistake("what is no row", "a row of a comparison", file=file, line=number)) from None
-            self.rows.append(row)
+        rows, whole = _whole_rows(self.file, self._stream.read())
+        self._stream.truncate(whole)
+        self.rows += rows
 
     def _check(self, name: str, content: Mapping[str, Any], what: str) -> None:
         file = self.path / name
@@ -140,3 +160,18 @@ class Folder:
         if differs:
             found = f"{self.path} holds a comparison {what} ({', '.join(differs)} differ)"
             raise UsageError(f"{found}; choose another folder")
+
+
+def _whole_rows(file: Path, content: bytes) -> tuple[list[Row], int]:
+    """Return the rows of a file, and the bytes that these take: a killed run may leave part of a last line."""
+    whole, end, _ = content.rpartition(b"\n")
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if row["kind"] == "run":
+                str(row["key"])
+        except (ValueError, TypeError, KeyError):
+            raise InputError(Mistake("what is no row", "a row of a comparison", file=file, line=number)) from None
+        rows.append(row)
+    return rows, len(whole) + len(end)

@@ -6,22 +6,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from moe_placer.experiments.compare.cell import Cell
 from moe_placer.experiments.compare.trajectory import no_seconds
 from moe_placer.experiments.process import run_child
+from moe_placer.workers import Engine, Workers, asked_to_stop, local_threads
 
 __all__ = ["run_cells"]
 
 Row = dict[str, Any]
 
 _POLL_S = 0.1
+_TRIES = 3  # of a cell whose worker dies
+_LOST = {"status": "crashed", "reason": "the worker that ran it was killed again and again", "seconds": None}
 
 CHILD = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.run_process")
 STEP = (sys.executable, "-P", "-m", "moe_placer.experiments.compare.step_process")
@@ -33,6 +35,7 @@ def run_cells(
     patience_s: float,
     most_bytes: float = float("inf"),
     stopped: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
 ) -> Generator[Row, None, None]:
     """Yield each cell's row as it ends; closing the iterator ends what still runs, without rows.
 
@@ -48,23 +51,35 @@ def run_cells(
         Memory of a run, all its processes together, beyond which it is ended.
     stopped : callable
         Asked now and then; once it says True, what still runs is ended, and the iterator with it.
+    engine : Engine or None
+        What starts the processes, on this or other machines, which must see the same files; None: threads here.
     """
-    closed = Event()
+    asked = _Asked(patience_s, most_bytes)
+    with Workers[int, _Asked, Cell, Row | Stopped](_run_task, asked, engine or local_threads(jobs), _TRIES) as pool:
+        for index, cell in enumerate(cells):
+            pool.put(index, partial(_same, cell))
+        while pool.pending and not stopped():
+            for index, row in pool.take(_POLL_S):
+                if not isinstance(row, Stopped):
+                    yield row or cells[index].head() | _LOST
 
-    def over() -> bool:
-        return closed.is_set() or stopped()
 
-    with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
-        pending = {pool.submit(_run_cell, cell, patience_s, most_bytes, over) for cell in cells}
-        try:
-            while pending and not stopped():
-                done, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
-                for future in done:
-                    if (row := future.result()) is not None:
-                        yield row
-        finally:
-            closed.set()
-            pool.shutdown(cancel_futures=True)
+@dataclass(frozen=True)
+class _Asked:
+    patience_s: float
+    most_bytes: float
+
+
+class Stopped:
+    """What stands for the row of a run that was ended on request."""
+
+
+def _same(cell: Cell) -> Cell:
+    return cell
+
+
+def _run_task(asked: _Asked, cell: Cell) -> Row | Stopped:
+    return _run_cell(cell, asked.patience_s, asked.most_bytes, asked_to_stop) or Stopped()
 
 
 def _run_cell(cell: Cell, patience_s: float, most_bytes: float, stopped: Callable[[], bool]) -> Row | None:

@@ -184,7 +184,11 @@ def on_fabric(program: Program, oversubscription: float | None) -> Program:
 
 
 def run_points(
-    plans: Sequence[Plan], points: Sequence[Point], workers: int, stopped: Callable[[], bool] = lambda: False
+    plans: Sequence[Plan],
+    points: Sequence[Point],
+    workers: int,
+    stopped: Callable[[], bool] = lambda: False,
+    executor: str | None = None,
 ) -> Iterator[tuple[int, Row]]:
     """Yield the index and the row of each point as it ends; workers, stopping and errors are those of `run_each`.
 
@@ -198,8 +202,10 @@ def run_points(
         Processes.
     stopped : callable
         Asked now and then; once it says True, no further point begins.
+    executor : str or None
+        What runs them; None: processes of this machine.
     """
-    return run_each(simulate_point, plans, points, workers, stopped)
+    return run_each(simulate_point, plans, points, workers, stopped, executor)
 
 
 def sweep(plans: Sequence[Plan], grid: Grid, workers: int = 1) -> list[Row]:
