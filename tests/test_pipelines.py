@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from told import told
 
 import moe_placer
 from moe_placer.cli.commands import cli
+from moe_placer.workers import find_engine
 
 REPO = Path(__file__).parent.parent
 EXAMPLES = REPO / "examples" / "pipelines"
@@ -123,6 +125,42 @@ def test_the_cron_job_gives_the_script_what_it_reads() -> None:
     assert all(isinstance(variable["value"], str) for variable in container["env"]), "numbers need quotes"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["command"][1] in [target for _, *_, target in instructions("COPY")]
+
+
+def test_the_slurm_array_runs_one_shard_for_each_of_its_tasks(tmp_path: Path) -> None:
+    job = EXAMPLES / "shards.sbatch"
+    options = dict(re.findall(r"^#SBATCH (--[a-z-]+)=(\S+)$", job.read_text(), re.MULTILINE))
+    assert len(options) == job.read_text().count("#SBATCH")
+    first, last = map(int, options["--array"].split("-"))
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_COUNT": str(last)}
+    words = [
+        subprocess.run(["bash", job], env={**path, "SLURM_ARRAY_TASK_ID": str(task)}, capture_output=True, text=True)
+        for task in (first, last)
+    ]
+    shards = [(lines := done.stdout.split())[lines.index("--executor") + 1] for done in words]
+    assert shards == ["shard:1/64", "shard:64/64"]
+    assert [find_engine(shard).shard for shard in shards] == [(1, 64), (64, 64)]
+    assert words[0].stdout.split()[:2] == ["moe-placer", "compare"]
+
+
+def test_the_indexed_job_runs_one_shard_for_each_index() -> None:
+    job = yaml.safe_load((EXAMPLES / "indexed-job.yaml").read_text())
+    assert (job["apiVersion"], job["kind"], job["spec"]["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert int(given["SHARDS"]) == job["spec"]["completions"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    (text,) = container["args"]
+    last = {**given, "JOB_COMPLETION_INDEX": str(job["spec"]["completions"] - 1), "PATH": os.environ["PATH"]}
+    shown = text.replace("exec moe-placer", "echo")
+    done = subprocess.run([*container["command"], shown], env=last, capture_output=True, text=True)
+    words = done.stdout.split()
+    assert words[words.index("--executor") + 1] == "shard:64/64"
+    assert words[-2:] == ["-o", given["REPORT"]]
 
 
 def test_the_variables_that_the_script_documents_are_those_that_it_reads() -> None:

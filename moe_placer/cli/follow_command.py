@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import executor_option, instance_argument, json_option, open_instance, trace_option, workers_option
+from moe_placer.cli.options import (
+    executor_option,
+    instance_argument,
+    json_option,
+    open_instance,
+    trace_option,
+    workers_option,
+)
 from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:

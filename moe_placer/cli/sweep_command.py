@@ -96,7 +96,7 @@ def sweep(
         return _write_shard(output, shard, plans, points, found, wish)
     interrupted = len(found) < len(points)
     finish()
-    rows = list(found.values())
+    rows: list[Any] = list(found.values())
     if not rows:
         log.error("interrupted before any point was simulated", wish.exit_code)
         return wish.exit_code

@@ -86,7 +86,7 @@ class Workers(Generic[Key, Shared, Task, Result]):
         self._engine = local_processes(engine) if isinstance(engine, int) else engine
         self._tries, self._begun = tries, Counter[Key]()
         self._queue: deque[tuple[Key, Callable[[], Task]]] = deque()
-        self._running: dict[Future[bytes], tuple[Key, Callable[[], Task], bytes]] = {}
+        self._running: dict[Future[bytes | None], tuple[Key, Callable[[], Task], bytes]] = {}
         self._executor = self._engine.start()
         self._count = max(1, self._engine.workers(self._executor))
         self._knowing = 0  # workers that have been sent what tasks have alike
@@ -138,11 +138,12 @@ class Workers(Generic[Key, Shared, Task, Result]):
         self._hand_out()
         return found
 
-    def _answered(self, future: Future[bytes]) -> list[tuple[Key, Result | None]]:
+    def _answered(self, future: Future[bytes | None]) -> list[tuple[Key, Result | None]]:
         key, make, task = self._running.pop(future)
+        lost: tuple[type[BaseException], ...] = (WorkerLostError, CancelledError, *self._engine.lost)
         try:
             answer = future.result()
-        except (WorkerLostError, CancelledError, *self._engine.lost) as error:
+        except lost as error:
             return self._lost(key, make, error)
         except OSError as error:
             reason = error.strerror or str(error)

@@ -115,7 +115,7 @@ class Processes(Executor):
                     if ready == self._woken:
                         os.read(self._woken, 4096)
                     else:
-                        self._take(*self._busy.pop(ready))  # type: ignore[arg-type,call-overload]
+                        self._take(*self._busy.pop(ready))  # type: ignore[call-overload]
         finally:
             self._close()
 

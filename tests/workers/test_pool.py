@@ -103,7 +103,7 @@ def test_a_worker_that_dies_is_told_and_replaced() -> None:
             pool.put(index, lambda task=task: task)
         assert sorted(results(pool)) == [(0, None), (1, "well"), (2, None), (3, "too")]
     assert deaths == [3, -signal.SIGKILL]
-    with pytest.raises(NothingFoundError, match="a worker process was killed"):
+    with pytest.raises(NothingFoundError, match="worker processes were killed 3 times with one task"):
         list(run_each(end_of, None, [die, die], 2))
 
 
@@ -166,8 +166,10 @@ PARENT = """if True:
         with Workers(busy, None, 2) as pool:
             for index in range(2):
                 pool.put(index, lambda: index)
-            pool.take(0.1)
-            print(*(worker.process.pid for worker, _ in pool._busy.values()), flush=True)
+            while len(pool._executor._busy) < 2:
+                time.sleep(0.01)
+                pool.take(0.01)
+            print(*(worker.process.pid for worker, _ in pool._executor._busy.values()), flush=True)
             while True:
                 pool.take(1.0)
 """
@@ -208,9 +210,16 @@ def test_a_killed_solve_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["solve", str(SEED_PLAN), "-o", str(tmp_path / "out"), "--gap", "0", "-q", "--workers", "2"]
     command = [sys.executable, "-c", "from moe_placer.cli import main; main()", *arguments]
     process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")})
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def children() -> list[int]:
+        return [
+            int(pid)
+            for file in Path(f"/proc/{process.pid}/task").glob("*/children")
+            for pid in file.read_text().split()
+        ]
+
     give_up = time.monotonic() + 60
-    while len(workers := [int(pid) for pid in children.read_text().split()]) < 2 and time.monotonic() < give_up:
+    while len(workers := children()) < 2 and time.monotonic() < give_up:
         time.sleep(0.02)
     assert len(workers) == 2
     assert not shares_memory(process.pid, *workers)

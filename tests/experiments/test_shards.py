@@ -1,0 +1,102 @@
+"""Work divided over executors and shards gives what one process gives: layers, runs, points and ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import TINY, run
+
+from moe_placer import Limits, solve
+from moe_placer.experiments.compare import Settings, build_matrix
+from moe_placer.experiments.compare import compare as compare_all
+from moe_placer.experiments.compare import run as cells
+from moe_placer.experiments.compare.cell import Cell
+from moe_placer.instance import load_instance
+from moe_placer.replan.follow import WAYS, follow
+from moe_placer.traffic import load_traffic
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("placed")
+    assert run("solve", TINY, "--solver", "greedy", "--no-dag", "--no-bound", "-q", "-o", folder).returncode == 0
+    return TINY, folder / "placement.json"
+
+
+def same_rows(folder: Path) -> list[str]:
+    return sorted((folder / "results.jsonl").read_text(encoding="utf-8").splitlines())
+
+
+def test_shards_of_a_sweep_come_together_byte_for_byte(placed: tuple[Path, Path], tmp_path: Path) -> None:
+    asked = ("sweep", *placed, "--tokens-per-gpu", "64,128,256", "--workers", 1, "-q", "-o")
+    assert run(*asked, tmp_path / "whole").returncode == 0
+    for part in (1, 2):
+        done = run(*asked, tmp_path / "parts", "--executor", f"shard:{part}/2")
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert not (tmp_path / "parts" / "results.jsonl").exists()
+    gathered = run(*asked, tmp_path / "parts")
+    assert gathered.returncode == 0, gathered.stderr
+    assert same_rows(tmp_path / "parts") == same_rows(tmp_path / "whole")
+    other = run("sweep", *placed, "--tokens-per-gpu", "32", "-q", "-o", tmp_path / "parts")
+    assert (other.returncode, "a part of another sweep" in other.stderr) == (1, True)
+    alone = run("sweep", *placed, "--executor", "shard:1/2", "-q")
+    assert (alone.returncode, "needs -o DIR" in alone.stderr) == (2, True)
+
+
+def test_shards_of_a_comparison_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run_here(cell: Cell, *_: Any) -> dict[str, Any]:
+        ran.append(cell.solver)
+        return cell.head() | {"status": "infeasible", "reason": None, "seconds": None}
+
+    monkeypatch.setattr(cells, "_run_cell", run_here)
+    matrix = build_matrix([TINY], ["greedy", "contiguous", "eplb"], [0, 1], Settings())
+    parts = tmp_path / "parts"
+    for part in (1, 2, 3):
+        folder = compare_all(matrix, parts, executor=f"shard:{part}/3")
+        assert folder.file.name == f"results-{part}-of-3.jsonl"
+    assert sorted(ran) == sorted(["greedy", "contiguous", "eplb"] * 2)
+    with (parts / "results-2-of-3.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"kind":"run","k')  # a run that was killed while it wrote
+    compare_all(matrix, parts)
+    assert len(ran) == 6  # nothing is run twice
+    compare_all(matrix, tmp_path / "whole")
+    assert same_rows(parts) == same_rows(tmp_path / "whole")
+
+
+@pytest.mark.slow  # a run is two processes, each with all imports
+def test_runs_of_a_comparison_go_to_an_executor(tmp_path: Path) -> None:
+    matrix = build_matrix([TINY], ["greedy"], [0], Settings())
+    folder = compare_all(matrix, tmp_path, executor="processes:1")
+    ((row,),) = [[row for row in folder.rows if row["kind"] == "run"]]
+    assert (row["solver"], row["status"]) == ("greedy", "ok")
+
+
+def test_layers_go_to_an_executor_and_shards_are_refused() -> None:
+    instance = load_instance(TINY)
+    here = solve(instance, limits=Limits(work=0.2, bounds=False))
+    there = solve(instance, limits=Limits(work=0.2, bounds=False, executor="processes:1"))
+    assert there.placement.gpu == here.placement.gpu
+    refused = run("solve", TINY, "--executor", "shard:1/2", "-q", "--no-dag")
+    assert (refused.returncode, "layers of one placement are not rows apart" in refused.stderr) == (2, True)
+    unknown = run("solve", TINY, "--executor", "slurm:2", "-q")
+    assert (unknown.returncode, "there is no executor 'slurm'" in unknown.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_ways_go_to_an_executor() -> None:
+    instance = load_instance(TINY)
+    traffic = load_traffic(instance)
+    current = solve(instance, solver="greedy", limits=Limits(bounds=False)).placement
+    here, there = (
+        follow(instance, current, [traffic, traffic], ways=list(WAYS)[:2], limits=Limits(work=0.1, executor=executor))
+        for executor in (None, "processes:1")
+    )
+    assert [(one.way, one.window, vars(one.figures)) for one in there] == [
+        (one.way, one.window, vars(one.figures)) for one in here
+    ]
+    assert json.dumps([one.transfers_us for one in there]) == json.dumps([one.transfers_us for one in here])
