@@ -15,6 +15,8 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from moe_placer.errors import MoePlacerError
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -31,7 +33,7 @@ _stop_pipe: list[int] = []  # in a worker: becomes readable when it is asked to 
 stop_threads = threading.Event()  # the same for tasks in threads of this process
 
 
-class WorkerLostError(Exception):
+class WorkerLostError(MoePlacerError):
     """A worker process died with a task.
 
     Attributes
