@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import (
-    executor_option,
-    instance_argument,
-    json_option,
-    open_instance,
-    trace_option,
-    workers_option,
-)
+from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
 from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,8 +57,6 @@ Examples:
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search per replan.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same plans.")
-@workers_option
-@executor_option
 @json_option
 def follow(
     instance: Path,
@@ -80,8 +71,6 @@ def follow(
     time_limit: float,
     work: float | None,
     seed: int,
-    workers: int | None,
-    executor: str | None,
     json_: bool,
 ) -> None:
     """Compare ways to follow drifting traffic: never, once, within a budget of moves, or EPLB from scratch.
@@ -103,8 +92,7 @@ def follow(
         parts = cut_in_windows(load_traffic(opened), windows)
     else:
         parts = [load_traffic(opened.with_traces([file])) for file in files]
-    _refuse_shards(executor)
-    limits = Limits(time_limit, workers=workers or 1, work=work, bounds=False, executor=executor)
+    limits = Limits(time_s=time_limit, work=work, bounds=False)
     rows = compare(
         opened, now, parts, ways=ways or tuple(WAYS), budget=Budget(max_moves, max_bytes), minimise=minimise,
         limits=limits, seed=seed,
@@ -113,13 +101,6 @@ def follow(
         click.echo(as_json(_content(opened, rows)))
     else:
         _print(opened, rows)
-
-
-def _refuse_shards(executor: str | None) -> None:
-    from moe_placer.workers import find_engine
-
-    if executor is not None and find_engine(executor).shard is not None:
-        raise UsageError(f"--executor {executor} divides rows of sweep and compare; ways are compared in one place")
 
 
 def _content(instance: Instance, rows: Sequence[Followed]) -> FollowResult:

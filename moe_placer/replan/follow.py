@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from moe_placer.replan.replan import replan
 from moe_placer.replan.task import Figures, Minimise, default_goal
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import Recording, Traffic
-from moe_placer.workers import run_each
 
 __all__ = ["WAYS", "Followed", "cut_in_windows", "follow"]
 
@@ -108,7 +107,7 @@ def follow(
     minimise : str, optional
         As for `moe_placer.replan`.
     limits : Limits, optional
-        Of each replan; absent: 4 s. Ways are followed side by side by its ``workers`` and ``executor``.
+        Of each replan; absent: 4 s.
     seed : int
 
     Raises
@@ -126,51 +125,28 @@ def follow(
     minimise = minimise or default_goal(compile_problem(instance, windows[0]), False)
     limits = limits or Limits(time_s=4.0)
 
-    shared = _Shared(instance, current, windows, budget, minimise, limits, seed)
-    found = dict(run_each(_follow_way, shared, list(ways), limits.workers, executor=limits.executor))
-    return [row for index in sorted(found) for row in found[index]]
+    def replanned(plan: Placement, seen: Traffic) -> Placement:
+        found = replan(instance, plan, seen, budget=budget, minimise=minimise, limits=limits, seed=seed, check=False)
+        return found.placement
 
+    def eplb(_plan: Placement, seen: Traffic) -> Placement:
+        scratch = Limits(time_s=limits.time_s, bounds=False)
+        return solve(instance, seen, solver="eplb", limits=scratch, seed=seed).placement
 
-@dataclass(frozen=True, eq=False)
-class _Shared:
-    """What all ways have alike; fields as the parameters of `follow`."""
-
-    instance: Instance
-    current: Placement
-    windows: Sequence[Traffic]
-    budget: Budget | None
-    minimise: Minimise
-    limits: Limits
-    seed: int
-
-    def replanned(self, plan: Placement, seen: Traffic) -> Placement:
-        limits = replace(self.limits, workers=1, executor=None)
-        return replan(
-            self.instance, plan, seen, budget=self.budget, minimise=self.minimise, limits=limits, seed=self.seed,
-            check=False,
-        ).placement  # fmt: skip
-
-    def eplb(self, seen: Traffic) -> Placement:
-        scratch = Limits(time_s=self.limits.time_s, bounds=False)
-        return solve(self.instance, seen, solver="eplb", limits=scratch, seed=self.seed).placement
-
-    def next_plan(self, way: str, at: int, plan: Placement) -> Placement:
-        """Return the plan of a way for a window, from its plan for the window before."""
-        windows = self.windows
-        if way == "never" or (way == "once" and at > 1):
-            return plan
-        if way == "eplb":
-            return self.eplb(windows[at - 1])
-        return self.replanned(plan, _together(windows[:at]) if way == "history" else windows[at - 1])
-
-
-def _follow_way(shared: _Shared, way: str) -> list[Followed]:
-    """Follow all windows in one way: the plan for one starts from that for the window before."""
-    rows, plan = [], shared.current
-    for at in range(1, len(shared.windows)):
-        before, plan = plan, shared.next_plan(way, at, plan)
-        figures = measure(shared.instance, before, plan, shared.windows[at], shared.minimise)
-        rows.append(Followed(way, at, figures, _transfers_us(shared.instance, before, plan)))
+    next_of: dict[str, Callable[[int, Placement], Placement]] = {
+        "never": lambda _at, plan: plan,
+        "once": lambda at, plan: replanned(plan, windows[0]) if at == 1 else plan,
+        "replan": lambda at, plan: replanned(plan, windows[at - 1]),
+        "history": lambda at, plan: replanned(plan, _together(windows[:at])),
+        "eplb": lambda at, plan: eplb(plan, windows[at - 1]),
+    }
+    rows = []
+    for way in ways:
+        plan = current
+        for at in range(1, len(windows)):
+            before, plan = plan, next_of[way](at, plan)
+            figures = measure(instance, before, plan, windows[at], minimise)
+            rows.append(Followed(way, at, figures, _transfers_us(instance, before, plan)))
     return rows
 
 

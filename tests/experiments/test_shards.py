@@ -1,8 +1,7 @@
-"""Work divided over executors and shards gives what one process gives: layers, runs, points and ways."""
+"""Work divided over executors and shards gives what one process gives: layers, runs and points."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from moe_placer.experiments.compare import compare as compare_all
 from moe_placer.experiments.compare import run as cells
 from moe_placer.experiments.compare.cell import Cell
 from moe_placer.instance import load_instance
-from moe_placer.replan.follow import WAYS, follow
-from moe_placer.traffic import load_traffic
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +82,3 @@ def test_layers_go_to_an_executor_and_shards_are_refused() -> None:
     assert (refused.returncode, "layers of one placement are not rows apart" in refused.stderr) == (2, True)
     unknown = run("solve", TINY, "--executor", "slurm:2", "-q")
     assert (unknown.returncode, "there is no executor 'slurm'" in unknown.stderr) == (2, True)
-
-
-@pytest.mark.slow
-def test_ways_go_to_an_executor() -> None:
-    instance = load_instance(TINY)
-    traffic = load_traffic(instance)
-    current = solve(instance, solver="greedy", limits=Limits(bounds=False)).placement
-    here, there = (
-        follow(instance, current, [traffic, traffic], ways=list(WAYS)[:2], limits=Limits(work=0.1, executor=executor))
-        for executor in (None, "processes:1")
-    )
-    assert [(one.way, one.window, vars(one.figures)) for one in there] == [
-        (one.way, one.window, vars(one.figures)) for one in here
-    ]
-    assert json.dumps([one.transfers_us for one in there]) == json.dumps([one.transfers_us for one in here])
