@@ -266,7 +266,7 @@ class Placement(_Record):
     @property
     def gpu_sha256(self) -> str:
         """SHA-256 of ``gpu`` as JSON without spaces: which placement this is, whatever is stated of it."""
-        text = json.dumps(self.model_dump(mode="json", include={"gpu"})["gpu"], separators=(",", ":"))
+        text = json.dumps(self.gpu, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> str:

@@ -61,6 +61,5 @@ def replicas_by_load(
 
 def replica_order(replicas: Ints) -> tuple[Ints, Ints]:
     """Expert and replica of each item, ordered by replica, then expert, for ``replicas`` [experts]."""
-    pairs = [(r, e) for r in range(int(replicas.max())) for e in np.flatnonzero(replicas > r)]
-    replica, expert = np.array(pairs, dtype=np.int64).T
+    replica, expert = np.nonzero(replicas > np.arange(int(replicas.max()))[:, None])
     return expert, replica

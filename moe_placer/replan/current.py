@@ -73,7 +73,9 @@ def read_current(problem: Problem, placement: Placement) -> Current:
     for index in range(len(problem)):
         expert, replica = problem.items(index)
         pairs = zip(expert.tolist(), replica.tolist(), strict=True)
-        gpu = np.array([placement.shards(index, e)[r][0] for e, r in pairs], dtype=np.int64)
+        row = placement.gpu[index]
+        own = [row[e][r] for e, r in pairs]
+        gpu = np.array([one if isinstance(one, int) else one[0] for one in own], dtype=np.int64)
         check_layer(problem, index, problem.layer(index), gpu)
         rows.append(gpu)
     return Current(problem, tuple(rows))

@@ -8,8 +8,9 @@ disturbed by random trades and improved again (iterated local search).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,12 @@ from moe_placer.replan.replica_changes import best_change, changed
 from moe_placer.replan.trades import LISTED, Goal, LayerState, Trade
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, HELPS
 
-__all__ = ["Curve", "LayerStart", "Point"]
+__all__ = ["TARGETS", "Curve", "LayerStart", "Point"]
 
 Ints = npt.NDArray[np.int64]
 
 _STEPS = 400  # trades of one descent at most
-_TARGETS = (1.0, 0.5, 0.75, 0.25)  # of the way from the current value to the lower bound, in the order tried
+TARGETS = (1.0, 0.5, 0.75, 0.25)  # of the way from the current value to the lower bound, in the order tried
 _KICKS = 2
 _TOGETHER = 0.5  # of what a trade would do alone: it is made after others
 _CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
@@ -33,14 +34,35 @@ _CALL = 10_000  # link costs that could be looked at in the time that one small 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One placement of a layer: its moves, its value, the replicas of each expert, and the place of each item."""
+    """One placement of a layer: its moves and its value.
+
+    Attributes
+    ----------
+    moves : int
+    value, z, busiest_gpu : float
+    build : callable
+        Returns the layer, with the replicas of each expert, and the place of each item; few points are ever asked.
+    """
 
     moves: int
     value: float
     z: float
     busiest_gpu: float
-    layer: LayerProblem
-    place: Ints
+    build: Callable[[], tuple[LayerProblem, Ints]]
+
+    @cached_property
+    def _built(self) -> tuple[LayerProblem, Ints]:
+        return self.build()
+
+    @property
+    def layer(self) -> LayerProblem:
+        """The layer, with the replicas of each expert."""
+        return self._built[0]
+
+    @property
+    def place(self) -> Ints:
+        """Place of each item."""
+        return self._built[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +120,23 @@ class Curve:
     def record(self, state: LayerState) -> None:
         """Keep a placement if it is the best with so many moves, and not more than allowed."""
         moves, value = state.moves, state.value
+        if self._improves(moves, value):
+            found = state.layer, state.place.copy()
+            self._points[moves] = Point(moves, value, state.links.z, state.busiest_gpu, lambda: found)
+
+    def offer(self, point: Point) -> None:
+        """Keep a point that was found elsewhere, if `record` would keep it."""
+        if self._improves(point.moves, point.value):
+            self._points[point.moves] = point
+
+    def _improves(self, moves: int, value: float) -> bool:
         known = self._points.get(moves)
-        if moves <= self.most and (known is None or value < known.value):
-            self._points[moves] = Point(moves, value, state.links.z, state.busiest_gpu, state.layer, state.place.copy())
+        return moves <= self.most and (known is None or value < known.value)
 
     def descend(self, depth: int, deadline: Deadline) -> None:
         """Descend from the current placement towards the next target but ``depth``, as far as `reach` goes."""
-        if depth + 1 < len(_TARGETS):
-            self._descend(self._state(self.start.layer, self.start.place), _TARGETS[depth + 1], deadline)
+        if depth + 1 < len(TARGETS):
+            self._descend(self._state(self.start.layer, self.start.place), TARGETS[depth + 1], deadline)
 
     def descend_to(self, reach: int, deadline: Deadline) -> None:
         """Descend towards the first target, or go on where that ended, up to so many moves."""
@@ -113,7 +144,7 @@ class Curve:
         if not self._begun or self._paused is not None:
             state = self._paused or self._state(self.start.layer, self.start.place)
             self._begun = True
-            self._paused = self._descend(state, _TARGETS[0], deadline)
+            self._paused = self._descend(state, TARGETS[0], deadline)
 
     @property
     def is_paused(self) -> bool:
@@ -130,7 +161,7 @@ class Curve:
             trade = state.random_trade(int(rng.choice(items)), rng, self.inside) if len(items) else None
             if trade is not None:
                 state.apply(trade)
-        self._descend(state, float(rng.choice(_TARGETS)), deadline)
+        self._descend(state, float(rng.choice(TARGETS)), deadline)
 
     def _apply_more(self, state: LayerState, trades: Sequence[Trade], target_z: float, target_gpu: float) -> None:
         """Make further trades while they do together what each would do alone, or nearly."""

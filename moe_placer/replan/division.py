@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.limits import Deadline, Limits
 from moe_placer.replan.allocation import Allocation, allocate
 from moe_placer.replan.curve import Curve, Point
+from moe_placer.replan.even_gpus import can_even_gpus, even_gpus
 from moe_placer.replan.task import Figures, Task
 
 __all__ = ["Divided", "min_of", "search"]
+
+Ints = npt.NDArray[np.int64]
 
 _DESCENTS = 3  # of a layer beside the first, to other targets
 _SHOWN = 16  # budgets of the curve
@@ -42,12 +47,11 @@ def search(curves: Sequence[Curve], most: int | None, limits: Limits, deadline: 
     seed : int
         Of the disturbances.
     """
-    _first_descents(curves, most, deadline)
-    for depth in range(_DESCENTS):
-        for curve in curves:
-            if deadline.over:
-                return
-            curve.descend(depth, deadline)
+    evened = can_even_gpus(curves)
+    if evened:
+        even_gpus(curves, _reach(curves, most, 1.0), partial(_worth_searching, most), deadline)
+    if not evened or curves[0].goal.links or not curves[0].start.layer.replicas_are_free:
+        _layer_by_layer(curves, most, deadline)
     rngs = [np.random.default_rng((seed, index)) for index in range(len(curves))]
     while sum(curve.work for curve in curves) < limits.total_work:
         before = sum(curve.evaluated for curve in curves)
@@ -60,31 +64,59 @@ def search(curves: Sequence[Curve], most: int | None, limits: Limits, deadline: 
             return
 
 
+def _layer_by_layer(curves: Sequence[Curve], most: int | None, deadline: Deadline) -> None:
+    """Descend towards every target in one layer after the other: that knows links, and roles of replicas."""
+    _first_descents(curves, most, deadline)
+    for depth in range(_DESCENTS):
+        for curve in curves:
+            if deadline.over:
+                return
+            curve.descend(depth, deadline)
+
+
 def _first_descents(curves: Sequence[Curve], most: int | None, deadline: Deadline) -> None:
     """Descend from what runs now, in every layer as far as it could be given moves of the budget.
 
     The first moves gain most. So all layers are searched in turns, up to a little beyond their mean share; then the
     budget is divided, and those that are given nearly all that was searched go on, until none is.
     """
-    needed = sum(curve.points[0].moves for curve in curves)
     for stage in _STAGES if most is not None else _STAGES[-1:]:
-        for curve in curves:
+        for curve, reach in zip(curves, _reach(curves, most, stage).tolist(), strict=True):
             if deadline.over:
                 return
-            share = curve.most if most is None else int(np.ceil(stage * (most - needed) / len(curves)))
-            curve.descend_to(curve.points[0].moves + share, deadline)
+            curve.descend_to(reach, deadline)
     while most is not None and not deadline.over:
-        points = [curve.points for curve in curves]
-        allocation, spent = _allocated(points, most)
-        wanting = [
-            curve
-            for curve, row, at in zip(curves, points, allocation.choose(spent), strict=True)
-            if curve.is_paused and row[at].moves >= _FRONTIER * curve.reach
-        ]
-        if not wanting:
+        reached = np.array([curve.reach for curve in curves])
+        worth = _worth_searching(most, curves, reached)
+        further = [(curve, to) for curve, to in zip(curves, worth.tolist(), strict=True) if to > curve.reach]
+        further = [(curve, to) for curve, to in further if curve.is_paused]
+        if not further:
             return
-        for curve in wanting:
-            curve.descend_to(int(np.ceil(_FURTHER * curve.reach)) + 1, deadline)
+        for curve, to in further:
+            curve.descend_to(to, deadline)
+
+
+def _reach(curves: Sequence[Curve], most: int | None, share: float) -> Ints:
+    """Return the moves [layers] up to which to search where each layer gets this share of its mean part of a budget."""
+    least = np.array([curve.points[0].moves for curve in curves])
+    if most is None:
+        return np.array([curve.most for curve in curves])
+    return np.asarray(least + int(np.ceil(share * (most - least.sum()) / len(curves))))
+
+
+def _worth_searching(most: int | None, curves: Sequence[Curve], searched: Ints) -> Ints:
+    """Return the moves [layers] up to which layers should be searched, where they were up to ``searched``.
+
+    Those that are given nearly all that was searched are worth more.
+    """
+    if most is None:
+        return searched
+    points = [curve.points for curve in curves]
+    allocation, spent = _allocated(points, most)
+    given = np.array([row[at].moves for row, at in zip(points, allocation.choose(spent), strict=True)])
+    further = np.ceil(_FURTHER * searched).astype(np.int64) + 1
+    wanted = np.where(given >= _FRONTIER * searched, further, searched)
+    return np.minimum(wanted, [max(curve.most, int(to)) for curve, to in zip(curves, searched, strict=True)])
 
 
 def _allocated(points: Sequence[Sequence[Point]], most: int | None) -> tuple[Allocation, int]:

@@ -154,14 +154,16 @@ def _reload(live: Held, then: Held, room: Ints) -> tuple[tuple[tuple[int, int, i
     What makes room is no part of the plan, and has another replica.
     """
     there = {one[:2] for one in live}
+    missing = sorted(one for one in then if one[:2] not in there)
+    if not missing:
+        return (), set()
     used = np.bincount([gpu for _, _, gpu in live], minlength=len(room))
     holders: dict[tuple[int, int], int] = {}
     for row, expert, _ in live:
         holders[row, expert] = holders.get((row, expert), 0) + 1
     targets: dict[tuple[int, int], list[int]] = {}
-    for row, expert, gpu in sorted(then):
-        if (row, expert) not in there:
-            targets.setdefault((row, expert), []).append(gpu)
+    for row, expert, gpu in missing:
+        targets.setdefault((row, expert), []).append(gpu)
     reloads, early = [], set[tuple[int, int, int]]()
     for (row, expert), gpus in targets.items():
         gpu = max(gpus, key=lambda one: (min(1, int(room[one] - used[one])), -one))

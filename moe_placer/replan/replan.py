@@ -33,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 TIME_S = 4.0
 _SEARCH = 0.6  # of the time; the rest is for the bound
+_AFTER_S = 0.4  # for the placement and its transfers where no bound is asked, at most the same share of the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,8 @@ def replan(
     _insist_on_budget(task, most)
     curves = [Curve(start, task.goal, inside_nodes, min_of(most, start.layer.items)) for start in task.starts]
     bounded = most is not None and not inside_nodes and limits.bounds
-    search_until = min(deadline.at, begun + (_SEARCH if bounded else 1.0) * limits.time_s)
+    search_s = max(_SEARCH * limits.time_s, 0.0 if bounded else limits.time_s - _AFTER_S)
+    search_until = min(deadline.at, begun + search_s)
     search(curves, most, limits, replace(deadline, at=search_until), seed)
     divided, placement, migration = _within(Divided(task, curves, most), budget, current, traffic, seed, out[0])
     before, after = task.figures([curve.current for curve in curves]), task.figures(divided.chosen)

@@ -80,9 +80,9 @@ def held_by(placement: Placement) -> Held:
     return {
         (row, expert, gpu)
         for row, experts in enumerate(placement.gpu)
-        for expert in range(len(experts))
-        for replica in placement.shards(row, expert)
-        for gpu in replica
+        for expert, replicas in enumerate(experts)
+        for replica in replicas
+        for gpu in ((replica,) if isinstance(replica, int) else replica)
     }
 
 
@@ -91,13 +91,15 @@ def choose_sources(wires: Wires, now: Held, then: Held) -> list[Transfer]:
 
     Of equally near ones the GPU that has least to send is taken; replicas with the fewest choices come first.
     """
-    sources: dict[tuple[int, int], list[int]] = {}
-    for row, expert, gpu in sorted(now):
-        sources.setdefault((row, expert), []).append(gpu)
+    coming = sorted(then - now)
+    sources: dict[tuple[int, int], list[int]] = {(row, expert): [] for row, expert, _ in coming}
+    for row, expert, gpu in now:
+        if (row, expert) in sources:
+            sources[row, expert].append(gpu)
     asked = []
-    for row, expert, target in sorted(then - now):
+    for row, expert, target in coming:
         node = target // wires.gpus_per_node
-        able = sources[row, expert]
+        able = sorted(sources[row, expert])
         far = [int(wires.hops[gpu // wires.gpus_per_node, node]) for gpu in able]
         asked.append((row, expert, target, [gpu for gpu, hops in zip(able, far, strict=True) if hops == min(far)]))
     sent: dict[tuple[int, bool], int] = {}

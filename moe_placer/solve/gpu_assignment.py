@@ -47,8 +47,7 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
             layer: list[Gpus] = [(int(gpu),) for gpu in result.gpu]
         else:
             layer = pack_layer(problem, index, result, held)
-        for gpus in layer:
-            held[list(gpus)] += 1
+        held += np.bincount([gpu for gpus in layer for gpu in gpus], minlength=len(held))
         packed.append(layer)
     return packed
 
