@@ -48,8 +48,8 @@ Examples:
     "--way",
     "ways",
     multiple=True,
-    type=click.Choice(["never", "once", "replan", "history", "eplb"]),
-    help="Only these ways. Repeatable.  [all]",
+    type=click.Choice(["never", "once", "replan", "history", "eplb", "vllm", "flashlb"]),
+    help="Only these ways. Repeatable.  [all that know the instance]",
 )
 @click.option("--max-moves", type=click.IntRange(min=0), metavar="N", help="Replicas that GPUs may load per window.")
 @click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred per window.")
@@ -73,7 +73,7 @@ def follow(
     seed: int,
     json_: bool,
 ) -> None:
-    """Compare ways to follow drifting traffic: never, once, within a budget of moves, or EPLB from scratch.
+    """Compare ways to follow drifting traffic: never, once, within a budget of moves, EPLB, vLLM's, or FlashLB.
 
     The plan for a window is made from the windows before it, starting from CURRENT. What it costs there and the moves
     that it needed are summed up over the windows, beside what is left of a plan's gain after 1, 2, 4 and 8 windows.
@@ -81,7 +81,7 @@ def follow(
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.replan.budget import Budget
-    from moe_placer.replan.follow import WAYS, cut_in_windows
+    from moe_placer.replan.follow import cut_in_windows
     from moe_placer.replan.follow import follow as compare
     from moe_placer.traffic import load_traffic
 
@@ -94,7 +94,7 @@ def follow(
         parts = [load_traffic(opened.with_traces([file])) for file in files]
     limits = Limits(time_s=time_limit, work=work, bounds=False)
     rows = compare(
-        opened, now, parts, ways=ways or tuple(WAYS), budget=Budget(max_moves, max_bytes), minimise=minimise,
+        opened, now, parts, ways=ways or None, budget=Budget(max_moves, max_bytes), minimise=minimise,
         limits=limits, seed=seed,
     )  # fmt: skip
     if json_:
@@ -108,7 +108,13 @@ def _content(instance: Instance, rows: Sequence[Followed]) -> FollowResult:
         "schema": "moe-placer/follow/1",
         "instance": {"name": instance.name, "sha256": instance.sha256},
         "rows": [
-            {"way": row.way, "window": row.window, "transfers_us": row.transfers_us, **vars(row.figures)}
+            {
+                "way": row.way,
+                "window": row.window,
+                "slots": row.slots,
+                "transfers_us": row.transfers_us,
+                **vars(row.figures),
+            }
             for row in rows
         ],
     }
@@ -121,15 +127,15 @@ def _print(instance: Instance, rows: Sequence[Followed]) -> None:
         of_way.setdefault(row.way, []).append(row)
     count = len(next(iter(of_way.values())))
     click.echo(f"{instance.name}: {count} windows, each planned for from those before it; sums over windows and layers")
-    click.echo(
-        f"  {'':10}{'moves':>10}{'GB':>10}{'transfers, ms':>16}{'busiest links':>18}{'busiest GPUs':>16}{'cost':>10}"
-    )
+    head = f"{'moves':>10}{'slots':>10}{'GB':>10}{'transfers, ms':>16}{'busiest links':>18}{'busiest GPUs':>16}{'cost':>10}"
+    click.echo(f"  {'':10}{head}")
     base = sum(row.figures.value for row in of_way["never"]) if "never" in of_way else None
     for way, own in of_way.items():
         value = sum(row.figures.value for row in own)
         cost = f"{value / base - 1:+.1%}" if base else ""
         click.echo(
-            f"  {way:10}{sum(r.figures.moves for r in own):>10,}{sum(r.figures.bytes for r in own) / 1e9:>10,.1f}"
+            f"  {way:10}{sum(r.figures.moves for r in own):>10,}{sum(r.slots for r in own):>10,}"
+            f"{sum(r.figures.bytes for r in own) / 1e9:>10,.1f}"
             f"{sum(r.transfers_us for r in own) / 1e3:>16,.1f}{sum(r.figures.total_z for r in own):>18,.0f}"
             f"{sum(r.figures.busiest_gpu for r in own):>16,.0f}{cost:>10}"
         )

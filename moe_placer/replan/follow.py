@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moe_placer.errors import InputError, Mistake, UsageError
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import RedundantSlots
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.fresh import measure
 from moe_placer.replan.migration import migrate
-from moe_placer.replan.replan import replan
-from moe_placer.replan.task import Figures, Minimise, default_goal
-from moe_placer.solve.solve import solve
+from moe_placer.replan.next_plans import Planner, SlotOrder, Window
+from moe_placer.replan.task import Figures, Minimise
 from moe_placer.traffic import Recording, Traffic
 
-__all__ = ["WAYS", "Followed", "cut_in_windows", "follow"]
+__all__ = ["WAYS", "Followed", "cut_in_windows", "follow", "ways_for"]
 
 WAYS = {
     "never": "what runs now, unchanged",
     "once": "replanned for the first window, then unchanged: how long a plan lasts",
     "replan": "replanned for the last window, within the budget",
     "history": "replanned for all windows so far together, within the budget",
-    "eplb": "EPLB from scratch for the last window, as engines do; whether slots of a GPU are kept moves no weights",
+    "eplb": "EPLB from scratch for the last window, its slots in the order in which it packs, as SGLang does",
+    "vllm": "the same plan, but what stays on a GPU keeps its slot, as in vLLM",
+    "flashlb": "vllm-ascend's FlashLB on all windows so far: layers whose balance is worse, matched with what runs",
 }
 
 
@@ -45,12 +47,16 @@ class Followed:
         What the plan costs on this window; its moves are those since the window before.
     transfers_us : float
         How long these take.
+    slots : int
+        Slots that are written, since they hold another expert than before; more than the moves where slots are not
+        kept.
     """
 
     way: str
     window: int
     figures: Figures
     transfers_us: float
+    slots: int
 
 
 def cut_in_windows(traffic: Traffic, windows: int) -> list[Traffic]:
@@ -80,12 +86,34 @@ def cut_in_windows(traffic: Traffic, windows: int) -> list[Traffic]:
     return [Traffic(tuple(part), traffic.mix) for part in parts]
 
 
+def ways_for(instance: Instance) -> list[str]:
+    """Return the ways that know this kind of instance."""
+    return [way for way in WAYS if way != "flashlb" or not flashlb_refuses(instance)]
+
+
+def flashlb_refuses(instance: Instance) -> str:
+    """Say why FlashLB does not know a kind of instance; empty: it does."""
+    placement = instance.placement
+    if not isinstance(placement.replicas, RedundantSlots):
+        return "it chooses the replicas of every expert in every layer: placement.replicas: {redundant_slots: N}"
+    survives = placement.survives != "none"
+    rules = {"pinned": placement.pinned, "survives": survives, "failed_gpus": placement.failed_gpus}
+    if broken := [name for name, rule in rules.items() if rule]:
+        return f"it does not know placement.{broken[0]}"
+    if placement.replicas_apart == "node":
+        return "it keeps replicas apart by GPUs only: placement.replicas_apart: gpu"
+    slots = instance.model.experts + placement.replicas.redundant_slots
+    if slots % instance.gpus:
+        return f"GPUs must have equally many experts, and {slots} are no multiple of {instance.gpus} GPUs"
+    return ""
+
+
 def follow(
     instance: Instance,
     current: Placement,
     windows: Sequence[Traffic],
     *,
-    ways: Sequence[str] = tuple(WAYS),
+    ways: Sequence[str] | None = None,
     budget: Budget | None = None,
     minimise: Minimise | None = None,
     limits: Limits | None = None,
@@ -100,8 +128,8 @@ def follow(
         What runs before the first window.
     windows : sequence of Traffic
         In the order of time, two or more.
-    ways : sequence of str
-        Of `WAYS`.
+    ways : sequence of str, optional
+        Of `WAYS`; absent: all that know the instance.
     budget : Budget, optional
         Of each replan; absent: as many moves as gain anything.
     minimise : str, optional
@@ -113,51 +141,29 @@ def follow(
     Raises
     ------
     UsageError
-        An unknown way, or fewer than two windows.
+        A way that is unknown, or does not know the instance, or fewer than two windows.
     InputError, NothingFoundError
         As for `moe_placer.replan`.
     """
+    ways = ways_for(instance) if ways is None else ways
     for way in ways:
         if way not in WAYS:
             raise UsageError(f"{way!r} is no way to follow traffic, expected some of {', '.join(WAYS)}")
+    if "flashlb" in ways and (reason := flashlb_refuses(instance)):
+        raise UsageError(f"flashlb cannot follow {instance.name}: {reason}")
     if len(windows) < 2:
         raise UsageError(f"{len(windows)} windows, expected 2 or more: a plan for one is measured on the next")
-    minimise = minimise or default_goal(compile_problem(instance, windows[0]), False)
-    limits = limits or Limits(time_s=4.0)
-
-    def replanned(plan: Placement, seen: Traffic) -> Placement:
-        found = replan(instance, plan, seen, budget=budget, minimise=minimise, limits=limits, seed=seed, check=False)
-        return found.placement
-
-    def eplb(_plan: Placement, seen: Traffic) -> Placement:
-        scratch = Limits(time_s=limits.time_s, bounds=False)
-        return solve(instance, seen, solver="eplb", limits=scratch, seed=seed).placement
-
-    next_of: dict[str, Callable[[int, Placement], Placement]] = {
-        "never": lambda _at, plan: plan,
-        "once": lambda at, plan: replanned(plan, windows[0]) if at == 1 else plan,
-        "replan": lambda at, plan: replanned(plan, windows[at - 1]),
-        "history": lambda at, plan: replanned(plan, _together(windows[:at])),
-        "eplb": lambda at, plan: eplb(plan, windows[at - 1]),
-    }
+    each = [Window(window, compile_problem(instance, window)) for window in windows]
+    planner = Planner(instance, each, budget, minimise, limits or Limits(time_s=4.0), seed)
     rows = []
     for way in ways:
-        plan = current
-        for at in range(1, len(windows)):
-            before, plan = plan, next_of[way](at, plan)
-            figures = measure(instance, before, plan, windows[at], minimise)
-            rows.append(Followed(way, at, figures, _transfers_us(instance, before, plan)))
+        before, slots = current, SlotOrder(current)
+        for at in range(1, len(each)):
+            plan = planner.plans[way](at, before)
+            now = each[at]
+            figures = measure(instance, before, plan, now.traffic, planner.minimise, problem=now.problem)
+            us = 0.0 if before.gpu == plan.gpu else migrate(instance, before, plan).us
+            written = slots.written(plan, each[at - 1].problem) if way == "eplb" else figures.moves
+            rows.append(Followed(way, at, figures, us, written))
+            before = plan
     return rows
-
-
-def _transfers_us(instance: Instance, before: Placement, after: Placement) -> float:
-    """Return how long the transfers take."""
-    if before.gpu == after.gpu:
-        return 0.0
-    return migrate(instance, before, after).us
-
-
-def _together(windows: Sequence[Traffic]) -> Traffic:
-    """Return windows as one traffic, each of them with the same weight."""
-    recordings = tuple(one for window in windows for one in window.recordings)
-    return Traffic(recordings, np.hstack([window.mix for window in windows]) / len(windows))

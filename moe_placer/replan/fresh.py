@@ -12,7 +12,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.sizes import expert_bytes
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
-from moe_placer.problem.compile import compile_problem
+from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.replan.current import read_current
 from moe_placer.replan.task import Figures, Minimise, goal_of
 from moe_placer.replan.transfers import held_by
@@ -77,6 +77,7 @@ def measure(
     traffic: Traffic,
     minimise: Minimise,
     slowness: Floats | None = None,
+    problem: Problem | None = None,
 ) -> Figures:
     """Measure any valid placement on any traffic, and count its moves from the current one, which need not be valid.
 
@@ -91,13 +92,15 @@ def measure(
         Routing statistics of the instance's sources.
     slowness : float array [GPUs], optional
         How many times as long each GPU takes to compute.
+    problem : Problem, optional
+        The instance compiled with that traffic; absent: it is compiled here.
 
     Raises
     ------
     InputError
         The placement is not one of this instance.
     """
-    problem = compile_problem(instance, traffic)
+    problem = problem or compile_problem(instance, traffic)
     after, goal = read_current(problem, placement), goal_of(problem, minimise)
     factor = np.ones(instance.gpus) if slowness is None else slowness
     moves, z, busiest = len(held_by(placement) - held_by(current)), 0.0, 0.0

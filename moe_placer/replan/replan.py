@@ -100,6 +100,7 @@ def replan(
     limits: Limits | None = None,
     seed: int = 0,
     check: bool = True,
+    problem: Problem | None = None,
 ) -> Replanned:
     """Improve the current placement on new traffic by few moves, in memory: no files, no drawings.
 
@@ -128,6 +129,9 @@ def replan(
         Of the disturbances; the same seed and effort give the same placement while no clock strikes.
     check : bool
         Whether the verifier checks the placement.
+    problem : Problem, optional
+        The instance compiled with that traffic, by `moe_placer.problem.compile.compile_problem`; absent: it is compiled
+        here. Nothing may have changed then.
 
     Raises
     ------
@@ -146,10 +150,12 @@ def replan(
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
     deadline = replace(limits.deadline, at=min(limits.deadline.at, begun + limits.time_s))
+    if problem is not None and change is not None:
+        raise UsageError("a compiled problem and a change are given, expected one of them: a change is compiled anew")
     change, budget = change or Change(), budget or Budget()
     instance = change.applied_to(instance)
     traffic = traffic if traffic is not None else load_traffic(instance)
-    problem = compile_problem(instance, traffic)
+    problem = problem or compile_problem(instance, traffic)
     _refuse(problem)
     slowness, most = change.slowness(instance.gpus), budget.most_moves(instance)
     minimise = minimise or default_goal(problem, inside_nodes, slowness is not None)

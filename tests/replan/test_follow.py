@@ -51,7 +51,11 @@ def test_what_stays_hot_is_followed_and_moves_keep_to_the_budget(planned: tuple[
     assert of["once"][2].figures.value < of["never"][2].figures.value
     assert of["replan"][2].figures.value <= of["once"][2].figures.value
     assert of["history"][0].figures == of["replan"][0].figures
-    assert of["eplb"][1].figures.moves == 0  # the same traffic, the same plan
+    assert of["eplb"][1].figures.moves == of["eplb"][1].slots == 0  # the same traffic, the same plan
+    assert [row.figures for row in of["vllm"]] == [row.figures for row in of["eplb"]]
+    assert of["eplb"][0].slots >= of["vllm"][0].slots == of["vllm"][0].figures.moves
+    assert of["flashlb"][1].figures.moves == 0  # nothing is more balanced than what it has
+    assert of["flashlb"][1].figures.busiest_gpu <= of["never"][1].figures.busiest_gpu
 
 
 def test_windows_have_all_tokens_once_and_in_order() -> None:

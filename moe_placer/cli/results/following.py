@@ -15,12 +15,14 @@ __all__ = ["FollowResult", "FollowRow"]
 class FollowRow(TypedDict):
     """One way to follow traffic on one window."""
 
-    way: Literal["never", "once", "replan", "history", "eplb"]
+    way: Literal["never", "once", "replan", "history", "eplb", "vllm", "flashlb"]
     """How the plan was made from the windows before."""
     window: int
     """The window that it is measured on, from 1."""
     moves: int
     """Replicas that GPUs must load since the window before."""
+    slots: int
+    """Slots that are written, since they hold another expert than before; the moves where slots are kept."""
     bytes: float
     """Their weights."""
     transfers_us: float
