@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
 from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from moe_placer.cli.results.following import FollowResult
     from moe_placer.instance import Instance
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from moe_placer.replan.task import Minimise
 
 __all__ = ["follow"]
-
-_LASTS = (1, 2, 4, 8)  # windows after which it is told what is left of a gain
 
 EXAMPLES = """
 \b
@@ -57,6 +56,7 @@ Examples:
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search per replan.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same plans.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows and page there.")
 @json_option
 def follow(
     instance: Path,
@@ -71,22 +71,30 @@ def follow(
     time_limit: float,
     work: float | None,
     seed: int,
+    output: Path | None,
     json_: bool,
 ) -> None:
     """Compare ways to follow drifting traffic: never, once, within a budget of moves, EPLB, vLLM's, or FlashLB.
 
     The plan for a window is made from the windows before it, starting from CURRENT. What it costs there and the moves
     that it needed are summed up over the windows, beside what is left of a plan's gain after 1, 2, 4 and 8 windows.
+
+    With -o: config.json, environment.json and results.jsonl, and the page that `moe-placer report` makes of them.
     """
+    from moe_placer.experiments.report.report_files import require_libraries
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
+    from moe_placer.problem.compile import compile_problem
     from moe_placer.replan.budget import Budget
     from moe_placer.replan.follow import cut_in_windows
     from moe_placer.replan.follow import follow as compare
+    from moe_placer.replan.task import default_goal
     from moe_placer.traffic import load_traffic
 
     if bool(files) == (windows is not None):
         raise UsageError("give either --windows N or a --window FILE for each window")
+    if output is not None:
+        require_libraries()
     opened, now = open_instance(instance, traces), load_placement(current)
     if windows is not None:
         parts = cut_in_windows(load_traffic(opened), windows)
@@ -97,10 +105,27 @@ def follow(
         opened, now, parts, ways=ways or None, budget=Budget(max_moves, max_bytes), minimise=minimise,
         limits=limits, seed=seed,
     )  # fmt: skip
+    if output is not None:
+        names = [file.name for file in files] or [one.name.split(", window ")[0] for one in parts[0].recordings]
+        asked = {"max_moves": max_moves, "max_bytes": max_bytes, "time_limit_s": time_limit, "work": work, "seed": seed}
+        minimised = minimise or default_goal(compile_problem(opened, parts[0]), False)
+        _write(output, opened, rows, {**asked, "minimise": minimised, "recordings": names})
     if json_:
         click.echo(as_json(_content(opened, rows)))
     else:
         _print(opened, rows)
+
+
+def _write(folder: Path, instance: Instance, rows: Sequence[Followed], asked: Mapping[str, Any]) -> None:
+    """Write rows and what was asked, and the page that is made from them."""
+    from moe_placer.experiments.follow.follow_folder import FollowConfig, write_followed
+    from moe_placer.experiments.report.report_files import write_report
+
+    sizes = {"layers": len(instance.moe_layers), "experts": instance.model.experts, "gpus": instance.gpus}
+    named = {"name": folder.resolve().name, "instance": instance.name, "sha256": instance.sha256}
+    write_followed(folder, FollowConfig.model_validate({**named, **sizes, **asked}), rows)
+    for file in write_report(folder):
+        log.info(f"wrote {file}")
 
 
 def _content(instance: Instance, rows: Sequence[Followed]) -> FollowResult:
@@ -122,13 +147,17 @@ def _content(instance: Instance, rows: Sequence[Followed]) -> FollowResult:
 
 
 def _print(instance: Instance, rows: Sequence[Followed]) -> None:
+    from moe_placer.replan.follow import gain_kept
+
     of_way: dict[str, list[Followed]] = {}
     for row in rows:
         of_way.setdefault(row.way, []).append(row)
     count = len(next(iter(of_way.values())))
     click.echo(f"{instance.name}: {count} windows, each planned for from those before it; sums over windows and layers")
-    head = f"{'moves':>10}{'slots':>10}{'GB':>10}{'transfers, ms':>16}{'busiest links':>18}{'busiest GPUs':>16}{'cost':>10}"
-    click.echo(f"  {'':10}{head}")
+    click.echo(
+        f"  {'':10}{'moves':>10}{'slots':>10}{'GB':>10}{'transfers, ms':>16}{'busiest links':>18}"
+        f"{'busiest GPUs':>16}{'cost':>10}"
+    )
     base = sum(row.figures.value for row in of_way["never"]) if "never" in of_way else None
     for way, own in of_way.items():
         value = sum(row.figures.value for row in own)
@@ -139,9 +168,9 @@ def _print(instance: Instance, rows: Sequence[Followed]) -> None:
             f"{sum(r.transfers_us for r in own) / 1e3:>16,.1f}{sum(r.figures.total_z for r in own):>18,.0f}"
             f"{sum(r.figures.busiest_gpu for r in own):>16,.0f}{cost:>10}"
         )
-    if {"never", "once", "replan"} <= of_way.keys():
+    kept = gain_kept({way: [row.figures.value for row in own] for way, own in of_way.items()})
+    if kept:
         click.echo("What is left of the gain of replanning for every window, where it was done once:")
-        for after in (after for after in _LASTS if after <= count):
-            never, once, each = (of_way[way][after - 1].figures.value for way in ("never", "once", "replan"))
-            kept = f"{(never - once) / (never - each):.0%}" if never > each else "replanning gained nothing here"
-            click.echo(f"  after {after} window{'' if after == 1 else 's'}: {kept}")
+    for after, share in kept.items():
+        said = f"{share:.0%}" if share is not None else "replanning gained nothing here"
+        click.echo(f"  after {after} window{'' if after == 1 else 's'}: {said}")

@@ -289,6 +289,9 @@ def _failed(cluster: Cluster, placement: Placement) -> Iterator[Found]:
         elif gpu in seen:
             yield ("placement", "failed_gpus", index), f"{gpu} a second time", "each GPU once"
         seen.add(gpu)
+    for index, gpu in enumerate(placement.drained_gpus):
+        if gpu not in seen:
+            yield ("placement", "drained_gpus", index), str(gpu), "a GPU that placement.failed_gpus lists, too"
 
 
 def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:

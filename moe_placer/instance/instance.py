@@ -24,7 +24,7 @@ _YOUNGER = {
         *("expert_groups", "top_groups"),
     ),
     "cluster": ("nics", "nvlink_domain_nodes"),
-    "placement": ("dispatch_dtype", "combine_dtype"),
+    "placement": ("dispatch_dtype", "combine_dtype", "drained_gpus"),
 }
 
 
@@ -208,10 +208,11 @@ class Instance(schema.Section):
         """
         return self._changed(engine=engine)
 
-    def with_hardware(self, added_nodes: int, failed_gpus: Sequence[int]) -> Self:
+    def with_hardware(self, added_nodes: int, failed_gpus: Sequence[int], drained_gpus: Sequence[int] = ()) -> Self:
         """Return this instance with nodes added after the last one, and with these GPUs marked as failed.
 
         Where ``traffic.mix`` says what nodes' tokens are like, those of new nodes are like the mean of all others.
+        ``drained_gpus`` are those of ``failed_gpus`` that still send what they hold.
 
         Raises
         ------
@@ -219,7 +220,8 @@ class Instance(schema.Section):
             The instance cannot be so.
         """
         cluster = self.cluster.model_copy(update={"nodes": self.cluster.nodes + added_nodes})
-        placement = self.placement.model_copy(update={"failed_gpus": tuple(failed_gpus)})
+        out = {"failed_gpus": tuple(failed_gpus), "drained_gpus": tuple(drained_gpus)}
+        placement = self.placement.model_copy(update=out)
         traffic, mix = self.traffic, getattr(self.traffic, "mix", None)
         if mix and added_nodes:
             mean = tuple(sum(column) / len(mix) for column in zip(*mix, strict=True))

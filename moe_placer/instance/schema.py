@@ -234,6 +234,11 @@ class Placement(Section):
     )
     combine_dtype: Dtype | None = Field(None, description="Of results on the way back, likewise.")
     failed_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field((), max_length=MAX_GPUS)
+    drained_gpus: ListOf[Annotated[int, Field(ge=0)]] = Field(
+        (),
+        max_length=MAX_GPUS,
+        description="Those of failed_gpus that still work: they send what they hold to others, and take nothing.",
+    )
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
 

@@ -57,7 +57,8 @@ class Change:
     def applied_to(self, instance: Instance) -> Instance:
         """Return the instance as it is now.
 
-        GPUs that failed or are drained become ``placement.failed_gpus``, and ``redundant_slots`` shrink to what the
+        GPUs that failed or are drained become ``placement.failed_gpus``, those that are drained also
+        ``placement.drained_gpus``, and ``redundant_slots`` shrink to what the
         slots that are left can hold. Nodes that come have tokens like the mean of all others.
 
         Raises
@@ -71,7 +72,9 @@ class Change:
         if not self.out_of_service(instance.cluster.gpus_per_node) and not self.added_nodes:
             return instance
         out = sorted({*instance.placement.failed_gpus, *self.out_of_service(instance.cluster.gpus_per_node)})
-        changed = instance.with_hardware(self.added_nodes, out)
+        per_node = instance.cluster.gpus_per_node
+        drained = {*instance.placement.drained_gpus, *self.out_of_service(per_node)} - self.gone(per_node)
+        changed = instance.with_hardware(self.added_nodes, out, sorted(drained))
         replicas, experts = instance.placement.replicas, instance.model.experts
         if not isinstance(replicas, RedundantSlots):
             return changed
@@ -106,7 +109,7 @@ class Change:
         twice = self.gone(per_node) & {*self.drained, *_of_nodes(self.drained_nodes, per_node)}
         if twice:
             raise UsageError(f"GPU {min(twice)} is to fail and to be drained, expected one of both")
-        if dead := drained & set(instance.placement.failed_gpus):
+        if dead := drained & set(instance.placement.failed_gpus) - set(instance.placement.drained_gpus):
             raise UsageError(f"GPU {min(dead)} is to be drained, and placement.failed_gpus says that it failed")
         self._refuse_slow(per_node)
 

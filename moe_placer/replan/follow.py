@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from moe_placer.replan.next_plans import Planner, SlotOrder, Window
 from moe_placer.replan.task import Figures, Minimise
 from moe_placer.traffic import Recording, Traffic
 
-__all__ = ["WAYS", "Followed", "cut_in_windows", "follow", "ways_for"]
+__all__ = ["WAYS", "Followed", "cut_in_windows", "follow", "gain_kept", "ways_for"]
 
 WAYS = {
     "never": "what runs now, unchanged",
@@ -31,6 +31,9 @@ WAYS = {
     "vllm": "the same plan, but what stays on a GPU keeps its slot, as in vLLM",
     "flashlb": "vllm-ascend's FlashLB on all windows so far: layers whose balance is worse, matched with what runs",
 }
+
+
+_LASTS = (1, 2, 4, 8)  # windows after which it is told what is left of a gain
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,23 @@ def cut_in_windows(traffic: Traffic, windows: int) -> list[Traffic]:
             tokens = np.full(len(load), float(len(rows)))
             parts[at].append(Recording(f"{recording.name}, window {at}", load.astype(np.float64), tokens, rows))
     return [Traffic(tuple(part), traffic.mix) for part in parts]
+
+
+def gain_kept(values: Mapping[str, Sequence[float]]) -> dict[int, float | None]:
+    """Return what is left of a plan's gain after some windows; None: replanning gained nothing there.
+
+    Parameters
+    ----------
+    values : mapping
+        Way to its cost in every window, in order; empty is returned unless never, once and replan are among them.
+    """
+    if not {"never", "once", "replan"} <= values.keys():
+        return {}
+    found: dict[int, float | None] = {}
+    for after in (after for after in _LASTS if after <= len(values["never"])):
+        never, once, each = (values[way][after - 1] for way in ("never", "once", "replan"))
+        found[after] = (never - once) / (never - each) if never > each else None
+    return found
 
 
 def ways_for(instance: Instance) -> list[str]:

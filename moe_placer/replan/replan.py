@@ -159,7 +159,7 @@ def replan(
     _refuse(problem)
     slowness, most = change.slowness(instance.gpus), budget.most_moves(instance)
     minimise = minimise or default_goal(problem, inside_nodes, slowness is not None)
-    out = _out_of_service(instance, change)
+    out = _out_of_service(instance)
     now, loss = _read(problem, current, out, goal_of(problem, minimise, slowness), most, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
     task = Task(instance, now, weights, minimise, slowness)
@@ -197,10 +197,9 @@ def _insist_on_budget(task: Task, most: int | None) -> None:
         )
 
 
-def _out_of_service(instance: Instance, change: Change) -> tuple[frozenset[int], frozenset[int]]:
+def _out_of_service(instance: Instance) -> tuple[frozenset[int], frozenset[int]]:
     """Return the GPUs that hold nothing any more, and those that still send what they hold."""
-    per_node = instance.cluster.gpus_per_node
-    drained = change.out_of_service(per_node) - change.gone(per_node)
+    drained = frozenset(instance.placement.drained_gpus)
     return frozenset(instance.placement.failed_gpus) - drained, drained
 
 

@@ -44,7 +44,8 @@ def check_migration(
         return found
     replay = _Replay(instance, transfers)
     found += replay.check_transfers()
-    found += replay.check_states(_held(instance, current, transfers.lost_gpus), _held(instance, placement))
+    lost = {*transfers.lost_gpus, *_dead(instance)}
+    found += replay.check_states(_held(instance, current, lost), _held(instance, placement))
     found += replay.check_ends()
     found += replay.check_links()
     return [*found, *replay.check_figures()]
@@ -70,7 +71,7 @@ def _check_names(
 
 
 def _check_losses(instance: Instance, transfers: Transfers) -> Iterator[Violation]:
-    """Only GPUs that failed lost what they held, and only GPUs that work read what is gone, or receive."""
+    """Only GPUs that failed lost what they held, only GPUs that work read what is gone, or receive; none dead sends."""
     layers, experts = set(instance.moe_layers), instance.model.experts
     working = set(range(instance.gpus)) - set(instance.placement.failed_gpus)
     for reload in transfers.reloads:
@@ -79,8 +80,17 @@ def _check_losses(instance: Instance, transfers: Transfers) -> Iterator[Violatio
     for one in transfers.transfers:
         if one.target not in working and one.target < instance.gpus:
             yield _wrong(f"sent to GPU {one.target}, which is out of service", one.layer, one.expert)
+    dead = _dead(instance)
+    for one in transfers.transfers:
+        if one.source in dead:
+            yield _wrong(f"sent from GPU {one.source}, which failed and is not drained", one.layer, one.expert)
     for gpu in sorted(set(transfers.lost_gpus) & working):
         yield _wrong("it works, and is said to have lost what it held", gpu=gpu)
+
+
+def _dead(instance: Instance) -> set[int]:
+    """GPUs that failed, and cannot send what they held as drained ones do."""
+    return set(instance.placement.failed_gpus) - set(instance.placement.drained_gpus)
 
 
 def _wrong(message: str, layer: int | None = None, expert: int | None = None, gpu: int | None = None) -> Violation:

@@ -151,7 +151,7 @@ class Watcher:
                 traffic,
                 budget=policy.budget,
                 minimise=policy.minimise,
-                change=Change(failed=self.instance.placement.failed_gpus),  # fewer slots may hold fewer replicas
+                change=self._out_of_service(),
                 limits=policy.limits,
             )
         except MoePlacerError as error:
@@ -165,6 +165,12 @@ class Watcher:
         won = "what was out of service came back" if found.loss is not None else "the gain exceeds the cost"
         about = {**self._about(arrival, won), **self._figures(found)}
         self.store.put(found.placement, found.instance, found.transfers, load, about)
+
+    def _out_of_service(self) -> Change:
+        """Return as a change what the instance says already: fewer slots may hold fewer replicas."""
+        placement = self.instance.placement
+        drained = placement.drained_gpus
+        return Change(failed=tuple(gpu for gpu in placement.failed_gpus if gpu not in drained), drained=drained)
 
     def _figures(self, found: Replanned) -> dict[str, Any]:
         return {

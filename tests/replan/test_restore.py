@@ -123,6 +123,16 @@ def test_by_hand_what_is_drained_sends_before_it_goes() -> None:
     assert found.transfers.reloads == ()
     (sent,) = [one for one in found.transfers.transfers if one.expert == 2]
     assert sent.source == 1
+    after = found.instance
+    assert (after.placement.failed_gpus, after.placement.drained_gpus) == ((1,), (1,))
+    assert check_migration(after, current, found.placement, found.transfers) == []
+    dead = after.with_hardware(0, (1,))
+    wrong = check_migration(dead, current, found.placement, found.transfers)
+    assert any("sent from GPU 1, which failed and is not drained" in str(one) for one in wrong)
+    again = Change(failed=(1,)).applied_to(after)
+    assert again.placement.drained_gpus == ()
+    with pytest.raises(InputError, match=r"placement\.failed_gpus lists, too"):
+        tiny_instance(placement={"drained_gpus": [0]})
 
 
 def test_what_came_back_is_filled_again() -> None:
@@ -196,7 +206,6 @@ def test_the_verifier_notices_lies_about_what_is_lost() -> None:
         "at the end it is not as in the plan": {"reloads": ()},
         "although a GPU has it": {"reloads": (reload, ReloadRecord(layer=0, expert=0, gpu=3))},
         "read by GPU 1, which is not there": {"reloads": (ReloadRecord(layer=0, expert=2, gpu=1),)},
-        "although a GPU has it ": {"lost_gpus": ()},
     }
     for message, lie in lies.items():
         wrong = check_migration(after, current, found.placement, file.model_copy(update=lie))

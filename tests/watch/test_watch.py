@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def planned() -> tuple[Instance, Placement]:
 
 def record(folder: Path, name: str, seed: int, choices: float = 1e5) -> None:
     """Write counts, as any engine's exporter could."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     counts = np.maximum(1, np.rint(choices * rng.dirichlet(np.full(8, 0.5), size=2))).astype(np.int64)
     np.save(folder / name, counts)
@@ -156,24 +157,57 @@ def test_a_line_without_its_end_is_cut_off_and_other_damage_is_not(tmp_path: Pat
         Journal(journal.path)
 
 
-def _killed_at(event: int, tmp_path: Path, planned: tuple[Instance, Placement]) -> bool:
-    """Look in a child process that kills itself at its n-th change of the folder; whether it was still alive then."""
+def _killed(tmp_path: Path, planned: tuple[Instance, Placement], prepare: Callable[[], None]) -> bool:
+    """Look in a child process that ``prepare`` makes kill itself; whether it was still alive then."""
     child = os.fork()
     if not child:
-        left, out = [event], str(tmp_path / "out")
-
-        def count(name: str, arguments: tuple[Any, ...]) -> None:
-            if name in {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}:
-                left[0] -= any(isinstance(one, str | Path) and str(one).startswith(out) for one in arguments)
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(count)
+        prepare()
         try:
             watcher(tmp_path, planned).look()
         finally:
             os._exit(0)
     return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def _killed_at(event: int, tmp_path: Path, planned: tuple[Instance, Placement]) -> bool:
+    """Look in a child process that kills itself at its n-th change of the folder; whether it was still alive then."""
+    left, out = [event], str(tmp_path / "out")
+
+    def count(name: str, arguments: tuple[Any, ...]) -> None:
+        if name in {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}:
+            left[0] -= any(isinstance(one, str | Path) and str(one).startswith(out) for one in arguments)
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return _killed(tmp_path, planned, lambda: sys.addaudithook(count))
+
+
+def _killed_at_call(call: int, tmp_path: Path, planned: tuple[Instance, Placement]) -> bool:
+    """Look in a child process that kills itself at its n-th call of any function; whether it was still alive then."""
+    left = [call]
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        left[0] -= event == "call"
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _killed(tmp_path, planned, lambda: sys.setprofile(count))
+
+
+def _goes_on(tmp_path: Path, planned: tuple[Instance, Placement]) -> None:
+    """Start again after a death: the last good plan is in force, and nothing unfinished is left."""
+    watch = watcher(tmp_path, planned)
+    plan = watch.store.current()
+    broken = {one.rule for one in verify(planned[0], plan, tiny_traffic(planned[0], 0)).violations}
+    assert broken.isdisjoint(CONSTRAINTS)
+    pointed = json.loads((tmp_path / "out" / "current.json").read_text())
+    assert pointed["version"] == watch.store.version
+    names = {path.name for path in (tmp_path / "out" / "plans").iterdir()}
+    assert names == {f"{version:06d}" for version in range(watch.store.version + 1)}
+    watch.look()
+    assert watch.look() == []
+    left = [path.name for path in (tmp_path / "out").rglob("*") if is_unfinished(path.name)]
+    assert left == []
 
 
 def test_killed_at_any_moment_it_goes_on_from_the_last_good_plan(tmp_path: Path, planned: Any) -> None:
@@ -182,22 +216,45 @@ def test_killed_at_any_moment_it_goes_on_from_the_last_good_plan(tmp_path: Path,
     while True:
         record(tmp_path / "in", "next.npy", number)
         killed = _killed_at(event, tmp_path, planned)
-        watch = watcher(tmp_path, planned)
-        plan = watch.store.current()
-        broken = {one.rule for one in verify(planned[0], plan, tiny_traffic(planned[0], 0)).violations}
-        assert broken.isdisjoint(CONSTRAINTS)
-        pointed = json.loads((tmp_path / "out" / "current.json").read_text())
-        assert pointed["version"] == watch.store.version
-        names = {path.name for path in (tmp_path / "out" / "plans").iterdir()}
-        assert names == {f"{version:06d}" for version in range(watch.store.version + 1)}
-        watch.look()
-        assert watch.look() == []
-        left = [path.name for path in (tmp_path / "out").rglob("*") if is_unfinished(path.name)]
-        assert left == []
+        _goes_on(tmp_path, planned)
         if not killed:
             break
         event, number = event + 5, number + 1
     assert event > 20
+
+
+def _calls_of_a_look(tmp_path: Path, planned: tuple[Instance, Placement]) -> int:
+    """Count the function calls of a watcher that starts and puts a plan in force."""
+    calls = [0]
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        calls[0] += event == "call"
+
+    record(tmp_path / "in", "next.npy", 0)
+    sys.setprofile(count)
+    try:
+        (entry,) = watcher(tmp_path, planned).look()
+    finally:
+        sys.setprofile(None)
+    assert entry["event"] == "plan"
+    return calls[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_a_hundred_times_at_random_moments_it_goes_on_from_the_last_good_plan(
+    tmp_path: Path, planned: Any
+) -> None:
+    """The moments are function calls at random, of reading, searching, checking and writing alike."""
+    rng, kills, number = np.random.default_rng(0), 0, 1
+    calls = _calls_of_a_look(tmp_path / "first", planned)
+    while kills < 100:
+        record(tmp_path / "in", "next.npy", number)
+        kills += _killed_at_call(int(rng.integers(calls)), tmp_path, planned)
+        _goes_on(tmp_path, planned)
+        number += 1
+    assert number < 200  # most of them died before they were done
+    assert len(list((tmp_path / "out" / "plans").iterdir())) > 50
 
 
 def test_the_command_looks_once_and_keeps_others_out(tmp_path: Path, planned: Any) -> None:

@@ -71,14 +71,26 @@ def write_report(folder: Path) -> list[Path]:
 
 def draw_report(folder: Path) -> dict[str, str]:
     """Return what a report folder's files contain, by name, drawn in this process; raises what `write_report` does."""
+    from moe_placer.experiments.follow.follow_folder import CONFIG, CONFIG_FILE, draw_followed
     from moe_placer.experiments.report.rows import read_comparison
 
+    if _schema_of(folder / CONFIG_FILE) == CONFIG:
+        return draw_followed(folder)
     comparison = read_comparison(folder)
     # Drawing libraries take a second to load: what is damaged is told before.
     from moe_placer.experiments.report.html_page import to_page
     from moe_placer.experiments.report.markdown import to_markdown
 
     return {"index.html": to_page(comparison), **to_markdown(comparison)}
+
+
+def _schema_of(file: Path) -> str | None:
+    """Return the schema that a JSON file names; None where it is no JSON object, which its reader refuses."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return str(content.get("schema")) if isinstance(content, dict) else None
 
 
 def main() -> None:
