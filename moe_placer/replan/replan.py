@@ -16,6 +16,7 @@ from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.budget_bound import BudgetBound, bound_budget
 from moe_placer.replan.change import Change
+from moe_placer.replan.coverage_curve import CoverageCurve
 from moe_placer.replan.current import Current, read_current
 from moe_placer.replan.curve import Curve
 from moe_placer.replan.division import Divided, min_of, search
@@ -156,16 +157,17 @@ def replan(
     instance = change.applied_to(instance)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = problem or compile_problem(instance, traffic)
-    _refuse(problem)
     slowness, most = change.slowness(instance.gpus), budget.most_moves(instance)
     minimise = minimise or default_goal(problem, inside_nodes, slowness is not None)
+    _refuse(problem, minimise)
     out = _out_of_service(instance)
     now, loss = _read(problem, current, out, goal_of(problem, minimise, slowness), most, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
     task = Task(instance, now, weights, minimise, slowness)
     _insist_on_budget(task, most)
-    curves = [Curve(start, task.goal, inside_nodes, min_of(most, start.layer.items)) for start in task.starts]
-    bounded = most is not None and not inside_nodes and limits.bounds
+    kind = CoverageCurve if problem.coverage else Curve
+    curves = [kind(start, task.goal, inside_nodes, min_of(most, start.layer.items)) for start in task.starts]
+    bounded = most is not None and not inside_nodes and limits.bounds and not problem.coverage
     search_s = max(_SEARCH * limits.time_s, 0.0 if bounded else limits.time_s - _AFTER_S)
     search_until = min(deadline.at, begun + search_s)
     search(curves, most, limits, replace(deadline, at=search_until), seed)
@@ -278,17 +280,29 @@ def _record(
     )
 
 
-def _refuse(problem: Problem) -> None:
-    """Refuse what trades do not know."""
-    reason = None
-    if problem.coverage:
-        reason = "its dispatch sends a token once per place; replan knows dispatch: per-expert"
+def _refuse(problem: Problem, minimise: Minimise) -> None:
+    """Refuse what trades do not know, and say what to do instead."""
+    reason, anew = None, "or plan anew with `solve --start CURRENT`"
+    if problem.coverage and (problem.capacity.per_gpu > 1 or problem.replicas_are_free or minimise != "links"):
+        reason = (
+            "its dispatch sends a token once per place, which is replanned only where a GPU has one expert of a layer, "
+            f"replicas are no choice, and links are minimised; take placement.dispatch: per-expert instead, {anew}"
+        )
     elif problem.shards > 1:
-        reason = f"its experts are sharded over {problem.shards} GPUs; replan knows expert_tp: 1"
+        reason = (
+            f"its experts are sharded over {problem.shards} GPUs: shards differ, and what a GPU must load does not "
+            f"follow from experts; take parallelism.expert_tp: 1, {anew}"
+        )
     elif problem.minimise == "aggregate":
-        reason = "it minimises the aggregate; replan knows objective.minimise: layers"
+        reason = (
+            "it minimises one link's sum over all layers, so that what a move gains depends on all other layers; take "
+            f"objective.minimise: layers, {anew}"
+        )
     elif problem.scenarios:
-        reason = "it judges layers by the worst recording; replan knows objective.scenarios: mix"
+        reason = (
+            "it judges layers by all recordings at once, and moves are made for one traffic; take "
+            f"objective.scenarios: mix, {anew}"
+        )
     if reason:
         raise NothingFoundError(f"{problem.name} cannot be replanned: {reason}")
 

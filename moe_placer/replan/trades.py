@@ -16,7 +16,7 @@ from moe_placer.bounds.assignment import price
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.moves import Moves, excess
 
-__all__ = ["LISTED", "Goal", "LayerState", "Trade"]
+__all__ = ["LISTED", "Goal", "LayerState", "Trade", "per_move"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -142,13 +142,13 @@ class LayerState:
         least = gpus + self._least_link_changes(items, partners, places, target_z)
         moves = self._moves(items, partners, places)
         least[self._forbidden(items, partners, places, inside)] = np.inf
-        score = _per_move(least, moves).ravel()
+        score = per_move(least, moves).ravel()
         few = np.argpartition(score, LISTED)[:LISTED] if len(score) > LISTED else np.arange(len(score))
         few = few[np.isfinite(score[few])]
         i, j = np.divmod(few, len(partners))
         change = self._link_changes(items[i], partners[j], places[j], target_z)
         change += gpus[i, j]
-        score = _per_move(change, moves[i, j])
+        score = per_move(change, moves[i, j])
         found: list[Trade] = []
         taken: set[int] = set()
         for at in np.argsort(score, kind="stable").tolist():
@@ -268,7 +268,7 @@ class LayerState:
         return np.asarray(forbidden)
 
 
-def _per_move(change: Floats, moves: Ints) -> Floats:
+def per_move(change: Floats, moves: Ints) -> Floats:
     """Change of the excess per move, where it falls; else infinite."""
     return np.where(change < 0, change / np.where(moves > 0, moves, _FREE_MOVE), np.inf)
 

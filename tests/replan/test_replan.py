@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
-from builders import level_traffic, tiny_instance, tiny_traffic
+from builders import level_traffic, tiny_instance, tiny_tokens, tiny_traffic
 from command_line import TINY, fails, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from moe_placer.replan.replica_changes import best_change, changed
 from moe_placer.replan.task import goal_of
 from moe_placer.replan.trades import Goal, LayerState
 from moe_placer.solve.solve import solve
+from moe_placer.traffic import Traffic
 
 QUICK = Limits(time_s=60.0, work=0.05)
 EVEN = {"replica_routing": "even", "replicas": {"redundant_slots": 4}}
@@ -49,9 +51,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def planned(instance: Instance, seed: int) -> Placement:
+def planned(instance: Instance, seed: int, traffic: Callable[..., Traffic] = tiny_traffic) -> Placement:
     """Plan for some traffic, by a heuristic that knows nothing of the traffic that is replanned for."""
-    return solve(instance, tiny_traffic(instance, seed), solver="greedy", limits=Limits(time_s=5.0)).placement
+    return solve(instance, traffic(instance, seed), solver="greedy", limits=Limits(time_s=5.0)).placement
 
 
 def moved(current: Placement, new: Placement) -> int:
@@ -111,6 +113,30 @@ def test_no_placement_within_the_budget_is_better_than_what_is_found_on_a_tiny_i
             assert found.after.total_z >= best * (1 - 1e-9)
             reached += found.after.total_z <= best * (1 + 1e-9)
     assert reached >= 18  # of 21
+
+
+def test_tokens_that_go_once_per_node_are_followed_as_well_as_enumeration_can() -> None:
+    """Three nodes of two GPUs: every assignment is enumerated, by the exact count of tokens."""
+    instance = tiny_instance(
+        cluster={"nodes": 3, "fabric": {"nodes_per_leaf": 3}},
+        parallelism={"dp": 1},
+        model={"experts": 6},
+        placement={"dispatch": "per-node"},
+    )
+    current, traffic = planned(instance, 1, tiny_tokens), tiny_tokens(instance, 11)
+    reached = 0
+    for most, best in enumerate(brute_force(instance, current, traffic, 6)):
+        found = replan(instance, current, traffic, budget=Budget(moves=most), limits=QUICK)
+        assert found.verification is not None
+        assert found.bound is None  # what is linear bounds nothing here
+        assert found.after.moves == moved(current, found.placement) <= most
+        assert found.after.total_z >= best * (1 - 1e-9)
+        reached += found.after.total_z <= best * (1 + 1e-9)
+    assert reached >= 6  # of 7
+    without = replan(instance, current, traffic, inside_nodes=True, minimise="links", limits=QUICK)
+    assert without.after.moves == 0
+    with pytest.raises(NothingFoundError, match=r"take placement\.dispatch: per-expert"):
+        replan(instance, current, traffic, minimise="time")
 
 
 @settings(max_examples=12)
@@ -252,8 +278,8 @@ def test_what_is_wrong_with_a_current_placement_is_said() -> None:
 
 def test_kinds_of_instances_that_trades_do_not_know_are_refused() -> None:
     for changes, text in (
-        ({"parallelism": {"dp": 1, "expert_tp": 2}}, "expert_tp"),
-        ({"objective": {"minimise": "aggregate"}}, "aggregate"),
+        ({"parallelism": {"dp": 1, "expert_tp": 2}}, "take parallelism.expert_tp: 1, or plan anew"),
+        ({"objective": {"minimise": "aggregate"}}, "take objective.minimise: layers"),
     ):
         instance = tiny_instance(**changes)
         current = solve(instance, tiny_traffic(instance), limits=Limits(time_s=5.0, work=0.1)).placement
