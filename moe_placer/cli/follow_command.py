@@ -118,7 +118,8 @@ def follow(
 
 def _write(folder: Path, instance: Instance, rows: Sequence[Followed], asked: Mapping[str, Any]) -> None:
     """Write rows and what was asked, and the page that is made from them."""
-    from moe_placer.experiments.follow.follow_folder import FollowConfig, write_followed
+    from moe_placer.experiments.follow.follow_folder import write_followed
+    from moe_placer.experiments.follow.follow_rows import FollowConfig
     from moe_placer.experiments.report.report_files import write_report
 
     sizes = {"layers": len(instance.moe_layers), "experts": instance.model.experts, "gpus": instance.gpus}

@@ -10,7 +10,7 @@ import altair as alt
 from moe_placer.experiments.report.charts import Spec, config, picture, specification
 
 if TYPE_CHECKING:
-    from moe_placer.experiments.follow.follow_folder import FollowedRow
+    from moe_placer.experiments.follow.follow_rows import FollowedRow
 
 __all__ = ["draw_costs", "draw_moves"]
 

@@ -5,80 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.experiments.environment import describe_environment
+from moe_placer.experiments.follow.follow_page import build_followed
+from moe_placer.experiments.follow.follow_rows import CONFIG_FILE, ROW, FollowConfig, FollowedRow, FollowRecord
 from moe_placer.experiments.plan.blocks import Picture, to_html, to_markdown
 from moe_placer.experiments.plan.plan_folder import read_rows
 from moe_placer.experiments.row_files import ENVIRONMENT_FILE, ROWS_FILE, write_rows
 from moe_placer.files import parse_json, read_bounded, write_atomically
 from moe_placer.replan.follow import Followed
 
-__all__ = ["CONFIG", "CONFIG_FILE", "FollowConfig", "FollowedRow", "draw_followed", "write_followed"]
+__all__ = ["draw_followed", "write_followed"]
 
-CONFIG, ROW = "moe-placer/follow-config/1", "moe-placer/follow-row/1"
-CONFIG_FILE = "config.json"
 _MOST = 100_000_000
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class FollowConfig(_Record):
-    """What was asked: `config.json`.
-
-    Attributes
-    ----------
-    name : str
-        Of the folder.
-    instance, sha256 : str
-    layers, experts, gpus : int
-        MoE layers, experts of each, and GPUs of the instance.
-    recordings : tuple of str
-        Where the windows are from.
-    minimise : str
-    max_moves : int or None
-        Per window.
-    max_bytes : float or None
-    time_limit_s : float
-        Of each replan.
-    work : float or None
-    seed : int
-    """
-
-    schema_: Literal["moe-placer/follow-config/1"] = Field(default="moe-placer/follow-config/1", alias="schema")
-    name: str
-    instance: str
-    sha256: str
-    layers: int = Field(gt=0)
-    experts: int = Field(gt=0)
-    gpus: int = Field(gt=0)
-    recordings: tuple[str, ...] = Field(strict=False)
-    minimise: Literal["links", "gpus", "time"]
-    max_moves: int | None
-    max_bytes: float | None
-    time_limit_s: float
-    work: float | None
-    seed: int
-
-
-class FollowedRow(_Record):
-    """One way on one window: a line of `results.jsonl`, as `moe_placer.Followed` has it."""
-
-    schema_: Literal["moe-placer/follow-row/1"] = Field(default="moe-placer/follow-row/1", alias="schema")
-    way: str
-    window: int = Field(ge=1)
-    moves: int = Field(ge=0)
-    slots: int = Field(ge=0)
-    bytes: float = Field(ge=0)
-    transfers_us: float = Field(ge=0)
-    total_z: float = Field(ge=0)
-    busiest_gpu: float = Field(ge=0)
-    value: float = Field(ge=0)
 
 
 def write_followed(folder: Path, config: FollowConfig, rows: Sequence[Followed]) -> list[Path]:
@@ -107,8 +50,6 @@ def draw_followed(folder: Path) -> dict[str, str]:
     InputError
         A file is missing or damaged; of a row, with its line.
     """
-    from moe_placer.experiments.follow.follow_page import build_followed
-
     config = _checked(FollowConfig, _object(folder / CONFIG_FILE), folder / CONFIG_FILE, None)
     file = folder / ROWS_FILE
     rows = [_checked(FollowedRow, row, file, number) for number, row in enumerate(read_rows(file, (ROW,)), 1)]
@@ -135,7 +76,7 @@ def _object(file: Path) -> dict[str, Any]:
     return found
 
 
-_R = TypeVar("_R", bound=_Record)
+_R = TypeVar("_R", bound=FollowRecord)
 
 
 def _checked(kind: type[_R], row: dict[str, Any], file: Path, line: int | None) -> _R:

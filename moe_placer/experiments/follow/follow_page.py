@@ -12,7 +12,7 @@ from moe_placer.experiments.report.markdown import plain
 from moe_placer.replan.follow import WAYS, gain_kept
 
 if TYPE_CHECKING:
-    from moe_placer.experiments.follow.follow_folder import FollowConfig, FollowedRow
+    from moe_placer.experiments.follow.follow_rows import FollowConfig, FollowedRow
 
 __all__ = ["build_followed"]
 

@@ -71,10 +71,12 @@ def write_report(folder: Path) -> list[Path]:
 
 def draw_report(folder: Path) -> dict[str, str]:
     """Return what a report folder's files contain, by name, drawn in this process; raises what `write_report` does."""
-    from moe_placer.experiments.follow.follow_folder import CONFIG, CONFIG_FILE, draw_followed
+    from moe_placer.experiments.follow.follow_rows import CONFIG, CONFIG_FILE
     from moe_placer.experiments.report.rows import read_comparison
 
     if _schema_of(folder / CONFIG_FILE) == CONFIG:
+        from moe_placer.experiments.follow.follow_folder import draw_followed
+
         return draw_followed(folder)
     comparison = read_comparison(folder)
     # Drawing libraries take a second to load: what is damaged is told before.
