@@ -10,6 +10,7 @@ import click
 from moe_placer.cli.change_options import build_change, change_options, loss_content, loss_lines
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.replan_curve import CURVE, PICTURE, curve_points, print_curve, write_curve
 from moe_placer.errors import UsageError
 from moe_placer.files import write_atomically
 
@@ -24,9 +25,8 @@ __all__ = ["replan"]
 
 PLACEMENT = "placement.json"
 TRANSFERS = "transfers.json"
-CURVE = "curve.json"
 INSTANCE = "instance.yaml"
-FILES = {PLACEMENT, TRANSFERS, CURVE, INSTANCE}
+FILES = {PLACEMENT, TRANSFERS, CURVE, PICTURE, INSTANCE}
 
 EXAMPLES = """
 \b
@@ -60,7 +60,8 @@ Examples:
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same placement.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
-@click.option("--curve", is_flag=True, help="Also what other budgets reach, as a table and as curve.json.")
+@click.option("--curve", is_flag=True, help="Also what other budgets reach, as a table, curve.json, curve.svg.")
+@click.option("--step", is_flag=True, help="With --curve: simulate a step at every point of it, seconds each.")
 @click.option(
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME-replan]"
 )
@@ -85,6 +86,7 @@ def replan(
     seed: int,
     work: float | None,
     curve: bool,
+    step: bool,
     output: Path | None,
     json_: bool,
 ) -> None:
@@ -104,6 +106,8 @@ def replan(
     from moe_placer.solve.estimate import useful_workers
     from moe_placer.solve.folder import only_writer, replaced_folder
 
+    if step and not curve:
+        raise UsageError("--step simulates the points of a curve: give --curve, too")
     if fresh_time < 0:
         raise UsageError(f"--fresh-time is {fresh_time:g} s, expected 0 or more")
     budget = Budget(max_moves, max_bytes, max_seconds, max_stall)
@@ -120,17 +124,18 @@ def replan(
         if fresh_time:
             scratch, slow = Limits(time_s=fresh_time, workers=useful_workers(opened)), change.slowness(opened.gpus)
             fresh = fresh_plan(opened, now, found.traffic, found.minimise, scratch, seed, slow)
+        points = curve_points(found, step) if curve else []
         with replaced_folder(folder, PLACEMENT, lambda name: name in FILES) as new:
-            _write(new, given, found, curve)
+            _write(new, given, found, points)
             names = sorted(path.name for path in new.iterdir() if path.name in FILES)
     files = [folder / name for name in sorted(names, key=lambda name: name != PLACEMENT)]
     if json_:
-        click.echo(as_json(_content(opened, found, fresh, files)))
+        click.echo(as_json(_content(opened, found, fresh, points, files)))
     else:
-        _print(opened, found, fresh, curve, files)
+        _print(opened, found, fresh, points, files)
 
 
-def _write(folder: Path, given: Instance, found: Replanned, curve: bool) -> None:
+def _write(folder: Path, given: Instance, found: Replanned, points: list[dict[str, Any]]) -> None:
     """Write placement and transfers, the instance where hardware changed it, and the curve where it was asked for."""
     from moe_placer.instance.writer import dump_instance
 
@@ -138,12 +143,16 @@ def _write(folder: Path, given: Instance, found: Replanned, curve: bool) -> None
     write_atomically(folder / TRANSFERS, found.transfers.to_json())
     if found.instance is not given:
         write_atomically(folder / INSTANCE, dump_instance(found.instance))
-    if curve:
-        write_atomically(folder / CURVE, as_json(_curve_content(found.instance, found)) + "\n")
+    if points:
+        write_curve(folder, found, points)
 
 
 def _content(
-    instance: Instance, found: Replanned, fresh: tuple[str, Placement, Figures] | None, files: list[Path]
+    instance: Instance,
+    found: Replanned,
+    fresh: tuple[str, Placement, Figures] | None,
+    points: list[dict[str, Any]],
+    files: list[Path],
 ) -> ReplanResult:
     """Return what ``--json`` prints."""
     content = {
@@ -168,21 +177,12 @@ def _content(
         "within_budget": vars(found.after),
         "fresh": None if fresh is None else {"method": fresh[0], "figures": vars(fresh[2])},
         "share_of_fresh_gain": _share(found, fresh),
-        "curve": [vars(figures) for figures in found.curve],
+        "curve": points or [vars(figures) for figures in found.curve],
         "verified": found.verification is not None and found.verification.ok,
         "seconds": found.seconds,
         "files": [str(path) for path in files],
     }
     return cast("ReplanResult", content)
-
-
-def _curve_content(instance: Instance, found: Replanned) -> dict[str, Any]:
-    return {
-        "schema": "moe-placer/replan-curve/1",
-        "instance": {"name": instance.name, "sha256": instance.sha256},
-        "minimise": found.minimise,
-        "points": [vars(figures) for figures in found.curve],
-    }
 
 
 def _share(found: Replanned, fresh: tuple[str, Placement, Figures] | None) -> float | None:
@@ -203,7 +203,7 @@ def _print(
     instance: Instance,
     found: Replanned,
     fresh: tuple[str, Placement, Figures] | None,
-    curve: bool,
+    points: list[dict[str, Any]],
     files: list[Path],
 ) -> None:
     for line in loss_lines(found.loss):
@@ -224,9 +224,9 @@ def _print(
         click.echo(f"{share:.1%} of the fresh plan's gain with {moved} of its moves.")
     for line in _migration_lines(found):
         click.echo(line)
-    if curve:
+    if points:
         click.echo("")
-        _table([(f"{figures.moves:,} moves", figures) for figures in found.curve])
+        print_curve(points)
     click.echo("Written: " + ", ".join(map(str, files)))
 
 

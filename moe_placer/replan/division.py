@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.limits import Deadline, Limits
+from moe_placer.placement import Placement
 from moe_placer.replan.allocation import Allocation, allocate
 from moe_placer.replan.curve import Curve, Point
 from moe_placer.replan.even_gpus import can_even_gpus, even_gpus
 from moe_placer.replan.task import Figures, Task
+from moe_placer.traffic import Traffic
 
 __all__ = ["Divided", "min_of", "search"]
 
@@ -158,15 +160,25 @@ class Divided:
     def _choose(self, budget: int) -> list[Point]:
         return [row[at] for row, at in zip(self.points, self.allocation.choose(budget), strict=True)]
 
-    @property
-    def curve(self) -> tuple[Figures, ...]:
-        """Measure the best found for budgets that double, up to the one that is given."""
+    @cached_property
+    def _along(self) -> list[tuple[Figures, list[Point]]]:
+        """Points of all layers for budgets that double, up to the one that is given, with their figures."""
         least = sum(row[0].moves for row in self.points)
         more = self.spent - least
         budgets = sorted({least, self.spent, *(least + (more >> shift) for shift in range(_SHOWN))})
-        found: list[Figures] = []
+        found: list[tuple[Figures, list[Point]]] = []
         for budget in budgets:
-            figures = self.task.figures(self._choose(budget))
-            if not found or figures.moves > found[-1].moves:
-                found.append(figures)
-        return tuple(found)
+            chosen = self._choose(budget)
+            figures = self.task.figures(chosen)
+            if not found or figures.moves > found[-1][0].moves:
+                found.append((figures, chosen))
+        return found
+
+    @property
+    def curve(self) -> tuple[Figures, ...]:
+        """Measure the best found for budgets that double, up to the one that is given."""
+        return tuple(figures for figures, _ in self._along)
+
+    def build_curve(self, traffic: Traffic, seed: int) -> tuple[Placement, ...]:
+        """Return the placement of every point of the curve."""
+        return tuple(self.task.placement(traffic, chosen, seed) for _, chosen in self._along)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +55,8 @@ class Replanned:
         where the current placement can run as it is.
     curve : tuple of Figures
         The best found for several budgets, by moves; the first is what runs now, the last the best of all.
+    build_curve : callable
+        Returns the placement of each of them.
     budget_moves : int or None
         Moves that the budget allows.
     bound : BudgetBound or None
@@ -74,6 +78,7 @@ class Replanned:
     before: Figures
     after: Figures
     curve: tuple[Figures, ...]
+    build_curve: Callable[[], tuple[Placement, ...]]
     budget_moves: int | None
     bound: BudgetBound | None
     migration: Migration
@@ -184,8 +189,8 @@ def replan(
     verification = _verified(instance, placement, traffic, current, transfers) if check else None
     seconds = time.monotonic() - begun
     return Replanned(
-        placement, instance, loss, before, after, divided.curve, most, bound, migration, transfers, minimise,
-        verification, traffic, seconds,
+        placement, instance, loss, before, after, divided.curve, partial(divided.build_curve, traffic, seed), most,
+        bound, migration, transfers, minimise, verification, traffic, seconds,
     )  # fmt: skip
 
 

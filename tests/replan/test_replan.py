@@ -345,6 +345,11 @@ def test_the_command_writes_a_verified_placement_and_says_what_it_gains(runs: tu
     curve = json.loads((folder / "next" / "curve.json").read_text())
     assert curve["points"][0]["moves"] == 0
     assert curve["points"] == told["curve"]
+    for point in curve["points"]:
+        assert point["layer_time_us"] > 0
+        assert point["step_us"] is None
+    assert curve["points"][-1]["layer_time_us"] < curve["points"][0]["layer_time_us"]
+    assert (folder / "next" / "curve.svg").read_text().startswith("<svg")
 
 
 def test_where_nothing_is_gained_nothing_moves(runs: tuple[Path, Path]) -> None:
@@ -360,6 +365,7 @@ def test_bad_calls_say_what_to_change(runs: tuple[Path, Path]) -> None:
     fails(1, "replan", TINY, current.parent / "absent.json", says="absent.json")
     fails(2, "replan", TINY, current, "--max-bytes", -5, says="the budget of bytes is -5")
     fails(2, "replan", TINY, current, "--fresh-time", -1, says="--fresh-time is -1 s")
+    fails(2, "replan", TINY, current, "--step", says="give --curve, too")
     fails(2, "replan", TINY, current, "--max-stall", -1, says="the budget of stall_ms is -1")
     fails(2, "verify", TINY, current, "--transfers", current, says="need --current FILE")
     fails(1, "verify", TINY, current, "--current", current, "--transfers", current, says="transfers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -25,6 +25,18 @@ class ReplanFigures(TypedDict):
     """Sum over layers of the tokens per step of the busiest GPU; a slow one's count as many times as it is slower."""
     value: float
     """What was minimised."""
+
+
+@documented
+class CurvePoint(ReplanFigures):
+    """The best found for one budget."""
+
+    nic_z: NotRequired[float | None]
+    """As `total_z`, of NICs alone, with `--curve`; null where none are counted as links."""
+    layer_time_us: NotRequired[float | None]
+    """Microseconds of all layers' dispatch, slowest GPU and combine in turn, with `--curve`."""
+    step_us: NotRequired[float | None]
+    """Microseconds of a simulated step with two micro-batches, with `--curve --step`; else null."""
 
 
 @documented
@@ -115,7 +127,7 @@ class ReplanResult(TypedDict):
     """A plan from scratch; null where none was asked for."""
     share_of_fresh_gain: float | None
     """Share of the fresh plan's gain that is reached; null where it gains nothing or was not asked for."""
-    curve: list[ReplanFigures]
+    curve: list[CurvePoint]
     """The best found for several budgets, by moves."""
     verified: bool
     """Whether the independent verifier found the placement good."""
