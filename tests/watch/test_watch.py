@@ -241,7 +241,7 @@ def _calls_of_a_look(tmp_path: Path, planned: tuple[Instance, Placement]) -> int
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_killed_a_hundred_times_at_random_moments_it_goes_on_from_the_last_good_plan(
     tmp_path: Path, planned: Any
 ) -> None:

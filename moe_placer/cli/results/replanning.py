@@ -28,9 +28,19 @@ class ReplanFigures(TypedDict):
 
 
 @documented
-class CurvePoint(ReplanFigures):
-    """The best found for one budget."""
+class CurvePoint(TypedDict):
+    """The best found for one budget, on the new traffic."""
 
+    moves: int
+    """Replicas that a GPU must load."""
+    bytes: float
+    """Their weights."""
+    total_z: float
+    """Sum over layers of the busiest link's cost: tokens per step at node-link speed."""
+    busiest_gpu: float
+    """Sum over layers of the tokens per step of the busiest GPU; a slow one's count as many times as it is slower."""
+    value: float
+    """What was minimised."""
     nic_z: NotRequired[float | None]
     """As `total_z`, of NICs alone, with `--curve`; null where none are counted as links."""
     layer_time_us: NotRequired[float | None]
