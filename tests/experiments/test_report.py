@@ -455,11 +455,11 @@ def test_the_help_shows_the_example_on_a_line_of_its_own() -> None:
     assert "    moe-placer report reports/2026-11-24-methods" in lines
 
 
-# Comparisons; sweeps and cross-checks are made by others, and tested with these.
+# Comparisons, and ways to follow traffic; sweeps and cross-checks are made by others, and tested with these.
 REPORTS = sorted(
     path.parent
     for path in (Path(__file__).parents[2] / "reports").glob("*/config.json")
-    if json.loads(path.read_text()).get("schema") == "moe-placer/comparison/1"
+    if json.loads(path.read_text()).get("schema") in {"moe-placer/comparison/1", "moe-placer/follow-config/1"}
 )
 
 
