@@ -47,7 +47,7 @@ fidelity: $(VENV)/.dev  ## Predict what others measured and, as root, real packe
 	$(BIN)/python -m benchmarks.fidelity reports/2026-11-27-fidelity
 
 docs: $(VENV)/.docs  ## Build the documentation as a site in build/site; a warning is an error
-	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -d build/doctrees . build/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
 	@echo "build/site/index.html"
 
 docs-links: $(VENV)/.docs  ## Ask every other site that the documentation links to (needs the network)

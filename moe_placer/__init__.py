@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from moe_placer.experiments.row_files import write_rows
     from moe_placer.experiments.sweep.sweep import Grid, make_plan, sweep
     from moe_placer.instance import Instance, load_instance, make_instance
+    from moe_placer.library import Library, Recheck, Submission, open_library, recheck_record, submit_placement
     from moe_placer.limits import Limits
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.replan.budget import Budget
@@ -77,6 +78,7 @@ _HOME = {
     "Instance": "instance",
     "LayerCheck": "verifier",
     "LayerRecord": "placement",
+    "Library": "library",
     "Limits": "limits",
     "Matrix": "experiments.compare",
     "Mistake": "errors",
@@ -85,6 +87,7 @@ _HOME = {
     "Placement": "placement",
     "PlanCosts": "decisions.evaluate",
     "Progress": "solve.progress",
+    "Recheck": "library",
     "Recorded": "engines.recordings",
     "Recording": "traffic",
     "Replanned": "replan.replan",
@@ -94,6 +97,7 @@ _HOME = {
     "Solution": "solve.solve",
     "Status": "result",
     "Stop": "result",
+    "Submission": "library",
     "Traffic": "traffic",
     "UsageError": "errors",
     "Verdict": "decisions.screen",
@@ -124,7 +128,9 @@ _HOME = {
     "make_plan": "experiments.sweep.sweep",
     "make_traffic": "traffic",
     "measure_plan": "experiments.plan.measure",
+    "open_library": "library",
     "read_topologies": "engines.topology",
+    "recheck_record": "library",
     "replan": "replan.replan",
     "result_schema": "cli.results",
     "screen": "decisions.screen",
@@ -132,6 +138,7 @@ _HOME = {
     "solve": "solve.solve",
     "solver_names": "solve.registry",
     "split_recording": "traffic.split",
+    "submit_placement": "library",
     "sweep": "experiments.sweep.sweep",
     "verify": "verifier",
     "write_dags": "dag",
@@ -158,6 +165,7 @@ __all__ = [
     "Instance",
     "LayerCheck",
     "LayerRecord",
+    "Library",
     "Limits",
     "Matrix",
     "Mistake",
@@ -166,6 +174,7 @@ __all__ = [
     "Placement",
     "PlanCosts",
     "Progress",
+    "Recheck",
     "Recorded",
     "Recording",
     "Replanned",
@@ -175,6 +184,7 @@ __all__ = [
     "Solution",
     "Status",
     "Stop",
+    "Submission",
     "Traffic",
     "UsageError",
     "Verdict",
@@ -206,7 +216,9 @@ __all__ = [
     "make_plan",
     "make_traffic",
     "measure_plan",
+    "open_library",
     "read_topologies",
+    "recheck_record",
     "replan",
     "result_schema",
     "screen",
@@ -214,6 +226,7 @@ __all__ = [
     "solve",
     "solver_names",
     "split_recording",
+    "submit_placement",
     "sweep",
     "verify",
     "write_dags",

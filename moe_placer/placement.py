@@ -28,6 +28,7 @@ __all__ = [
     "ReplanRecord",
     "SolverRecord",
     "load_placement",
+    "parse_placement",
 ]
 
 SCHEMA = "moe-placer/placement/1"
@@ -293,7 +294,17 @@ def load_placement(path: str | Path) -> Placement:
         Missing, truncated, not JSON, or not of this schema; every mistake is listed.
     """
     file = Path(path)
-    raw = read_bounded(file, MAX_BYTES, _EXPECTED)
+    return parse_placement(read_bounded(file, MAX_BYTES, _EXPECTED), file)
+
+
+def parse_placement(raw: bytes, file: Path) -> Placement:
+    """Read the text of a placement file; the path is for messages.
+
+    Raises
+    ------
+    InputError
+        Truncated, not JSON, or not of this schema; every mistake is listed.
+    """
     # pydantic's own JSON parser lets duplicate keys pass.
     content = parse_json(raw, _EXPECTED, file)
     try:

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("decomposition",),
     ("solve",),
-    ("engines", "plugin", "replan"),
+    ("engines", "library", "plugin", "replan"),
     ("experiments", "watch"),
     ("decisions",),
     ("cli",),

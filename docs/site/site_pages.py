@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from library_page import library_page
 from sphinx.application import Sphinx
+from tutorials import with_outputs
 
 import moe_placer
 
@@ -20,11 +22,14 @@ def setup(app: Sphinx) -> dict[str, bool]:
         INDEX: lambda: navigation(Path(app.srcdir)),
         "docs/api": public_names,
         "docs/commands": commands,
+        "docs/library": lambda: library_page(Path(app.srcdir)),
     }
 
     def append(_app: Sphinx, page: str, source: list[str]) -> None:
         if page in parts:
             source[0] += "\n" + parts[page]()
+        if page.startswith("docs/tutorial-"):
+            source[0] = with_outputs(source[0], Path(app.srcdir).resolve())
 
     app.connect("source-read", append)
     return {"parallel_read_safe": True}

@@ -23,6 +23,7 @@ from moe_placer.cli.import_command import import_recording
 from moe_placer.cli.init_command import init
 from moe_placer.cli.inspect_command import inspect
 from moe_placer.cli.interrupts import finish
+from moe_placer.cli.library_command import library
 from moe_placer.cli.plan_report_command import plan_report
 from moe_placer.cli.replan_command import replan
 from moe_placer.cli.report_command import report
@@ -86,6 +87,7 @@ for _command in (
     plan_report,
     export,
     check_file,
+    library,
 ):
     cli.add_command(_command)
 
@@ -105,7 +107,7 @@ _log_option = click.Option(
     callback=_choose_log,
     help="Progress, warnings and errors on standard error: for people, or one JSON object a line.",
 )
-for _command in cli.commands.values():
+for _command in (*cli.commands.values(), *library.commands.values()):
     _command.params.append(_log_option)
 
 

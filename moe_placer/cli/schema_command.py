@@ -31,6 +31,7 @@ SCHEMAS = (
     "plan-report",
     "export",
     "check-file",
+    "library",
     "log",
 )
 

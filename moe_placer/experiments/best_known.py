@@ -16,7 +16,8 @@ __all__ = ["proved_total", "read_best_known", "update_best_known"]
 
 _HEAD = """\
 # The best objective (sum over layers of the busiest link, tokens per step at node-link speed) and the best re-checkable
-# bound ever seen of each instance. `moe-placer compare --update-best-known` keeps it; tests compare it with reports.
+# bound in any report, of each instance. Reports keep no certificates: what files alone prove is in records/.
+# `moe-placer compare --update-best-known` keeps it; tests compare it with reports.
 """
 _SLACK = 1e-9  # relative; smaller differences are rounding
 
@@ -48,7 +49,7 @@ def update_best_known(
     Parameters
     ----------
     path : Path
-        best_known.yaml.
+        Such as library/reported.yaml.
     rows : iterable of mapping
         Of a comparison (`results.jsonl`); runs without a verified placement do not count.
     environment : mapping

@@ -23,7 +23,7 @@ from moe_placer.instance.yaml_reader import parse_yaml, read_yaml
 FOLDER = Path(__file__).parents[2] / "instances"
 SEED_PLAN = (FOLDER / "h100-128.yaml").read_text()
 SEED_LINE = "                 # synthetic | trace | load\n  seed: 7"
-FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "best_known")
+FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def load(folder: Path, text: str | bytes) -> Instance:

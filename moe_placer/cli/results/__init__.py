@@ -11,6 +11,7 @@ from moe_placer.cli.results.deciding import GateResult, ScreenResult
 from moe_placer.cli.results.engine_files import CheckFileResult, ExportResult, FilesResult, ImportResult, InitResult
 from moe_placer.cli.results.evaluated import EvaluateResult
 from moe_placer.cli.results.following import FollowResult
+from moe_placer.cli.results.library import LibraryResult
 from moe_placer.cli.results.logs import LogLine
 from moe_placer.cli.results.placing import SolveResult, SolversResult
 from moe_placer.cli.results.replanning import ReplanResult
@@ -46,6 +47,7 @@ RESULTS: dict[str, Any] = {
     "plan-report": FilesResult,
     "export": ExportResult,
     "check-file": CheckFileResult,
+    "library": LibraryResult,
     "log": LogLine,
     "instance": Instance,
     "placement": Placement,

@@ -1,0 +1,98 @@
+"""Holds a placement against the best known, and enters what is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_placer.errors import VerificationError
+from moe_placer.instance import Instance
+from moe_placer.library.catalog import Library
+from moe_placer.library.recheck import figures, proofs_of
+from moe_placer.library.record import BoundKnown, Known, Record, status_of, write_record
+from moe_placer.placement import Placement
+from moe_placer.traffic import load_traffic
+from moe_placer.verifier import verify
+
+__all__ = ["Submission", "submit_placement"]
+
+_SLACK = 1e-9  # relative; smaller differences are rounding
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a placement changes in the library.
+
+    Attributes
+    ----------
+    before, after : Record
+        Equal where nothing is better.
+    value, bound : float
+        Of the placement that was submitted, as recomputed.
+    files : tuple of Path
+        What was written.
+    """
+
+    before: Record
+    after: Record
+    value: float
+    bound: float
+    files: tuple[Path, ...]
+
+
+def submit_placement(
+    library: Library, record: Record, instance: Instance, placement: Placement, date: str
+) -> Submission:
+    """Verify a placement, and enter its value and its bound where they are better than those known.
+
+    Parameters
+    ----------
+    library : Library
+        Where it is entered.
+    record : Record
+        Of the instance that the placement is for.
+    instance : Instance
+        As `Library.instance` gives it.
+    placement : Placement
+        From any solver or tool.
+    date : str
+        Of the submission, as 2026-11-27.
+
+    Raises
+    ------
+    VerificationError
+        The placement breaks a rule; nothing is written.
+    """
+    traffic = load_traffic(instance)
+    found = verify(instance, placement, traffic)
+    if not found.ok:
+        rules = [violation.rule for violation in found.violations]
+        raise VerificationError(f"not submitted, since it breaks a rule: {found.violations[0]}", rules)
+    value, bound = figures(instance, found)
+    solver = placement.solver
+    by = {"solver": solver.name, "version": solver.version, "date": date}
+    best, known = record.best, record.bound
+    better = best is None or value < best.value * (1 - _SLACK)
+    proves = bound > 0 or value == 0
+    tighter = proves and (known is None or bound > known.value * (1 + _SLACK))
+    if not better and not tighter:
+        return Submission(record, record, value, bound, ())
+    sha256 = library.keep(record, placement)
+    if better:
+        best = Known(value=value, placement=sha256, **by)
+    if tighter:
+        known = BoundKnown(value=bound, placement=sha256, proof=proofs_of(found), **by)
+    status = status_of(best.value, known.value) if best and known else "open"
+    hashes = {"instance_sha256": instance.sha256, "traffic_sha256": traffic.sha256}
+    after = record.model_copy(update={**hashes, "status": status, "best": best, "bound": known})
+    write_record(after, library.record_path(record.name))
+    files = [library.record_path(record.name), library.placement_path(sha256, record.name)]
+    _remove_unused(library, record, after)
+    return Submission(record, after, value, bound, tuple(files))
+
+
+def _remove_unused(library: Library, before: Record, after: Record) -> None:
+    """Remove placements of the record that it no longer names."""
+    old, new = ({part.placement for part in (one.best, one.bound) if part is not None} for one in (before, after))
+    for sha256 in old - new:
+        library.placement_path(sha256, after.name).unlink(missing_ok=True)
