@@ -21,9 +21,10 @@ pytestmark = pytest.mark.site
 REPO = Path(__file__).parent.parent
 AXE = REPO / ".venv" / "javascript" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
-# One page of each kind: index, prose, wide tables, code, generated references, a report with pictures, search.
+# One page of each kind: index, prose, wide tables, code, generated parts, a report with pictures, search.
 LOOKED_AT = (
     *("docs/README", "docs/solving", "docs/nics", "docs/glossary", "docs/commands", "docs/api", "search"),
+    *("docs/library", "docs/tutorial-proof"),
     *("README", "reports/2026-11-27-real-traces/README"),
 )
 
