@@ -88,6 +88,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "cluster": {"gpu": {"memory_gb": 1.0, "dtype_tflops": {"bf16": 300.0, "fp8": 500.0}}},
         "placement": {"dispatch_dtype": "fp8", "combine_dtype": "bf16"},
     },
+    "latent-attention-without-query-latents": {
+        "model": {"attention": {"kind": "mla", "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12}},
+        "parallelism": {"attention_tp": 1},
+    },
     "once-per-node": {
         "parallelism": {"attention_tp": 1},
         "placement": {"dispatch": "per-node", "dispatch_dtype": "fp8", "combine_dtype": "bf16"},

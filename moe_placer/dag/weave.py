@@ -13,7 +13,7 @@ from moe_placer.instance.sizes import Wire
 
 __all__ = ["DASHED", "Weaver"]
 
-DASHED = frozenset({"attention_reduce", "gate_scatter"})  # communication of MHA and gating
+DASHED = frozenset({"attention_reduce", "latent_gather", "gate_scatter"})  # communication of MHA and gating
 
 
 class Weaver:

@@ -15,14 +15,13 @@ from moe_placer.dag.operation import Dag
 from moe_placer.dag.operators import Attended, refine
 from moe_placer.dag.operators.draw_operators import draw_operators
 from moe_placer.dag.texts import to_dot, to_json
-from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Mla
 from moe_placer.schedule.durations import context_flops
-from moe_placer.schedule.workload import Workload
+from moe_placer.schedule.workload import Phase, Workload
 from moe_placer.verifier.dags import verify_dags
 
-REFINABLE = [name for name in VARIANTS if not isinstance(example(name)[0].model.attention, Mla)]
+LATENT = [name for name in VARIANTS if isinstance(example(name)[0].model.attention, Mla)]
 # Those whose operators differ, for what takes longer; `test_operators_come_to_their_operation` has all.
 SOME = (
     *("small", "one-gpu", "no-dense-layers", "tensor-parallel-over-nodes", "uneven-tensor-parallelism"),
@@ -37,10 +36,11 @@ def refined(name: str, attended: Attended | None = None) -> tuple[Instance, Dag,
     return some[0], coarse, refine(coarse, some[0], attended)
 
 
-@pytest.mark.parametrize("name", REFINABLE)
-def test_operators_come_to_their_operation(name: str) -> None:
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operators_come_to_their_operation(name: str, phase: Phase) -> None:
     """FLOPs and bytes of all operators of an operation are its own, less what they hand on among themselves."""
-    instance, coarse, fine = refined(name)
+    instance, coarse, fine = refined(name, Attended(phase, 4096.0))
     operators = defaultdict(list)
     for one in fine.operations():
         operators[one.detail.get("part_of")].append(one)
@@ -57,7 +57,8 @@ def test_operators_come_to_their_operation(name: str) -> None:
         if op.kind == "attention":
             tokens = next(iter(op.inputs.values()))[0]
             core = sum(one.flops for one in parts if one.kind in CORE)
-            assert core == pytest.approx(context_flops(instance, Workload(), tokens))  # what a simulated step takes
+            step = Workload(phase=phase, context=4096)
+            assert core == pytest.approx(context_flops(instance, step, tokens))  # what a simulated step takes
 
 
 def test_a_layer_by_hand() -> None:
@@ -96,10 +97,41 @@ def test_every_example_passes_the_verifier(name: str, tmp_path: Path) -> None:
     assert [(check.name, check.violations) for check in checks] == [("layer_operators", ()), ("model_operators", ())]
 
 
-def test_latent_attention_has_no_operators_yet() -> None:
-    name = next(name for name in VARIANTS if name not in REFINABLE)
-    with pytest.raises(InputError, match=r"model.attention: found mla, expected mha or gqa"):
-        refined(name)
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_attention_passes_the_verifier(name: str, phase: Phase, tmp_path: Path) -> None:
+    instance, placement, traffic = example(name)
+    fine = refine(build_dag(instance, placement, traffic, [1], whole=False), instance, Attended(phase, 100.0))
+    (tmp_path / "layer_operators.json").write_text(to_json(fine, "layer_operators"))
+    (tmp_path / "layer_operators.dot").write_text(to_dot(fine, "layer_operators"))
+    drawn = draw_layer(fine)
+    assert {shape.operation for shape in drawn.items if getattr(shape, "operation", "")} == set(fine.graph)
+    (check,) = verify_dags(instance, placement, tmp_path, traffic)
+    assert check.violations == ()
+
+
+def test_latent_attention_by_hand() -> None:
+    """Four heads of 16 + 8 on two GPUs, latents of 40 and 24, 200 tokens of hidden size 64 that see 100."""
+    _, _, fine = refined("latent-attention-and-dense-between", Attended("decode", 100))
+    ops = {op.kind: op for op in fine.operations() if op.id.startswith("L1.attention.g0.")}
+    shapes = {
+        edge.tensor: (edge.shape, edge.parts) for edge in fine.edges() if edge.target.startswith("L1.attention.g0.")
+    }
+    assert ops["linear_qkv_down_proj"].detail["weight"] == ((40 + 24 + 8) / 2, 64)
+    assert ops["linear_q_up_proj"].detail["weight"] == (2 * (16 + 8), 40)
+    assert ops["absorb_keys"].detail["weight"] == (2 * 16, 24)
+    assert ops["absorb_keys"].flops == 2 * 200 * 4 * 16 * 24
+    assert ops["attention_scores"].flops == 2 * 200 * 100 * 4 * (24 + 8)
+    assert ops["attention_context"].flops == 2 * 200 * 100 * 4 * 24
+    assert ops["attention_scores"].detail["cache_bytes"] == 200 * 100 * (24 + 8) * 2 * 2  # both GPUs read all of it
+    assert shapes["latents.g0"] == ((200.0, 36.0), 2)
+    assert shapes["absorbed_query.g0"] == ((200.0, 2.0, 24), 2)
+    assert shapes["latent.g0"] == ((200.0, 24), 1)
+    assert "linear_kv_up_proj" not in ops
+    _, _, fine = refined("latent-attention-and-dense-between")
+    ops = {op.kind: op for op in fine.operations() if op.id.startswith("L1.attention.g0.")}
+    assert ops["linear_kv_up_proj"].detail["weight"] == (2 * (16 + 16), 24)
+    assert ops["attention_scores"].flops == 2 * 200 * 2048.5 * 4 * (16 + 8)
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -175,6 +175,79 @@ MUTATIONS: list[tuple[Callable[[Dag], None], str]] = [
 ]
 
 
+LATENT = "latent-attention-and-dense-between"
+OF = "L1.attention.g0"
+
+
+def latents_of_another_width(dag: Dag) -> None:
+    one = edge(dag, f"{OF}.latent_gather", "latents")
+    reshape(dag, one, (one.shape[0], one.shape[1] * 2))
+
+
+def latents_not_gathered(dag: Dag) -> None:
+    """Every GPU works on its own part only."""
+    one = edge(dag, f"{OF}.linear_q_up_proj", "query_latent")
+    lead(dag, one, f"{OF}.linear_qkv_down_proj")
+    one.dashed = False
+
+
+def queries_without_their_latent(dag: Dag) -> None:
+    dag.operation(f"{OF}.linear_q_up_proj").detail["weight"] = (48.0, 64.0)
+
+
+def work_moved_to_the_other_up_projection(dag: Dag) -> None:
+    dag.operation(f"{OF}.absorb_keys").flops += 1000
+    dag.operation(f"{OF}.linear_q_up_proj").flops -= 1000
+
+
+def rotary_part_left_out_of_scores(dag: Dag) -> None:
+    dag.operation(f"{OF}.attention_scores").flops *= 24 / 32
+
+
+def key_that_is_not_turned(dag: Dag) -> None:
+    one = edge(dag, f"{OF}.attention_scores", "rotated_key")
+    lead(dag, one, f"{OF}.latent_gather")
+    one.dashed = True
+
+
+def cache_of_one_gpu_only(dag: Dag) -> None:
+    dag.operation(f"{OF}.attention_scores").detail["cache_bytes"] /= 2
+
+
+def queries_not_absorbed(dag: Dag) -> None:
+    lead(dag, edge(dag, f"{OF}.attention_scores", "absorbed_query"), f"{OF}.linear_q_up_proj")
+
+
+def expanded_instead_of_absorbed(dag: Dag) -> None:
+    dag.facts["phase"] = "prefill"
+
+
+def gathering_drawn_solid(dag: Dag) -> None:
+    edge(dag, f"{OF}.latent_gather", "latents").dashed = False
+
+
+LATENT_MUTATIONS: list[tuple[Callable[[Dag], None], str]] = [
+    (latents_of_another_width, "dag-shapes"),
+    (latents_not_gathered, "dag-operators"),
+    (queries_without_their_latent, "dag-operators"),
+    (work_moved_to_the_other_up_projection, "dag-arithmetic"),
+    (rotary_part_left_out_of_scores, "dag-arithmetic"),
+    (key_that_is_not_turned, "dag-operators"),
+    (cache_of_one_gpu_only, "dag-arithmetic"),
+    (queries_not_absorbed, "dag-connected"),
+    (expanded_instead_of_absorbed, "dag-operators"),
+    (gathering_drawn_solid, "dag-communication"),
+]
+
+
+@pytest.mark.parametrize(("change", "rule"), LATENT_MUTATIONS, ids=lambda one: getattr(one, "__name__", one))
+def test_each_mutation_of_latent_attention_is_refused(change: Callable[[Dag], None], rule: str, tmp_path: Path) -> None:
+    dag = fine(LATENT)
+    change(dag)
+    found = broken(tmp_path, dag, LATENT)
+    assert rule in {one.rule for one in found}, found
+
+
 def test_unchanged_it_is_good(tmp_path: Path) -> None:
     assert broken(tmp_path, fine()) == []
 

@@ -23,8 +23,17 @@ CROSSING, PORT, LANE = 330.0, 12.5, 13.0
 SMALL, TEXT = 9.0, 10.0
 RESIDUAL = "#0072B2"  # blue of the Okabe-Ito scheme
 _GROUP = (
-    *("input", "input_layernorm", "linear_qkv", "attention_scores", "attention_softmax", "attention_context"),
-    *("linear_proj", "attention_reduce", "self_attn_bda", "pre_mlp_layernorm", "router_gating", "router_topk"),
+    *("input", "input_layernorm", "linear_qkv", "linear_qkv_down_proj", "latent_gather", "linear_q_up_proj"),
+    *("rotary", "linear_kv_up_proj", "absorb_keys", "attention_scores", "attention_softmax", "attention_context"),
+    *(
+        "absorb_values",
+        "linear_proj",
+        "attention_reduce",
+        "self_attn_bda",
+        "pre_mlp_layernorm",
+        "router_gating",
+        "router_topk",
+    ),
     *("gate_scatter", "linear_fc1", "activation_func", "linear_fc2", "mlp_reduce"),
 )
 _NODE = ("dispatch_send", "dispatch_receive")

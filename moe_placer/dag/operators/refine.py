@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moe_placer.dag.operation import Dag, Edge, Operation
+from moe_placer.dag.operators.latent_attention import refine_latent_attention
 from moe_placer.dag.operators.operator_builder import Attended, OperatorBuilder
-from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, part_bytes
 from moe_placer.instance.schema import Gqa, Mla
@@ -48,14 +48,7 @@ def refine(coarse: Dag, instance: Instance, attended: Attended | None = None) ->
     instance : Instance
     attended : Attended, optional
         What tokens attend to; absent: a prefill of sequences of 4,096 tokens.
-
-    Raises
-    ------
-    InputError
-        Attention is of a kind that has no operators here.
     """
-    if isinstance(instance.model.attention, Mla):
-        raise InputError(Mistake("mla", "mha or gqa (operators of latent attention are not known)", "model.attention"))
     attended = attended or Attended()
     builder = OperatorBuilder(coarse, instance, attended)
     builder.dag.facts |= {"phase": attended.phase, "context": float(attended.context), "receive": _receiver(instance)}
@@ -86,13 +79,26 @@ def _keep(builder: OperatorBuilder, op: Operation) -> None:
 
 
 def _attention(builder: OperatorBuilder, op: Operation) -> None:
-    """Norm, QKV projection by columns, scores, softmax and context by heads, output projection by rows."""
-    model, (edge,) = builder.instance.model, builder.coarse.incoming(op.id)
+    """Norm, what attention of the model's kind does, and the residual add where no all-reduce comes before it."""
+    (edge,) = builder.coarse.incoming(op.id)
+    norm = builder.norm(builder.exits[edge.source], "input_layernorm", op)
+    latent = isinstance(builder.instance.model.attention, Mla)
+    project = (refine_latent_attention if latent else _heads_of_their_own)(builder, op, edge, norm)
+    builder.exits[op.id] = project
+    if not _followed(builder, op, "attention_reduce"):
+        builder.exits[op.id] = builder.add_residual(op, "self_attn_bda", project, builder.exits[edge.source])
+
+
+def _heads_of_their_own(builder: OperatorBuilder, op: Operation, edge: Edge, norm: Operation) -> Operation:
+    """QKV projection by columns, scores, softmax and context by heads, output projection by rows; return the last.
+
+    Parameters as of `refine_latent_attention`.
+    """
+    model = builder.instance.model
     tokens, hidden, heads, width = edge.shape[0], model.hidden_size, model.attention_heads, model.head_dim
     gpus, seen, g = len(op.gpus), builder.attended.seen, op.id.rpartition(".")[2]
     kv_heads = model.attention.kv_heads if isinstance(model.attention, Gqa) else heads
     own, own_kv = heads / gpus, kv_heads / gpus  # heads of each GPU, on average
-    norm = builder.norm(builder.exits[edge.source], "input_layernorm", op)
     pairs = tokens * seen * heads
     cached = tokens * kv_heads * width * part_bytes(model, "kv_cache")
     cached *= seen if builder.attended.phase == "decode" else 1.0
@@ -115,9 +121,7 @@ def _attention(builder: OperatorBuilder, op: Operation) -> None:
     builder.link(scores, softmax, f"scores.{g}", (tokens, own, seen), parts=gpus)
     builder.link(softmax, context, f"probabilities.{g}", (tokens, own, seen), parts=gpus)
     builder.link(context, project, f"context.{g}", (tokens, own * width), parts=gpus)
-    builder.exits[op.id] = project
-    if not _followed(builder, op, "attention_reduce"):
-        builder.exits[op.id] = builder.add_residual(op, "self_attn_bda", project, builder.exits[edge.source])
+    return project
 
 
 def _followed(builder: OperatorBuilder, op: Operation, kind: str) -> bool:

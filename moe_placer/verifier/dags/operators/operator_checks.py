@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from moe_placer.verifier.dags.dag_rules import DagViolation, differs
+from moe_placer.verifier.dags.operators.operator_row import Operator, Sequence
 from moe_placer.verifier.dags.operators.put_together import DASHED, DETAIL, Whole, family, put_together
 from moe_placer.verifier.dags.operators.required import (
     ENTRIES,
     EXITS,
     KEPT,
     ROLES,
-    Operator,
-    Sequence,
     Work,
     operators_of,
 )
@@ -119,7 +118,7 @@ def _check_operators(dag: DagFile, whole: Whole, deployment: Deployment) -> Iter
     """Every operation has its operators, each with its weights, costs and tensors."""
     instance, context = deployment.instance, float(dag.facts["context"])
     decode = dag.facts["phase"] == "decode"
-    sequence = Sequence(context if decode else (context + 1) / 2, context if decode else 1.0)
+    sequence = Sequence(context if decode else (context + 1) / 2, context if decode else 1.0, decode)
     local: Counter[tuple[int, ...]] = Counter()  # experts of each layer on the same GPUs, in order
     for part, operators in whole.parts.items():
         kind, coarse = whole.kinds[part], whole.coarse.operations[part]
@@ -200,7 +199,7 @@ def _check_inputs(dag: DagFile, whole: Whole, kind: str, row: Row, required: Ope
         where, tensor = f"{edge['source']} -> {edge['target']}", family(edge["tensor"])
         source = dag.operations[edge["source"]]
         if source.get("part_of") != row["part_of"]:
-            if ENTRIES[kind].get(tensor) != row["kind"] or "parts" in edge:
+            if row["kind"] not in ENTRIES[kind].get(tensor, ()) or "parts" in edge:
                 yield dag.breach("dag-operators", where, f"{tensor} does not come into {row['kind']} of {kind}")
             if "part_of" in source and source["kind"] != EXITS[whole.kinds[source["part_of"]]]:
                 yield dag.breach("dag-operators", where, f"{source['kind']} is not the last of {source['part_of']}")

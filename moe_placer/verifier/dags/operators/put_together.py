@@ -15,7 +15,7 @@ __all__ = ["DASHED", "DETAIL", "OPERATOR_FACTS", "Whole", "family", "put_togethe
 DETAIL = {"part_of", "module", "op", "weight", "vector_flops", "cache_bytes"}
 OPERATOR_FACTS = {"phase", "context", "receive"}
 _PART_OF = re.compile(rf"L\d+\.({'|'.join(ENTRIES)})\..+")
-DASHED = {"attention_reduce", "gate_scatter"}  # communication of MHA and gating
+DASHED = {"attention_reduce", "latent_gather", "gate_scatter"}  # communication of MHA and gating
 _CORE = {"attention_scores", "attention_context"}  # FLOPs that depend on the context, which the coarse graph leaves out
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_placer.instance import Instance
-from moe_placer.instance.schema import Gqa, Model
+from moe_placer.instance.schema import Gqa, Mla, Model
+from moe_placer.verifier.dags.operators.latent import latent_operators
+from moe_placer.verifier.dags.operators.operator_row import Operator, Sequence
 from moe_placer.verifier.model_sizes import BYTES_PER_VALUE, dense_matrices, precision_of, shared_matrices
 
-__all__ = ["ENTRIES", "EXITS", "FLOATING", "KEPT", "ROLES", "Operator", "Sequence", "Work", "operators_of"]
+__all__ = ["ENTRIES", "EXITS", "FLOATING", "KEPT", "ROLES", "Work", "operators_of"]
 
-Shape = tuple[float, ...]
 # Which operator takes what comes into an operation, by the family of the tensor, and which makes its result.
 ENTRIES = {
-    "attention": {"hidden": "linear_qkv"},
-    "mlp": {"attended": "linear_fc1"},
-    "gate": {"attended": "router_gating"},
-    "expert": {"tokens": "linear_fc1"},
-    "aggregate": {"combined": "unpermute", "choices": "unpermute", "shared": "unpermute", "attended": "mlp_bda"},
+    "attention": {"hidden": ("linear_qkv", "linear_qkv_down_proj")},  # the model's kind of attention has one of them
+    "mlp": {"attended": ("linear_fc1",)},
+    "gate": {"attended": ("router_gating",)},
+    "expert": {"tokens": ("linear_fc1",)},
+    "aggregate": {
+        **dict.fromkeys(("combined", "choices", "shared"), ("unpermute",)),
+        "attended": ("mlp_bda",),
+    },
 }
 EXITS = {
     "attention": "linear_proj",
@@ -51,24 +55,19 @@ KEPT = {
     "sample_reduce": ("output_layer", "c10d::allreduce_"),
 }
 ROLES = {
+    "latent_gather": "communication",
     **dict.fromkeys(("router_topk", "unpermute"), "routing"),
     **dict.fromkeys(
         (
             *FLOATING,
             *("linear_qkv", "attention_scores", "attention_softmax", "attention_context", "linear_proj"),
+            *("linear_qkv_down_proj", "linear_q_up_proj", "linear_kv_up_proj"),
+            *("rotary", "absorb_keys", "absorb_values"),
             *("linear_fc1", "activation_func", "linear_fc2", "router_gating"),
         ),
         "computation",
     ),
 }
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """What tokens attend to: ``seen`` tokens on average, and how many of them are read from the cache per token."""
-
-    seen: float
-    cached: float
 
 
 @dataclass(frozen=True)
@@ -80,32 +79,6 @@ class Work:
     gpus: int
     number: int
     moe: bool
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One operator of an operation, on its GPUs.
-
-    Attributes
-    ----------
-    module, function : str
-        Below the layer, and PyTorch's name.
-    weight : tuple of float
-        On each GPU: outputs, inputs; empty without one.
-    flops, vector_flops, cache_bytes : float
-        On all GPUs together.
-    needs : mapping
-        Family of a tensor that another operator of the operation makes, to that operator's kind, the shape on each GPU,
-        and the GPUs that it is divided over.
-    """
-
-    module: str
-    function: str
-    weight: Shape = ()
-    flops: float = 0.0
-    vector_flops: float = 0.0
-    cache_bytes: float = 0.0
-    needs: tuple[tuple[str, str, Shape, int], ...] = ()
 
 
 def operators_of(kind: str, instance: Instance, sequence: Sequence, work: Work) -> dict[str, Operator]:
@@ -122,6 +95,8 @@ def operators_of(kind: str, instance: Instance, sequence: Sequence, work: Work) 
         What the operation works on.
     """
     model, tokens, gpus = instance.model, work.tokens, work.gpus
+    if kind == "attention" and isinstance(model.attention, Mla):
+        return latent_operators(model, sequence, tokens, gpus)
     if kind == "attention":
         return _attention(model, sequence, tokens, gpus)
     if kind == "gate":
