@@ -6,42 +6,32 @@ import time
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
-from moe_placer.bounds.largest import largest
-from moe_placer.bounds.relaxation import relax
+from moe_placer.bounds.bounds import best_bound
 from moe_placer.decomposition.aggregate import solve_aggregate
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_replicas, with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.search.local_search import Search, round_shares, search
-from moe_placer.search.neighbourhood import around_worst_link, cut_out
+from moe_placer.search.local_search import search
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import replicate
 from moe_placer.solve.base import Start
 from moe_placer.solve.layer_time import shorten
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
+from moe_placer.solve.rounded_relaxation import AIM, from_relaxation
 from moe_placer.solve.scenario_placement import place_judged
 from moe_placer.solvers.coverage import CoverageSolver
-from moe_placer.solvers.cpsat import CpSat, Model, choosing_model
+from moe_placer.solvers.cpsat import Model, choosing_model, settle
 
 __all__ = ["Auto"]
 
-Floats = npt.NDArray[np.float64]
-
-_RELAX_WORK = 3e-5  # of the relaxation, per item and node
-_QUICK_RELAX_WORK = 1e-5  # of the one without slots
-_LARGE = 6_000  # items * nodes from which that one bounds
-_NOISE = (0.0, 0.5, 0.5, 0.5)  # of each rounding of a large layer's shares: descents from them end apart
-_AIM = 0.5  # search aims at this share of the gap, so that it does not stop a hair outside
 _LEAST_WORK = 0.1  # that CP-SAT is called with
-_WHOLE = 5_000  # items * nodes up to which CP-SAT takes the whole layer; beyond, some nodes at a time
-_NODES = 6  # of such a neighbourhood
-_PART_WORK = 0.5  # effort on one
-_SMALL = 600  # items * nodes for which CP-SAT settles a layer at once
+_TINY = 200  # items * nodes up to which CP-SAT comes before search
+_SMALL = 600  # up to which it gets half of the effort from the first round on
+_WHOLE = 5_000  # up to which it is called at all
+_REACH_SMALL, _REACH = 0.0015, 0.0002  # of small and of larger layers: how far beyond the gap it is called
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before replicas move between layers, and for that
 _REPLICATING = 0.1  # of the effort of search: on other replicas, where these could pay
 _CHOICE_WORK = 0.5  # of CP-SAT on other replicas than those that it has settled
@@ -105,36 +95,51 @@ class Auto(LayerSolver):
             task = replace(task, layer=layer)
         result, spent = start, 0.0
         if start is None or start.bound.weights is None:
-            result, spent = _from_relaxation(task)
+            result, spent = from_relaxation(task)
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), why_stopped(task.deadline), work=spent)
-        settle = layer.items * layer.nodes <= _SMALL or task.work >= _EXACT_WORK
-        target = result.bound.value * (1 + _AIM * task.gap)
-        part = (task.work - spent) / (1 + settle)
-        replicating = _REPLICATING * part if layer.replicas_are_free and could_pay(layer, result.z, target) else 0.0
-        if _open(result, task):
-            assert result.node is not None
-            found = search(layer, result.node, target, part - replicating, task.rng, task.deadline)
-            spent += found.work
-            if found.z < result.z:
-                result = replace(result, node=found.node, z=found.z)
+        size, target = layer.items * layer.nodes, result.bound.value * (1 + AIM * task.gap)
+        settles = size <= _SMALL or (size <= _WHOLE and task.work >= _EXACT_WORK)
+        half = (task.work - spent) / (1 + settles)
+        replicating = _REPLICATING * half if layer.replicas_are_free and could_pay(layer, result.z, target) else 0.0
+        if size > _TINY:
+            result, used = _searched(task, result, target, half - replicating)
+            spent += used
         if replicating and _open(result, task):
             assert result.node is not None
             replicated = replicate(layer, result.node, target, replicating, task.rng, task.deadline)
             spent += replicated.work
             if replicated.z < result.z:
                 layer, replicas = replicated.layer, count_replicas(replicated.layer)
+                task = replace(task, layer=layer)
                 result = replace(result, node=replicated.node, z=replicated.z, solver_bound=None)
-        if settle and _open(result, task):
-            whole = layer.items * layer.nodes <= _WHOLE
-            exact = (
-                _by_neighbourhoods if not whole else _with_choice if layer.replicas_are_free else CpSat().solve_layer
-            )
-            work = max(_LEAST_WORK, task.work - spent)
-            result = exact(replace(task, layer=layer, work=work, start=replace(result, replicas=None)))
+        if settles and _pays(size, result, task) and _open(result, task):
+            exact = _with_choice if layer.replicas_are_free else settle
+            work = max(_LEAST_WORK, half if size <= _TINY else task.work - spent)
+            result = exact(replace(task, work=work, start=replace(result, replicas=None)))
             replicas = result.replicas if result.replicas is not None else replicas
             spent += result.work
+        if result.stop is not Stop.FINISHED and result.replicas is None:
+            result, used = _searched(task, result, target, task.work - spent)
+            spent += used
         return _finished(replace(result, replicas=replicas), task.gap, spent, task.deadline)
+
+
+def _searched(task: LayerTask, result: LayerResult, target: float, work: float) -> tuple[LayerResult, float]:
+    """Improve a result that is still open by search; also return the effort that it took."""
+    if work <= 0 or not _open(result, task):
+        return result, 0.0
+    assert result.node is not None
+    found = search(task.layer, result.node, target, work, task.rng, task.deadline)
+    return (replace(result, node=found.node, z=found.z) if found.z < result.z else result), found.work
+
+
+def _pays(size: int, result: LayerResult, task: LayerTask) -> bool:
+    """Whether CP-SAT is likely to close what is left of the gap (docs/methods.md has the measurements)."""
+    if size <= _TINY or (size <= _SMALL and task.layer.replicas_are_free):
+        return True
+    beyond_gap = relative_gap(result.z, result.best_bound) - task.gap
+    return beyond_gap <= (_REACH_SMALL if size <= _SMALL else _REACH)
 
 
 def _by_shares(
@@ -148,7 +153,7 @@ def _by_shares(
     if problem.redundant_in_all is None or deadline.over or any(result.node is None for result in results):
         return results
     layers = [problem.layer(index) for index in range(len(problem))]
-    aim, work = _AIM * limits.gap, limits.total_work * _SHARING
+    aim, work = AIM * limits.gap, limits.total_work * _SHARING
     shared = share_out(layers, results, problem.redundant_in_all, aim, limits.gap, work, deadline)
     changed = [i for i, (old, new) in enumerate(zip(results, shared, strict=True)) if old is not new]
     # What shrinks is told of first, so that what has been told of is never more than the budget.
@@ -167,58 +172,6 @@ def _open(result: LayerResult, task: LayerTask) -> bool:
     return relative_gap(result.z, result.best_bound) > max(task.gap, OPTIMAL_GAP) and not task.deadline.over
 
 
-def _from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
-    """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
-
-    Without slots the relaxation is several times faster and hardly weaker, so it bounds large layers; where replicas
-    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded.
-    """
-    layer = task.layer
-    result, bound, spent = task.start, best_bound(layer), 0.0
-    size = layer.items * layer.nodes
-    for without_slots in (True, False) if layer.replicas_are_free or size > _LARGE else (False,):
-        bounded = bound.weights is not None
-        relaxation = relax(layer, task.seconds, any_replicas=without_slots, to_round=bounded)
-        spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
-        if relaxation is None:
-            break
-        if not bounded:
-            bound = largest([best_bound(layer, relaxation.weights), bound])
-        for noise in () if without_slots and size > _LARGE else _NOISE if size > _LARGE else (0.0,):
-            found = _rounded(task, relaxation.share, noise, bound.value)
-            spent += 0.0 if found is None else found.work
-            if found is not None and (result is None or found.z < result.z):
-                result = LayerResult(found.node, found.z, bound, Stop.WORK)
-        if result is not None and relative_gap(result.z, bound.value) <= _AIM * task.gap:
-            break
-    if result is None:
-        return None, spent
-    return replace(result, bound=_with_threshold(task, bound, result.z)), spent
-
-
-def _rounded(task: LayerTask, share: Floats, noise: float, target: float) -> Search | None:
-    """Round shares [I, N], those that are split with some noise, and descend from there; None if repair fails."""
-    if noise:
-        share = share + noise * task.rng.random(share.shape) * (share > 0)
-    node = round_shares(task.layer, share, task.rng)
-    return None if node is None else search(task.layer, node, target, 0.0, task.rng, task.deadline)
-
-
-def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:
-    """Raise the bound by what a placement better than z may not contain, where that is anything."""
-    layer = task.layer
-    if layer.replicas_are_free:
-        return bound
-    forbidden = beyond(layer, z)
-    if not forbidden[:, layer.widest > 0].any() or task.deadline.over:
-        return bound
-    relaxation = relax(layer, task.seconds, forbidden)
-    weights = relaxation.weights if relaxation is not None else bound.weights
-    if weights is None:
-        return bound
-    return largest([bound, threshold_bound(layer, weights, z)])
-
-
 def _with_choice(task: LayerTask) -> LayerResult:
     """Let CP-SAT settle the layer with the replicas it has, then look for others; finished where it finds none."""
     layer, start = task.layer, task.start
@@ -231,24 +184,6 @@ def _with_choice(task: LayerTask) -> LayerResult:
     chosen = chooser.solve(replace(task, work=_CHOICE_WORK, start=replace(given, stop=Stop.WORK)), given.bound)
     stop = Stop.FINISHED if chosen.stop is Stop.WORK and chosen.z >= given.z else chosen.stop
     return replace(chosen, stop=stop, work=given.work + chosen.work)
-
-
-def _by_neighbourhoods(task: LayerTask) -> LayerResult:
-    """Let CP-SAT place a few nodes anew at a time, around the busiest link (large neighbourhood search, Shaw 1998)."""
-    assert task.start is not None
-    layer, result, spent = task.layer, task.start, 0.0
-    while spent < task.work and _open(result, task):
-        assert result.node is not None
-        part = cut_out(layer, result.node, around_worst_link(layer, result.node, _NODES, task.rng))
-        here = part.local(result.node)
-        begin = LayerResult(here, part.layer.z(here), result.bound, Stop.WORK)
-        whole = replace(task, layer=part.layer, gap=task.gap / 2, work=_PART_WORK, start=begin)
-        solved = Model(part.layer, result.bound.value, here).solve(whole, result.bound)
-        spent += max(_LEAST_WORK, solved.work)
-        if solved.node is not None and solved.z < begin.z:
-            node = part.whole(result.node, solved.node)
-            result = replace(result, node=node, z=layer.z(node))
-    return replace(result, work=spent)
 
 
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, relaxed_bound
+from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
@@ -31,17 +31,19 @@ from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import refuses_coverage, says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
+from moe_placer.solve.rounded_relaxation import from_relaxation
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-__all__ = ["CpSat", "Model", "choosing_model"]
+__all__ = ["CpSat", "Model", "choosing_model", "settle"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
 _POLL_S = 0.05
+_LEAST_WORK = 0.1  # that the model is searched with, whatever the relaxation took
 _MOST_CHOICES = 5_000  # expert, number of replicas and node: up to so many, replicas are chosen by the model
 
 
@@ -62,18 +64,30 @@ class CpSat(LayerSolver):
         return refuses_coverage(problem) or super().refuses(problem)
 
     def solve_layer(self, task: LayerTask) -> LayerResult:
-        """Place one layer; every call starts the search anew, with the best so far as its hint."""
-        layer, start = task.layer, task.start
-        if start is not None and start.replicas is not None:
-            layer = with_replicas(layer, start.replicas)
-        bound = start.bound if start is not None else None
-        if bound is None or bound.weights is None:
-            bound = relaxed_bound(layer, task.seconds)
-        if start is not None and relative_gap(start.z, bound.value) <= task.gap:
-            stop = Stop.PROVED if relative_gap(start.z, bound.value) <= OPTIMAL_GAP else Stop.GAP
-            return replace(start, bound=bound, stop=stop)
-        model = choosing_model(layer, bound, start) or Model(layer, bound.value, start.node if start else None)
-        return model.solve(task, bound)
+        """Place one layer: the rounded relaxation is its hint, later the best so far; every call searches anew."""
+        layer, start, spent = task.layer, task.start, 0.0
+        replicas = start.replicas if start is not None else None
+        if replicas is not None:
+            layer = with_replicas(layer, replicas)
+        if start is None or start.bound.weights is None:
+            start, spent = from_relaxation(replace(task, layer=layer))
+        if start is None:
+            return Model(layer, best_bound(layer).value, None).solve(task, best_bound(layer))
+        start = replace(start, replicas=replicas)
+        here = relative_gap(start.z, start.best_bound)
+        if here <= task.gap:
+            return replace(start, stop=Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP, work=spent)
+        work = max(_LEAST_WORK, task.work - spent)
+        result = settle(replace(task, layer=layer, work=work, start=start))
+        return replace(result, work=result.work + spent)
+
+
+def settle(task: LayerTask) -> LayerResult:
+    """Search the exact model of a layer from its start, which must have a placement; replicas too, where free."""
+    layer, start = task.layer, task.start
+    assert start is not None
+    model = choosing_model(layer, start.bound, start) or Model(layer, start.bound.value, start.node)
+    return model.solve(task, start.bound)
 
 
 def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:

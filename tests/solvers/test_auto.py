@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import tiny_instance, tiny_traffic
@@ -12,10 +14,13 @@ from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.layerwise import LayerTask
+from moe_placer.solve.rounded_relaxation import from_relaxation
 from moe_placer.solve.solve import solve
 from moe_placer.solvers import auto
 from moe_placer.solvers.cpsat import CpSat
 from moe_placer.verifier import verify
+
+BOTH = ("auto", "cpsat")
 
 
 def layer_over(nodes: int) -> LayerProblem:
@@ -25,48 +30,58 @@ def layer_over(nodes: int) -> LayerProblem:
     return compile_problem(instance, tiny_traffic(instance)).layer(0)
 
 
-def task_from(layer: LayerProblem, node: np.ndarray, work: float = 3.0) -> LayerTask:
-    start = LayerResult(node, layer.z(node), best_bound(layer), Stop.WORK)
-    return LayerTask(layer, 0.0, work, np.random.default_rng(0), start)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_neighbourhood_of_all_nodes_finds_the_optimum(seed: int) -> None:
-    layer = layer_over(4)
-    node = np.random.default_rng(seed).permutation(np.repeat(np.arange(4), 2))
-    found = auto._by_neighbourhoods(task_from(layer, node))
-    exact = CpSat().solve_layer(task_from(layer, node))
-    assert found.node is not None
-    assert layer.valid(found.node)
-    assert found.z == pytest.approx(layer.z(found.node), rel=1e-12)
-    assert exact.best_bound <= found.z * (1 + 1e-9)
-    assert found.z == pytest.approx(exact.z, rel=1e-6)
-
-
-def test_neighbourhoods_of_some_nodes_only_improve_and_repeat_themselves() -> None:
-    layer = layer_over(12)
-    node = np.random.default_rng(1).permutation(np.repeat(np.arange(12), 2))
-    first, second = (auto._by_neighbourhoods(task_from(layer, node, 1.5)) for _ in range(2))
-    assert first.node is not None
-    assert second.node is not None
-    assert layer.valid(first.node)
-    assert first.z == pytest.approx(layer.z(first.node), rel=1e-12)
-    assert first.bound.value <= first.z < 0.95 * layer.z(node)
-    assert first.work > 0
-    assert first.node.tolist() == second.node.tolist()
-
-
-def test_a_layer_too_large_for_cp_sat_at_once_is_settled_some_nodes_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def settled(monkeypatch: pytest.MonkeyPatch, gap: float, beyond: float) -> bool:
+    """Whether CP-SAT is called for a layer of 8 experts on 4 nodes whose gap is so far beyond the one asked for."""
     called = []
-    real = auto._by_neighbourhoods
-    monkeypatch.setattr(auto, "_WHOLE", 0)
-    monkeypatch.setattr(auto, "_by_neighbourhoods", lambda task: (called.append(task), real(task))[1])
+    monkeypatch.setattr(auto, "settle", lambda task: (called.append(task), task.start)[1])
+    monkeypatch.setattr(auto, "_searched", lambda _task, result, _target, _work: (result, 0.0))
+    layer = layer_over(4)
+    node = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 2))
+    z = layer.z(node)
+    bound = replace(best_bound(layer), value=z / (1 + gap + beyond), weights=np.zeros(layer.links))
+    start = LayerResult(node, z, bound, Stop.WORK)
+    auto.Auto().solve_layer(LayerTask(layer, gap, 1e-6, np.random.default_rng(0), start))
+    return bool(called)
+
+
+def test_a_tiny_layer_is_settled_whatever_its_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(monkeypatch, 0.001, 0.5)
+
+
+@pytest.mark.parametrize(("beyond", "called"), [(0.0014, True), (0.0016, False)])
+def test_a_small_layer_is_settled_where_proof_reaches(
+    beyond: float, called: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "_TINY", 0)
+    assert settled(monkeypatch, 0.001, beyond) == called
+
+
+@pytest.mark.parametrize("size", ["_SMALL", "_WHOLE"])
+def test_a_larger_layer_is_not_settled(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_TINY", "_SMALL", size):
+        monkeypatch.setattr(auto, name, 0)
+    monkeypatch.setattr(auto, "_EXACT_WORK", 0.0)
+    assert settled(monkeypatch, 0.001, 0.00015) == (size == "_SMALL")
+
+
+def test_cp_sat_begins_with_the_rounded_relaxation() -> None:
+    """With effort for nothing else, its placement is that of rounding and trades, and its bound the relaxation's."""
+    layer = layer_over(12)
+    task = LayerTask(layer, 0.5, 0.0, np.random.default_rng(3))
+    rounded, effort = from_relaxation(replace(task, rng=np.random.default_rng(3)))
+    found = CpSat().solve_layer(task)
+    assert rounded is not None
+    assert found.node is not None
+    assert rounded.node is not None
+    assert found.node.tolist() == rounded.node.tolist()
+    assert found.bound.value == rounded.bound.value > 0
+    assert found.work == effort > 0
+    assert found.stop in {Stop.GAP, Stop.PROVED}
+
+
+def test_cp_sat_alone_ends_where_the_default_ends() -> None:
     instance = tiny_instance(model={"layers": 1, "dense_layers": [], "experts": 8}, parallelism={"dp": 1})
     traffic = tiny_traffic(instance)
-    solution = solve(instance, traffic, limits=Limits(gap=0.0, work=2.0))
-    assert called
-    assert verify(instance, solution.placement, traffic).ok
-    whole = solve(instance, traffic, solver="cpsat", limits=Limits(gap=0.0, work=2.0))
-    assert solution.verification.total_z <= whole.verification.total_z * (1 + 1e-9)
+    default, exact = (solve(instance, traffic, solver=name, limits=Limits(gap=0.0, work=2.0)) for name in BOTH)
+    assert verify(instance, default.placement, traffic).ok
+    assert default.verification.total_z == pytest.approx(exact.verification.total_z, rel=1e-9)

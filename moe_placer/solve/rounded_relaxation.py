@@ -1,0 +1,78 @@
+"""A layer's first placement and bound: its linear relaxation, rounded, and trades until none helps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
+from moe_placer.bounds.largest import largest
+from moe_placer.bounds.relaxation import relax
+from moe_placer.result import LayerResult, Stop
+from moe_placer.result import gap as relative_gap
+from moe_placer.search.local_search import Search, round_shares, search
+from moe_placer.solve.layerwise import LayerTask
+
+__all__ = ["AIM", "from_relaxation"]
+
+Floats = npt.NDArray[np.float64]
+
+AIM = 0.5  # search aims at this share of the gap, so that it does not stop a hair outside
+_RELAX_WORK = 3e-5  # of the relaxation, per item and node
+_QUICK_RELAX_WORK = 1e-5  # of the one without slots
+_LARGE = 6_000  # items * nodes from which that one bounds
+_NOISE = (0.0, 0.5, 0.5, 0.5)  # of each rounding of a large layer's shares: descents from them end apart
+
+
+def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
+    """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
+
+    Without slots the relaxation is several times faster and hardly weaker, so it bounds large layers; where replicas
+    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded.
+    """
+    layer = task.layer
+    result, bound, spent = task.start, best_bound(layer), 0.0
+    size = layer.items * layer.nodes
+    for without_slots in (True, False) if layer.replicas_are_free or size > _LARGE else (False,):
+        bounded = bound.weights is not None
+        relaxation = relax(layer, task.seconds, any_replicas=without_slots, to_round=bounded)
+        spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
+        if relaxation is None:
+            break
+        if not bounded:
+            bound = largest([best_bound(layer, relaxation.weights), bound])
+        for noise in () if without_slots and size > _LARGE else _NOISE if size > _LARGE else (0.0,):
+            found = _rounded(task, relaxation.share, noise, bound.value)
+            spent += 0.0 if found is None else found.work
+            if found is not None and (result is None or found.z < result.z):
+                result = LayerResult(found.node, found.z, bound, Stop.WORK)
+        if result is not None and relative_gap(result.z, bound.value) <= AIM * task.gap:
+            break
+    if result is None:
+        return None, spent
+    return replace(result, bound=_with_threshold(task, bound, result.z)), spent
+
+
+def _rounded(task: LayerTask, share: Floats, noise: float, target: float) -> Search | None:
+    """Round shares [I, N], those that are split with some noise, and descend from there; None if repair fails."""
+    if noise:
+        share = share + noise * task.rng.random(share.shape) * (share > 0)
+    node = round_shares(task.layer, share, task.rng)
+    return None if node is None else search(task.layer, node, target, 0.0, task.rng, task.deadline)
+
+
+def _with_threshold(task: LayerTask, bound: Bound, z: float) -> Bound:
+    """Raise the bound by what a placement better than z may not contain, where that is anything."""
+    layer = task.layer
+    if layer.replicas_are_free:
+        return bound
+    forbidden = beyond(layer, z)
+    if not forbidden[:, layer.widest > 0].any() or task.deadline.over:
+        return bound
+    relaxation = relax(layer, task.seconds, forbidden)
+    weights = relaxation.weights if relaxation is not None else bound.weights
+    if weights is None:
+        return bound
+    return largest([bound, threshold_bound(layer, weights, z)])
