@@ -1,1 +1,1 @@
-"""Local search: exact moves, neighbourhoods, and the choice of replicas."""
+"""Local search: exact moves, and the choice of replicas."""

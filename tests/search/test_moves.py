@@ -15,7 +15,6 @@ from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.local_search import descend, round_shares, search
 from moe_placer.search.moves import Moves, repair
-from moe_placer.search.neighbourhood import around_worst_link, cut_out
 
 VARIANTS_HERE = {
     **VARIANTS,
@@ -75,20 +74,6 @@ def test_search_never_ends_above_its_start_nor_breaks_a_constraint(variant: str,
     found = search(layer, node, target, 0.01, rng, Deadline())
     assert layer.valid(found.node)
     assert found.z == pytest.approx(layer.z(found.node))
-
-
-@pytest.mark.parametrize("variant", VARIANTS_HERE)
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=10, deadline=None)
-def test_a_cut_out_costs_what_the_whole_costs(variant: str, seed: int) -> None:
-    layer, node, rng = random_layer(variant, seed)
-    nodes = around_worst_link(layer, node, min(2, layer.nodes), rng)
-    part = cut_out(layer, node, nodes)
-    local = part.local(node)
-    assert part.layer.cost(local) == pytest.approx(layer.cost(node))
-    assert (part.whole(node, local) == node).all()
-    moved = rng.permutation(local)
-    assert part.layer.cost(moved) == pytest.approx(layer.cost(part.whole(node, moved)))
 
 
 @given(seed=st.integers(0, 10_000))
