@@ -104,7 +104,7 @@ def test_latent_attention_passes_the_verifier(name: str, phase: Phase, tmp_path:
     fine = refine(build_dag(instance, placement, traffic, [1], whole=False), instance, Attended(phase, 100.0))
     (tmp_path / "layer_operators.json").write_text(to_json(fine, "layer_operators"))
     (tmp_path / "layer_operators.dot").write_text(to_dot(fine, "layer_operators"))
-    drawn = draw_layer(fine)
+    drawn = draw_operators(fine)
     assert {shape.operation for shape in drawn.items if getattr(shape, "operation", "")} == set(fine.graph)
     (check,) = verify_dags(instance, placement, tmp_path, traffic)
     assert check.violations == ()
