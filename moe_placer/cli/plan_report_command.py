@@ -8,7 +8,7 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, open_verified, trace_option, written_files
+from moe_placer.cli.options import json_option, open_verified, refute_dags, trace_option, written_files
 
 __all__ = ["plan_report"]
 
@@ -44,6 +44,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Another plan, of which a step, a failure and a straggler are simulated too. Repeatable.",
 )
+@click.option("--no-dag", is_flag=True, help="Draw no deployment DAGs (DIR/dags) for the page to show.")
 @click.option("--rebuild", is_flag=True, help="Only make the page anew, from the rows that are in DIR.")
 @json_option
 def plan_report(
@@ -53,6 +54,7 @@ def plan_report(
     output: Path,
     sweeps: tuple[Path, ...],
     beside: tuple[tuple[Path, Path, Path], ...],
+    no_dag: bool,
     rebuild: bool,
     json_: bool,
 ) -> None:
@@ -60,11 +62,14 @@ def plan_report(
 
     It shows assumptions, placement, memory, steps with and without overlap, targets, conditions, failures, kernels,
     where statements contradict each other, and a verdict on every statement. Everything is computed, and kept as rows
-    in DIR; the page is made from these alone, and the same rows give the same bytes. Takes about a minute of CPU time.
+    in DIR; the page is made from these alone, and the same rows give the same bytes. Beside it, DIR/dags has the four
+    drawings of the deployment, which the page shows small. Takes about a minute and a half of CPU time.
     """
+    from moe_placer.dag import write_dags
     from moe_placer.errors import UsageError
     from moe_placer.experiments.environment import describe_environment
     from moe_placer.experiments.plan.measure import measure_plan
+    from moe_placer.experiments.plan.page import DRAWINGS
     from moe_placer.experiments.plan.plan_folder import read_rows, write_plan_page
     from moe_placer.experiments.row_files import write_rows
     from moe_placer.experiments.sweep.sweep import ROW
@@ -73,6 +78,7 @@ def plan_report(
 
     if rebuild == (instance is not None):
         raise UsageError("give INSTANCE and PLACEMENT, or --rebuild and none of them")
+    files: list[Path] = []
     with only_writer(output):
         if instance is not None:
             if placement is None:
@@ -83,7 +89,10 @@ def plan_report(
             found = verify(opened, placed, traffic)
             rows = [*measure_plan(opened, placed, traffic, found, log.info, others), *swept]
             write_rows(output, rows, describe_environment())
-        files = write_plan_page(output)
+            if not no_dag:
+                check = refute_dags(opened, placed, traffic)
+                files += write_dags(opened, placed, traffic, output / DRAWINGS, note=log.warn, check=check)
+        files += write_plan_page(output)
     if json_:
         click.echo(as_json(written_files(files)))
     else:

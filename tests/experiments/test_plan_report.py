@@ -13,6 +13,7 @@ import yaml
 from builders import TINY, merged
 from command_line import REPO, SEED_PLAN, fails, run
 
+from moe_placer.dag import VIEWS
 from moe_placer.errors import InputError
 from moe_placer.experiments.environment import describe_environment
 from moe_placer.experiments.plan.blocks import Heading, Items, Picture, Table, Text, to_html, to_markdown
@@ -50,7 +51,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_is_on_the_page(plan: Path) -> None:
     report = plan / "report"
     names = {"index.html", "README.md", "results.jsonl", "environment.json"}
-    assert {path.name for path in report.iterdir()} == names | {"placement.svg", "layers.svg", "memory.svg"}
+    assert {path.name for path in report.iterdir()} == names | {"placement.svg", "layers.svg", "memory.svg", "dags"}
     page, text = (report / "index.html").read_text(), (report / "README.md").read_text()
     for heading in ("Assumptions", "Placement", "Memory", "DAGs", "Targets", "conditions", "slow GPU", "Kernels"):
         assert heading in page
@@ -58,6 +59,10 @@ def test_everything_is_on_the_page(plan: Path) -> None:
     for statement in STATEMENTS:
         assert f"| {statement.number} | {statement.text} |" in text
     assert page.count("<svg") == 3
+    for view in VIEWS:
+        assert (report / "dags" / f"{view}.svg").exists()
+        assert f'<a href="dags/{view}.svg"><img src="dags/{view}.svg"' in page
+        assert f"](dags/{view}.svg)](dags/{view}.svg)" in text
     assert "<script" not in page
     assert "http-equiv" in page
     assert "the same again" in text

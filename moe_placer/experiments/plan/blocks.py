@@ -11,7 +11,7 @@ from typing import TypeAlias
 from moe_placer.experiments.markdown_table import markdown_table
 from moe_placer.files import policy_hash
 
-__all__ = ["Block", "Heading", "Items", "Picture", "Table", "Text", "to_html", "to_markdown"]
+__all__ = ["Block", "Gallery", "Heading", "Items", "Picture", "Table", "Text", "to_html", "to_markdown"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,14 @@ class Picture:
     svg: str
 
 
-Block: TypeAlias = Heading | Text | Items | Table | Picture
+@dataclass(frozen=True)
+class Gallery:
+    """Drawings in files of their own, small enough to stand side by side: each file, and what it shows."""
+
+    drawings: tuple[tuple[str, str], ...]
+
+
+Block: TypeAlias = Heading | Text | Items | Table | Picture | Gallery
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -63,7 +70,10 @@ h1{font-size:1.7rem;line-height:1.2}h2{font-size:1.3rem;margin-top:2.2rem;border
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .6rem;border-bottom:1px solid #e5e7eb;
 text-align:left;vertical-align:top}th{white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto;margin:1rem 0}figure{margin:1rem 0;background:#fff;color:#1a1a1a;overflow-x:auto}
-figure svg{max-width:100%;height:auto;min-width:40rem}figcaption{font-size:.9rem;color:#4b5563}
+figure svg{max-width:100%;height:auto;min-width:40rem}
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:1rem}
+.gallery figure{border:1px solid #d1d5db;padding:.5rem;overflow:hidden}.gallery figcaption{overflow-wrap:anywhere}
+.gallery img{width:100%;height:14rem;object-fit:contain;display:block}figcaption{font-size:.9rem;color:#4b5563}
 code{font-size:.85em;background:#f3f4f6;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}
 nav a{margin-right:1rem;display:inline-block}
 td code{overflow-wrap:normal}
@@ -91,15 +101,17 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Table):
         rows = [[cell.replace("|", r"\|") for cell in row] for row in block.rows]
         return markdown_table(list(block.head), rows, block.texts)
+    if isinstance(block, Gallery):
+        return "\n\n".join(f"{shows}\n\n[![{shows}]({file})]({file})" for file, shows in block.drawings)
     return f"![{block.caption}]({block.file})"
 
 
 def to_html(blocks: Sequence[Block], title: str) -> str:
-    """Return the blocks as one page that needs no network and runs no program."""
+    """Return the blocks as one page that needs no network and runs no program; a gallery is in files beside it."""
     sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
     links = " ".join(f'<a href="#{_anchor(text)}">{escape(text)}</a>' for text in sections)
     body = "\n".join(map(_html, blocks)).replace("</h1>", f"</h1>\n<nav>{links}</nav>", 1)
-    policy = f"default-src 'none'; style-src {policy_hash(_STYLE)} 'unsafe-inline'; img-src data:"
+    policy = f"default-src 'none'; style-src {policy_hash(_STYLE)} 'unsafe-inline'; img-src data: 'self' file:"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">'
@@ -130,8 +142,18 @@ def _html(block: Block) -> str:
         return f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in block.items)}</ul>"
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Gallery):
+        return f'<div class="gallery">{"".join(_thumbnail(*drawing) for drawing in block.drawings)}</div>'
     svg = block.svg[block.svg.index("<svg") :]
     return f"<figure>{svg}<figcaption>{_inline(block.caption)}</figcaption></figure>"
+
+
+def _thumbnail(file: str, shows: str) -> str:
+    text, link = escape(shows), escape(file)
+    return (
+        f'<figure><a href="{link}"><img src="{link}" alt="{text}" loading="lazy"></a>'
+        f'<figcaption>{text}: <a href="{link}">full size</a></figcaption></figure>'
+    )
 
 
 def _table(table: Table) -> str:

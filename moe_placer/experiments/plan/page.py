@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from moe_placer.experiments.environment import environment_in_words
-from moe_placer.experiments.plan.blocks import Block, Heading, Items, Picture, Table, Text
+from moe_placer.experiments.plan.blocks import Block, Gallery, Heading, Items, Picture, Table, Text
 from moe_placer.experiments.plan.figures import Figures, ms, percent
 from moe_placer.experiments.plan.pictures import draw_layers, draw_memory, draw_overview
 from moe_placer.experiments.plan.plan_contradictions import contradictions
 from moe_placer.experiments.plan.statements import STATEMENTS, VERDICTS
 from moe_placer.experiments.plan.step_sections import conditions, kernels, other_plans, steps, targets, troubles
 
-__all__ = ["build_blocks", "judge"]
+__all__ = ["DRAWINGS", "build_blocks", "judge"]
+
+DRAWINGS = "dags"  # folder of the four drawings, beside the page
 
 _DAGS = (
     ("comprehensive_moe_dag", "every layer, every operation, every expert replica on its GPU", ""),
@@ -44,8 +46,8 @@ def judge(figures: Figures) -> list[tuple[int, str, str]]:
     return found
 
 
-def build_blocks(figures: Figures, environment: Mapping[str, Any]) -> list[Block]:
-    """Return the page as blocks; the same rows give the same ones."""
+def build_blocks(figures: Figures, environment: Mapping[str, Any], drawn: Collection[str] = ()) -> list[Block]:
+    """Return the page as blocks; the same rows and names of DAGs that are ``drawn`` give the same ones."""
     judged = judge(figures)
     made = (
         f"{environment_in_words(environment)}. `moe-placer plan-report` computes the rows, and "
@@ -57,7 +59,7 @@ def build_blocks(figures: Figures, environment: Mapping[str, Any]) -> list[Block
         *_assumptions(figures),
         *_placement(figures),
         *_memory(figures),
-        *_dags(),
+        *_dags(drawn),
         *steps(figures),
         *targets(figures),
         *conditions(judged),
@@ -144,10 +146,12 @@ def _memory(f: Figures) -> list[Block]:
     return [Heading("Memory"), Text(words), Picture("memory.svg", "Memory of every GPU by part", draw_memory(f))]
 
 
-def _dags() -> list[Block]:
+def _dags(drawn: Collection[str]) -> list[Block]:
     rows = tuple((name, shows, f"`moe-placer dag I P{flag}`") for name, shows, flag in _DAGS)
     said = "Each is checked before it is written, and again by `moe-placer verify I P`."
-    return [Heading("DAGs"), Text(said), Table(("graph", "shows", "command"), rows, 3)]
+    shown = tuple((f"{DRAWINGS}/{name}.svg", f"{name}: {shows}") for name, shows, _ in _DAGS if name in drawn)
+    table = Table(("graph", "shows", "command"), rows, 3)
+    return [Heading("DAGs"), Text(said), table, *([Gallery(shown)] if shown else [])]
 
 
 def _statements(judged: list[tuple[int, str, str]]) -> list[Block]:

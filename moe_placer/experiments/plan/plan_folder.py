@@ -11,7 +11,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.experiments.plan.blocks import Picture, to_html, to_markdown
 from moe_placer.experiments.plan.figures import read_figures
 from moe_placer.experiments.plan.measure import SCHEMA
-from moe_placer.experiments.plan.page import build_blocks
+from moe_placer.experiments.plan.page import DRAWINGS, build_blocks
 from moe_placer.experiments.row_files import ENVIRONMENT_FILE, ROWS_FILE
 from moe_placer.experiments.sweep.sweep import ROW
 from moe_placer.files import parse_json, read_bounded, refuse_hidden_characters, write_atomically
@@ -54,6 +54,8 @@ def read_rows(file: Path, schemas: Sequence[str] = (SCHEMA, ROW)) -> list[Row]:
 def build_page(folder: Path) -> dict[str, str]:
     """Return file names and contents, made from the rows of a folder: the same rows give the same bytes.
 
+    DAGs whose drawings are in its folder ``dags`` are shown on the page.
+
     Raises
     ------
     InputError
@@ -63,7 +65,8 @@ def build_page(folder: Path) -> dict[str, str]:
     environment = parse_json(read_bounded(file, _MOST, "an environment"), "an environment", file)
     try:
         figures = read_figures(read_rows(folder / ROWS_FILE))
-        blocks = build_blocks(figures, environment)
+        drawn = {path.stem for path in (folder / DRAWINGS).glob("*.svg")}
+        blocks = build_blocks(figures, environment, drawn)
     except (KeyError, ValueError, TypeError, StopIteration, IndexError) as error:
         found = f"what is no plan ({type(error).__name__}: {error})"
         raise InputError(Mistake(found, "rows and an environment of `moe-placer plan-report`", file=folder)) from None
