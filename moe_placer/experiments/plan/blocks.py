@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TypeAlias
 
 from moe_placer.experiments.markdown_table import markdown_table
@@ -65,7 +66,8 @@ Block: TypeAlias = Heading | Text | Items | Table | Picture | Gallery
 
 _STYLE = """
 :root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#1a1a1a;background:#fff}
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#1a1a1a;background:#fff;
+overflow-wrap:break-word}
 h1{font-size:1.7rem;line-height:1.2}h2{font-size:1.3rem;margin-top:2.2rem;border-bottom:1px solid #d1d5db}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .6rem;border-bottom:1px solid #e5e7eb;
 text-align:left;vertical-align:top}th{white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
@@ -82,7 +84,8 @@ td b.holds{color:#117733}td b.fails{color:#a33e00}td b.partly{color:#8a6d00}
 figcaption{color:#9ca3af}td b.holds{color:#5fd38d}td b.fails{color:#ff9f66}td b.partly{color:#e3c34a}}
 @media print{html{font-size:9px}body{max-width:none;font-size:1.2rem}.wide{overflow:visible}th{white-space:normal}
 h2{break-after:avoid}tr,figure{break-inside:avoid}nav{display:none}
-figure svg{min-width:0}}
+figure svg{min-width:0}.gallery figure:not(#simplified_moe_dag){display:none}
+.gallery{display:block}.gallery img{height:auto}}
 """
 
 
@@ -151,7 +154,7 @@ def _html(block: Block) -> str:
 def _thumbnail(file: str, shows: str) -> str:
     text, link = escape(shows), escape(file)
     return (
-        f'<figure><a href="{link}"><img src="{link}" alt="{text}" loading="lazy"></a>'
+        f'<figure id="{Path(file).stem}"><a href="{link}"><img src="{link}" alt="{text}" loading="lazy"></a>'
         f'<figcaption>{text}: <a href="{link}">full size</a></figcaption></figure>'
     )
 

@@ -13,7 +13,7 @@ from moe_placer.verifier.model_sizes import BYTES_PER_VALUE, dense_matrices, pre
 __all__ = ["ENTRIES", "EXITS", "FLOATING", "KEPT", "ROLES", "Work", "operators_of"]
 
 # Which operator takes what comes into an operation, by the family of the tensor, and which makes its result.
-ENTRIES = {
+ENTRIES: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {"hidden": ("linear_qkv", "linear_qkv_down_proj")},  # the model's kind of attention has one of them
     "mlp": {"attended": ("linear_fc1",)},
     "gate": {"attended": ("router_gating",)},
