@@ -29,6 +29,7 @@ __all__ = [
     "even_weights",
     "hot_expert_bound",
     "hot_replicas_bound",
+    "numbered_bound",
     "relaxed_bound",
     "threshold_bound",
 ]
@@ -174,6 +175,15 @@ def any_replicas_bound(problem: LayerProblem, weights: Floats) -> Bound:
     _, item, replicas = np.unique(problem.expert, return_index=True, return_counts=True)
     prices = price(problem, weights)[item][:, problem.widest > 0] * replicas[:, None]
     value = float(weights @ problem.base) + float(prices.min(axis=1).sum())
+    return Bound(_safe(value), "dual", weights, any_replicas=True)
+
+
+def numbered_bound(problem: LayerProblem, weights: Floats) -> Bound:
+    """Bound z as `any_replicas_bound` does, where an expert's replicas get unlike shares, but alike of all nodes."""
+    _, of = np.unique(problem.expert, return_inverse=True)
+    prices = np.zeros((int(of.max()) + 1, problem.nodes))
+    np.add.at(prices, of, price(problem, weights))  # of all its replicas on one node
+    value = float(weights @ problem.base) + float(prices[:, problem.widest > 0].min(axis=1).sum())
     return Bound(_safe(value), "dual", weights, any_replicas=True)
 
 

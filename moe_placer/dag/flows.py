@@ -15,6 +15,7 @@ from moe_placer.fabric import Receivers, Routes, node_routes, receivers, token_c
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
+from moe_placer.traffic.replica_shares import replica_shares
 
 __all__ = ["Flows", "LayerFlow", "check_fit", "read_flows"]
 
@@ -142,6 +143,7 @@ class Flows:
         """Share of a node's tokens for an expert that goes to each of its replicas: [nodes, replicas].
 
         With ``group``, group r uses replica r; where an expert has a multiple of dp replicas, r, r + dp, ... evenly.
+        Rules that number replicas do so by GPU.
         """
         nodes, dp = self.instance.cluster.nodes, self.instance.parallelism.dp
         expert = [one[0] for one in replicas]
@@ -150,7 +152,14 @@ class Flows:
             group = np.arange(nodes) * dp // nodes
             replica = np.array([one[1] for one in replicas])
             return np.where(group[:, None] == replica[None, :] % dp, dp / count, 0.0)
-        return np.tile(1.0 / count, (nodes, 1))
+        shares = replica_shares(self.instance)
+        if shares is None:
+            return np.tile(1.0 / count, (nodes, 1))
+        order = np.lexsort(([one[2][0] for one in replicas], expert))
+        share = np.zeros((nodes, len(replicas)))
+        number = np.concatenate([np.arange(own) for own in np.bincount(expert).tolist()])
+        share[:, order] = shares.of(np.array(expert)[order], number)
+        return share
 
 
 def _merged(replicas: list[Replica], share: Floats) -> tuple[list[Replica], Floats]:

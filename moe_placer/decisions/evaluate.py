@@ -36,6 +36,7 @@ __all__ = ["Evaluation", "PlanCosts", "check_servable", "costs_of", "evaluate"]
 Floats = npt.NDArray[np.float64]
 
 _IN_INSTANCES = ("group", "even")
+_SOLVED = ("trtllm-round-robin", "vllm-hash", "vllm-ascend")  # of engines' rules
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,9 @@ def evaluate(
     own = instance.with_serving("even" if rule else routing, dispatch)
     if rule is not None:
         check_rule(own, rule)
-        if step:
-            raise UsageError(f"a step simulates group and even routing, not {rule}; leave out the step")
+        own = _served_by(instance, rule, dispatch) or own
+        if step and own.placement.replica_routing != rule:
+            raise UsageError(f"a step does not simulate {rule} here; leave out the step")
     return _evaluated(own, placement, traffic, rule, step, limits or Limits(), tell)
 
 
@@ -183,7 +185,8 @@ def _evaluated(
     check_servable(instance, placement)
     traffic = traffic or load_traffic(instance)
     found = verify(instance, placement, traffic)
-    same_instance = rule is None and placement.instance.sha256 == instance.sha256
+    proved = rule is None or instance.placement.replica_routing == rule
+    same_instance = proved and placement.instance.sha256 == instance.sha256
     instance = instance.on_the_mix()
     solution = _solved(instance, traffic, limits)
     plans: dict[str, Placement | str] = {
@@ -201,7 +204,6 @@ def _evaluated(
             tell(name)
         return costs_of(instance, plan, traffic, network, step=step, rule=rule)
 
-    proved = rule in {None, "trtllm-round-robin"}  # which is what even means
     split = rule not in {None, "optimal"} and not instance.placement.counts_tokens_once
     mine = costs("the placement", placement)
     assert isinstance(mine, PlanCosts)
@@ -217,6 +219,15 @@ def _evaluated(
         layer_time_bound_us=solution.verification.layer_us_bound if proved else None,
         best_split=costs_of(instance, placement, traffic, network, rule="optimal") if split else None,
     )
+
+
+def _served_by(instance: Instance, rule: str, dispatch: str | None) -> Instance | None:
+    """Return the instance solved by an engine's rule, whose bounds then hold; None where it cannot be."""
+    if rule not in _SOLVED:
+        return None
+    with suppress(InputError):  # such as a dispatch for which the rule is only counted
+        return instance.with_serving(rule, dispatch)
+    return None
 
 
 def check_servable(instance: Instance, placement: Placement) -> None:

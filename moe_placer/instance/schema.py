@@ -211,7 +211,11 @@ class Placement(Section):
         description="dp: one replica of every expert per DP group; or {redundant_slots: n}, in every layer; or "
         "{redundant_slots_in_all: n}, over all layers.",
     )
-    replica_routing: Literal["group", "even"] = "group"
+    replica_routing: Literal["group", "even", "trtllm-round-robin", "vllm-hash", "vllm-ascend"] = Field(
+        "group",
+        description="By which rule a token picks one of an expert's replicas: that of its DP group, any with equal "
+        "chance, or as an engine does (docs/replica-choice.md).",
+    )
     replicas_apart: Literal["gpu", "node", "none"] = Field(
         "gpu",
         description="Where replicas of one expert never meet; none: two may share a GPU, as plans of engines do "
@@ -241,6 +245,16 @@ class Placement(Section):
     )
     pinned: ListOf[Pin] = ()
     kv_cache_gb: float = Field(0.0, ge=0, le=100_000, description="GB per GPU that must stay free for the KV cache.")
+
+    @property
+    def draws_evenly(self) -> bool:
+        """Whether a token takes any replica of an expert with equal chance, wherever it starts."""
+        return self.replica_routing in {"even", "trtllm-round-robin"}
+
+    @property
+    def numbers_replicas(self) -> bool:
+        """Whether an engine's rule numbers an expert's replicas by GPU, and picks one by its number."""
+        return self.replica_routing in {"vllm-hash", "vllm-ascend"}
 
     @property
     def counts_tokens_once(self) -> bool:

@@ -19,8 +19,8 @@ Loc = tuple[str | int, ...]
 # Values that are announced, by field: until they are there, what is offered instead is said with a word about them.
 _PLANNED = {
     "fabric": {"rail", "graph"},
-    "replica_routing": {"nearest", "optimal"},
 }
+_COUNTED_ONLY = {"nearest", "optimal", "sglang-static", "sglang-dynamic"}
 _SECTION = "a section of `field: value` lines"
 _EXPECTED = {
     "missing": "this field, which has no default",
@@ -162,6 +162,11 @@ def _kinds(path: Loc, data: Any, root: type[BaseModel], tag: str) -> str:
 
 def _planned(path: Loc, value: Any) -> str:
     field = path[-1] if path else ""
+    if field == "replica_routing" and isinstance(value, str) and value in _COUNTED_ONLY:
+        return (
+            f" ({value} is not solved for: which replica a token takes depends on where the others are; "
+            f"`evaluate --routing {value}` counts it)"
+        )
     planned = isinstance(field, str) and isinstance(value, str) and value in _PLANNED.get(field, ())
     return f" ({value} is planned, not there yet)" if planned else ""
 

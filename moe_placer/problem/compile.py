@@ -29,6 +29,7 @@ from moe_placer.problem.replica_counts import replica_order
 from moe_placer.problem.scenarios import Judge, costs_of_all, links_of_all, scenarios_of
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
+from moe_placer.traffic.replica_shares import ReplicaShares, replica_shares
 
 __all__ = ["Problem", "compile_problem", "demand"]
 
@@ -56,7 +57,7 @@ class Problem:
     replicas : int array [MoE layers, experts]
         Replicas of each expert.
     groups : int
-        DP groups of ``group`` routing; 0 for ``even`` routing.
+        DP groups of ``group`` routing; 0 without.
     replicas_are_free : bool
         Whether another choice of replicas would be allowed (a budget of redundant slots).
     redundant_in_all : int or None
@@ -93,6 +94,9 @@ class Problem:
         the other fields are of the mix.
     judge : Judge or None
         As in `LayerProblem`.
+    shares : ReplicaShares or None
+        Of a rule that numbers an expert's replicas by GPU. How many each expert has then is as given by load, whatever
+        the instance leaves open.
     """
 
     name: str
@@ -124,6 +128,7 @@ class Problem:
     domain: Ints | None = None
     scenarios: tuple[Problem, ...] = ()
     judge: Judge | None = None
+    shares: ReplicaShares | None = None
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -137,6 +142,11 @@ class Problem:
     def shares_replicas(self) -> bool:
         """Whether layers share a budget of replicas, of which each may take more or less."""
         return self.replicas_are_free and self.redundant_in_all is not None
+
+    @property
+    def replicas_are_chosen(self) -> bool:
+        """Whether the instance leaves open how many replicas each expert has, and methods may or not."""
+        return self.replicas_are_free or (self.shares is not None and self.shares.chosen)
 
     @property
     def group_of_node(self) -> Ints:
@@ -168,7 +178,7 @@ class Problem:
             layer=self.moe_layers[index],
             expert=expert,
             replica=replica,
-            symmetry_class=np.arange(len(expert)) if self.groups else expert,
+            symmetry_class=np.arange(len(expert)) if self.groups or self.shares is not None else expert,
             slots=self.capacity.node_slots[index],
             widest=self.capacity.node_slots[index] if self.slots_are_given else self.capacity.widest,
             together=self.capacity.together[index],
@@ -207,6 +217,10 @@ class Problem:
         by_node = None if self.by_node is None else self.by_node.with_slots(slots)
         return replace(self, capacity=self.capacity.with_slots(slots), slots_are_given=True, by_node=by_node)
 
+    def evenly(self) -> Problem:
+        """Return the problem in which all replicas of an expert get as much, whichever number they have."""
+        return self if self.shares is None else replace(self, shares=None, replicas_are_free=self.shares.chosen)
+
     @property
     def has_places(self) -> bool:
         """Whether every layer has a valid placement with its replicas."""
@@ -239,6 +253,8 @@ class Problem:
     def item_demand(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """``D[s, i]``: tokens per step that source node s sends to item i, wherever it is [nodes, items]."""
         tokens = self.demand[index][:, expert]
+        if self.shares is not None:
+            return np.asarray(tokens * self.shares.of(expert, replica))
         if not self.groups:
             return np.asarray(tokens / np.bincount(expert)[expert])
         return np.asarray(np.where(self.group_of_node[:, None] == replica[None, :], tokens, 0.0))
@@ -268,7 +284,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
 
 def _compiled(instance: Instance, traffic: Traffic) -> Problem:
     capacity, tokens, placement = find_capacity(instance), demand(instance, traffic), instance.placement
-    routes = node_routes(instance)
+    routes, shares = node_routes(instance), replica_shares(instance)
     scale = token_cost(instance, routes.bandwidth)
     keep, multiplicity = distinct_links(routes.shares, scale)
     reference, affected, change = affected_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
@@ -284,7 +300,7 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         demand=tokens,
         replicas=choose_replicas(instance, tokens, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
-        replicas_are_free=instance.redundant_slots > 0,
+        replicas_are_free=instance.redundant_slots > 0 and shares is None,
         redundant_in_all=instance.redundant_slots if isinstance(placement.replicas, SharedSlots) else None,
         minimise=instance.objective.minimise,
         capacity=capacity,
@@ -301,6 +317,7 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         _change=change,
         least_replicas=least_replicas(instance),
         domain=failure_domains(instance),
+        shares=shares,
     )
     nics = receivers(instance)
     if nics is not None:

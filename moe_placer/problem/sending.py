@@ -41,7 +41,7 @@ def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_ar
             f"{dispatch} saves depends on which experts it chooses together, and loads do not say"
         )
         raise InputError(Mistake(found, expected, "placement.dispatch"))
-    nodes, drawn = instance.cluster.nodes, instance.placement.replica_routing == "even"
+    nodes, drawn = instance.cluster.nodes, instance.placement.draws_evenly
     views = 1 if drawn else instance.parallelism.dp
     view = np.zeros(nodes, dtype=np.int64) if drawn else np.arange(nodes) * views // nodes
     started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node

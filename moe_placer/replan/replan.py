@@ -303,6 +303,11 @@ def _refuse(problem: Problem, minimise: Minimise) -> None:
             "it minimises one link's sum over all layers, so that what a move gains depends on all other layers; take "
             f"objective.minimise: layers, {anew}"
         )
+    elif problem.shares is not None:
+        reason = (
+            f"its {problem.shares.rule} numbers replicas by GPU, so that a move changes what others get; take "
+            f"placement.replica_routing: even, {anew}"
+        )
     elif problem.scenarios:
         reason = (
             "it judges layers by all recordings at once, and moves are made for one traffic; take "

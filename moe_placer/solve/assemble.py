@@ -33,6 +33,7 @@ from moe_placer.result import LayerResult
 from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import pack
 from moe_placer.solve.layer_time import layer_times, least_busiest
+from moe_placer.solve.numbered import bound_as_stated
 from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 
@@ -175,7 +176,7 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
 def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
     """Return the record of a placed layer: its busiest link, and what its bound's proof needs."""
     assert result.node is not None
-    layer, bound = problem.layer(index, result.replicas), result.bound
+    layer, bound = problem.layer(index, result.replicas), bound_as_stated(problem, index, result)
     cost = layer.cost(result.node)
     worst_link, worst_tokens = _worst_link(problem, cost)
     return LayerRecord(
@@ -191,7 +192,7 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
-        solver_bound=result.solver_bound,
+        solver_bound=None if problem.shares is not None and problem.shares.chosen else result.solver_bound,
     )
 
 
@@ -300,8 +301,9 @@ def _replica_facts(
     facts: dict[str, object] = {"per_layer": int(each[0]) if (each == each[0]).all() else each.tolist()}
     if problem.redundant_in_all is not None:
         facts |= {"redundant_in_all": int((replicas - 1).sum()), "redundant_slots_in_all": problem.redundant_in_all}
-    if not problem.replicas_are_free:
+    if not problem.replicas_are_chosen:
         return facts | {"copies": "given by the instance", "bound_covers_choice_of_copies": True}
+    covers = all(bound_as_stated(problem, index, result).any_replicas for index, result in enumerate(results))
     others = (replicas != by_load).any(axis=1)
     facts["copies"] = "chosen by load"
     if others.any():
@@ -310,4 +312,4 @@ def _replica_facts(
         growth = np.where(usual > 0, hottest / np.where(usual > 0, usual, 1.0), 1.0)
         facts["copies"] = f"chosen by {method}, other than by load in {others.sum()} of {len(others)} MoE layers"
         facts["hottest_copy_over_by_load"] = {"mean": float(growth.mean()), "most": float(growth.max())}
-    return facts | {"bound_covers_choice_of_copies": all(result.bound.any_replicas for result in results)}
+    return facts | {"bound_covers_choice_of_copies": covers}

@@ -15,6 +15,7 @@ from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.search.cooling import cool
 from moe_placer.solve.gpu_assignment import pack
+from moe_placer.solve.numbered import in_gpu_order
 
 __all__ = ["Cooling", "busiest_gpus", "can_cool", "cool_busiest", "cool_gpus", "cool_within"]
 
@@ -56,8 +57,21 @@ def cool_busiest(
     end, interrupted = time.process_time() + more, limits.deadline.interrupted
     deadline = Deadline(interrupted=lambda: interrupted() or time.process_time() > end)
     cooled = cool_gpus(problem, results, limits.gap, deadline)
+    if problem.shares is not None:
+        cooled = _numbered(problem, results, cooled, limits.gap)
     before, after = (float(busiest_gpus(problem, some).sum()) for some in (results, cooled))
     return cooled, Cooling(before, after, *(float(sum(one.z for one in some)) for some in (results, cooled)))
+
+
+def _numbered(
+    problem: Problem, results: Sequence[LayerResult], cooled: Sequence[LayerResult], within: float
+) -> list[LayerResult]:
+    """Return layers with replicas numbered by their new GPUs, where that is within the gap and cooler."""
+    found = [in_gpu_order(problem, index, one) for index, one in enumerate(cooled)]
+    cooler = busiest_gpus(problem, found) < busiest_gpus(problem, results)
+    allowed = [max(one.z, one.bound.value * (1 + within)) for one in results]
+    trios = zip(cooler, allowed, found, results, strict=True)
+    return [one if cool and one.z <= most else before for cool, most, one, before in trios]
 
 
 def can_cool(problem: Problem) -> bool:

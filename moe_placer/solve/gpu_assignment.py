@@ -15,6 +15,7 @@ from moe_placer.errors import NothingFoundError
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.nearest_gpus import nearest_gpus
+from moe_placer.solve.numbered import gpus_in_order, in_gpu_order
 from moe_placer.solve.spread import spread_out
 
 __all__ = ["fit_to_gpus", "pack", "pack_layer"]
@@ -47,6 +48,8 @@ def pack(problem: Problem, results: Sequence[LayerResult]) -> list[list[Gpus]]:
             layer: list[Gpus] = [(int(gpu),) for gpu in result.gpu]
         else:
             layer = pack_layer(problem, index, result, held)
+        if problem.shares is not None:
+            layer = gpus_in_order(problem, index, result, layer)
         held += np.bincount([gpu for gpus in layer for gpu in gpus], minlength=len(held))
         packed.append(layer)
     return packed
@@ -67,7 +70,7 @@ def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerR
     """
     results = [spread_out(problem, index, result) for index, result in enumerate(results)]
     if not problem.pinned and not problem.capacity.binds:
-        return results
+        return [in_gpu_order(problem, index, result) for index, result in enumerate(results)]
     fitted = []
     for index, result in enumerate(results):
         if result.gpu is None and result.node is not None and not _packs(problem, index, result):
@@ -76,7 +79,7 @@ def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerR
             z = problem.layer(index, result.replicas).z(node)
             stop = result.stop if z <= result.z or result.stop not in {Stop.PROVED, Stop.GAP} else Stop.FINISHED
             result = replace(result, node=node, z=z, stop=stop, solver_bound=None)
-        fitted.append(result)
+        fitted.append(in_gpu_order(problem, index, result))
     return fitted
 
 

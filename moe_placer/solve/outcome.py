@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from moe_placer.bounds.bounds import best_bound
 from moe_placer.decomposition.aggregate import link_totals
 from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.errors import NothingFoundError
@@ -81,7 +82,8 @@ def never_worse(
         else:
             now, then = objective_of(problem, best), objective_of(problem, plan)
             worse = [now is None or (then is not None and then < now * (1 - _ROUNDING))] * len(best)
-        best = [_instead(own, other) if take else own for take, own, other in zip(worse, best, plan, strict=True)]
+        rows = enumerate(zip(worse, best, plan, strict=True))
+        best = [_instead(problem, row, own, other) if take else own for row, (take, own, other) in rows]
     return best
 
 
@@ -95,9 +97,12 @@ def _worth(problem: Problem, results: Sequence[LayerResult]) -> list[float]:
         return [np.inf] * len(results)
 
 
-def _instead(result: LayerResult, other: LayerResult) -> LayerResult:
+def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResult) -> LayerResult:
     """Return another placement with what is known of a result."""
     assert np.isfinite(other.z)
+    if problem.shares is not None and not result.bound.any_replicas:  # what is known is of other replicas
+        bound = best_bound(problem.layer(index, other.replicas), result.bound.weights)
+        result = replace(result, node=other.node, z=other.z, bound=bound, solver_bound=None, stop=Stop.FINISHED)
     stop: Stop = Stop.FINISHED if result.stop in {Stop.PROVED, Stop.GAP} else result.stop
     if gap(other.z, result.bound.value) <= OPTIMAL_GAP:
         stop = Stop.PROVED

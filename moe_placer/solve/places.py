@@ -11,6 +11,7 @@ from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Report
 from moe_placer.solve.base import Solver, Start
+from moe_placer.solve.by_number import run_by_number
 from moe_placer.solve.gpu_assignment import fit_to_gpus, pack
 from moe_placer.solve.heuristic import OnePass
 from moe_placer.solve.layerwise import LayerSolver
@@ -19,7 +20,11 @@ __all__ = ["problem_for", "run_method"]
 
 
 def problem_for(method: Solver, problem: Problem) -> Problem:
-    """Return the problem that a method is given: of nodes for rules of one pass, which place by node."""
+    """Return the problem that a method is given: of nodes for rules of one pass, and of replicas that get as much."""
+    return _of_places(method, problem if problem.shares is None else problem.evenly())
+
+
+def _of_places(method: Solver, problem: Problem) -> Problem:
     one_pass = isinstance(method, OnePass) or (isinstance(method, LayerSolver) and method.quick)
     return problem.by_node if one_pass and problem.by_node is not None else problem
 
@@ -49,7 +54,19 @@ def run_method(
     NothingFoundError
         The replicas of a node do not go on its GPUs.
     """
-    own = problem_for(method, problem)
+    if problem.shares is not None:
+        return run_by_number(_run, method, problem, limits, seed, start, report)
+    return _run(method, problem, limits, seed, start, report)
+
+
+def _run(
+    method: Solver, problem: Problem, limits: Limits, seed: int, start: Start | None, report: Report
+) -> list[LayerResult]:
+    """Run a method on a problem whose replicas go by DP group, or all get as much, or have a share each.
+
+    Parameters as of `run_method`.
+    """
+    own = _of_places(method, problem)
     if own is problem:
         return method.solve(problem, limits, seed, start, report)
     results = method.solve(own, limits, seed, None, lambda _index, _result: None)

@@ -30,6 +30,7 @@ from moe_placer.solve.coolest_gpus import Cooling, cool_busiest
 from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.numbered import bound_any_numbers
 from moe_placer.solve.outcome import never_worse, of_the_instance
 from moe_placer.solve.places import problem_for, run_method
 from moe_placer.solve.progress import Progress, Reporter
@@ -198,6 +199,7 @@ def solve(
     if improves:
         results = never_worse(problem, results, baselines.plans)
     results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
+    results = bound_any_numbers(problem, results, limits.deadline)
     placement = build(results)
     verification = verify(instance, placement, traffic)
     _insist(verification, method)

@@ -94,7 +94,9 @@ def any_replicas_bound(network: Network, layer: PlacedLayer, slots: Ints, weight
     if layer.replicas is None or not (slots > 0).any():
         return 0.0
     first = np.cumsum(layer.replicas) - layer.replicas
-    prices = link_prices(network, layer, weights)[first] * layer.replicas[:, None]  # a rounding that _SPARE counts
+    own = link_prices(network, layer, weights)
+    # Replicas may get unlike shares of an expert's tokens: together they cost on one node what a single one would.
+    prices = np.add.reduceat(own, first) * (1 - 2 * float(layer.replicas.max()) * _ROUNDING_ERROR)
     unit = find_unit(float(prices.max(initial=0.0)))
     if unit is None:
         return 0.0

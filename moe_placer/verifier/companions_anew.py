@@ -46,7 +46,7 @@ class Companions:
 
     def __init__(self, instance: Instance, network: Network, traffic: Traffic, row: int, replicas: Ints) -> None:
         self.instance, self.network, self.traffic = instance, network, traffic
-        self.even = instance.placement.replica_routing == "even"
+        self.even = instance.placement.draws_evenly
         self.expert = np.repeat(np.arange(len(replicas)), replicas)
         self.replica = np.concatenate([np.arange(count) for count in replicas])
         self.view = np.zeros_like(self.replica) if self.even else self.replica  # whose tokens may use it

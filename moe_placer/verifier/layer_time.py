@@ -66,7 +66,7 @@ def least_busiest(instance: Instance, layer: PlacedLayer) -> float:
         extra = budget.redundant_slots if isinstance(budget, RedundantSlots) else budget.redundant_slots_in_all
         room = min(extra, int(slots.sum()) - instance.model.experts)
         first = np.cumsum(layer.replicas) - layer.replicas
-        load = (tokens[first] * layer.replicas).tolist()
+        load = np.add.reduceat(tokens, first).tolist()
         hottest = _coolest_choice(load, max(0, room), _most_of_one(instance, slots))
     mean = float(tokens.sum()) * instance.parallelism.expert_tp / max(1, works)
     return max(hottest, mean) * (1 - ROUNDING)

@@ -130,7 +130,7 @@ def replica_demand(instance: Instance, traffic: Traffic, choices: Floats, replic
     tokens = instance.traffic.tokens_per_gpu * cluster.gpus_per_node  # of failed GPUs too: their users are still there
     T = tokens * (traffic.mix @ choices)
     expert = np.repeat(np.arange(len(replicas)), replicas)
-    if instance.placement.replica_routing == "even":
+    if instance.placement.draws_evenly:
         return T[:, expert] / replicas[expert]
     replica = np.concatenate([np.arange(count) for count in replicas])
     group = np.arange(cluster.nodes) * instance.parallelism.dp // cluster.nodes

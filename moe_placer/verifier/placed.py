@@ -85,8 +85,15 @@ def read_layers(
         counts = np.array([count[expert] for expert in range(instance.model.experts)])
         flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row])
         # A quotient and a product per recording, their sum, the node's tokens, and the division by replicas.
-        roundings = 2 * len(traffic.recordings) + 8
+        roundings = 2 * len(traffic.recordings) + 8 + _roundings_of_views(instance)
         between = np.zeros((instance.cluster.nodes,) * 2)
         np.add.at(between.T, network.home, flow.T)
         layers.append(PlacedLayer(layer, counts, demand, roundings, network.load(flow), float(between.max())))
     return layers
+
+
+def _roundings_of_views(instance: Instance) -> int:
+    """Count the roundings of a replica's share where it is a sum over views, each a sum over a node's GPUs."""
+    if not instance.placement.numbers_replicas:
+        return 0
+    return max(instance.gpus, int(instance.traffic.tokens_per_gpu)) + instance.cluster.gpus_per_node + 8

@@ -27,7 +27,7 @@ WEIGHT_TOLERANCE = 1e-6
 HIGHEST_MEMORY_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
 WEIGHTED = {"dual", "threshold", "weighted-companions"}
-_ANY_REPLICAS = "required is proof: dual or hot-replicas, and even routing"
+_ANY_REPLICAS = "required is proof: dual or hot-replicas, and routing by which all nodes use replicas alike"
 _OF_ANY_REPLICAS = {"dual", "hot-replicas"}
 
 
@@ -47,6 +47,11 @@ def most_replicas(instance: Instance) -> int:
     if isinstance(budget, SharedSlots):
         return experts + budget.redundant_slots_in_all
     return experts * instance.parallelism.dp
+
+
+def _shares_alike(instance: Instance) -> bool:
+    """Whether a replica gets the same share of every node's tokens for its expert."""
+    return instance.placement.draws_evenly or instance.placement.replica_routing == "vllm-hash"
 
 
 def check_proof(
@@ -73,7 +78,7 @@ def check_proof(
     if instance.objective.take == "mean" and record.proof not in {"dual", "solver"}:
         required = "required is dual or solver, since single links prove nothing of a mean"
         yield Violation("proof", f"proof: {record.proof} with objective.take: mean, {required}", layer)
-    if record.any_copies and not (record.proof in _OF_ANY_REPLICAS and instance.placement.replica_routing == "even"):
+    if record.any_copies and not (record.proof in _OF_ANY_REPLICAS and _shares_alike(instance)):
         yield Violation("proof", f"a bound for any replicas with proof: {record.proof}, {_ANY_REPLICAS}", layer)
     if record.proof == "hot-replicas" and not record.any_copies:
         required = "required is that it holds for any replicas"
@@ -111,7 +116,7 @@ def _check_companions(instance: Instance, record: LayerRecord, layer: int) -> It
     experts = instance.model.experts
     if sorted(record.companions.order) != list(range(experts)):
         yield Violation("proof", f"an order of companions, required is every expert below {experts} once", layer)
-    views = 1 if instance.placement.replica_routing == "even" else instance.parallelism.dp
+    views = 1 if instance.placement.draws_evenly else instance.parallelism.dp
     guess = record.companions.guess
     if len(guess) != views or any(len(table) != experts for table in guess):
         required = f"required are guesses for {views} views of {experts} experts"
@@ -126,7 +131,7 @@ def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tu
     yield from check_proof_fits(instance, record.proof, None, "a bound on the aggregate")
     if (record.bound is None) != (record.proof is None):
         yield Violation("proof", "a bound on the aggregate needs proof: dual, and the proof a bound")
-    if record.any_copies and not (record.proof == "dual" and instance.placement.replica_routing == "even"):
+    if record.any_copies and not (record.proof == "dual" and _shares_alike(instance)):
         yield Violation("proof", f"a bound on the aggregate for any replicas, {_ANY_REPLICAS}")
     if record.proof is not None and not record.any_copies and replicas_are_free(instance):
         required = "required is any_copies, since how many replicas each expert has is a choice"

@@ -16,6 +16,7 @@ from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import replica_demand
 from moe_placer.verifier.nics import receives_by_gpu
+from moe_placer.verifier.replica_choice import views_of
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Violation
 
@@ -120,7 +121,10 @@ def copies_sent(
     """
     count = Counter(replica.expert for replica in replicas)
     counts = np.array([count[expert] for expert in range(instance.model.experts)])
-    demand = replica_demand(instance, traffic, choices, counts)
+    if instance.placement.numbers_replicas:
+        demand = _demand_by_number(instance, traffic, choices, replicas)
+    else:
+        demand = replica_demand(instance, traffic, choices, counts)
     nodes, size = instance.cluster.nodes, instance.cluster.gpus_per_node
     part = 1 if receives_by_gpu(instance) else size  # GPUs of a place
     flow = np.zeros((nodes, instance.gpus // part))
@@ -131,7 +135,7 @@ def copies_sent(
         per_gpu = instance.placement.dispatch == "per-gpu"
         places = instance.gpus if per_gpu else nodes
         group = np.arange(nodes) * instance.parallelism.dp // nodes
-        even = instance.placement.replica_routing == "even"
+        even = instance.placement.draws_evenly
         started = instance.traffic.tokens_per_gpu * size
         for view in range(1 if even else instance.parallelism.dp):
             mine = np.full(nodes, True) if even else group == view
@@ -142,6 +146,18 @@ def copies_sent(
                 by_place = share.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
                 flow += np.outer(started * traffic.mix[:, file] * mine, by_place)
     return flow, demand
+
+
+def _demand_by_number(instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica]) -> Floats:
+    """Count as `replica_demand` does where an engine's rule numbers replicas by GPU: view by view of its tokens."""
+    nodes, expert = instance.cluster.nodes, np.array([one.expert for one in replicas])
+    started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
+    asked = (started * (traffic.mix @ choices))[:, expert]
+    nowhere = np.zeros((nodes, nodes), dtype=np.int64)  # these rules do not ask how far replicas are
+    demand = np.zeros((nodes, len(replicas)))
+    for view in next(views_of(instance, instance.placement.replica_routing, [replicas], nowhere)):
+        demand += view.weight[:, None] * view.chance * asked
+    return demand
 
 
 def _chance(replicas: Sequence[Replica], counts: Ints, view: int | None, places: int, gpus: int) -> Floats:

@@ -162,7 +162,7 @@ def test_wrong_instances_are_1(tmp_path: Path) -> None:
         says="changed.yaml:16: cluster.nodes: found -4, expected at least 1",
     )
     routing = write(tmp_path, "traffic:\n", "placement: {replica_routing: nearest}\ntraffic:\n")
-    fails(1, "solve", routing, says="expected one of group or even (nearest is planned, not there yet)")
+    fails(1, "solve", routing, says="or vllm-ascend (nearest is not solved for: which replica a token takes")
 
 
 def test_what_cannot_be_is_3_and_writes_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from moe_placer.placement import (
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.assemble import state_aggregate, state_layer
+from moe_placer.solve.numbered import in_gpu_order
 from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import Verification, verify
@@ -101,4 +102,4 @@ def _result(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> Laye
     node = np.array([gpus[expert][replica] for expert, replica in pairs]) // problem.gpus_per_node
     bounds = [best_bound(layer, weights) for weights in even_weights(layer)]
     bound = largest([*bounds, Bound(0.0, "solver")])
-    return LayerResult(node, layer.z(node), bound, Stop.FINISHED, replicas=replicas)
+    return in_gpu_order(problem, index, LayerResult(node, layer.z(node), bound, Stop.FINISHED, replicas=replicas))
