@@ -56,7 +56,7 @@ class Auto(LayerSolver):
         Parameters as of `Solver.solve`.
         """
         if problem.coverage:
-            return CoverageSolver().solve(problem, limits, seed, start, report)
+            return CoverageSolver(exact_too=True).solve(problem, limits, seed, start, report)
         if problem.minimise == "aggregate":
             return self._jointly(problem, limits, seed, start, report)
         if problem.minimise == "layer-time":

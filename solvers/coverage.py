@@ -16,6 +16,7 @@ from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.grouping import group_by_affinity, shuffled
 from moe_placer.search.moves import repair
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
+from moe_placer.solvers.cpsat_coverage import CoverageModel, fits_model
 
 __all__ = ["CoverageSolver"]
 
@@ -24,11 +25,15 @@ Ints = npt.NDArray[np.int64]
 _MORE_STARTS = 0.5  # effort from which others than the best placement so far are tried
 _RANDOM_STARTS = 2
 _DEEP = 0.5  # effort of the round in which bounds are branched on
+_EXACT = 0.5  # effort from which CP-SAT settles small layers
 _DEEP_WORK, _QUICK_WORK = 3e-5, 3e-6  # effort for a bound, per pair of items
 
 
 class CoverageSolver(LayerSolver):
     """Iterated local search with exact changes of coverage; starts from heuristics, co-activation and chance."""
+
+    def __init__(self, exact_too: bool = False) -> None:
+        self.exact_too = exact_too  # whether CP-SAT settles what is small
 
     name = "coverage"
     summary = "search on which tokens reach which node, for dispatch once per node (what auto does there)"
@@ -50,19 +55,24 @@ class CoverageSolver(LayerSolver):
             return LayerResult(None, np.inf, best_bound(layer), Stop.TIME)
         bound = start.bound if start is not None else best_bound(layer)
         found = search_coverage(layer, starts, bound.value, task.work, task.rng, task.deadline)
-        result = LayerResult(found.node, found.z, bound, Stop.TIME, work=found.work)
+        known = start.solver_bound if start is not None else None
+        result = LayerResult(found.node, found.z, bound, Stop.TIME, solver_bound=known, work=found.work)
         if start is not None and start.node is not None and start.z <= found.z:
             result = replace(start, work=found.work)
-        return _finished(_bounded(layer, result, task), task.gap)
+        result = _finished(_bounded(layer, result, task), task.gap)
+        settles = self.exact_too and task.work >= _EXACT and fits_model(layer)
+        return _settled(layer, result, task) if settles and _open(result, task) else result
 
 
 def _starts(layer: LayerProblem, task: LayerTask) -> list[Ints]:
     """Return placements to descend from; the best so far is the first."""
     rng, start = task.rng, task.start
-    known = [start.node] if start is not None and start.node is not None else []
-    if known and task.work < _MORE_STARTS:
-        return known
-    groups = group_by_affinity(layer)
+    groups, known = group_by_affinity(layer), []
+    if start is not None and start.node is not None:
+        known = [start.node]
+        if task.work < _MORE_STARTS:  # one descent, from the better of two
+            grouped = repair(layer, groups, rng)
+            return known if grouped is None or start.z <= layer.z(grouped) else [grouped]
     others = [groups, *(shuffled(groups, layer, rng) for _ in range(_RANDOM_STARTS))]
     mended = (repair(layer, node, rng) for node in others)
     return [*known, *(node for node in mended if node is not None)]
@@ -77,6 +87,18 @@ def _bounded(layer: LayerProblem, result: LayerResult, task: LayerTask) -> Layer
     spent = result.work + (_DEEP_WORK if deep else _QUICK_WORK) * layer.items**2
     better = not known or _proved(found) > _proved(result.bound)
     return replace(result, bound=found if better else result.bound, work=spent)
+
+
+def _open(result: LayerResult, task: LayerTask) -> bool:
+    return result.node is not None and result.stop not in {Stop.PROVED, Stop.GAP} and not task.deadline.over
+
+
+def _settled(layer: LayerProblem, result: LayerResult, task: LayerTask) -> LayerResult:
+    """Let CP-SAT look for better, or prove that there is none."""
+    assert result.node is not None
+    model = CoverageModel(layer, result.best_bound, result.node)
+    found = model.solve(replace(task, layer=layer, start=result), result.bound)
+    return replace(found, work=found.work + result.work, replicas=result.replicas)
 
 
 def _proved(bound: Bound) -> float:

@@ -29,7 +29,7 @@ from moe_placer.problem.replicas import count_replicas, with_replicas
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.solve.base import refuses_coverage, says_missing
+from moe_placer.solve.base import says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
 from moe_placer.solve.rounded_relaxation import from_relaxation
 
@@ -44,6 +44,7 @@ Floats = npt.NDArray[np.float64]
 SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
 _POLL_S = 0.05
 _LEAST_WORK = 0.1  # that the model is searched with, whatever the relaxation took
+_SEARCHED = 0.1  # effort of the search before the model of dispatch once per place
 _MOST_CHOICES = 5_000  # expert, number of replicas and node: up to so many, replicas are chosen by the model
 
 
@@ -60,12 +61,18 @@ class CpSat(LayerSolver):
         return says_missing("ortools")
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse costs that are not linear, and what couples layers."""
-        return refuses_coverage(problem) or super().refuses(problem)
+        """Refuse what couples layers, and dispatch once per place where the model of that is too large."""
+        if problem.coverage:
+            from moe_placer.solvers.cpsat_coverage import refuses_model  # it needs `Model`
+
+            return refuses_model(problem) or super().refuses(problem)
+        return super().refuses(problem)
 
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer: the rounded relaxation is its hint, later the best so far; every call searches anew."""
         layer, start, spent = task.layer, task.start, 0.0
+        if layer.coverage is not None:
+            return _once_per_place(task)
         replicas = start.replicas if start is not None else None
         if replicas is not None:
             layer = with_replicas(layer, replicas)
@@ -88,6 +95,19 @@ def settle(task: LayerTask) -> LayerResult:
     assert start is not None
     model = choosing_model(layer, start.bound, start) or Model(layer, start.bound.value, start.node)
     return model.solve(task, start.bound)
+
+
+def _once_per_place(task: LayerTask) -> LayerResult:
+    """Place a layer whose tokens go once to each place, from the best placement that search finds at once."""
+    from moe_placer.solvers.coverage import CoverageSolver
+    from moe_placer.solvers.cpsat_coverage import CoverageModel  # it needs `Model`
+
+    first = CoverageSolver(exact_too=False).solve_layer(replace(task, work=min(task.work, _SEARCHED)))
+    if first.node is None or first.stop in {Stop.PROVED, Stop.GAP} or task.deadline.over:
+        return first
+    model = CoverageModel(task.layer, first.bound.value, first.node)
+    found = model.solve(replace(task, work=max(0.0, task.work - first.work), start=first), first.bound)
+    return replace(found, work=found.work + first.work)
 
 
 def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:
@@ -120,11 +140,9 @@ class Model:
         self.model = cp_model.CpModel()
         worst = layer.base + np.abs(layer.delta).sum(axis=(0, 1)).max(initial=0.0)
         self.start_z = largest = float(layer.z(hint)) if hint is not None else float(worst.max(initial=1.0))
-        self.factor = SCALE / max(largest, 1e-9)
-        # Each of at most I terms on a link, and its base, is rounded by half a step.
-        self.slack = 0.5 * (layer.items + 1)
+        self.factor, self.slack = self._scaled(largest)
         lowest = max(0, int(np.floor(lower * self.factor - self.slack)))
-        highest = int(np.ceil(largest * self.factor + self.slack)) if hint is not None else 4 * int(SCALE)
+        highest = int(np.ceil(largest * self.factor + self.slack if hint is not None else 4 * SCALE))
         self.z = self.model.new_int_var(min(lowest, highest), highest, "z")
         self.x = [
             [self._count_var(j, n) for n in range(layer.nodes)]  # x[j][n]
@@ -138,6 +156,11 @@ class Model:
         if hint is not None:
             self._hint(hint)
             self.model.add_hint(self.z, int(np.ceil(largest * self.factor + self.slack)))
+
+    def _scaled(self, largest: float) -> tuple[float, float]:
+        """Return steps in a cost of 1, and by how many of them costs may be rounded off."""
+        # Each of at most I terms on a link, and its base, is rounded by half a step.
+        return SCALE / max(largest, 1e-9), 0.5 * (self.layer.items + 1)
 
     @property
     def covers_choices(self) -> bool:
