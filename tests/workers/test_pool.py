@@ -134,7 +134,8 @@ def test_workers_are_in_groups_of_their_own_and_hold_a_socket_and_a_pipe() -> No
             pool.put(index, lambda: report)
         for _, (pid, group, stop, files) in results(pool):
             assert (pid, stop) == (group, False)
-            assert sorted(file.partition(":")[0] for file in files) == ["pipe", "socket"]
+            own = [file for file in files if "/libffi.so" not in file]  # which libffi 3.5 itself opens in any process
+            assert sorted(file.partition(":")[0] for file in own) == ["pipe", "socket"]
             assert not shares_memory(pid, os.getpid())
         pool.ask_to_stop()
         pool.put(2, lambda: report)
