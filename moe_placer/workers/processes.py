@@ -57,8 +57,11 @@ class Processes(Executor):
     """
 
     def __init__(self, count: int) -> None:
+        from multiprocessing.connection import wait  # now, while the system surely has a file to open
+
         import cloudpickle  # takes what the main program defines, too
 
+        self._wait = wait
         self._pickled: Callable[[Any], bytes] = cloudpickle.dumps
         self._count = count
         self._queue: deque[tuple[Future[Any], bytes]] = deque()
@@ -108,18 +111,28 @@ class Processes(Executor):
 
     def _run(self) -> None:
         """Hand out tasks and take results until all is done after `shutdown`."""
-        from multiprocessing.connection import wait
-
         try:
             while not (self._closed and not self._queue and not self._busy):
                 self._hand_out()
-                for ready in wait([*self._busy, self._woken]):
+                for ready in self._wait([*self._busy, self._woken]):
                     if ready == self._woken:
                         os.read(self._woken, 4096)
                     else:
                         self._take(*self._busy.pop(ready))  # type: ignore[call-overload]
+        except Exception as error:
+            self._fail(error)
         finally:
             self._close()
+
+    def _fail(self, error: Exception) -> None:
+        """Give an error that ends the thread to all who wait for a result, which nobody will bring."""
+        with self._lock:
+            self._closed = True
+            waiting = [*(future for future, _ in self._queue), *(future for _, future in self._busy.values())]
+            self._queue.clear()
+        for future in waiting:
+            if future.running() or future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _take(self, worker: _Worker, future: Future[Any]) -> None:
         answer = worker.receive()
