@@ -117,8 +117,8 @@ def over_context(model: Model, phase: str) -> tuple[float, float, float, str]:
     heads, width, kind = model.attention_heads, model.head_dim, model.attention
     scores = (model.dtypes.scores if model.dtypes else None) or model.dtype
     if isinstance(kind, Mla):
-        rope, latent = kind.qk_rope_head_dim, kind.kv_lora_rank
-        on_scores, on_values = (latent + rope, latent) if phase == "decode" else (width + rope, width)
+        rope, latent, own = kind.qk_rope_head_dim, kind.kv_lora_rank, kind.qk_nope_head_dim or width
+        on_scores, on_values = (latent + rope, latent) if phase == "decode" else (own + rope, width)
         return 2 * heads * on_scores + 2 * heads * on_values, latent + rope, 1, scores
     kept = kind.kv_heads if isinstance(kind, Gqa) else heads
     return 2 * heads * width + 2 * heads * width, kept * width + kept * width, kept, scores
@@ -182,8 +182,8 @@ def values_held(model: Model, phase: str) -> float:
     """Queries, keys, values and results of one token; with a latent, in decode, what queries and results are of it."""
     heads, width, kind = model.attention_heads, model.head_dim, model.attention
     if isinstance(kind, Mla):
-        queries, results = kind.kv_lora_rank + kind.qk_rope_head_dim, kind.kv_lora_rank
-        return heads * (queries + results if phase == "decode" else 2 * (width + kind.qk_rope_head_dim) + 2 * width)
+        latent, rope, own = kind.kv_lora_rank, kind.qk_rope_head_dim, kind.qk_nope_head_dim or width
+        return heads * (2 * latent + rope if phase == "decode" else 2 * (own + rope) + 2 * width)
     return 2 * width * (heads + (kind.kv_heads if isinstance(kind, Gqa) else heads))
 
 

@@ -366,8 +366,8 @@ def test_hostile_arguments_are_refused(files: list[str], more: list[str], messag
 
 
 def test_an_interrupted_sweep_keeps_what_it_has(files: list[str], tmp_path: Path, monkeypatch: Any) -> None:
-    def stops(plans: Any, points: Any, workers: int, stopped: Any) -> Any:
-        for found in run_points(plans, points, workers, stopped):
+    def stops(plans: Any, points: Any, workers: int, stopped: Any, executor: Any = None) -> Any:
+        for found in run_points(plans, points, workers, stopped, executor):
             stopped.number = signal.SIGTERM  # as the handler notes it
             yield found
 
