@@ -18,6 +18,8 @@ from moe_placer.placement import MAX_BYTES, Placement, parse_placement
 
 __all__ = ["Library", "open_library"]
 
+_XZ_BYTES = 100_000_000  # of memory for unpacking; the strongest preset takes two thirds of it
+
 
 def open_library(folder: str | Path) -> Library:
     """Open a library, with all of its records.
@@ -111,10 +113,7 @@ class Library:
             It is missing, damaged or another one.
         """
         path = self.placement_path(sha256, record.name)
-        try:
-            raw = lzma.decompress(read_bounded(path, MAX_BYTES, "a compressed placement file"))
-        except lzma.LZMAError:
-            raise InputError(Mistake("a damaged file", "a placement file, compressed by xz", file=path)) from None
+        raw = _decompressed(read_bounded(path, MAX_BYTES, "a compressed placement file"), path)
         if hashlib.sha256(raw).hexdigest() != sha256:
             raise InputError(Mistake("another placement", f"the one of SHA-256 {sha256}", file=path))
         return parse_placement(raw, path)
@@ -127,6 +126,21 @@ class Library:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, lzma.compress(raw, preset=9))
         return sha256
+
+
+def _decompressed(packed: bytes, path: Path) -> bytes:
+    """Return what an xz file holds, unpacked no further than a placement file may be long."""
+    expected = "a placement file, compressed by xz"
+    reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_BYTES)
+    try:
+        raw = reader.decompress(packed, max_length=MAX_BYTES + 1)
+    except lzma.LZMAError:
+        raise InputError(Mistake("a damaged file", expected, file=path)) from None
+    if len(raw) > MAX_BYTES:
+        raise InputError(Mistake(f"more than {MAX_BYTES / 1e6:g} MB, unpacked", expected, file=path))
+    if not reader.eof or reader.unused_data:
+        raise InputError(Mistake("a damaged file", expected, file=path))
+    return raw
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,16 +68,18 @@ def recheck_record(library: Library, record: Record, recordings: Path | None = N
     """
     try:
         instance = library.instance(record, recordings)
+        traffic = load_traffic(instance)
     except FileNotFoundError as missing:
         return Recheck(record.name, "skipped", (str(missing),))
-    traffic = load_traffic(instance)
+    except InputError as error:  # of this record alone: the others are still checked
+        return Recheck(record.name, "wrong", tuple(map(str, error.mistakes)))
     problems = [
         f"{name} has SHA-256 {now}, the record says {stated}"
         for name, now, stated in (
             ("the instance", instance.sha256, record.instance_sha256),
             ("its traffic", traffic.sha256, record.traffic_sha256),
         )
-        if stated is not None and now != stated
+        if now != stated and (stated is not None or record.best is not None or record.bound is not None)
     ]
     verified: dict[str, Verification] = {}
     value = bound = None

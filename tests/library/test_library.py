@@ -7,17 +7,18 @@ import lzma
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jsonschema
 import pytest
 import yaml
-from command_line import TINY, fails
+from command_line import TINY, fails, run
 from told import told
 
 from moe_placer.cli.results import result_schema
 from moe_placer.errors import InputError
 from moe_placer.instance import load_instance
-from moe_placer.library import Record, open_library, recheck_record
+from moe_placer.library import Record, catalog, open_library, recheck_record
 from moe_placer.library.record import read_record, status_of, write_record
 from moe_placer.limits import Limits
 from moe_placer.placement import load_placement
@@ -100,6 +101,29 @@ def test_what_a_record_overstates_is_found(copied: Path) -> None:
     assert "the status is open, the record says optimal" in one(status="optimal")
     assert "the instance has SHA-256" in one(instance_sha256="0" * 64)
     assert "its traffic has SHA-256" in one(traffic_sha256="0" * 64)
+    assert "the record says None" in one(traffic_sha256=None)
+
+
+def test_an_instance_that_cannot_be_read_is_wrong_and_the_others_are_checked(copied: Path) -> None:
+    assert any("no such file" in problem for problem in changed(copied, "tiny", instance="missing.yaml"))
+    shutil.copy(LIBRARY.record_path("tiny"), copied / "records")
+    assert any("model.experts" in problem for problem in changed(copied, "tiny", changes={"model": {"experts": -1}}))
+    done = run("library", "check", "tiny", "tiny-mesh", "--library", copied)
+    assert done.returncode == 5
+    assert "1 good, 1 wrong, 0 skipped" in done.stdout
+
+
+def test_a_placement_is_unpacked_no_further_than_a_file_may_be_long(copied: Path) -> None:
+    path = next((copied / "placements").glob("tiny.*"))
+    good = path.read_bytes()
+    for raw, says in (
+        (good + b"more", "a damaged file"),
+        (good[:-9], "a damaged file"),
+        (lzma.compress(b" " * 30_001), "more than 0.03 MB, unpacked"),
+    ):
+        path.write_bytes(raw)
+        with patch.object(catalog, "MAX_BYTES", 30_000):
+            assert any(says in problem for problem in changed(copied, "tiny")), says
 
 
 def test_another_placement_than_the_one_named_is_found(copied: Path) -> None:
