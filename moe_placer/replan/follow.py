@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,13 +107,13 @@ def gain_kept(values: Mapping[str, Sequence[float]]) -> dict[int, float | None]:
     return found
 
 
-def ways_for(instance: Instance) -> list[str]:
-    """Return the ways that know this kind of instance."""
-    return [way for way in WAYS if way != "flashlb" or not flashlb_refuses(instance)]
+def ways_for(instance: Instance, current: Placement | None = None) -> list[str]:
+    """Return the ways that know this kind of instance, and what runs on it where that is given."""
+    return [way for way in WAYS if way != "flashlb" or not flashlb_refuses(instance, current)]
 
 
-def flashlb_refuses(instance: Instance) -> str:
-    """Say why FlashLB does not know a kind of instance; empty: it does."""
+def flashlb_refuses(instance: Instance, current: Placement | None = None) -> str:
+    """Say why FlashLB does not know a kind of instance, or what runs on it; empty: it does."""
     placement = instance.placement
     if not isinstance(placement.replicas, RedundantSlots):
         return "it chooses the replicas of every expert in every layer: placement.replicas: {redundant_slots: N}"
@@ -125,6 +126,10 @@ def flashlb_refuses(instance: Instance) -> str:
     slots = instance.model.experts + placement.replicas.redundant_slots
     if slots % instance.gpus:
         return f"GPUs must have equally many experts, and {slots} are no multiple of {instance.gpus} GPUs"
+    for layer, row in zip(instance.moe_layers, () if current is None else current.gpu, strict=False):
+        held = Counter(replica for replicas in row for replica in replicas)
+        if len(held) < instance.gpus or len(set(held.values())) > 1:
+            return f"GPUs must have equally many experts, and what runs has not in layer {layer}"
     return ""
 
 
@@ -165,11 +170,11 @@ def follow(
     InputError, NothingFoundError
         As for `moe_placer.replan`.
     """
-    ways = ways_for(instance) if ways is None else ways
+    ways = ways_for(instance, current) if ways is None else ways
     for way in ways:
         if way not in WAYS:
             raise UsageError(f"{way!r} is no way to follow traffic, expected some of {', '.join(WAYS)}")
-    if "flashlb" in ways and (reason := flashlb_refuses(instance)):
+    if "flashlb" in ways and (reason := flashlb_refuses(instance, current)):
         raise UsageError(f"flashlb cannot follow {instance.name}: {reason}")
     if len(windows) < 2:
         raise UsageError(f"{len(windows)} windows, expected 2 or more: a plan for one is measured on the next")

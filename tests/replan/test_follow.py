@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_tokens, tiny_traffic
+from builders import honest, tiny_instance, tiny_tokens, tiny_traffic
 from command_line import fails, run
 
 from moe_placer.cli.results import result_schema
@@ -56,6 +56,22 @@ def test_what_stays_hot_is_followed_and_moves_keep_to_the_budget(planned: tuple[
     assert of["eplb"][0].slots >= of["vllm"][0].slots == of["vllm"][0].figures.moves
     assert of["flashlb"][1].figures.moves == 0  # nothing is more balanced than what it has
     assert of["flashlb"][1].figures.busiest_gpu <= of["never"][1].figures.busiest_gpu
+
+
+def test_flashlb_does_not_know_gpus_with_unequal_numbers_of_experts() -> None:
+    """8 GPUs of two slots share 6 experts and 2 more replicas: one each, but the first has two and the last none."""
+    placement = {**PLACEMENT, "replicas": {"redundant_slots": 2}}
+    instance = tiny_instance(model={"experts": 6, "top_k": 2}, placement=placement)
+    traffic = tiny_traffic(instance, 0)
+    even = [[[0, 6], [1, 7], *([gpu] for gpu in range(2, 6))]] * 2
+    uneven = [[[0, 6], [1, 0], *([gpu] for gpu in range(2, 6))]] * 2
+    told = []
+    for gpu in (even, uneven):
+        current = Placement.model_validate(honest(instance, traffic, gpu, proof="solver"))
+        told.append({row.way for row in follow(instance, current, [traffic] * 2, limits=EFFORT)})
+    assert told == [set(WAYS), set(WAYS) - {"flashlb"}]
+    with pytest.raises(UsageError, match="what runs has not in layer 1"):
+        follow(instance, current, [traffic] * 2, ways=["flashlb"], limits=EFFORT)
 
 
 def test_windows_have_all_tokens_once_and_in_order() -> None:
