@@ -19,6 +19,7 @@ from moe_placer.workers.processes import ONE_THREAD, Processes, WorkerLostError,
 __all__ = ["ENGINES", "engine_names", "find_engine", "local_processes", "local_threads", "stated_workers"]
 
 _GROUP = "moe_placer.executors"
+_DIGITS = 9  # of a number of shards; `int` refuses thousands of them
 
 
 def find_engine(asked: str) -> Engine:
@@ -149,7 +150,7 @@ def _mpi(argument: str) -> Engine:
 
 def _shard(argument: str) -> Engine:
     parts = argument.split("/")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= _DIGITS for part in parts):
         raise UsageError(f"--executor shard:{argument}: expected shard:I/N, such as shard:3/64")
     which, of = map(int, parts)
     if not 1 <= which <= of:

@@ -63,6 +63,7 @@ def test_every_executor_gives_the_same_rows_though_a_worker_is_killed(executor: 
         ("dask:here", "expected dask:local:N, or a scheduler such as dask:tcp://host:8786"),
         ("shard:3", "expected shard:I/N, such as shard:3/64"),
         ("shard:4/3", "expected a shard from 1 to 3"),
+        ("shard:1/" + "9" * 5000, "expected shard:I/N, such as shard:3/64"),
     ],
 )
 def test_what_names_no_executor_is_told(asked: str, said: str) -> None:
