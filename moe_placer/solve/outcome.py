@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_placer.bounds.bounds import best_bound
+from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
 from moe_placer.decomposition.aggregate import link_totals
 from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.errors import NothingFoundError
+from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.solve.layer_time import layer_times
@@ -68,11 +69,23 @@ def objective_of(problem: Problem, results: Sequence[LayerResult | None]) -> flo
 
 
 def never_worse(
-    problem: Problem, results: Sequence[LayerResult], plans: Mapping[str, Sequence[LayerResult]]
+    problem: Problem, results: Sequence[LayerResult], plans: Mapping[str, Sequence[LayerResult]], deadline: Deadline
 ) -> list[LayerResult]:
     """Take the better of results and complete plans of other methods: layer by layer, or as a whole what layers share.
 
-    Where the number of replicas is free, plans may have others than the results. Bounds stay: they hold for either.
+    Where the number of replicas is free, plans may have others than the results. Bounds that hold for either stay; one
+    that is for the replicas as given is replaced by one for those that come.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    results : sequence of LayerResult
+        One per MoE layer.
+    plans : mapping
+        Name of a method to its results.
+    deadline : Deadline
+        Until when another bound may be searched.
     """
     best = list(results)
     for plan in plans.values():
@@ -82,8 +95,8 @@ def never_worse(
         else:
             now, then = objective_of(problem, best), objective_of(problem, plan)
             worse = [now is None or (then is not None and then < now * (1 - _ROUNDING))] * len(best)
-        rows = enumerate(zip(worse, best, plan, strict=True))
-        best = [_instead(problem, row, own, other) if take else own for row, (take, own, other) in rows]
+        for index in np.flatnonzero(worse).tolist():
+            best[index] = _instead(problem, index, best[index], plan[index], deadline)
     return best
 
 
@@ -97,13 +110,34 @@ def _worth(problem: Problem, results: Sequence[LayerResult]) -> list[float]:
         return [np.inf] * len(results)
 
 
-def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResult) -> LayerResult:
+def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResult, deadline: Deadline) -> LayerResult:
     """Return another placement with what is known of a result."""
     assert np.isfinite(other.z)
-    if problem.shares is not None and not result.bound.any_replicas:  # what is known is of other replicas
-        bound = best_bound(problem.layer(index, other.replicas), result.bound.weights)
-        result = replace(result, node=other.node, z=other.z, bound=bound, solver_bound=None, stop=Stop.FINISHED)
-    stop: Stop = Stop.FINISHED if result.stop in {Stop.PROVED, Stop.GAP} else result.stop
-    if gap(other.z, result.bound.value) <= OPTIMAL_GAP:
+    bound, solver_bound, stop = result.bound, result.solver_bound, result.stop
+    of_these = bound.given_replicas is not None or (problem.shares is not None and not bound.any_replicas)
+    if of_these and not np.array_equal(result.replicas, other.replicas):
+        bound, solver_bound, stop = _bound_for(problem, index, bound, other, deadline), None, Stop.FINISHED
+    if stop in {Stop.PROVED, Stop.GAP}:
+        stop = Stop.FINISHED
+    if gap(other.z, bound.value) <= OPTIMAL_GAP:
         stop = Stop.PROVED
-    return replace(result, node=other.node, z=other.z, gpu=other.gpu, replicas=other.replicas, stop=stop, repaired=0)
+    return replace(
+        result,
+        node=other.node,
+        z=other.z,
+        gpu=other.gpu,
+        replicas=other.replicas,
+        bound=bound,
+        solver_bound=solver_bound,
+        stop=stop,
+        repaired=0,
+    )
+
+
+def _bound_for(problem: Problem, index: int, bound: Bound, other: LayerResult, deadline: Deadline) -> Bound:
+    """Return a bound for the replicas of another placement, in place of one for those of the result before."""
+    assert other.node is not None
+    layer = problem.layer(index, other.replicas)
+    if bound.given_replicas is not None:
+        return companions_bound(layer, other.node, deadline)
+    return best_bound(layer, bound.weights)

@@ -197,7 +197,7 @@ def solve(
         results = _run(method, problem, limits, seed, first, report, division)
     results = fit_to_gpus(problem, results)
     if improves:
-        results = never_worse(problem, results, baselines.plans)
+        results = never_worse(problem, results, baselines.plans, limits.deadline)
     results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
     results = bound_any_numbers(problem, results, limits.deadline)
     placement = build(results)

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import tiny_instance, tiny_tokens, tiny_traffic
 
-from moe_placer.bounds.bounds import Bound
+from moe_placer.bounds.bounds import Bound, companions_bound
 from moe_placer.errors import InfeasibleError, InputError, UsageError
 from moe_placer.instance import load_instance
 from moe_placer.instance.sizes import GB, expert_bytes, memory_parts
-from moe_placer.limits import Limits
+from moe_placer.limits import Deadline, Limits
+from moe_placer.problem.compile import compile_problem
 from moe_placer.result import LayerResult, Status, Stop, gap
+from moe_placer.solve.outcome import never_worse
 from moe_placer.solve.solve import solve
 
 INSTANCES = Path(__file__).parents[2] / "instances"
@@ -157,3 +159,30 @@ def test_a_result_cannot_contradict_itself(wrong: dict[str, Any]) -> None:
     LayerResult(**good)
     with pytest.raises(ValueError, match=r"contradicts|above|proved"):
         LayerResult(**{**good, **wrong})
+
+
+def test_a_baseline_with_other_replicas_brings_a_bound_for_these() -> None:
+    """The search has the second replica at expert 2; a baseline that has it at expert 0 is better."""
+    instance = tiny_instance(
+        model={"layers": 1, "dense_layers": [], "experts": 3, "top_k": 1},
+        cluster={"nodes": 3, "gpus_per_node": 1, "fabric": {"nodes_per_leaf": 1, "spines": 3, "oversubscription": 3.7}},
+        parallelism={"dp": 1},
+        placement={
+            "slots_per_gpu": 2, "replicas": {"redundant_slots": 1}, "replica_routing": "even", "dispatch": "per-gpu",
+        },
+        traffic={"kind": "trace", "tokens_per_gpu": 1.0},
+    )  # fmt: skip
+    traffic = tiny_tokens(instance, 1014, (7, 9))
+    problem = compile_problem(instance, traffic)
+    plans = []
+    for replicas, node in (([1, 1, 2], [0, 1, 0, 2]), ([2, 1, 1], [0, 2, 0, 1])):
+        layer = problem.layer(0, np.array(replicas))
+        bound = companions_bound(layer, np.array(node), Deadline())
+        z = layer.z(np.array(node))
+        plans.append([LayerResult(np.array(node), z, bound, Stop.WORK, replicas=np.array(replicas))])
+    worse, better = sorted(plans, key=lambda plan: -plan[0].z)
+    (taken,) = never_worse(problem, worse, {"baseline": better}, Deadline())
+    assert taken.z == better[0].z < worse[0].z
+    assert taken.bound.given_replicas == better[0].bound.given_replicas != worse[0].bound.given_replicas
+    (kept,) = never_worse(problem, better, {"baseline": worse}, Deadline())
+    assert (kept.z, kept.bound) == (better[0].z, better[0].bound)
