@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
 from moe_placer.decomposition.aggregate import link_totals
@@ -115,7 +116,7 @@ def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResu
     assert np.isfinite(other.z)
     bound, solver_bound, stop = result.bound, result.solver_bound, result.stop
     of_these = bound.given_replicas is not None or (problem.shares is not None and not bound.any_replicas)
-    if of_these and not np.array_equal(result.replicas, other.replicas):
+    if of_these and not _same(result.replicas, other.replicas):
         bound, solver_bound, stop = _bound_for(problem, index, bound, other, deadline), None, Stop.FINISHED
     if stop in {Stop.PROVED, Stop.GAP}:
         stop = Stop.FINISHED
@@ -132,6 +133,11 @@ def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResu
         stop=stop,
         repaired=0,
     )
+
+
+def _same(one: npt.NDArray[np.int64] | None, other: npt.NDArray[np.int64] | None) -> bool:
+    """Say whether replicas are known to be the same."""
+    return one is not None and other is not None and np.array_equal(one, other)
 
 
 def _bound_for(problem: Problem, index: int, bound: Bound, other: LayerResult, deadline: Deadline) -> Bound:
