@@ -46,7 +46,7 @@ class Tab:
         self.page = page
         self.complaints: list[str] = []
         page.context.set_offline(True)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(120_000)  # a loaded machine takes its time
         page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
         page.on("console", lambda said: said.type in {"error", "warning"} and self.complaints.append(said.text))
         page.on("dialog", lambda dialog: (self.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
