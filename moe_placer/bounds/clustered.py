@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.bounds.assignment import price
-from moe_placer.bounds.linear_program import minimise
+from moe_placer.bounds.linear_program import link_weights, minimise
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.symmetry import SymmetryClasses
 
@@ -180,10 +180,7 @@ def _solve(
     solved = minimise(np.append(np.zeros(count), 1.0), matrix, *limits, time_limit_s)
     if solved.status != "optimal":
         return None
-    weights = np.maximum(0.0, -solved.duals[:links])
-    total = weights.sum()
-    weights = weights / total if total > 0 else np.full(links, 1 / max(1, links))
-    return solved.value / scale, weights, solved.x[:count].reshape(clusters, nodes)
+    return solved.value / scale, link_weights(solved.duals[:links]), solved.x[:count].reshape(clusters, nodes)
 
 
 def _divided(of: Ints, prices: Floats, least: float) -> Ints:

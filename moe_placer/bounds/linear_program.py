@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-__all__ = ["LinearSolution", "minimise"]
+__all__ = ["LinearSolution", "link_weights", "minimise"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,6 +35,13 @@ class LinearSolution:
     value: float
     x: Floats
     duals: Floats
+
+
+def link_weights(duals: Floats) -> Floats:
+    """Return the weights [links], with sum 1, that duals of rows ``cost of a link - z <= ...`` [links] stand for."""
+    weights = np.maximum(0.0, -duals)
+    total = weights.sum()
+    return weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
 
 
 def minimise(

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from moe_placer.bounds.assignment import price, transport
 from moe_placer.bounds.clustered import offer_by_direction, relax_clustered
-from moe_placer.bounds.linear_program import LinearSolution, minimise
+from moe_placer.bounds.linear_program import LinearSolution, link_weights, minimise
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.merged import merged_by_node, on_every_gpu
 from moe_placer.problem.symmetry import SymmetryClasses
@@ -196,9 +196,7 @@ class _Model:
 
     def lower_bound(self, solved: LinearSolution, reduced: Floats) -> tuple[float, Floats]:
         """Return a bound on the whole relaxation (scaled), and the link weights that prove it."""
-        weights = np.maximum(0.0, -solved.duals[: self.problem.links])
-        total = weights.sum()
-        weights = weights / total if total > 0 else np.full(len(weights), 1 / max(1, len(weights)))
+        weights = link_weights(solved.duals[: self.problem.links])
         if self.slots_count and reduced.any():
             prices = np.where(self.allowed[self.classes.of], price(self.problem, weights) + self.memory_prices, np.inf)
             value = float(weights @ self.problem.base) + transport(self.problem, prices)[0]
