@@ -133,16 +133,7 @@ def _content(instance: Instance, rows: Sequence[Followed]) -> FollowResult:
     content = {
         "schema": "moe-placer/follow/1",
         "instance": {"name": instance.name, "sha256": instance.sha256},
-        "rows": [
-            {
-                "way": row.way,
-                "window": row.window,
-                "slots": row.slots,
-                "transfers_us": row.transfers_us,
-                **vars(row.figures),
-            }
-            for row in rows
-        ],
+        "rows": [row.plain() for row in rows],
     }
     return cast("FollowResult", content)
 

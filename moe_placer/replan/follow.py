@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class Followed:
     figures: Figures
     transfers_us: float
     slots: int
+
+    def plain(self) -> dict[str, Any]:
+        """Return its fields and its figures, by name."""
+        own = {"way": self.way, "window": self.window, "slots": self.slots, "transfers_us": self.transfers_us}
+        return own | vars(self.figures)
 
 
 def cut_in_windows(traffic: Traffic, windows: int) -> list[Traffic]:
@@ -182,7 +188,7 @@ def follow(
     planner = Planner(instance, each, budget, minimise, limits or Limits(time_s=4.0), seed)
     rows = []
     for way in ways:
-        before, slots = current, SlotOrder(current)
+        before, slots = current, SlotOrder(current, instance.gpus)
         for at in range(1, len(each)):
             plan = planner.plans[way](at, before)
             now = each[at]

@@ -93,7 +93,7 @@ def _by_flashlb(windows: Sequence[Window], flashlb: FlashLB, at: int, plan: Plac
     seen = windows[at - 1].problem
     load = np.stack([demand.sum(axis=0) for demand in seen.demand])
     gpus, experts = len(seen.capacity.memory_slots), load.shape[1]
-    held = np.array([_by_gpu(row, gpus) for row in plan.gpu], dtype=np.int64)
+    held = np.array([_by_gpu(plan, row, gpus) for row in range(len(plan.gpu))], dtype=np.int64)
     rows = []
     for row in flashlb.next_plan(held, load).tolist():
         of_expert: list[list[int]] = [[] for _ in range(experts)]
@@ -104,12 +104,12 @@ def _by_flashlb(windows: Sequence[Window], flashlb: FlashLB, at: int, plan: Plac
     return plan.model_copy(update={"gpu": tuple(rows)})
 
 
-def _by_gpu(row: Sequence[Sequence[int | tuple[int, ...]]], gpus: int) -> list[list[int]]:
+def _by_gpu(plan: Placement, row: int, gpus: int) -> list[list[int]]:
     """List the experts of each GPU of one layer, in order."""
     held: list[list[int]] = [[] for _ in range(gpus)]
-    for expert, replicas in enumerate(row):
-        for replica in replicas:
-            for gpu in (replica,) if isinstance(replica, int) else replica:
+    for expert in range(len(plan.gpu[row])):
+        for replica in plan.shards(row, expert):
+            for gpu in replica:
                 held[gpu].append(expert)
     return held
 
@@ -120,22 +120,16 @@ class SlotOrder:
     What runs before the first plan has its experts in order.
     """
 
-    def __init__(self, plan: Placement) -> None:
-        gpus = 1 + max(gpu for row in plan.gpu for own in row for one in own for gpu in _gpus_of(one))
-        self._held = [_by_gpu(row, gpus) for row in plan.gpu]
+    def __init__(self, plan: Placement, gpus: int) -> None:
+        self._held = [_by_gpu(plan, row, gpus) for row in range(len(plan.gpu))]
 
     def written(self, plan: Placement, problem: Problem) -> int:
         """Count slots that hold another expert than before, and go on from there."""
         gpus, written = len(problem.capacity.memory_slots), 0
         for index, row in enumerate(plan.gpu):
             load = problem.demand[index].sum(axis=0) / np.array([len(own) for own in row])
-            held = [sorted(own, key=lambda expert: -load[expert]) for own in _by_gpu(row, gpus)]
-            before = self._held[index] + [[]] * (gpus - len(self._held[index]))
-            for old, new in zip(before, held, strict=True):
+            held = [sorted(own, key=lambda expert: -load[expert]) for own in _by_gpu(plan, index, gpus)]
+            for old, new in zip(self._held[index], held, strict=True):
                 written += sum(new[at] != old[at] if at < len(old) else True for at in range(len(new)))
             self._held[index] = held
         return written
-
-
-def _gpus_of(replica: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (replica,) if isinstance(replica, int) else replica

@@ -80,9 +80,9 @@ def held_by(placement: Placement) -> Held:
     return {
         (row, expert, gpu)
         for row, experts in enumerate(placement.gpu)
-        for expert, replicas in enumerate(experts)
-        for replica in replicas
-        for gpu in ((replica,) if isinstance(replica, int) else replica)
+        for expert in range(len(experts))
+        for replica in placement.shards(row, expert)
+        for gpu in replica
     }
 
 

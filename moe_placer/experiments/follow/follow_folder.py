@@ -34,11 +34,7 @@ def write_followed(folder: Path, config: FollowConfig, rows: Sequence[Followed])
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG_FILE, json.dumps(config.model_dump(by_alias=True), indent=1) + "\n")
-    plain = [
-        {"schema": ROW, "way": row.way, "window": row.window, "slots": row.slots, "transfers_us": row.transfers_us}
-        | vars(row.figures)
-        for row in rows
-    ]
+    plain = [{"schema": ROW, **row.plain()} for row in rows]
     return [folder / CONFIG_FILE, *write_rows(folder, plain, describe_environment())]
 
 
