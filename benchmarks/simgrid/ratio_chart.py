@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.simgrid.agreement import Rows, by, ratio
 from benchmarks.simgrid.models import MODELS
-from moe_placer.experiments.report.charts import COLOURS, Spec, config, picture, specification
+from moe_placer.experiments.report.charts import COLOURS, Spec, picture, specification, with_data
 
 __all__ = ["draw"]
 
@@ -24,8 +24,7 @@ def draw(rows: Rows) -> str:
             values.append({"model": model, "tokens": tokens, "low": low, "median": middle, "high": high})
     chart = _chart(sorted({value["tokens"] for value in values}))
     what = "Our time over SimGrid's by tokens per GPU, one panel per network model"
-    look = config("#1a1a1a", "#ffffff")
-    return picture({**chart, "data": {"values": values}, "description": what, "config": look})
+    return picture(with_data(chart, values, what))
 
 
 def _chart(ticks: list[float]) -> Spec:

@@ -56,8 +56,8 @@ def run_cells(
     """
     asked = _Asked(patience_s, most_bytes)
     with Workers[int, _Asked, Cell, Row | Stopped](_run_task, asked, engine or local_threads(jobs), _TRIES) as pool:
-        for index, cell in enumerate(cells):
-            pool.put(index, partial(_same, cell))
+        for index in range(len(cells)):
+            pool.put(index, partial(cells.__getitem__, index))
         while pool.pending and not stopped():
             for index, row in pool.take(_POLL_S):
                 if not isinstance(row, Stopped):
@@ -72,10 +72,6 @@ class _Asked:
 
 class Stopped:
     """What stands for the row of a run that was ended on request."""
-
-
-def _same(cell: Cell) -> Cell:
-    return cell
 
 
 def _run_task(asked: _Asked, cell: Cell) -> Row | Stopped:

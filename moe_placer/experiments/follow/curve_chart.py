@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from moe_placer.experiments.report.charts import Spec, config, picture, specification
+from moe_placer.experiments.report.charts import Spec, picture, specification, with_data
 
 __all__ = ["draw_curve"]
 
@@ -37,6 +37,5 @@ def draw_curve(points: Sequence[Mapping[str, Any]], measures: Mapping[str, str])
     base = alt.Chart().encode(x=x, y=y, color=alt.Color("measure:N", legend=legend).title(None).sort(shown))
     line, point = base.mark_line(strokeWidth=2), base.mark_point(size=40, filled=True, aria=False)
     chart = alt.layer(line, point, data=alt.NamedData("shown"), width=_WIDTH, height=_HEIGHT)
-    look = config("#1a1a1a", "#ffffff")
     description = "Change of busiest links, NICs, GPUs and times with the number of moves"
-    return picture({**specification(chart), "data": {"values": values}, "description": description, "config": look})
+    return picture(with_data(specification(chart), values, description))

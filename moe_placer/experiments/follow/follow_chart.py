@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import altair as alt
 
-from moe_placer.experiments.report.charts import Spec, config, picture, specification
+from moe_placer.experiments.report.charts import Spec, picture, specification, with_data
 
 if TYPE_CHECKING:
     from moe_placer.experiments.follow.follow_rows import FollowedRow
@@ -34,7 +34,7 @@ def draw_costs(of_way: Mapping[str, Sequence[FollowedRow]]) -> str:
     base_chart = alt.Chart().encode(x=x, y=y, color=colour)
     line, point = base_chart.mark_line(strokeWidth=2), base_chart.mark_point(size=40, filled=True, aria=False)
     chart = alt.layer(line, point, data=alt.NamedData("shown"), width=_WIDTH, height=_HEIGHT)
-    return _drawn(specification(chart), values, "Cost of each way in every window")
+    return picture(with_data(specification(chart), values, "Cost of each way in every window"))
 
 
 def draw_moves(of_way: Mapping[str, Sequence[FollowedRow]]) -> str:
@@ -50,9 +50,4 @@ def draw_moves(of_way: Mapping[str, Sequence[FollowedRow]]) -> str:
     point = base.mark_point(size=90, filled=True, opacity=1, aria=False).encode(color=colour)
     text = base.mark_text(align="left", dx=9, dy=-7, aria=False).encode(text="way:N")
     chart = alt.layer(point, text, data=alt.NamedData("shown"), width=_WIDTH, height=_HEIGHT)
-    return _drawn(specification(chart), values, "Moves against cost of each way")
-
-
-def _drawn(spec: Spec, values: list[Spec], description: str) -> str:
-    look = config("#1a1a1a", "#ffffff")
-    return picture({**spec, "data": {"values": values}, "description": description, "config": look})
+    return picture(with_data(specification(chart), values, "Moves against cost of each way"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-__all__ = ["CHARTS", "COLOURS", "GREY", "Spec", "config", "filled", "picture", "room_for", "specification"]
+__all__ = ["CHARTS", "COLOURS", "GREY", "Spec", "config", "filled", "picture", "room_for", "specification", "with_data"]
 
 Spec = dict[str, Any]
 
@@ -46,6 +46,11 @@ def specification(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Spec:
     made = chart.to_dict()
     made.pop("config", None)
     return {**made, "$schema": _SCHEMA}
+
+
+def with_data(spec: Spec, values: list[Spec], description: str) -> Spec:
+    """Return a chart that stands alone on white paper: with its data, and what a screen reader says of it."""
+    return {**spec, "data": {"values": values}, "description": description, "config": config("#1a1a1a", "#ffffff")}
 
 
 def filled(name: str, values: list[Spec], description: str, width: int, height: int | None = None) -> Spec:

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from moe_placer.experiments.report.charts import Spec, config, picture, room_for, specification
+from moe_placer.experiments.report.charts import Spec, picture, room_for, specification, with_data
 from moe_placer.experiments.sweep.findings import AXES, by, said, varied
 
 __all__ = ["caption", "draw"]
@@ -73,7 +73,7 @@ def _faceted(panel: _Panel, values: list[Spec], description: str) -> Spec:
         facet = alt.Facet("panel:N", header=header).title(None).sort(names)
         faceted = panel.properties(width=_WIDTH).facet(facet=facet, columns=_COLUMNS, data=alt.NamedData("shown"))
         spec = specification(faceted.resolve_scale(x="independent", y="independent"))
-    return {**spec, "data": {"values": values}, "description": description, "config": config("#1a1a1a", "#ffffff")}
+    return with_data(spec, values, description)
 
 
 def _lines(axis: str, ticks: list[float]) -> _Panel:
