@@ -222,10 +222,6 @@ def _told(error: Exception) -> bytes:
     return raised
 
 
-def _same(task: Task) -> Task:
-    return task
-
-
 def run_each(
     function: Callable[[Shared, Task], Result],
     shared: Shared,
@@ -272,7 +268,7 @@ def run_each(
         return
     with Workers[int, Shared, Task, Result](function, shared, engine, _TRIES) as pool:
         for index in chosen:
-            pool.put(index, partial(_same, tasks[index]))
+            pool.put(index, partial(tasks.__getitem__, index))
         while pool.pending and not stopped():
             for index, result in pool.take(_POLL_S):
                 if result is None:
