@@ -16,7 +16,7 @@ from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.grouping import group_by_affinity, shuffled
 from moe_placer.search.moves import repair
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
-from moe_placer.solvers.cpsat_coverage import CoverageModel, fits_model
+from moe_placer.solvers.cpsat_coverage import fits_model, settle_coverage
 
 __all__ = ["CoverageSolver"]
 
@@ -32,12 +32,12 @@ _DEEP_WORK, _QUICK_WORK = 3e-5, 3e-6  # effort for a bound, per pair of items
 class CoverageSolver(LayerSolver):
     """Iterated local search with exact changes of coverage; starts from heuristics, co-activation and chance."""
 
-    def __init__(self, exact_too: bool = False) -> None:
-        self.exact_too = exact_too  # whether CP-SAT settles what is small
-
     name = "coverage"
     summary = "search on which tokens reach which node, for dispatch once per node (what auto does there)"
     source = "moe_placer"
+
+    def __init__(self, exact_too: bool = False) -> None:
+        self.exact_too = exact_too  # whether CP-SAT settles what is small
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse dispatch that sends every chosen expert its own copy, and objectives that couple layers."""
@@ -61,7 +61,7 @@ class CoverageSolver(LayerSolver):
             result = replace(start, work=found.work)
         result = _finished(_bounded(layer, result, task), task.gap)
         settles = self.exact_too and task.work >= _EXACT and fits_model(layer)
-        return _settled(layer, result, task) if settles and _open(result, task) else result
+        return settle_coverage(replace(task, layer=layer), result) if settles and _open(result, task) else result
 
 
 def _starts(layer: LayerProblem, task: LayerTask) -> list[Ints]:
@@ -91,14 +91,6 @@ def _bounded(layer: LayerProblem, result: LayerResult, task: LayerTask) -> Layer
 
 def _open(result: LayerResult, task: LayerTask) -> bool:
     return result.node is not None and result.stop not in {Stop.PROVED, Stop.GAP} and not task.deadline.over
-
-
-def _settled(layer: LayerProblem, result: LayerResult, task: LayerTask) -> LayerResult:
-    """Let CP-SAT look for better, or prove that there is none."""
-    assert result.node is not None
-    model = CoverageModel(layer, result.best_bound, result.node)
-    found = model.solve(replace(task, layer=layer, start=result), result.bound)
-    return replace(found, work=found.work + result.work, replicas=result.replicas)
 
 
 def _proved(bound: Bound) -> float:

@@ -100,14 +100,12 @@ def settle(task: LayerTask) -> LayerResult:
 def _once_per_place(task: LayerTask) -> LayerResult:
     """Place a layer whose tokens go once to each place, from the best placement that search finds at once."""
     from moe_placer.solvers.coverage import CoverageSolver
-    from moe_placer.solvers.cpsat_coverage import CoverageModel  # it needs `Model`
+    from moe_placer.solvers.cpsat_coverage import settle_coverage  # it needs `Model`
 
     first = CoverageSolver(exact_too=False).solve_layer(replace(task, work=min(task.work, _SEARCHED)))
     if first.node is None or first.stop in {Stop.PROVED, Stop.GAP} or task.deadline.over:
         return first
-    model = CoverageModel(task.layer, first.bound.value, first.node)
-    found = model.solve(replace(task, work=max(0.0, task.work - first.work), start=first), first.bound)
-    return replace(found, work=found.work + first.work)
+    return settle_coverage(replace(task, work=max(0.0, task.work - first.work)), first)
 
 
 def choosing_model(layer: LayerProblem, bound: Bound, start: LayerResult | None) -> Model | None:

@@ -13,16 +13,20 @@ where tokens draw from several, what they miss is a product.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.compile import Problem
+from moe_placer.problem.coverage import Coverage
 from moe_placer.problem.layer import LayerProblem
+from moe_placer.result import LayerResult
+from moe_placer.solve.layerwise import LayerTask
 from moe_placer.solvers.cpsat import Model
 
-__all__ = ["CoverageModel", "fits_model", "refuses_model"]
+__all__ = ["CoverageModel", "fits_model", "refuses_model", "settle_coverage"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -33,35 +37,41 @@ _STEPS = 1e8
 _MOST = 6_000  # views x sets x places: more variables than that take minutes, and prove less than companions do
 
 
-def _terms(layer: LayerProblem) -> int:
-    assert layer.coverage is not None
-    sets = len(np.unique(layer.coverage.sets.choice, axis=0))
-    return layer.coverage.sending.views * sets * layer.nodes
+def _terms(coverage: Coverage) -> int:
+    return coverage.sending.views * len(np.unique(coverage.sets.choice, axis=0)) * coverage.sending.nodes
 
 
-def _draws(layer: LayerProblem) -> bool:
+def _draws(coverage: Coverage, most_replicas: int) -> bool:
     """Whether tokens draw from several replicas of an expert."""
-    assert layer.coverage is not None
-    return layer.coverage.sending.drawn and int(np.bincount(layer.expert).max()) > 1
+    return coverage.sending.drawn and most_replicas > 1
 
 
 def fits_model(layer: LayerProblem) -> bool:
     """Whether the model can state a layer, and is small enough to pay."""
-    return not _draws(layer) and _terms(layer) <= _MOST
+    assert layer.coverage is not None
+    return not _draws(layer.coverage, int(np.bincount(layer.expert).max())) and _terms(layer.coverage) <= _MOST
 
 
 def refuses_model(problem: Problem) -> str | None:
     """Say why the model cannot serve a problem that counts tokens once per place; None if it can."""
-    layers = [problem.layer(index) for index in range(len(problem))]
-    if any(_draws(layer) for layer in layers):
+    most_replicas = problem.replicas.max(axis=1).tolist()
+    if any(_draws(coverage, most) for coverage, most in zip(problem.coverage, most_replicas, strict=True)):
         return "its model sees one replica of every expert, and tokens draw from several here"
-    most = max(_terms(layer) for layer in layers)
+    most = max(map(_terms, problem.coverage))
     if most > _MOST:
         return (
             f"its model of dispatch once per place takes {_MOST:,} sets of experts on places, "
             f"and a layer has {most:,}: coverage searches"
         )
     return None
+
+
+def settle_coverage(task: LayerTask, result: LayerResult) -> LayerResult:
+    """Look for better than a result of the task's layer, or prove that there is none."""
+    assert result.node is not None
+    model = CoverageModel(task.layer, result.best_bound, result.node)
+    found = model.solve(replace(task, start=result), result.bound)
+    return replace(found, work=found.work + result.work, replicas=result.replicas)
 
 
 class CoverageModel(Model):
