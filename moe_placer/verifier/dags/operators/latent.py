@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from moe_placer.instance.schema import Mla, Model
 from moe_placer.verifier.dags.operators.operator_row import Operator, Sequence
 from moe_placer.verifier.model_sizes import BYTES_PER_VALUE, precision_of
@@ -63,12 +65,21 @@ def latent_operators(model: Model, sequence: Sequence, tokens: float, gpus: int)
     return found | inner(_Sizes(tokens, gpus, some, heads, h, c, d_nope, d_rope, d_v, s, cache), queries, latents)
 
 
+@dataclass(frozen=True)
 class _Sizes:
     """Sizes that scores and context need: as in `latent_operators`."""
 
-    def __init__(self, tokens: float, gpus: int, some: float, heads: int, h: int, *rest: float) -> None:
-        self.tokens, self.gpus, self.some, self.heads, self.h = tokens, gpus, some, heads, h
-        self.c, self.d_nope, self.d_rope, self.d_v, self.s, self.cache = rest
+    tokens: float
+    gpus: int
+    some: float
+    heads: int
+    h: int
+    c: int
+    d_nope: int
+    d_rope: int
+    d_v: int
+    s: float
+    cache: float
 
     def need(self, tensor: str, source: str, width: float) -> tuple[str, str, tuple[float, ...], int]:
         """Return a tensor that the heads are divided over."""
