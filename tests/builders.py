@@ -67,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one spine": {"cluster": {"nodes": 6, "fabric": {"spines": 1}}},
     "one leaf": {"cluster": {"fabric": {"nodes_per_leaf": 4}}},
     "uneven leaves": {"cluster": {"nodes": 5}, "parallelism": {"dp": 1}},
-    "three levels": {"cluster": {"nodes": 6, "fabric": THREE_LEVELS}},
+    "three levels": {"cluster": {"nodes": 6, "fabric": {**THREE_LEVELS, "uplinks": "hashed"}}},
     "rails": {"cluster": {"fabric": RAILS}},
     "NVLink domains": {"cluster": {"nodes": 6, "nvlink_domain_nodes": 2, "fabric": {"nodes_per_leaf": 3}}},
     "dragonfly": {"cluster": {"nodes": 6, "fabric": DRAGONFLY}},

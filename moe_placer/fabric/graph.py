@@ -58,9 +58,13 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
     graph.add_nodes_from((node_name(node) for node in range(instance.cluster.nodes)), role="node")
     fabric = instance.cluster.fabric
     if isinstance(fabric, FatTree):
-        _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves, _crowding(instance, fabric))
+        crowding = _crowding(instance, fabric, fabric.nodes_per_leaf, fabric.spines)
+        _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves, crowding)
     elif isinstance(fabric, ThreeLevelTree):
-        _add_three_levels(graph, fabric, instance.cluster.nodes)
+        of_pod = fabric.nodes_per_leaf * fabric.leaves_per_pod
+        crowding = _crowding(instance, fabric, fabric.nodes_per_leaf, fabric.spines)
+        above = _crowding(instance, fabric, of_pod, fabric.spines * fabric.cores)
+        _add_three_levels(graph, fabric, instance.cluster.nodes, crowding, above)
     elif isinstance(fabric, RailPods):
         _add_rail_pods(graph, fabric, instance.cluster.nodes, instance.cluster.rails)
     elif isinstance(fabric, Dragonfly):
@@ -74,15 +78,25 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
     return graph
 
 
-def _crowding(instance: Instance, fabric: FatTree) -> float:
-    """How much fuller than the mean the fullest of a leaf's uplinks is: 1 where packets are sprayed."""
+def _crowding(instance: Instance, fabric: FatTree | ThreeLevelTree, below: int, paths: int) -> float:
+    """How much fuller than the mean the fullest uplink is: 1 where packets are sprayed.
+
+    Parameters
+    ----------
+    instance : Instance
+    fabric : FatTree or ThreeLevelTree
+    below : int
+        Nodes whose flows share the uplinks: of a leaf, or of a pod.
+    paths : int
+        Uplinks that a flow's hashes choose from, all alike: spines above a leaf, or cores above all spines of a pod.
+    """
     cluster = instance.cluster
     if fabric.uplinks == "spray":
         return 1.0
     each = fabric.flows_per_pair or (cluster.nics.per_node if cluster.nics else cluster.gpus_per_node)
-    near = max(fabric.nodes_per_leaf, cluster.nvlink_domain_nodes or 1)
-    flows = fabric.nodes_per_leaf * max(0, cluster.nodes - near) * each
-    return fullest_over_mean(flows, fabric.spines)
+    near = max(below, cluster.nvlink_domain_nodes or 1)
+    flows = below * max(0, cluster.nodes - near) * each
+    return fullest_over_mean(flows, paths)
 
 
 def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: int, crowding: float) -> None:
@@ -97,7 +111,19 @@ def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: i
                 _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", up / crowding)
 
 
-def _add_three_levels(graph: nx.DiGraph[str], fabric: ThreeLevelTree, nodes: int) -> None:
+def _add_three_levels(
+    graph: nx.DiGraph[str], fabric: ThreeLevelTree, nodes: int, crowding: float, above: float
+) -> None:
+    """Add all three levels.
+
+    Parameters
+    ----------
+    graph : networkx.DiGraph
+    fabric : ThreeLevelTree
+    nodes : int
+    crowding, above : float
+        How much fuller than the mean the fullest of a leaf's uplinks is, and of a pod's.
+    """
     leaves = -(-nodes // fabric.nodes_per_leaf)
     pods, spines = -(-leaves // fabric.leaves_per_pod), fabric.spines
     graph.add_nodes_from((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
@@ -109,14 +135,16 @@ def _add_three_levels(graph: nx.DiGraph[str], fabric: ThreeLevelTree, nodes: int
     up = fabric.nodes_per_leaf * fabric.node_gb_per_s / fabric.oversubscription / spines
     for leaf in range(leaves):
         for spine in range(spines):
-            _add_both_ways(graph, f"leaf{leaf}", f"spine{leaf // fabric.leaves_per_pod * spines + spine}", up)
+            _add_both_ways(
+                graph, f"leaf{leaf}", f"spine{leaf // fabric.leaves_per_pod * spines + spine}", up / crowding
+            )
     if pods == 1:
         return
     graph.add_nodes_from((f"core{core}" for core in range(spines * fabric.cores)), role="core")
     across = fabric.leaves_per_pod * up / fabric.pod_oversubscription / fabric.cores
     for spine in range(pods * spines):
         for core in range(fabric.cores):
-            _add_both_ways(graph, f"spine{spine}", f"core{spine % spines * fabric.cores + core}", across)
+            _add_both_ways(graph, f"spine{spine}", f"core{spine % spines * fabric.cores + core}", across / above)
 
 
 def _add_rail_pods(graph: nx.DiGraph[str], fabric: RailPods, nodes: int, rails: int) -> None:

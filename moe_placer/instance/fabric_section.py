@@ -12,6 +12,18 @@ __all__ = ["MAX_NODES", "AnyFabric", "Dragonfly", "FatTree", "FullMesh", "RailPo
 
 MAX_NODES = 1024
 
+_Uplinks = Annotated[
+    Literal["spray", "hashed"],
+    Field(
+        description="spray: packets are spread evenly over all links up; hashed: a flow keeps those of its hash "
+        "(ECMP), and links between switches count with what the expected fullest of them leaves.",
+    ),
+]
+_FlowsPerPair = Annotated[
+    int | None,
+    Field(ge=1, le=100_000, description="Flows from one node to another, for hashed; absent: its NICs, or GPUs."),
+]
+
 
 class _Fabric(Section):
     node_gb_per_s: PositiveFloat = Field(400.0, le=1e6, description="A node's NICs together, one direction, GB/s.")
@@ -31,14 +43,8 @@ class FatTree(_Fabric):
     nodes_per_leaf: int = Field(ge=1, le=MAX_NODES)
     spines: int = Field(ge=1, le=256)
     oversubscription: float = Field(1.0, ge=0.01, le=1000, description="Leaf down capacity / leaf up capacity.")
-    uplinks: Literal["spray", "hashed"] = Field(
-        "spray",
-        description="spray: packets are spread evenly over the spines; hashed: a flow keeps the spine of its hash "
-        "(ECMP), and links of leaves and spines count with what the expected fullest of them leaves.",
-    )
-    flows_per_pair: int | None = Field(
-        None, ge=1, le=100_000, description="Flows from one node to another, for hashed; absent: its NICs, or GPUs."
-    )
+    uplinks: _Uplinks = "spray"
+    flows_per_pair: _FlowsPerPair = None
 
 
 class ThreeLevelTree(_Fabric):
@@ -55,6 +61,8 @@ class ThreeLevelTree(_Fabric):
     pod_oversubscription: float = Field(
         1.0, ge=0.01, le=1000, description="Capacity of a pod's spines to its leaves / to the cores."
     )
+    uplinks: _Uplinks = "spray"
+    flows_per_pair: _FlowsPerPair = None
 
 
 class RailPods(_Fabric):

@@ -37,7 +37,8 @@ def read_tree(instance: Instance) -> tuple[dict[str, float], Entries]:
     leaves = int(leaf[-1]) + 1
     spines = fabric.spines if leaves > 1 else 0
     bandwidths = {f"node{node}->leaf{leaf[node]}": fabric.node_gb_per_s for node in range(nodes)}
-    uplink = _uplink_gb_per_s(instance, fabric)
+    uplink = per_leaf * fabric.node_gb_per_s / fabric.oversubscription / fabric.spines
+    uplink /= _fullest_uplink(instance, fabric, per_leaf, fabric.spines)
     for j in range(leaves):
         own = range(j * per_leaf, min(nodes, (j + 1) * per_leaf))
         bandwidths |= {f"leaf{j}->node{node}": fabric.node_gb_per_s for node in own}
@@ -71,8 +72,9 @@ def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries]:
     leaves = np.arange(leaf[-1] + 1)
     pod = leaves // fabric.leaves_per_pod
     of_pod = fabric.nodes_per_leaf * fabric.leaves_per_pod * B / fabric.oversubscription
-    up = of_pod / fabric.leaves_per_pod / S
-    across = of_pod / fabric.pod_oversubscription / (S * C)
+    up = of_pod / fabric.leaves_per_pod / (S * _fullest_uplink(instance, fabric, fabric.nodes_per_leaf, S))
+    pod_nodes = fabric.nodes_per_leaf * fabric.leaves_per_pod
+    across = of_pod / fabric.pod_oversubscription / (S * C * _fullest_uplink(instance, fabric, pod_nodes, S * C))
     links: list[tuple[str, str, float]] = [(f"node{n}", f"leaf{leaf[n]}", B) for n in range(nodes)]
     if len(leaves) > 1:
         links += [(f"leaf{j}", f"spine{pod[j] * S + k}", up) for j in leaves for k in range(S)]
@@ -156,14 +158,13 @@ def _pairs(nodes: int) -> tuple[Ints, Ints]:
     return source, target
 
 
-def _uplink_gb_per_s(instance: Instance, fabric: FatTree) -> float:
-    """Bandwidth of a link between leaf and spine: its part of what a leaf has, less where flows crowd one spine."""
-    each = fabric.nodes_per_leaf * fabric.node_gb_per_s / fabric.oversubscription / fabric.spines
+def _fullest_uplink(instance: Instance, fabric: FatTree | ThreeLevelTree, nodes: int, uplinks: int) -> float:
+    """Load of the fullest of the uplinks above so many nodes, over the mean: 1, or where flows crowd one, more."""
     if fabric.uplinks == "spray":
-        return each
+        return 1.0
     cluster = instance.cluster
     flows = fabric.flows_per_pair
     if flows is None:
         flows = cluster.gpus_per_node if cluster.nics is None else cluster.nics.per_node
-    others = max(0, cluster.nodes - max(fabric.nodes_per_leaf, cluster.nvlink_domain_nodes or 1))
-    return each / fullest_path(fabric.nodes_per_leaf * others * flows, fabric.spines)
+    others = max(0, cluster.nodes - max(nodes, cluster.nvlink_domain_nodes or 1))
+    return fullest_path(nodes * others * flows, uplinks)

@@ -194,7 +194,7 @@ def test_copies_cannot_cross_rails() -> None:
 def test_the_verifier_reads_the_same_trees_and_rails(nodes: int, leaf: int, pod: int, spines: int) -> None:
     levels = {**THREE_LEVELS, "nodes_per_leaf": leaf, "leaves_per_pod": pod, "spines": spines, "cores": leaf}
     rails = {**RAILS, "nodes_per_pod": leaf, "rails": pod, "spines": spines}
-    for fabric in (levels, rails):
+    for fabric in (levels, {**levels, "uplinks": "hashed", "flows_per_pair": pod}, rails):
         instance = tiny_instance(cluster={"nodes": nodes, "fabric": fabric}, parallelism={"dp": 1})
         routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance)
         assert network.links == routes.links

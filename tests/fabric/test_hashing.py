@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
+import networkx as nx
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import THREE_LEVELS, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,3 +67,56 @@ def test_links_of_leaves_and_spines_count_with_what_the_fullest_leaves() -> None
     assert plain.sha256 != hashed.sha256
     network = read_network(hashed)
     assert network.bandwidth[network.links.index("leaf0->spine1")] == pytest.approx(up[1], rel=1e-12)
+
+
+def test_three_levels_by_hand_and_by_enumeration() -> None:
+    """All hashes of all flows on two pods of two leaves of one node, two spines a pod and two cores a spine."""
+    levels = {**THREE_LEVELS, "cores": 2}
+    sprayed, hashed = (
+        build_fabric(tiny_instance(cluster={"fabric": {**levels, "uplinks": uplinks, "flows_per_pair": 1}}))
+        for uplinks in ("spray", "hashed")
+    )
+    assert {(a, b) for a, b in sprayed.edges} == {(a, b) for a, b in hashed.edges}
+    # Node 0 sends to three others, over two spines: of 8 draws 2 have all three on one, the others two.
+    assert fullest(sprayed, [(0, 1), (0, 2), (0, 3)], "leaf0", "spine") == (2 * 3 + 6 * 2) / 8
+    crowded = {(a, b): sprayed.edges[a, b]["bandwidth"] / hashed.edges[a, b]["bandwidth"] for a, b in hashed.edges}
+    assert crowded["leaf0", "spine1"] == crowded["spine2", "leaf3"] == pytest.approx(18 / 8 / (3 / 2))
+    # A pod has four links to cores, for four flows: of 256 draws 4, 48, 180, 24 have 4, 3, 2, 1 on the fullest.
+    leaving = fullest(sprayed, [(0, 2), (0, 3), (1, 2), (1, 3)], "spine", "core")
+    assert leaving == np.dot([4, 48, 180, 24], [4, 3, 2, 1]) / 256
+    assert crowded["spine0", "core1"] == crowded["core3", "spine3"] == pytest.approx(leaving / (4 / 4))
+    assert crowded["node0", "leaf0"] == crowded["leaf3", "node3"] == 1
+
+
+def fullest(graph: nx.DiGraph[str], flows: list[tuple[int, int]], low: str, high: str) -> float:
+    """Mean over all hashes of the flows on the fullest link from a switch of one name to one of another.
+
+    A hash takes one of the shortest paths, all alike: leaves and spines each draw a link up.
+    """
+    ways = [list(nx.all_shortest_paths(graph, f"node{a}", f"node{b}")) for a, b in flows]
+    most = []
+    for drawn in itertools.product(*ways):
+        links = [(a, b) for path in drawn for a, b in itertools.pairwise(path) if a.startswith(low)]
+        most.append(max(Counter(b if a == low else (a, b) for a, b in links if b.startswith(high)).values()))
+    return float(np.mean(most))
+
+
+def test_three_levels_with_domains_and_nics() -> None:
+    """NVLink domains and NICs change how many flows there are, for the verifier too."""
+    fabric = {**THREE_LEVELS, "cores": 2, "uplinks": "hashed"}
+    instance = tiny_instance(cluster={"nodes": 8, "fabric": fabric, "nvlink_domain_nodes": 4}, parallelism={"dp": 1})
+    bandwidth = build_fabric(instance).edges
+    # From a leaf's node 2 flows (GPUs) to each of 4 nodes, and from a pod's 2 nodes as many each.
+    assert bandwidth["leaf0", "spine0"]["bandwidth"] == pytest.approx(100 / fullest_over_mean(8, 2))
+    assert bandwidth["spine0", "core0"]["bandwidth"] == pytest.approx(400 / 1.5 / 4 / fullest_over_mean(16, 4))
+    network = read_network(instance)
+    for name, found in zip(network.links, network.bandwidth.tolist(), strict=True):
+        assert found == pytest.approx(bandwidth[tuple(name.split("->"))]["bandwidth"], rel=1e-12)
+
+
+def test_old_three_level_files_keep_their_hash() -> None:
+    plain, spray, hashed = (
+        tiny_instance(cluster={"fabric": {**THREE_LEVELS, **more}})
+        for more in ({}, {"uplinks": "spray", "flows_per_pair": 3}, {"uplinks": "hashed"})
+    )
+    assert plain.sha256 == spray.sha256 != hashed.sha256
