@@ -1,71 +1,69 @@
-"""A plug-in of vLLM's: serves a plan from a file where the engine's own planner would make one.
+"""A plug-in of vLLM's: serves a plan from a file, or replans at every rebalance, where the engine's own planner would.
 
-vLLM 0.33.0 reads no map of experts, but asks a policy for one at every rebalance. With ``MOE_PLACER_VLLM_PLAN`` set to
-a plan (``moe-placer export --format vllm-plan``), `register` puts a policy in place of the default one that answers
-with that plan. Whatever does not fit the running model is logged, and left to the engine's own policy.
+vLLM 0.33.0 reads no map of experts, but asks a policy for one at every rebalance. `register` puts a policy in place of
+the default one:
+
+- with ``MOE_PLACER_VLLM_PLAN`` set to a plan (``moe-placer export --format vllm-plan``), one that answers with that;
+- with ``MOE_PLACER_VLLM_INSTANCE`` set to an instance, one that replans what runs, within
+  ``MOE_PLACER_VLLM_DEADLINE_S`` seconds and ``MOE_PLACER_VLLM_MAX_MOVES`` moves (with ``MOE_PLACER_VLLM_WORK`` as
+  deterministic effort); a plan that is set, too, is the first.
+
+Whatever does not fit the running model is logged, and left to the engine's own policy.
 
 vLLM calls `register` in the engine's core and in every worker, through the entry-point group ``vllm.general_plugins``.
-Nothing but the standard library is imported before, and nothing at all happens where the variable is not set.
+Nothing but the standard library is imported before, and nothing at all happens where no variable is set.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_placer.engines.slot_rows import mismatch, plan_rows
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["VARIABLE", "plan_rows", "register"]
+__all__ = ["INSTANCE", "PREFIX", "VARIABLE", "register"]
 
-VARIABLE = "MOE_PLACER_VLLM_PLAN"
+PREFIX = "MOE_PLACER_VLLM_"
+VARIABLE = f"{PREFIX}PLAN"
+INSTANCE = f"{PREFIX}INSTANCE"
 _LOG = logging.getLogger("vllm.moe_placer")  # below vLLM's own logger, so that its settings apply
 
 
 def register() -> None:
-    """Replace vLLM's default policy by the plan that the environment names; does nothing where it names none."""
-    path = os.environ.get(VARIABLE)
-    if not path:
+    """Replace vLLM's default policy by what the environment names; does nothing where it names nothing."""
+    path, replans = os.environ.get(VARIABLE), bool(os.environ.get(INSTANCE))
+    if not path and not replans:
         return
-    try:
-        rows = plan_rows(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        _LOG.error("%s=%s is not used: %s. vLLM's own policy stays.", VARIABLE, path, error)
-        return
+    rows: list[list[int]] = []
+    if path and not replans:  # else the rank that plans reads it, for all ranks
+        try:
+            rows = plan_rows(Path(path).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            _LOG.error("%s=%s is not used: %s. vLLM's own policy stays.", VARIABLE, path, error)
+            return
+    variable = INSTANCE if replans else VARIABLE
     try:
         from vllm.distributed.eplb import policy
     except ImportError as error:
-        _LOG.error("%s is not used: this vLLM has no EPLB policies (%s).", VARIABLE, error)
+        _LOG.error("%s is not used: this vLLM has no EPLB policies (%s).", variable, error)
         return
     default = policy.EPLB_POLICIES.get("default")
     if default is None or not hasattr(default, "rebalance_experts"):
-        _LOG.error("%s is not used: this vLLM has no default EPLB policy to replace.", VARIABLE)
+        _LOG.error("%s is not used: this vLLM has no default EPLB policy to replace.", variable)
         return
     if getattr(default, "moe_placer_plan", None) is not None:
         return  # vLLM may load plug-ins more than once in a process
-    policy.EPLB_POLICIES["default"] = plan_policy(default, rows, path)
+    if replans:
+        policy.EPLB_POLICIES["default"] = replan_policy(default)
+        _LOG.info("EPLB policy: replanning for the instance %s.", os.environ[INSTANCE])
+        return
+    policy.EPLB_POLICIES["default"] = plan_policy(default, rows, str(path))
     _LOG.info("EPLB policy: the plan in %s (%d rows of %d slots).", path, len(rows), len(rows[0]))
-
-
-def plan_rows(raw: bytes) -> list[list[int]]:
-    """Return the rows of a plan: one for all MoE layers, or one for each.
-
-    Raises
-    ------
-    ValueError
-        It is not a list of whole numbers, or a list of such lists of one length.
-    """
-    content = json.loads(raw)
-    rows = content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
-    for row in rows:
-        if not isinstance(row, list) or not row or not all(type(entry) is int for entry in row):
-            raise ValueError("it holds something other than lists of whole numbers")
-        if len(row) != len(rows[0]):
-            raise ValueError("its rows differ in length")
-    return rows
 
 
 def plan_policy(default: type[Any], rows: list[list[int]], path: str) -> type[Any]:
@@ -108,43 +106,123 @@ def plan_policy(default: type[Any], rows: list[list[int]], path: str) -> type[An
             if "used" not in cls.moe_placer_logged:
                 cls.moe_placer_logged.add("used")
                 _LOG.info("EPLB follows the plan in %s.", path)
-            return _in_old_slots(default, rows, layers, num_ranks, old_global_expert_indices)
+            return _in_old_slots(rows, layers, num_ranks, old_global_expert_indices)
 
     return PlanPolicy
 
 
-def mismatch(rows: list[list[int]], layers: int, experts: int, slots: int, ranks: int) -> str:
-    """Say why a plan does not fit what vLLM asks for; empty where it does.
-
-    Parameters
-    ----------
-    rows : list of lists
-    layers, experts, slots, ranks : int
-        MoE layers, logical experts, physical experts, expert-parallel ranks.
-    """
-    if len(rows) not in (1, layers):
-        return f"it has {len(rows)} rows, and the model {layers} MoE layers"
-    if len(rows[0]) != slots:
-        return f"it has {len(rows[0])} slots in a layer, and vLLM {slots} physical experts"
-    if slots % ranks:
-        return f"{slots} slots are no multiple of {ranks} ranks"
-    for layer, row in enumerate(rows):
-        if min(row) < 0 or max(row) >= experts:
-            return f"row {layer} names an expert that is not among 0 to {experts - 1}"
-        if len(set(row)) != experts:
-            return f"row {layer} lacks {experts - len(set(row))} of {experts} experts"
-    return ""
-
-
-def _in_old_slots(
-    default: type[Any], rows: list[list[int]], layers: int, ranks: int, old: torch.Tensor | None
-) -> torch.Tensor:
+def _in_old_slots(rows: list[list[int]], layers: int, ranks: int, old: torch.Tensor | None) -> torch.Tensor:
     """Return the plan as a tensor; experts that are on a rank already keep their slots, as vLLM's own policy does."""
+    import numpy as np
+
+    from moe_placer.engines.old_slots import in_old_slots
+
+    plan = np.array(rows if len(rows) == layers else rows * layers, dtype=np.int64)
+    if old is not None and tuple(old.shape) == plan.shape:
+        plan = in_old_slots(plan, ranks, old.cpu().numpy())
+    return _tensor(plan)
+
+
+def _tensor(rows: Any) -> torch.Tensor:
     import numpy as np
     import torch
 
-    plan = np.array(rows if len(rows) == layers else rows * layers, dtype=np.int64)
-    preserve = getattr(default, "preserve_intragpu_slots", None)
-    if old is not None and preserve is not None and tuple(old.shape) == plan.shape:
-        plan = preserve(plan, ranks, old.cpu().numpy())
-    return torch.from_numpy(np.ascontiguousarray(plan))
+    return torch.from_numpy(np.array(rows, dtype=np.int64))  # a copy: the engine may write to it
+
+
+def replan_policy(default: type[Any]) -> type[Any]:
+    """Return a policy in which one rank replans what runs, and all ranks do what it says.
+
+    Parameters
+    ----------
+    default : type
+        vLLM's own policy.
+    """
+
+    class ReplanPolicy(default):  # type: ignore[misc]  # known only when vLLM is there
+        moe_placer_plan = "replanned"
+        moe_placer_planner = _Planner()
+
+        @classmethod
+        def rebalance_experts(
+            cls,
+            weight: torch.Tensor,
+            num_replicas: int,
+            num_groups: int,
+            num_nodes: int,
+            num_ranks: int,
+            old_global_expert_indices: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            old = old_global_expert_indices
+            kind, rows = cls.moe_placer_planner.ask(weight, num_replicas, num_ranks, old)
+            if kind == "plan":
+                return _tensor(rows)
+            if kind == "keep" and old is not None:
+                return _tensor(old.cpu().numpy())
+            answer: torch.Tensor = default.rebalance_experts(
+                weight, num_replicas, num_groups, num_nodes, num_ranks, old
+            )
+            return answer
+
+    return ReplanPolicy
+
+
+class _Planner:
+    """Asks the first rank of vLLM's EPLB group for a plan, and tells it to all."""
+
+    def __init__(self) -> None:
+        self._replanner: Any = None
+        self._logged: set[str] = set()
+
+    def ask(self, weight: torch.Tensor, slots: int, ranks: int, old: torch.Tensor | None) -> tuple[str, Any]:
+        """Return what all ranks do (``plan``, ``keep``, ``default``), and the rows of a plan."""
+        group = _eplb_group()
+        if ranks > 1 and (group is None or group.world_size != ranks):
+            found = "no group of ranks" if group is None else f"a group of {group.world_size} ranks"
+            self._say(logging.ERROR, f"this vLLM has {found} for EPLB, expected one of {ranks}: its own policy decides")
+            return "default", None
+        plans = ranks == 1 or group.rank_in_group == 0
+        answer = self._answer(weight, slots, ranks, old) if plans else None
+        if ranks > 1:
+            answer = group.broadcast_object(answer, src=0)
+        kind, rows = answer or ("default", None)
+        return kind, rows
+
+    def _answer(self, weight: torch.Tensor, slots: int, ranks: int, old: torch.Tensor | None) -> tuple[str, Any]:
+        """Plan, and log what came of it; it never fails, since other ranks wait for it."""
+        try:
+            from moe_placer.engines.vllm_replanning import Asked, Replanner, Settings
+        except ImportError as error:
+            self._say(logging.ERROR, f"EPLB is not replanned, vLLM's own policy decides: {error}.")
+            return "default", None
+        if self._replanner is None:
+            self._replanner = Replanner(lambda: Settings.from_environment(os.environ, PREFIX))
+        running = None if old is None else old.cpu().numpy()
+        kind, reason, rows = self._replanner.answer(Asked(weight.cpu().numpy().astype(float), slots, ranks, running))
+        if kind == "plan":
+            changed = rows.size if running is None else int((rows != running).sum())
+            _LOG.info("EPLB replanned: %d of %d slots take another expert.", changed, rows.size)
+        else:
+            follows = "what runs stays" if kind == "keep" else "vLLM's own policy decides"
+            self._say(logging.WARNING, f"EPLB is not replanned, {follows}: {reason}.")
+        return kind, rows
+
+    def _say(self, level: int, text: str) -> None:
+        """Log every reason once, not at every rebalance."""
+        if text not in self._logged:
+            self._logged.add(text)
+            _LOG.log(level, "%s", text)
+
+
+def _eplb_group() -> Any:
+    """Return vLLM's group of the ranks that share experts; None where there is none."""
+    try:
+        from vllm.distributed import parallel_state
+    except ImportError:
+        return None
+    for name in ("get_eplb_group", "get_ep_group"):  # the first one is EPLB's own, which its thread may use
+        try:
+            return getattr(parallel_state, name)()
+        except (AttributeError, AssertionError):
+            continue
+    return None
