@@ -32,8 +32,8 @@ class GpuPreset:
     gpus_per_node : int
     node_gb_per_s : float
         NICs of the node together, one direction, GB/s.
-    note : str
-        What an instance does not hold of it.
+    nvlink_gpus : int
+        GPUs that NVLink joins, where these are more than a node has: a rack; else 0.
     """
 
     name: str
@@ -44,7 +44,7 @@ class GpuPreset:
     nvlink_gb_per_s: float
     gpus_per_node: int
     node_gb_per_s: float
-    note: str = ""
+    nvlink_gpus: int = 0
 
     def peak(self, dtype: str) -> tuple[float, str]:
         """Return the peak of a precision, and the precision that it is of."""
@@ -83,8 +83,7 @@ PRESETS: dict[str, GpuPreset] = {
         ),
         GpuPreset(
             "GB200", "NVIDIA Blackwell architecture brief (GB200 NVL72): trays of 4 GPUs, 4 x 400 Gbit/s", 186, 8.0,
-            {"fp4": 10000.0, "fp8": 5000.0, "bf16": 2500.0, "fp32": 90.0}, 900, 4, 200,
-            "cluster: NVLink of GB200 NVL72 joins 18 trays; an instance has NVLink within a node (tray) only",
+            {"fp4": 10000.0, "fp8": 5000.0, "bf16": 2500.0, "fp32": 90.0}, 900, 4, 200, 72,
         ),
         GpuPreset(
             "MI300X", "AMD Instinct MI300X data sheet; nodes of 8 with 8 x 400 Gbit/s", 192, 5.3,

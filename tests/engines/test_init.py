@@ -31,7 +31,7 @@ def test_what_nobody_said_is_assumed_and_said_to_be(tmp_path: Path) -> None:
     text = (tmp_path / "instance.yaml").read_text()
     assert max(map(len, text.splitlines())) <= 140
     for said in (
-        "# - cluster.gpu: H100 (--gpu); mfu 0.5",
+        "# - cluster.gpu: H100 (--gpu); mfu 0.6",
         "NVIDIA H100 data sheet (SXM)",
         "# as it wrote the recording (--engine)",
         "2 source ranks: each node has the traffic of its own",
@@ -59,7 +59,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
     assert (instance.parallelism.attention_tp, instance.traffic.tokens_per_gpu) == (2, 7.5)
     expected = {"kind": "fat-tree", "nodes_per_leaf": 2, "spines": 3, "node_gb_per_s": 123.0, "oversubscription": 1.5}
     assert instance.cluster.fabric.model_dump(exclude_none=True) == {
-        **expected, "link_utilization": 0.8, "uplinks": "spray",
+        **expected, "link_utilization": 0.9, "uplinks": "spray",
     }  # fmt: skip
     assert "oversubscription (" not in (tmp_path / "instance.yaml").read_text()
 

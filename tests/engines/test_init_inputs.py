@@ -18,6 +18,7 @@ from moe_placer.engines.init import PRESETS, read_model_config
 from moe_placer.engines.init.model_config import FAMILIES
 from moe_placer.engines.recordings import Options, read_recording, write_recording
 from moe_placer.errors import InputError
+from moe_placer.instance.model_parts import kv_values
 from moe_placer.instance.schema import Model
 from moe_placer.traffic import load_traffic
 
@@ -175,9 +176,47 @@ def test_presets_name_their_source_and_make_sense(name: str) -> None:
         assert peak == preset.tflops[of]
 
 
-def test_nvlink_beyond_a_node_is_said_not_to_be_there(tmp_path: Path) -> None:
-    draft(tmp_path, recorded(tmp_path), gpus=4, gpu="gb200")
-    assert "NVLink of GB200 NVL72 joins 18 trays" in (tmp_path / "instance.yaml").read_text()
+@pytest.mark.parametrize(
+    ("wishes", "domain"),
+    [
+        ({"gpus": 144}, 18),  # two racks of 18 trays
+        ({"gpus": 8}, 2),  # all of a small cluster
+        ({"gpus": 144, "gpus_per_node": 8}, 9),
+        ({"gpus": 144, "gpus_per_node": 72}, None),  # a rack is a node
+        ({"gpus": 4}, None),
+        ({"gpus": 144, "dispatch": "per-node"}, None),
+    ],
+)
+def test_racks_of_gb200_are_nvlink_domains(tmp_path: Path, wishes: dict[str, Any], domain: int | None) -> None:
+    instance = draft(tmp_path, recorded(tmp_path), gpu="gb200", slots_per_gpu=2, **wishes)
+    assert instance.cluster.nvlink_domain_nodes == domain
+    text = (tmp_path / "instance.yaml").read_text()
+    assert ("NVLink joins 72 GPUs (NVIDIA Blackwell" in text) == (domain is not None or "dispatch" in wishes)
+
+
+# What attention keeps of a token in a layer, in values, and the kind that says so.
+KEPT = {
+    "deepseek_v3": ("mla", 576), "deepseek_v2": ("mla", 576), "kimi_k2": ("mla", 576), "glm4_moe": ("gqa", 2048),
+    "qwen3_moe": ("gqa", 1024), "qwen2_moe": ("gqa", 1024), "olmoe": ("mha", 4096), "mixtral": ("gqa", 2048),
+    "gpt_oss": ("gqa", 1024),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_fills_attention_mlps_and_peaks(tmp_path: Path, name: str) -> None:
+    layers, dense, experts = EXPECTED[name][:3]
+    np.savez(tmp_path / "load.npz", load=np.ones((layers - len(dense), experts)))
+    instance = draft(tmp_path, tmp_path / "load.npz", CONFIGS[name], gpus=32, slots_per_gpu=-(-experts // 32))
+    model, config = instance.model, CONFIGS[name]
+    assert model.attention is not None
+    assert (model.attention.kind, kv_values(model)) == KEPT[name]
+    assert model.expert_matrices == 3  # all of them are gated
+    assert model.vocab_size == config["vocab_size"]
+    assert (model.expert_groups, model.top_groups) == ((8, 4) if name == "deepseek_v3" else (None, None))
+    assert (model.dtypes is not None) == (EXPECTED[name][-1] in {"fp8", "fp4"})
+    assert bool(instance.cluster.gpu.dtype_tflops) == (model.dtypes is not None)
+    assert instance.schedule.kernels is not None
+    assert instance.schedule.kernels.preset == "deepep"
 
 
 def test_peaks_of_precisions_that_a_gpu_lacks() -> None:

@@ -69,10 +69,16 @@ def test_an_instance_is_made_of_it(tmp_path: Path) -> None:
     assert cluster.fabric.node_gb_per_s == 400.0
 
 
-def test_racks_are_leaves(tmp_path: Path) -> None:
+def test_racks_are_nvlink_domains_or_leaves(tmp_path: Path) -> None:
     system = read_system(write(tmp_path, GB200, "gb200.yaml"))
     instance = draft(tmp_path, recorded(tmp_path), gpus=144, slots_per_gpu=1, system=system)
     fabric: Any = instance.cluster.fabric
+    assert (instance.cluster.nodes, instance.cluster.nvlink_domain_nodes, fabric.nodes_per_leaf) == (36, 18, 36)
+    assert (fabric.node_gb_per_s, fabric.oversubscription) == (400.0, 1.0)  # 4 GPUs x 100 GB/s between racks
+    # Kernels that send once per node have no domains of several: racks count as leaves.
+    instance = draft(tmp_path, recorded(tmp_path), gpus=144, slots_per_gpu=1, system=system, dispatch="per-node")
+    fabric = instance.cluster.fabric
+    assert instance.cluster.nvlink_domain_nodes is None
     assert (instance.cluster.nodes, fabric.nodes_per_leaf) == (36, 18)
     assert (fabric.node_gb_per_s, fabric.oversubscription) == (3600.0, 9.0)  # 900 GB/s in a rack, 100 between racks
 

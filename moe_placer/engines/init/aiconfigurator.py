@@ -71,7 +71,7 @@ def read_system(file: Path) -> System:
         nvlink_gb_per_s=intra / _GIGA,
         gpus_per_node=per_node,
         node_gb_per_s=inter / _GIGA * per_node,
-        note=f"cluster: {rack // per_node} nodes of a rack count as one leaf switch, which is NVLink" if rack else "",
+        nvlink_gpus=rack,
     )
     return System(preset, rack // per_node or None if rack else None, inter / inter_rack if rack else None)
 

@@ -166,17 +166,18 @@ def _put_cluster(
     draft.put("cluster", "nodes", nodes)
     draft.put("cluster", "gpus_per_node", per_node)
     peak, of = preset.peak(draft.data["model"]["dtype"])
-    gpu = {"name": preset.name, "memory_gb": preset.memory_gb, "peak_tflops": peak, "mfu": 0.5}
+    gpu = {"name": preset.name, "memory_gb": preset.memory_gb, "peak_tflops": peak, "mfu": 0.6}
     gpu |= {"memory_bandwidth_tb_per_s": preset.memory_bandwidth_tb_per_s, "memory_utilization": 0.8}
     if "dtypes" in draft.data["model"]:
         gpu["dtype_tflops"] = dict(preset.tflops)
     draft.put("cluster", "gpu", gpu, f"{preset.source}; peak of {of}; mfu and memory_utilization are assumed")
     kind = "" if wishes.gpu or wishes.system else f"{preset.name} (--gpu); "
-    draft.assumed.append(f"cluster.gpu: {kind}mfu 0.5 and memory_utilization 0.8 of the peaks")
-    if preset.note:
-        draft.assumed.append(preset.note)
+    draft.assumed.append(
+        f"cluster.gpu: {kind}mfu 0.6 and memory_utilization 0.8 of the peaks, as fit an H100 (docs/kernels.md)"
+    )
     draft.put("cluster", "nvlink_gb_per_s", preset.nvlink_gb_per_s, "one direction")
-    fabric, why, assumed = _fabric(preset, topology, wishes, nodes)
+    domain = _put_domain(draft, preset, wishes, size)
+    fabric, why, assumed = _fabric(preset, topology, wishes, nodes, domain)
     draft.put("cluster", "fabric", fabric, why)
     if topology and topology.nics:
         count = topology.nics[0]
@@ -191,13 +192,39 @@ def _put_cluster(
         draft.assumed += topology.notes
 
 
+def _put_domain(draft: Draft, preset: GpuPreset, wishes: Wishes, size: tuple[int, int]) -> bool:
+    """Set the nodes that NVLink joins, where it joins several; return whether they are set."""
+    nodes, per_node = size
+    domain = min(nodes, preset.nvlink_gpus // per_node)
+    if domain < 2:
+        return False
+    joins = f"NVLink joins {preset.nvlink_gpus} GPUs ({preset.source})"
+    if wishes.dispatch == "per-node":
+        expected = f"a node for each token's copy is a rack there: --gpus-per-node {preset.nvlink_gpus}"
+        draft.assumed.append(f"cluster.nvlink_domain_nodes is left out with --dispatch per-node: {joins}; {expected}")
+        return False
+    draft.put("cluster", "nvlink_domain_nodes", domain, f"{joins}: no link of the fabric between these nodes")
+    return True
+
+
 def _fabric(
-    preset: GpuPreset, topology: Topology | None, wishes: Wishes, nodes: int
+    preset: GpuPreset, topology: Topology | None, wishes: Wishes, nodes: int, domain: bool
 ) -> tuple[dict[str, Any], str, bool]:
-    """Return the section, what stands beside it, and whether some of it is assumed."""
+    """Return the section, what stands beside it, and whether some of it is assumed.
+
+    Parameters
+    ----------
+    preset : GpuPreset
+    topology : Topology or None
+    wishes : Wishes
+    nodes : int
+    domain : bool
+        Whether racks are NVLink domains of the cluster; else those of a system file are leaves.
+    """
     measured = topology.node_gb_per_s if topology else None
     known = topology if topology and topology.nodes_per_leaf else None
-    racks = wishes.system if wishes.system and wishes.system.nodes_per_rack and not topology else None
+    system = wishes.system if wishes.system and wishes.system.nodes_per_rack and not topology else None
+    racks = None if domain else system
     leaf = wishes.nodes_per_leaf or (known.nodes_per_leaf if known else racks.nodes_per_rack if racks else None)
     spines = wishes.spines or (known.spines if known else None)
     over = wishes.oversubscription or (known.oversubscription if known else racks.oversubscription if racks else None)
@@ -219,13 +246,14 @@ def _fabric(
     if not wishes.node_gb_per_s:
         source = topology.format if topology and measured else preset.source
         (said if measured else assumed).append(f"node_gb_per_s as in {source}")
+    node = preset.node_gb_per_s / ((system.oversubscription or 1.0) if system and domain else 1.0)
     fabric = {
         "kind": "fat-tree",
         "nodes_per_leaf": min(leaf, nodes),
         "spines": spines or 4,
-        "node_gb_per_s": wishes.node_gb_per_s or measured or preset.node_gb_per_s,
+        "node_gb_per_s": wishes.node_gb_per_s or measured or node,  # of a system with racks, what joins racks
         "oversubscription": over or 1.0,
-        "link_utilization": 0.8,
+        "link_utilization": 0.9,  # fits DeepEP's tables (docs/kernels.md)
     }
     fabric |= _pods(None if wishes.nodes_per_leaf else known, assumed)
     if assumed:
