@@ -169,8 +169,10 @@ def _content(
             "transfers": len(found.transfers.transfers),
             "most_extra_experts": max(found.transfers.extra_experts.values(), default=0),
             "busiest_link_bytes": max(found.transfers.link_bytes.values(), default=0.0),
+            "serving_loss_us": found.transfers.serving_loss_us,
             "gain_us": found.transfers.gain_us,
             "break_even_steps": found.transfers.break_even_steps,
+            "break_even_paused_steps": found.transfers.break_even_paused_steps,
         },
         "gains": found.gains,
         "current": vars(found.before),
@@ -245,9 +247,13 @@ def _migration_lines(found: Replanned) -> list[str]:
     if way.link_bytes:
         link = max(way.link_bytes, key=lambda name: way.link_bytes[name])
         lines.append(f"  busiest link {link}: {way.link_bytes[link] / 1e9:,.3f} GB")
-    if way.break_even_steps is not None and way.gain_us is not None:
-        steps = f"{way.break_even_steps:,.0f} steps"
-        lines.append(f"  a step gains {way.gain_us:,.1f} us: the time of the transfers is won back after {steps}")
+    if way.serving_loss_us is not None:
+        lines.append(f"  serving loses {way.serving_loss_us / 1e3:,.3f} ms meanwhile, where weights share its links")
+    if way.break_even_steps is not None and way.break_even_paused_steps is not None and way.gain_us is not None:
+        lines.append(
+            f"  a step gains {way.gain_us:,.1f} us: that is won back after {way.break_even_steps:,.0f} steps (after "
+            f"{way.break_even_paused_steps:,.0f} where the engine pauses for the transfers)"
+        )
     return lines
 
 

@@ -15,9 +15,11 @@ from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_par
 from moe_placer.placement import Placement
 from moe_placer.replan.timed import Drop, Timed, in_time
 from moe_placer.replan.transfers import Held, Transfer, Wires, choose_sources, held_by, read_wires
+from moe_placer.traffic import Traffic
+from moe_placer.verifier.serving import serving_loss_us
 from moe_placer.verifier.transfer_file import SCHEMA, DropRecord, ReloadRecord, TransferRecord, Transfers
 
-__all__ = ["Migration", "migrate"]
+__all__ = ["Migration", "count_serving", "migrate"]
 
 Ints = npt.NDArray[np.int64]
 _InTime = tuple[
@@ -93,7 +95,7 @@ class Migration:
             lost_gpus=self.lost,
             reloads=tuple(ReloadRecord(layer=layers[row], expert=e, gpu=gpu) for row, e, gpu in self.reloads),
             gain_us=gain_us if gains else None,
-            break_even_steps=float(np.ceil(self.us / gain_us)) if gains and gain_us else None,
+            break_even_paused_steps=float(np.ceil(self.us / gain_us)) if gains and gain_us else None,
             transfers=tuple(
                 TransferRecord(
                     layer=layers[one.transfer.row],
@@ -110,6 +112,25 @@ class Migration:
                 for drop in sorted(self.drops, key=lambda drop: (drop.at, drop.row, drop.gpu))
             ),
         )
+
+
+def count_serving(
+    instance: Instance, traffic: Traffic, current: Placement, placement: Placement, transfers: Transfers
+) -> Transfers:
+    """Return transfers with what they take from serving, and the steps after which that is won back.
+
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Of the steps that go on meanwhile.
+    current, placement : Placement
+        Before and after.
+    transfers : Transfers
+    """
+    loss = serving_loss_us(instance, traffic, current, placement, transfers.transfers)
+    steps = float(np.ceil(loss / transfers.gain_us)) if transfers.gain_us else None
+    return transfers.model_copy(update={"serving_loss_us": loss, "break_even_steps": steps})
 
 
 def migrate(

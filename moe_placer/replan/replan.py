@@ -22,7 +22,7 @@ from moe_placer.replan.coverage_curve import CoverageCurve
 from moe_placer.replan.current import Current, read_current
 from moe_placer.replan.curve import Curve
 from moe_placer.replan.division import Divided, min_of, search
-from moe_placer.replan.migration import Migration, migrate
+from moe_placer.replan.migration import Migration, count_serving, migrate
 from moe_placer.replan.restore import Loss, read_survivors
 from moe_placer.replan.task import Figures, Minimise, Task, default_goal, goal_of
 from moe_placer.replan.trades import Goal, LayerState
@@ -134,7 +134,7 @@ def replan(
     seed : int
         Of the disturbances; the same seed and effort give the same placement while no clock strikes.
     check : bool
-        Whether the verifier checks the placement.
+        Whether the verifier checks the placement, and what the transfers take from serving is counted.
     problem : Problem, optional
         The instance compiled with that traffic, by `moe_placer.problem.compile.compile_problem`; absent: it is compiled
         here. Nothing may have changed then.
@@ -186,7 +186,10 @@ def replan(
     record = _record(problem, current, after, most, inside_nodes, bound)
     placement = placement.model_copy(update={"replan": record})
     transfers = migration.to_file(instance, current, placement, task.gain_us(before, after))
-    verification = _verified(instance, placement, traffic, current, transfers) if check else None
+    verification = None
+    if check:
+        transfers = count_serving(instance, traffic, current, placement, transfers)
+        verification = _verified(instance, placement, traffic, current, transfers)
     seconds = time.monotonic() - begun
     return Replanned(
         placement, instance, loss, before, after, divided.curve, partial(divided.build_curve, traffic, seed), most,

@@ -23,6 +23,7 @@ from moe_placer.verifier.migration import check_migration
 from moe_placer.verifier.placed import PlacedLayer, read_layers
 from moe_placer.verifier.scenarios import judge, most_over_busiest
 from moe_placer.verifier.sending import find_dispatch_mistakes
+from moe_placer.verifier.serving import check_serving
 from moe_placer.verifier.transfer_file import Transfers
 from moe_placer.verifier.verification import CONSTRAINTS, Verification, Violation
 
@@ -86,7 +87,9 @@ def verify(
     memory_bound = checker.check_memory(placement, total_z)
     budget_bound = checker.check_replan(placement, current, total_z) if current is not None else 0.0
     if transfers is not None and current is not None and valid:
-        violations += check_migration(instance, current, placement, transfers)
+        violations += check_migration(instance, current, placement, transfers) or [
+            *check_serving(instance, traffic, current, placement, transfers)
+        ]
     unchecked = ("replan",) if placement.replan is not None and current is None else ()
     load, model = np.stack([layer.load for layer in layers]), instance.model
     found = Verification(

@@ -15,7 +15,7 @@ from moe_placer.verifier.loads import read_network
 from moe_placer.verifier.transfer_file import TransferRecord, Transfers
 from moe_placer.verifier.verification import Violation
 
-__all__ = ["check_migration"]
+__all__ = ["check_migration", "held_by", "routes_of_pairs"]
 
 Key = tuple[int, int, int]  # layer, expert, GPU
 
@@ -45,7 +45,7 @@ def check_migration(
     replay = _Replay(instance, transfers)
     found += replay.check_transfers()
     lost = {*transfers.lost_gpus, *_dead(instance)}
-    found += replay.check_states(_held(instance, current, lost), _held(instance, placement))
+    found += replay.check_states(held_by(instance, current, lost), held_by(instance, placement))
     found += replay.check_ends()
     found += replay.check_links()
     return [*found, *replay.check_figures()]
@@ -97,7 +97,8 @@ def _wrong(message: str, layer: int | None = None, expert: int | None = None, gp
     return Violation("migration", message, layer, expert, gpu=gpu)
 
 
-def _held(instance: Instance, placement: Placement, lost: Collection[int] = ()) -> set[Key]:
+def held_by(instance: Instance, placement: Placement, lost: Collection[int] = ()) -> set[Key]:
+    """Return what GPUs hold: (layer, expert, GPU), without those GPUs that lost what they held."""
     return {
         (layer, expert, gpu)
         for row, layer in enumerate(instance.moe_layers)
@@ -177,7 +178,7 @@ class _Replay:
         self.own = fabric.node_gb_per_s / cluster.gpus_per_node
         self.network_us = 1e6 * self.bytes / (self.own * GB * fabric.link_utilization)
         self.node_us = 1e6 * self.bytes / (cluster.nvlink_gb_per_s * GB * fabric.link_utilization)
-        self.routes = _routes(self.network)
+        self.routes = routes_of_pairs(self.network)
         # Not of a duration that a file draws out at will: one after the other they need no longer than `serial`.
         serial = sum(map(self._least, transfers.transfers))
         self.slack = ROUNDING * max(self.network_us, min(transfers.us, serial))
@@ -314,7 +315,7 @@ class _Replay:
         return carried
 
 
-def _routes(network: Network) -> dict[tuple[int, int], dict[int, float]]:
+def routes_of_pairs(network: Network) -> dict[tuple[int, int], dict[int, float]]:
     """Share of the traffic between two nodes on each link of the fabric; NICs of single GPUs are its ends."""
     first = {int(node): place for place, node in reversed(list(enumerate(network.home.tolist())))}
     wanted = {place: node for node, place in first.items()}

@@ -72,8 +72,13 @@ class Transfers(_Record):
         GPUs that failed: what they held is not there when it begins.
     reloads : tuple of ReloadRecord
         Experts that no GPU has any more. How long reading them takes is not part of ``us``.
-    gain_us, break_even_steps : float or None
-        Microseconds that a step gains, and steps after which the transfers' time is won back; None without a gain.
+    serving_loss_us : float or None
+        Microseconds that serving loses while weights share its links; None where that was not counted.
+    gain_us : float or None
+        Microseconds that a step gains; None without a gain.
+    break_even_steps, break_even_paused_steps : float or None
+        Steps after which what serving loses is won back, and after which the time of all transfers is, where the engine
+        pauses meanwhile.
     """
 
     schema_: Literal["moe-placer/transfers/1"] = Field(alias="schema")
@@ -88,8 +93,10 @@ class Transfers(_Record):
     extra_experts: dict[str, Index]
     lost_gpus: tuple[Index, ...] = ()
     reloads: tuple[ReloadRecord, ...] = ()
+    serving_loss_us: NonNegativeFloat | None = None
     gain_us: float | None = None
     break_even_steps: NonNegativeFloat | None = None
+    break_even_paused_steps: NonNegativeFloat | None = None
     transfers: tuple[TransferRecord, ...]
     drops: tuple[DropRecord, ...]
 

@@ -180,6 +180,7 @@ class Watcher:
             "busiest_gpu": [found.before.busiest_gpu, found.after.busiest_gpu],
             "gain_us": found.transfers.gain_us,
             "transfers_us": found.transfers.us,
+            "serving_loss_us": found.transfers.serving_loss_us,
             "bound": None if found.bound is None else found.bound.value,
             "drift": self.drift,
         }

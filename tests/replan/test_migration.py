@@ -64,7 +64,7 @@ def test_by_hand_two_experts_change_places_at_once() -> None:
     assert found.extra == {0: 1, 1: 1}
     assert {(d.gpu, d.at) for d in found.drops} == {(0, found.us), (1, found.us)}
     assert file.link_bytes == {f"node{a}->leaf0": 8192.0 for a in (0, 1)} | {f"leaf0->node{a}": 8192.0 for a in (0, 1)}
-    assert file.break_even_steps == np.ceil(alone / 2.0)
+    assert file.break_even_paused_steps == np.ceil(alone / 2.0)
 
 
 def test_by_hand_the_nearest_replica_sends() -> None:

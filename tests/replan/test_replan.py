@@ -321,7 +321,7 @@ def test_the_command_writes_a_verified_placement_and_says_what_it_gains(runs: tu
     assert "at most 4 moves, minimising busiest links" in done.stdout
     assert "No placement within the budget has less than" in done.stdout
     assert "of the fresh plan's gain with" in done.stdout
-    assert "the time of the transfers is won back after" in done.stdout
+    assert "that is won back after" in done.stdout
     placement = load_placement(folder / "next" / "placement.json")
     assert moved(load_placement(current), placement) <= 4
     again = run("verify", TINY, folder / "next" / "placement.json", "--current", current)

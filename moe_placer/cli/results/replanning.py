@@ -75,10 +75,14 @@ class MigrationFigures(TypedDict):
     """Experts that a GPU holds at most meanwhile, beyond what it holds before and after."""
     busiest_link_bytes: float
     """Bytes on the link between nodes that carries most."""
+    serving_loss_us: float | None
+    """Microseconds that serving loses meanwhile, where weights share its links (docs/replanning.md)."""
     gain_us: float | None
     """Microseconds that a step gains; null where it gains none."""
     break_even_steps: float | None
-    """Steps after which the time of the transfers is won back; null without a gain."""
+    """Steps after which what serving loses is won back; null without a gain."""
+    break_even_paused_steps: float | None
+    """The same where the engine pauses for the transfers: their time over the gain of a step."""
 
 
 @documented

@@ -41,6 +41,8 @@ class WatchEntry(TypedDict):
     """Microseconds that a step gains; null where it gains none."""
     transfers_us: NotRequired[float]
     """Microseconds of all transfers."""
+    serving_loss_us: NotRequired[float | None]
+    """Microseconds that serving loses meanwhile, where weights share its links."""
     bound: NotRequired[float | None]
     """No plan within the budget has a smaller `total_z`; null where nothing is proved."""
     drift: NotRequired[float]

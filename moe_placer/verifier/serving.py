@@ -1,0 +1,180 @@
+"""What serving loses while weights travel: on every link they wait in line with the tokens.
+
+While transfers use a link for a share ``u`` of its time, tokens that need it for ``t`` wait for that share, too: a
+layer takes as long as the link with the largest ``t * (1 + u)``. A node's tokens leave, and arrive, evenly by the NICs
+of its GPUs, so that on the links at its ends the busiest NIC's share counts. NVLink is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.instance import Instance
+from moe_placer.placement import Placement
+from moe_placer.traffic.recording import Traffic
+from moe_placer.verifier import rules
+from moe_placer.verifier.capacity import GB, sizes, wire_bytes
+from moe_placer.verifier.layer_time import busiest_gpu, expert_token_us
+from moe_placer.verifier.links import Network
+from moe_placer.verifier.loads import read_network
+from moe_placer.verifier.migration import held_by, routes_of_pairs
+from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.transfer_file import TransferRecord, Transfers
+from moe_placer.verifier.verification import Violation
+
+__all__ = ["check_serving", "serving_loss_us"]
+
+Floats = npt.NDArray[np.float64]
+
+TOLERANCE = 1e-6  # relative, of a stated loss
+
+
+@dataclass(frozen=True, eq=False)
+class _Serving:
+    """The MoE layers of a step while nothing travels.
+
+    Attributes
+    ----------
+    network : Network
+    us : float array [MoE layers, links]
+        Microseconds that each link needs for the tokens of a layer, there and back.
+    step_us : float
+        Of all layers one after the other: busiest link, and busiest GPU.
+    """
+
+    network: Network
+    us: Floats
+    step_us: float
+
+    def slowed_us(self, share: Floats) -> float:
+        """Return the microseconds of a step while weights use these shares of links [links]."""
+        later = (self.us * (1 + share)).max(axis=1, initial=0.0).sum() - self.us.max(axis=1, initial=0.0).sum()
+        return self.step_us + float(later)
+
+
+def serving_loss_us(
+    instance: Instance, traffic: Traffic, current: Placement, placement: Placement, transfers: Sequence[TransferRecord]
+) -> float:
+    """Return the microseconds that serving stands still for, in effect, while transfers run.
+
+    Between two moments at which a transfer starts or ends, a step of ``T`` takes ``T + D``: of the time between them,
+    ``D / (T + D)`` is lost. What serves is the current placement, or where GPUs that it uses are out of service, the
+    new one. Steps are the MoE layers alone, so that attention makes the loss smaller.
+
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Of the steps.
+    current, placement : Placement
+        Before and after.
+    transfers : sequence of TransferRecord
+        With their times.
+    """
+    failed = set(instance.placement.failed_gpus)
+    used = {gpu for _, _, gpu in held_by(instance, current)}
+    may_run = not failed & used and max(used, default=0) < instance.gpus
+    serving = _read_serving(instance, traffic, current if may_run else placement)
+    if not serving.step_us > 0:
+        return 0.0
+    lost = 0.0
+    for span, share in _spans(instance, serving.network, transfers):
+        lost += span * (1 - serving.step_us / serving.slowed_us(share))
+    return lost
+
+
+def check_serving(
+    instance: Instance, traffic: Traffic, current: Placement, placement: Placement, file: Transfers
+) -> Iterator[Violation]:
+    """Hold what a file says of serving, and of when a migration is won back, to what follows from its transfers.
+
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Of the steps.
+    current, placement : Placement
+        Before and after.
+    file : Transfers
+        Replayed without a violation.
+    """
+    if file.serving_loss_us is None:
+        return
+    loss = serving_loss_us(instance, traffic, current, placement, file.transfers)
+    if not math.isclose(file.serving_loss_us, loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        message = f"states that serving loses {file.serving_loss_us:.9g} us, the transfers take {loss:.9g} from it"
+        yield Violation("migration", message)
+    if file.gain_us is None or not file.gain_us > 0:
+        return
+    for stated, us in ((file.break_even_steps, file.serving_loss_us), (file.break_even_paused_steps, file.us)):
+        steps = math.ceil(us / file.gain_us)
+        if stated is not None and not math.isclose(stated, steps, rel_tol=TOLERANCE, abs_tol=0.5):
+            yield Violation("migration", f"states that {stated:.9g} steps win it back, its figures give {steps:,}")
+
+
+def _read_serving(instance: Instance, traffic: Traffic, placement: Placement) -> _Serving:
+    network = read_network(instance)
+    replicas = rules.read_replicas(instance, placement)
+    layers = read_layers(instance, network, traffic, replicas, set(instance.moe_layers))
+    of_layer: list[list[rules.Replica]] = [[] for _ in layers]
+    for replica in replicas:
+        of_layer[replica.row].append(replica)
+    tokens = sum(busiest_gpu(layer, own) for layer, own in zip(layers, of_layer, strict=True))
+    model, unit = instance.model, instance.placement
+    back = wire_bytes(model, unit.combine_dtype) / wire_bytes(model, unit.dispatch_dtype)
+    us = np.stack([layer.load for layer in layers]) * network.us_per_token * (1 + back)
+    step_us = float(us.max(axis=1, initial=0.0).sum()) + tokens * expert_token_us(instance)
+    return _Serving(network, us, step_us)
+
+
+def _spans(instance: Instance, network: Network, transfers: Sequence[TransferRecord]) -> Iterator[tuple[float, Floats]]:
+    """Yield every span in which the same transfers run between nodes: microseconds, and their shares of links."""
+    per_node, fabric = instance.cluster.gpus_per_node, instance.cluster.fabric
+    far = [one for one in transfers if one.source // per_node != one.target // per_node]
+    if not far:
+        return
+    own = fabric.node_gb_per_s / per_node  # of one GPU
+    alone_us = 1e6 * sizes(instance)[1] / (own * GB * fabric.link_utilization)
+    wires = _Wires(network, own, per_node)
+    start, end = np.array([one.start_us for one in far]), np.array([one.end_us for one in far])
+    moments = np.unique(np.concatenate([start, end]))
+    for begin, until in pairwise(moments.tolist()):
+        running = np.flatnonzero((start <= begin) & (end >= until)).tolist()
+        if running:
+            speeds = [alone_us / (far[i].end_us - far[i].start_us) for i in running]
+            yield until - begin, wires.shares([(far[i], speed) for i, speed in zip(running, speeds, strict=True)])
+
+
+class _Wires:
+    """Which share of its time each link is used by transfers."""
+
+    def __init__(self, network: Network, own: float, per_node: int) -> None:
+        self._bandwidth, self._own, self._per_node = network.bandwidth, own, per_node
+        self._routes = routes_of_pairs(network)
+        self._at: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        for link, name in enumerate(network.links):
+            begins, _, ends = name.partition("->")
+            self._at[begins, True].append(link)
+            self._at[ends, False].append(link)
+
+    def shares(self, running: Sequence[tuple[TransferRecord, float]]) -> Floats:
+        """Return the shares of links [links], given transfers and their parts of a GPU's NICs' full speed."""
+        share = np.zeros(len(self._bandwidth))
+        nics: dict[tuple[int, bool], float] = defaultdict(float)
+        for one, speed in running:
+            pair = (one.source // self._per_node, one.target // self._per_node)
+            for link, part in self._routes[pair].items():
+                share[link] += part * self._own / self._bandwidth[link] * speed
+            nics[one.source, True] += speed
+            nics[one.target, False] += speed
+        for (gpu, sends), speed in nics.items():
+            links = self._at[f"node{gpu // self._per_node}", sends]
+            share[links] = np.maximum(share[links], speed)
+        return share

@@ -1,0 +1,130 @@
+"""What serving loses while weights travel: by hand, by its limits, and no lie about it passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import tiny_instance, tiny_traffic
+
+from moe_placer.instance import Instance
+from moe_placer.limits import Limits
+from moe_placer.placement import Placement
+from moe_placer.replan.budget import Budget
+from moe_placer.replan.change import Change
+from moe_placer.replan.migration import count_serving, migrate
+from moe_placer.replan.replan import replan
+from moe_placer.solve.solve import solve
+from moe_placer.traffic import make_traffic
+from moe_placer.verifier import verify
+from moe_placer.verifier.serving import serving_loss_us
+from moe_placer.verifier.transfer_file import TransferRecord
+
+FOUR: dict[str, Any] = {
+    "model": {"layers": 1, "dense_layers": []},
+    "parallelism": {"dp": 1},
+    "cluster": {"gpus_per_node": 1},
+    "placement": {"slots_per_gpu": 2},
+}
+EFFORT = Limits(time_s=600.0, work=0.01)
+
+
+def placed(rows: list[list[list[int]]]) -> Placement:
+    """Build a placement of which only the GPUs count."""
+    key = {"name": "tiny", "sha256": "", "traffic_sha256": ""}
+    solver = {"name": "none", "version": "0", "seed": 0}
+    content = {"schema": "moe-placer/placement/1", "instance": key, "solver": solver, "layers": ()}
+    return Placement.model_validate({**content, "gpu": rows})
+
+
+def transfer(source: int, target: int, start_us: float, end_us: float) -> TransferRecord:
+    return TransferRecord(layer=0, expert=0, source=source, target=target, start_us=start_us, end_us=end_us)
+
+
+def test_by_hand_of_three_batches() -> None:
+    """Experts 0 to 3 on nodes 0 to 3, each chosen by half of 400 tokens: a node sends 150 tokens, and receives 150.
+
+    Its link needs a = 150 * 128 B / (400 GB/s * 0.8) each way for them, both ways 2a; the leaf's two uplinks (800 / 2
+    / 2 = 200 GB/s each) carry 2 * 100 tokens to the other leaf, 100 each: as 200 tokens of a node's link. So a layer
+    takes 200/150 * 2a. An expert that goes to the other leaf takes its NIC's whole time, and half of the time of each
+    uplink at half speed: all of it twice over; one inside the leaf leaves uplinks alone.
+    """
+    instance = tiny_instance(**FOUR)
+    traffic, current = make_traffic(instance, load=[np.ones((1, 4))]), placed([[[0], [1], [2], [3]]])
+    node_us = 2 * 150 * 128 / (400e3 * 0.8)
+    spine_us = 200 / 150 * node_us
+    gpu_us = 200 * 2 * (2 * 64 * 32) / (400e6 * 0.6)
+    step_us = spine_us + gpu_us
+    alone = 1e6 * 2 * 64 * 32 * 2 / (400e9 * 0.8)
+    inside = transfer(0, 1, 0.0, alone)
+    across = transfer(0, 2, alone, 2 * alone)
+
+    def lost(*some: TransferRecord) -> float:
+        return serving_loss_us(instance, traffic, current, current, some)
+
+    near = max(spine_us, 2 * node_us) - spine_us  # the NIC of node 0 is shared evenly by tokens and weights
+    assert lost(inside) == pytest.approx(alone * near / (step_us + near))
+    shared = 1 + 400 / 2 / 200  # of each uplink, at half of its bandwidth, half of the weights
+    far = max(shared * spine_us, 2 * node_us) - spine_us
+    assert lost(across) == pytest.approx(alone * far / (step_us + far))
+    assert lost(inside, across) == pytest.approx(lost(inside) + lost(across))
+    slow = transfer(0, 1, 0.0, 4 * alone)  # a quarter of its speed: 1.25 * 150 < 200
+    assert lost(slow) == 0.0
+    assert lost() == 0.0
+
+
+def test_it_is_never_more_than_the_time_of_the_transfers_and_nothing_inside_nodes() -> None:
+    changes: dict[str, Any] = {"placement": {"slots_per_gpu": 2}, "parallelism": {"dp": 1}}
+    instance = tiny_instance(**changes)
+    traffic = tiny_traffic(instance, 3)
+    current, after = placed([[[1], [0], [2], [3]], [[4], [1], [6], [3]]]), placed([[[0], [1], [2], [3]]] * 2)
+    file = migrate(instance, current, after).to_file(instance, current, after, 2.0)
+    counted = count_serving(instance, traffic, current, after, file)
+    assert counted.serving_loss_us is not None
+    assert 0 < counted.serving_loss_us < file.us
+    assert counted.break_even_steps == np.ceil(counted.serving_loss_us / 2.0)
+    assert counted.break_even_paused_steps == np.ceil(file.us / 2.0)
+    inside = placed([[[1], [0], [2], [3]]] * 2)
+    assert serving_loss_us(instance, traffic, current, inside, [transfer(0, 1, 0.0, 9.0)]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[Instance, Placement]:
+    instance = tiny_instance(placement={"slots_per_gpu": 2}, parallelism={"dp": 2})
+    return instance, solve(instance, tiny_traffic(instance, 4), solver="greedy", limits=Limits(time_s=60.0)).placement
+
+
+def test_replan_states_it_and_no_lie_about_it_passes(planned: tuple[Instance, Placement]) -> None:
+    instance, current = planned
+    traffic = tiny_traffic(instance, 9)
+    found = replan(instance, current, traffic, limits=EFFORT, budget=Budget(moves=3))
+    file = found.transfers
+    assert found.verification is not None
+    assert found.verification.ok
+    assert file.serving_loss_us is not None
+    assert file.gain_us is not None
+    assert file.break_even_steps is not None
+    assert file.break_even_steps <= (file.break_even_paused_steps or 0)
+    for lie, said in (
+        ({"serving_loss_us": 1.01 * file.serving_loss_us + 1e-3}, "serving loses"),
+        ({"break_even_steps": file.break_even_steps + 1}, "win it back"),
+        ({"break_even_paused_steps": 0.0}, "win it back"),
+    ):
+        forged = verify(instance, found.placement, traffic, current, file.model_copy(update=lie))
+        assert [said in str(one) for one in forged.violations] == [True], lie
+    silent = file.model_copy(update={"serving_loss_us": None, "break_even_steps": None})
+    assert verify(instance, found.placement, traffic, current, silent).ok  # of older versions
+    quick = replan(instance, current, traffic, limits=EFFORT, budget=Budget(moves=3), check=False)
+    assert quick.transfers.serving_loss_us is None
+
+
+def test_after_failures_the_new_placement_serves_meanwhile(planned: tuple[Instance, Placement]) -> None:
+    instance, current = planned
+    traffic = tiny_traffic(instance, 9)
+    found = replan(instance, current, traffic, limits=EFFORT, change=Change(failed=(3,)))
+    assert found.verification is not None
+    assert found.verification.ok
+    after = found.placement
+    counted = serving_loss_us(found.instance, traffic, after, after, found.transfers.transfers)
+    assert found.transfers.serving_loss_us == pytest.approx(counted)
