@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import json
 import re
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dag_examples import example, reference
+from command_line import REPO
+from dag_examples import example
 
 from moe_placer.dag import VIEWS, Dag, write_dags
 from moe_placer.dag.labels import amount, gpu_list
 from moe_placer.dag.page import to_page
 from moe_placer.dag.views import hottest_layer
+from moe_placer.library import open_library
+from moe_placer.traffic import load_traffic
 
 SVG = "{http://www.w3.org/2000/svg}"
 VIEW = "comprehensive_moe_dag"
@@ -387,18 +389,31 @@ def test_the_same_graph_gives_the_same_bytes_in_little_space(dag: Dag, file: Pat
 
 
 @pytest.mark.slow
-def test_the_largest_opens_and_pans_within_five_seconds(tmp_path: Path, tab: Any) -> None:
-    paths = write_dags(*reference(), tmp_path, [VIEW])
-    svg, html = (next(path for path in paths if path.suffix == suffix) for suffix in (".svg", ".html"))
-    assert html.stat().st_size < svg.stat().st_size
-    started = time.perf_counter()
+@pytest.mark.timeout(1800)  # half a minute of CPU time, on a machine that may be shared
+@pytest.mark.parametrize("name", ["h100-128", "dsv3-320"])
+def test_the_largest_open_and_pan_within_three_seconds_of_cpu_time(name: str, tmp_path: Path, tab: Any) -> None:
+    """Counted is the thread that runs the page: how long others wait for a core is not the page's."""
+    library = open_library(REPO / "library")
+    record = library.record(name)
+    assert record.best is not None
+    instance = library.instance(record)
+    dag = VIEWS[VIEW].build(instance, library.placement(record, record.best.placement), load_traffic(instance))
+    html = tmp_path / f"{name}.html"
+    html.write_text(to_page(dag, VIEW, VIEWS[VIEW].draw(dag)), encoding="utf-8")
+    wire = tab.page.context.new_cdp_session(tab.page)
+    wire.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def cpu_s() -> float:
+        metrics = wire.send("Performance.getMetrics")["metrics"]
+        return float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
+
+    before = cpu_s()
     page = opened(tab, html)
-    page.screenshot()
-    ready = time.perf_counter() - started
+    view_of(page)
+    ready = cpu_s() - before
     for key in [*["ArrowRight", "+"] * 5, *["ArrowDown", "-"] * 5]:
         page.keyboard.press(key)
         view_of(page)
-    page.screenshot()
-    total = time.perf_counter() - started
-    print(f"shown after {ready:.2f} s, 20 frames in {total - ready:.2f} s more")
-    assert total < 5
+    total = cpu_s() - before
+    print(f"{name}: shown after {ready:.2f} CPU s, 20 frames in {total - ready:.2f} CPU s more")
+    assert 0.1 < total < 3

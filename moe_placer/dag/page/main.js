@@ -5,9 +5,10 @@ const find = (id) => document.getElementById(id);
 
 const HEADING = 200; // pixels of the drawing above a layer, with its name
 
-/** Unpack gzip in base64. */
+/** Unpack gzip in base64. A loop: `Uint8Array.from` with a function takes ten times as long for megabytes. */
 async function unpack(id) {
-  const packed = Uint8Array.from(atob(find(id).textContent), (letter) => letter.charCodeAt(0));
+  const letters = atob(find(id).textContent), packed = new Uint8Array(letters.length);
+  for (let at = 0; at < letters.length; at++) packed[at] = letters.charCodeAt(at);
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 

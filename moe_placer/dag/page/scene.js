@@ -60,11 +60,18 @@ class Scene {
     this.ids = ids;
     this.items = [];
     this.boxes = new Map(); // of operations, by id
+    this.seated = false;
     this.hatches = new Map();
     this.forms = drawing.forms.map(([path, box]) => {
       const place = box ? { left: box[0], top: box[1], right: box[2], bottom: box[3] } : measurePath(path);
       return { path: new Path2D(path), ...place };
     });
+    // Of every look: what its shapes are painted with.
+    this.looks = drawing.looks.map(([fill, stroke, width, dash, opacity, arrow]) => ({
+      fill: this.paintOf(fill), stroke: stroke === "none" ? null : stroke, edge: stroke === "none" ? 0 : width, opacity, arrow,
+      loud: stroke !== "none" && !isGrey(stroke), dash: dash ? dash.split(" ").map(Number) : null,
+    }));
+    this.fonts = drawing.types.map(([size, , bold]) => `${bold ? "bold" : "normal"} ${size}px ${drawing.font}`);
     this.add(drawing.items, 0, 0);
   }
 
@@ -77,28 +84,21 @@ class Scene {
   }
 
   addShape([place, x0, y0, look, op], dx, dy) {
-    const form = this.forms[place], x = dx + x0, y = dy + y0;
-    const [fill, stroke, width, dash, opacity, arrow] = this.drawing.looks[look];
-    const edge = stroke === "none" ? 0 : width;
+    const form = this.forms[place], x = dx + x0, y = dy + y0, paint = this.looks[look], { edge } = paint;
     const item = {
-      form, x, y, edge, opacity, arrow,
+      form, paint, x, y, symbol: Boolean(this.drawing.forms[place][2]), text: null,
       left: x + form.left - edge, top: y + form.top - edge, right: x + form.right + edge, bottom: y + form.bottom + edge,
-      fill: this.paintOf(fill), stroke: stroke === "none" ? null : stroke,
-      loud: stroke !== "none" && !isGrey(stroke),
-      dash: dash ? dash.split(" ").map(Number) : null,
-      symbol: Boolean(this.drawing.forms[place][2]), text: null,
     };
     this.items.push(item);
     if (op !== undefined) this.boxes.set(this.ids[op], item);
   }
 
   addText([text, x0, y0, type], dx, dy) {
-    const [size, anchor, bold] = this.drawing.types[type], x = dx + x0, y = dy + y0;
+    const [size, anchor] = this.drawing.types[type], x = dx + x0, y = dy + y0;
     const width = text.length * 0.62 * size, left = anchor === "middle" ? x - width / 2 : x;
     this.items.push({
       text, x, y, size, left, top: y - size, right: left + width, bottom: y + size * 0.3,
-      align: anchor === "middle" ? "center" : anchor, font: `${bold ? "bold" : "normal"} ${size}px ${this.drawing.font}`,
-      fill: this.drawing.ink, opacity: 1, inside: null,
+      align: anchor === "middle" ? "center" : anchor, font: this.fonts[type], symbol: false, inside: null,
     });
   }
 
@@ -122,8 +122,10 @@ class Scene {
     return { hatch, plain: colour };
   }
 
-  /** Find out which texts stand on a symbol: they keep their ink on dark paper, and are painted again with it. */
+  /** Find out which texts stand on a symbol, once: they keep their ink on dark paper, and are painted again with it. */
   seat() {
+    if (this.seated) return;
+    this.seated = true;
     const cell = 64, cells = new Map();
     const each = (item, visit) => {
       for (let i = Math.floor(item.left / cell); i <= item.right / cell; i++) {

@@ -5,6 +5,8 @@ const FAINT = 0.02; // pixels of a line's width below which it is left out
 const LOUD = 0.2; // least width of a line that is not grey
 const DEEPEST = 24; // most that the view magnifies
 
+const ARROW = new Path2D("M-9 -4L1 0L-9 4Z");
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const night = new Map();
@@ -48,7 +50,6 @@ class Viewer {
     addEventListener("beforeprint", () => this.paint(true));
     addEventListener("afterprint", () => this.redraw());
     this.listen();
-    scene.seat();
     this.resize();
   }
 
@@ -168,6 +169,7 @@ class Viewer {
     this.frame = undefined;
     const { context, canvas, scene } = this;
     this.night = dark.matches && !paper;
+    if (this.night || this.marked.length || this.chosen) scene.seat();
     this.mark = getComputedStyle(canvas).getPropertyValue(paper ? "--mark-on-paper" : "--mark");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = this.night ? onDark("#FFFFFF") : "#FFFFFF";
@@ -203,22 +205,24 @@ class Viewer {
     const { context, k } = this;
     if (item.text !== null) {
       if (item.size * k < LEGIBLE) return;
-      context.globalAlpha = item.opacity;
+      context.globalAlpha = 1;
       this.place(0, 0);
       if (context.font !== item.font) context.font = item.font;
       context.textAlign = item.align;
-      context.fillStyle = this.night && !item.inside ? onDark(item.fill) : item.fill;
+      const { ink } = this.scene.drawing;
+      context.fillStyle = this.night && !item.inside ? onDark(ink) : ink;
       context.fillText(item.text, item.x, item.y);
       return;
     }
     // Warnings are seen from afar.
-    const width = item.stroke ? Math.max(item.edge * k, item.loud ? LOUD : 0) : 0, { form } = item;
-    if (!item.fill && width < FAINT) return;
+    const { form, paint } = item, { fill, stroke } = paint;
+    const width = stroke ? Math.max(paint.edge * k, paint.loud ? LOUD : 0) : 0;
+    if (!fill && width < FAINT) return;
     const turn = this.night && !item.symbol ? onDark : (colour) => colour;
-    context.globalAlpha = item.opacity;
+    context.globalAlpha = paint.opacity;
     this.place(item.x, item.y);
-    if (item.fill) {
-      context.fillStyle = item.fill.hatch ? (k > 0.4 ? item.fill.hatch : item.fill.plain) : turn(item.fill);
+    if (fill) {
+      context.fillStyle = fill.hatch ? (k > 0.4 ? fill.hatch : fill.plain) : turn(fill);
       if ((item.bottom - item.top) * k < 3) {
         context.fillRect(form.left, form.top, form.right - form.left, form.bottom - form.top);
         return; // its edge is too fine to be seen
@@ -226,11 +230,11 @@ class Viewer {
       context.fill(form.path);
     }
     if (width < FAINT) return;
-    context.strokeStyle = turn(item.stroke);
+    context.strokeStyle = turn(stroke);
     context.lineWidth = width / k;
-    context.setLineDash(item.dash && k > 0.2 ? item.dash : []);
+    context.setLineDash(paint.dash && k > 0.2 ? paint.dash : []);
     context.stroke(form.path);
-    if (item.arrow && k > 0.15) this.paintArrow(...form.end, form.angle, 7);
+    if (paint.arrow && k > 0.15) this.paintArrow(...form.end, form.angle, 7);
   }
 
   /** An arrow head that ends a little past a point, as in the drawing. */
@@ -240,7 +244,7 @@ class Viewer {
     context.translate(x, y);
     context.rotate(angle);
     context.scale(size / 10, size / 10);
-    context.fill(new Path2D("M-9 -4L1 0L-9 4Z"));
+    context.fill(ARROW);
   }
 
   /** A symbol with a thick outline, never smaller than can be seen. */
