@@ -91,7 +91,9 @@ def plan_report(
             write_rows(output, rows, describe_environment())
             if not no_dag:
                 check = refute_dags(opened, placed, traffic)
-                files += write_dags(opened, placed, traffic, output / DRAWINGS, note=log.warn, check=check)
+                files += write_dags(
+                    opened, placed, traffic, output / DRAWINGS, thumbnails=True, note=log.warn, check=check
+                )
         files += write_plan_page(output)
     if json_:
         click.echo(as_json(written_files(files)))

@@ -12,7 +12,7 @@ __all__ = ["put_files"]
 
 def put_files(
     name: str,
-    texts: Iterable[tuple[str, str]],
+    contents: Iterable[tuple[str, str | bytes]],
     directory: Path,
     *,
     check: Callable[[Path], None] | None = None,
@@ -25,7 +25,7 @@ def put_files(
     ----------
     name : str
         Of the files, without suffix.
-    texts : iterable of (str, str)
+    contents : iterable of (str, str or bytes)
         Suffix and content.
     directory : Path
         Where they go.
@@ -38,10 +38,10 @@ def put_files(
     """
     moved: list[Path] = []
     with unfinished(directory / name) as stage:
-        for suffix, text in texts:
+        for suffix, content in contents:
             if stopped():
                 return moved
-            write_atomically(stage / f"{name}.{suffix}", text)
+            write_atomically(stage / f"{name}.{suffix}", content)
         if check is not None:
             check(stage)
         for path in move_files(stage, directory):

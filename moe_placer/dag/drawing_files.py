@@ -7,8 +7,10 @@ from pathlib import Path
 
 from moe_placer.dag.checked_files import put_files
 from moe_placer.dag.groups import lost_nodes
+from moe_placer.dag.operation import Dag
 from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
+from moe_placer.dag.thumbnail import to_thumbnail
 from moe_placer.dag.views import VIEWS, View, count_tensors
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
@@ -19,6 +21,7 @@ __all__ = ["write_dags"]
 
 MOST_TENSORS = 800_000  # beyond, a file would have more than the 400 MB that `verify` reads
 MOST_SVG_BYTES = 6_000_000  # beyond, an SVG is written without what only its page needs
+_SMALL_SVG_BYTES = 150_000  # up to here, an SVG is its own thumbnail
 
 
 def write_dags(
@@ -28,6 +31,7 @@ def write_dags(
     directory: Path,
     only: Collection[str] | None = None,
     *,
+    thumbnails: bool = False,
     wrote: Callable[[Path], None] | None = None,
     note: Callable[[str], None] | None = None,
     check: Callable[[Path], None] | None = None,
@@ -47,6 +51,8 @@ def write_dags(
         Made where it does not exist; files of these names are replaced, each whole.
     only : collection of str, optional
         Names of views, of ``moe_placer.dag.VIEWS``.
+    thumbnails : bool
+        For a page that shows them small: a ``.png`` beside every large ``.svg``, which has no tooltips then.
     wrote : callable, optional
         Told of every file as soon as it is there.
     note : callable, optional
@@ -86,23 +92,24 @@ def write_dags(
         tell(f"node {node} has no GPU that works; its tokens and links are counted all the same, so it is drawn whole")
     written: list[Path] = []
     for view in views:
-        texts = _texts(view, instance, placement, traffic, tell)
-        put = put_files(view.name, texts, Path(directory), check=check, wrote=wrote, stopped=stopped)
+        contents = _contents(view, view.build(instance, placement, traffic), tell, thumbnails)
+        put = put_files(view.name, contents, Path(directory), check=check, wrote=wrote, stopped=stopped)
         if not put:
             break
         written += put
     return tuple(written)
 
 
-def _texts(
-    view: View, instance: Instance, placement: Placement, traffic: Traffic, tell: Callable[[str], None]
-) -> Iterator[tuple[str, str]]:
+def _contents(view: View, dag: Dag, tell: Callable[[str], None], thumbnails: bool) -> Iterator[tuple[str, str | bytes]]:
     """Yield suffix and content of a view's files."""
-    dag = view.build(instance, placement, traffic)
     yield "dot", to_dot(dag, view.name)
     yield "json", to_json(dag, view.name)
     drawing = view.draw(dag)
     svg = drawing.svg()
+    if thumbnails and len(svg.encode()) > _SMALL_SVG_BYTES:
+        drawing.tips = False
+        svg = drawing.svg()
+        yield "png", to_thumbnail(drawing)
     if view.page and len(svg.encode()) > MOST_SVG_BYTES:  # the page has the details
         svg = view.draw(dag, lean=True).svg()
         if (size := len(svg.encode())) > MOST_SVG_BYTES:

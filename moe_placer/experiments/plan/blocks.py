@@ -57,9 +57,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Drawings in files of their own, small enough to stand side by side: each file, and what it shows."""
+    """Drawings in files of their own, side by side: each file, its thumbnail, and what it shows."""
 
-    drawings: tuple[tuple[str, str], ...]
+    drawings: tuple[tuple[str, str, str], ...]
 
 
 Block: TypeAlias = Heading | Text | Items | Table | Picture | Gallery
@@ -105,7 +105,7 @@ def _markdown(block: Block) -> str:
         rows = [[cell.replace("|", r"\|") for cell in row] for row in block.rows]
         return markdown_table(list(block.head), rows, block.texts)
     if isinstance(block, Gallery):
-        return "\n\n".join(f"{shows}\n\n[![{shows}]({file})]({file})" for file, shows in block.drawings)
+        return "\n\n".join(f"{shows}\n\n[![{shows}]({small})]({file})" for file, small, shows in block.drawings)
     return f"![{block.caption}]({block.file})"
 
 
@@ -151,10 +151,10 @@ def _html(block: Block) -> str:
     return f"<figure>{svg}<figcaption>{_inline(block.caption)}</figcaption></figure>"
 
 
-def _thumbnail(file: str, shows: str) -> str:
+def _thumbnail(file: str, small: str, shows: str) -> str:
     text, link = escape(shows), escape(file)
     return (
-        f'<figure id="{Path(file).stem}"><a href="{link}"><img src="{link}" alt="{text}" loading="lazy"></a>'
+        f'<figure id="{Path(file).stem}"><a href="{link}"><img src="{escape(small)}" alt="{text}" loading="lazy"></a>'
         f'<figcaption>{text}: <a href="{link}">full size</a></figcaption></figure>'
     )
 

@@ -47,7 +47,7 @@ def judge(figures: Figures) -> list[tuple[int, str, str]]:
 
 
 def build_blocks(figures: Figures, environment: Mapping[str, Any], drawn: Collection[str] = ()) -> list[Block]:
-    """Return the page as blocks; the same rows and names of DAGs that are ``drawn`` give the same ones."""
+    """Return the page as blocks; the same rows and names of files that are ``drawn`` give the same ones."""
     judged = judge(figures)
     made = (
         f"{environment_in_words(environment)}. `moe-placer plan-report` computes the rows, and "
@@ -149,7 +149,15 @@ def _memory(f: Figures) -> list[Block]:
 def _dags(drawn: Collection[str]) -> list[Block]:
     rows = tuple((name, shows, f"`moe-placer dag I P{flag}`") for name, shows, flag in _DAGS)
     said = "Each is checked before it is written, and again by `moe-placer verify I P`."
-    shown = tuple((f"{DRAWINGS}/{name}.svg", f"{name}: {shows}") for name, shows, _ in _DAGS if name in drawn)
+    shown = tuple(
+        (
+            f"{DRAWINGS}/{name}.svg",
+            f"{DRAWINGS}/{name}.{'png' if f'{name}.png' in drawn else 'svg'}",
+            f"{name}: {shows}",
+        )
+        for name, shows, _ in _DAGS
+        if f"{name}.svg" in drawn
+    )
     table = Table(("graph", "shows", "command"), rows, 3)
     return [Heading("DAGs"), Text(said), table, *([Gallery(shown)] if shown else [])]
 

@@ -65,7 +65,7 @@ def build_page(folder: Path) -> dict[str, str]:
     environment = parse_json(read_bounded(file, _MOST, "an environment"), "an environment", file)
     try:
         figures = read_figures(read_rows(folder / ROWS_FILE))
-        drawn = {path.stem for path in (folder / DRAWINGS).glob("*.svg")}
+        drawn = {path.name for path in (folder / DRAWINGS).glob("*.*g")}
         blocks = build_blocks(figures, environment, drawn)
     except (KeyError, ValueError, TypeError, StopIteration, IndexError) as error:
         found = f"what is no plan ({type(error).__name__}: {error})"
