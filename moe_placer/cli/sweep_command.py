@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,8 @@ Examples:
     instances/ep8-traditional.yaml out/ep8/placement.json --tokens-per-gpu 64,256,1024,4096 -o out/batches
   # What does a cheaper fabric cost?
   moe-placer sweep instances/h100-128.yaml out/h100-128/placement.json --oversubscription 1,2,4,8
+  # And under other kernels?
+  moe-placer sweep instances/h100-128.yaml out/h100-128/placement.json --dispatch per-expert,per-node
 """
 
 
@@ -47,6 +50,15 @@ Examples:
 )
 @click.option(
     "--oversubscription", "overs", metavar="X,...", help="The same placement on other fat trees.  [instance's]"
+)
+@click.option(
+    "--dispatch",
+    "units",
+    metavar="UNIT,...",
+    help="The same placement where a token is sent once for these.  [instance's]",
+)
+@click.option(
+    "--receive", "receives", metavar="NIC,...", help="The same placement where these NICs receive.  [instance's]"
 )
 @click.option(
     "--micro-batches",
@@ -68,6 +80,8 @@ def sweep(
     tokens: str | None,
     contexts: str,
     overs: str | None,
+    units: str | None,
+    receives: str | None,
     micro_batches: int,
     workers: int,
     executor: str | None,
@@ -75,7 +89,7 @@ def sweep(
     quiet: bool,
     json_: bool,
 ) -> int:
-    """Simulate the step of each PLACEMENT for every combination of batch, context, phase and fabric.
+    """Simulate the step of each PLACEMENT for every combination of batch, context, phase, fabric and kernel.
 
     Says which plan has the shorter step from which batch on, and which batches memory holds. The first plan is compared
     with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
@@ -85,8 +99,10 @@ def sweep(
     from moe_placer.experiments.sweep.sweep import list_points
 
     shard = _shard(checked_executor(executor), output)
-    grid = _grid(phases, tokens, contexts, overs, micro_batches)
-    plans = _plans(files, traces)
+    grid = replace(
+        _grid(phases, tokens, contexts, overs, micro_batches), dispatches=_names(units), receives=_names(receives)
+    )
+    plans = _plans(files, traces, grid)
     points = list_points(plans, grid)
     started = time.monotonic()
     wish = listen("stopping: keeping the points that are done (again to give up)")
@@ -145,7 +161,11 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} is {text!r}, expected numbers with commas between them, such as 64,128") from None
 
 
-def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
+def _names(text: str | None) -> tuple[str | None, ...]:
+    return (None,) if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _plans(files: Sequence[Path], traces: tuple[Path, ...], grid: Grid) -> list[Plan]:
     """Open and compile every pair of files."""
     from moe_placer.errors import UsageError
     from moe_placer.experiments.sweep.sweep import make_plan
@@ -156,7 +176,7 @@ def _plans(files: Sequence[Path], traces: tuple[Path, ...]) -> list[Plan]:
     names = [f"{instance.name} by {placed.solver.name}" for instance, placed, _ in opened]
     # Placements of one solver are told apart by their files.
     labels = [f"{name} ({files[2 * i + 1]})" if names.count(name) > 1 else name for i, name in enumerate(names)]
-    return [make_plan(*one, label) for one, label in zip(opened, labels, strict=True)]
+    return [make_plan(*one, label, grid.kernels) for one, label in zip(opened, labels, strict=True)]
 
 
 def _simulate(

@@ -191,6 +191,27 @@ class Instance(schema.Section):
             raise InputError(Mistake(str(changes.get(field)), expected, f"placement.{field}")) from None
         return self._changed(placement=placement)
 
+    def with_receive(self, receive: str | None) -> Self:
+        """Return this instance with NICs that receive so; None keeps its own.
+
+        Where it says nothing of NICs, every GPU has one, and together they are what a node has.
+
+        Raises
+        ------
+        InputError
+            There is no such habit, or the instance cannot be served by it.
+        """
+        if receive is None:
+            return self
+        each, count = self.cluster.fabric.node_gb_per_s, self.cluster.gpus_per_node
+        own = self.cluster.nics.model_dump() if self.cluster.nics else {"per_node": count, "gb_per_s": each / count}
+        try:
+            nics = schema.Nics.model_validate({**own, "receive": receive})
+        except ValidationError as error:
+            expected = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
+            raise InputError(Mistake(receive, expected, "cluster.nics.receive")) from None
+        return self._changed(cluster=self.cluster.model_copy(update={"nics": nics}))
+
     def with_kernels(self, preset: str | None) -> Self:
         """Return this instance with the kernels of a preset, and no parameters of its own; None keeps its own."""
         if preset is None:

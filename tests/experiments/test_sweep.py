@@ -240,6 +240,32 @@ def test_a_program_on_another_fabric_is_that_compiled_for_it() -> None:
     assert row["oversubscription"] == 8.0
 
 
+def test_a_plan_under_another_kernel_is_that_of_an_instance_with_it() -> None:
+    instance, placement, traffic = example()
+    grid = Grid(tokens_per_gpu=(1e5,), receives=(None, "destination-gpu"))
+    own, other = swept([make_plan(instance, placement, traffic, kernels=grid.kernels)], grid)
+    assert (own["receive"], other["receive"]) == ("shared", "destination-gpu")
+    nodes, cluster = instance.cluster.gpus_per_node, instance.model_dump(mode="json")
+    each = instance.cluster.fabric.node_gb_per_s / nodes
+    cluster["cluster"]["nics"] = {"per_node": nodes, "gb_per_s": each, "receive": "destination-gpu"}
+    direct = compile_program(Instance.model_validate(cluster), placement, traffic)
+    assert other["latency_us"] == simulate(direct, Workload(tokens_per_gpu=1e5)).makespan
+    assert (
+        own["latency_us"] == simulate(compile_program(instance, placement, traffic), Workload("prefill", 1e5)).makespan
+    )
+    assert other["latency_us"] > own["latency_us"]
+    with pytest.raises(UsageError, match="was not compiled for"):
+        list_points([plan()], grid)
+
+
+def test_answers_are_given_kernel_by_kernel() -> None:
+    rows = [{**row, "dispatch": unit, "receive": "shared"} for unit, factor in (("per-expert", 1), ("per-node", 3))
+            for row in curve("A", [1 * factor, 8]) + curve("B", [2, 2])]  # fmt: skip
+    first, _, second, *_ = answers(rows)
+    assert first.startswith("dispatch per-expert: from about ")
+    assert second.startswith("dispatch per-node: B has the shorter step at every swept batch")
+
+
 def test_steps_grow_with_batch_context_and_oversubscription() -> None:
     # Large amounts, one micro-batch: no anomalies of the order (Graham, 1969) hide what is longer by the formulas.
     for grid in (
@@ -354,6 +380,7 @@ def test_json_is_all_that_a_pipeline_reads(files: list[str], tmp_path: Path) -> 
         (["--phase", "train"], "--phase is 'train'"),
         (["--phase", ","], "--phase"),
         (["--oversubscription", "-1"], "oversubscription is -1"),
+        (["--dispatch", "per-expert,per-expert"], "per-expert is given twice"),
         (["--micro-batches", "3"], "3 micro-batches"),
         (["another.yaml"], "3 files are given"),
     ],
@@ -363,6 +390,13 @@ def test_hostile_arguments_are_refused(files: list[str], more: list[str], messag
     assert isinstance(done.exception, UsageError)
     assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_kernels_that_there_are_not_are_refused(files: list[str]) -> None:
+    for more, message in (("--dispatch", "placement.dispatch"), ("--receive", "cluster.nics.receive")):
+        done = sweep(*files, more, "nothing")
+        assert isinstance(done.exception, InputError)
+        assert message in str(done.exception)
 
 
 def test_an_interrupted_sweep_keeps_what_it_has(files: list[str], tmp_path: Path, monkeypatch: Any) -> None:

@@ -242,6 +242,10 @@ class SweepPoint(TypedDict):
     """Kind of network."""
     oversubscription: float | None
     """Of its fat tree; null for other networks."""
+    dispatch: str
+    """What a token is sent once for."""
+    receive: str
+    """Which of a node's NICs receives a copy."""
     latency_us: float
     """Of the step, in microseconds."""
     tokens_per_s_per_gpu: float

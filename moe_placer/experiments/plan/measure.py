@@ -216,12 +216,9 @@ def _kernels(instance: Instance, placement: Placement, traffic: Traffic) -> Iter
     for unit in ("per-expert", "per-node"):
         with suppress(InputError):
             others[unit] = instance.with_serving(dispatch=unit)
-    content, cluster = instance.model_dump(), instance.cluster
-    if cluster.nics is None and cluster.gpus_per_node > 1:
-        each = cluster.fabric.node_gb_per_s / cluster.gpus_per_node
-        content["cluster"]["nics"] = {"per_node": cluster.gpus_per_node, "gb_per_s": each, "receive": "destination-gpu"}
+    if instance.cluster.nics is None and instance.cluster.gpus_per_node > 1:
         with suppress(InputError):
-            others["per-expert, received at the expert's GPU"] = Instance.model_validate(content)
+            others["per-expert, received at the expert's GPU"] = instance.with_receive("destination-gpu")
     in_order = solve(instance, traffic, solver="contiguous").placement
     for kernel, other in others.items():
         own, plain = (verify(other, placed, traffic) for placed in (placement, in_order))

@@ -15,18 +15,24 @@ Row = Mapping[str, Any]
 Plans = Mapping[str, Sequence[Row]]  # by batch
 
 AXES = ("tokens_per_gpu", "context", "oversubscription")
-_STATE = ("phase", "context", "oversubscription")  # what is the same in one curve over batches
+_STATE = ("phase", "context", "oversubscription", "dispatch", "receive")  # what is the same in one curve over batches
+
+_RECEIVED = {
+    "shared": "the node's NICs together",
+    "source-rail": "the NIC of the sender's rail",
+    "destination-gpu": "the NIC of the expert's GPU",
+}
 
 
 def by(rows: Sequence[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
     """Group rows by the values of some fields, in order of appearance."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[field] for field in fields), []).append(row)
+        found.setdefault(tuple(row.get(field) for field in fields), []).append(row)  # older rows state no kernel
     return found
 
 
-def varied(rows: Sequence[Row], fields: Sequence[str] = ("phase", *AXES)) -> list[str]:
+def varied(rows: Sequence[Row], fields: Sequence[str] = ("phase", *AXES, "dispatch", "receive")) -> list[str]:
     """Name the fields that have more than one value."""
     return [field for field in fields if len(by(rows, field)) > 1]
 
@@ -39,6 +45,10 @@ def said(field: str, value: Any) -> str:
         return f"{value:,.4g} tokens per GPU" if value < 1000 else f"{value:,.0f} tokens per GPU"
     if field == "context":
         return f"context {value:,.0f} tokens"
+    if field == "dispatch":
+        return f"dispatch {value}"
+    if field == "receive":
+        return f"received at {_RECEIVED.get(value, value)}"
     return "no fat tree" if value is None else f"oversubscription {value:g}:1"
 
 

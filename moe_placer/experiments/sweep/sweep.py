@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ from moe_placer.workers import run_each
 __all__ = [
     "ROW",
     "Grid",
+    "Kernel",
     "Plan",
     "Point",
     "expert_parallelism",
@@ -37,6 +38,8 @@ __all__ = [
 
 ROW = "moe-placer/sweep/1"
 Row = dict[str, Any]
+Kernel: TypeAlias = tuple[str | None, str | None]
+"""Unit of dispatch, and which NIC receives; None is what the instance says."""
 
 _MOST_POINTS = 10_000
 
@@ -56,6 +59,8 @@ class Plan:
         Sum over layers of the busiest link's cost, for the instance's own tokens and fabric.
     dispatch_us : float
         Microseconds of all layers' dispatch, each as long as the link that needs longest, for the same.
+    others : mapping
+        The same placement compiled for other kernels.
     """
 
     label: str
@@ -63,6 +68,21 @@ class Plan:
     placed_by: str
     total_z: float
     dispatch_us: float
+    others: Mapping[Kernel, Program] = field(default_factory=dict)
+
+    def under(self, kernel: Kernel) -> Program:
+        """Return the program for a kernel.
+
+        Raises
+        ------
+        UsageError
+            The plan was not compiled for it.
+        """
+        if kernel == (None, None):
+            return self.program
+        if kernel not in self.others:
+            raise UsageError(f"{self.label} was not compiled for dispatch {kernel[0]}, receive {kernel[1]}")
+        return self.others[kernel]
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,10 @@ class Grid:
     oversubscriptions : tuple of float or None
         Of the fat tree: the same placement on other fabrics.
     micro_batches : int
+    dispatches : tuple of str or None
+        Units of dispatch: the same placement under other kernels.
+    receives : tuple of str or None
+        Which NIC receives, likewise.
     """
 
     phases: tuple[Phase, ...] = ("prefill",)
@@ -85,18 +109,32 @@ class Grid:
     contexts: tuple[float, ...] = (4096.0,)
     oversubscriptions: tuple[float | None, ...] = (None,)
     micro_batches: int = 2
+    dispatches: tuple[str | None, ...] = (None,)
+    receives: tuple[str | None, ...] = (None,)
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """The kernels to compile plans for."""
+        return list(itertools.product(self.dispatches, self.receives))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One step to simulate: the index of its plan, its fabric's oversubscription , its workload."""
+    """One step to simulate: the index of its plan, its fabric's oversubscription, its workload, its kernel."""
 
     plan: int
     oversubscription: float | None
     workload: Workload
+    kernel: Kernel = (None, None)
 
 
-def make_plan(instance: Instance, placement: Placement, traffic: Traffic, label: str | None = None) -> Plan:
+def make_plan(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    label: str | None = None,
+    kernels: Sequence[Kernel] = (),
+) -> Plan:
     """Compile a verified placement for sweeps.
 
     Parameters
@@ -108,17 +146,25 @@ def make_plan(instance: Instance, placement: Placement, traffic: Traffic, label:
         What it was made for.
     label : str, optional
         Its name on pages and plots.  [instance and solver]
+    kernels : sequence of tuple
+        What else to compile it for: `Grid.kernels`.
 
     Raises
     ------
     InputError
-        Placement or traffic do not fit the instance.
+        Placement or traffic do not fit the instance, or the instance cannot be served by a kernel.
     """
     named = label or f"{instance.name} by {placement.solver.name}"
     total = float(sum(record.z for record in placement.layers))
     program = compile_program(instance, placement, traffic)
     label = f"{named} (EP={expert_parallelism(instance)})"
-    return Plan(label, program, placement.solver.name, total, find_dispatch_us(instance, placement, traffic))
+    others = {
+        (unit, receive): compile_program(instance.with_serving(dispatch=unit).with_receive(receive), placement, traffic)
+        for unit, receive in kernels
+        if (unit, receive) != (None, None)
+    }
+    us = find_dispatch_us(instance, placement, traffic)
+    return Plan(label, program, placement.solver.name, total, us, others)
 
 
 def expert_parallelism(instance: Instance) -> int:
@@ -134,21 +180,24 @@ def list_points(plans: Sequence[Plan], grid: Grid) -> list[Point]:
     ------
     UsageError
         Nothing is to be swept, or too much; a value makes no sense, or stands twice; oversubscription of what is no fat
-        tree.
+        tree; a kernel that a plan was not compiled for.
     """
-    axes = (grid.phases, grid.tokens_per_gpu, grid.contexts, grid.oversubscriptions)
+    axes = (
+        *(grid.phases, grid.tokens_per_gpu, grid.contexts, grid.oversubscriptions),
+        *(grid.dispatches, grid.receives),
+    )
     for axis in (*axes, [plan.label for plan in plans]):
         _refuse_repeats(axis)
     count = len(plans) * int(np.prod([len(axis) for axis in axes]))
     if count > _MOST_POINTS:
         raise UsageError(f"a sweep of {count:,} points, expected at most {_MOST_POINTS:,}: give fewer values")
-    for plan, value in itertools.product(plans, grid.oversubscriptions):
-        on_fabric(plan.program, value)
+    for plan, value, kernel in itertools.product(plans, grid.oversubscriptions, grid.kernels):
+        on_fabric(plan.under(kernel), value)
     return [
-        Point(index, over, Workload(phase, tokens, context, grid.micro_batches))
+        Point(index, over, Workload(phase, tokens, context, grid.micro_batches), kernel)
         for index, _ in enumerate(plans)
-        for phase, context, over, tokens in itertools.product(
-            grid.phases, grid.contexts, grid.oversubscriptions, grid.tokens_per_gpu
+        for kernel, phase, context, over, tokens in itertools.product(
+            grid.kernels, grid.phases, grid.contexts, grid.oversubscriptions, grid.tokens_per_gpu
         )
     ]
 
@@ -237,7 +286,7 @@ def sweep(plans: Sequence[Plan], grid: Grid, workers: int = 1) -> list[Row]:
 def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
     """Simulate one point, and return its row: memory is that of the fullest GPU, in bytes."""
     plan = plans[point.plan]
-    program = on_fabric(plan.program, point.oversubscription)
+    program = on_fabric(plan.under(point.kernel), point.oversubscription)
     instance, workload = program.instance, point.workload
     figures = find_figures(simulate(program, workload))
     memory = figures.memory
@@ -260,6 +309,8 @@ def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
         "micro_batches": workload.micro_batches,
         "fabric": instance.cluster.fabric.kind,
         "oversubscription": getattr(instance.cluster.fabric, "oversubscription", None),
+        "dispatch": instance.placement.dispatch,
+        "receive": instance.cluster.nics.receive if instance.cluster.nics is not None else "shared",
         "latency_us": figures.latency_us,
         "tokens_per_s_per_gpu": figures.tokens_per_s_per_gpu,
         "mfu": figures.mfu,
