@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -317,14 +318,19 @@ def _mix(cluster: Cluster, traffic: Any) -> Iterator[Found]:
 def _engine(
     model: Model, cluster: Cluster, parallelism: Parallelism, placement: Placement, engine: str
 ) -> Iterator[Found]:
-    """Check what every engine demands: all GPUs take part, with as many slots each, and all slots are filled."""
-    rules, gpus, replicas = ENGINES[engine], cluster.nodes * cluster.gpus_per_node, placement.replicas
+    """Check what every engine demands: whole nodes take part, all GPUs with as many slots, and all slots are filled."""
+    rules, per_node, replicas = ENGINES[engine], cluster.gpus_per_node, placement.replicas
     title = rules.label
+    down = Counter(gpu // per_node for gpu in placement.failed_gpus)
+    partly = [node for node in sorted(down) if down[node] < per_node]
+    gpus = (cluster.nodes - len(down)) * per_node
     if parallelism.expert_tp > 1:
         yield ("parallelism", "expert_tp"), str(parallelism.expert_tp), f"1: {title} has whole experts on its ranks"
-    if placement.failed_gpus:
-        expected = f"none: {title} needs a plan for all its ranks; describe the cluster without them"
-        yield ("placement", "failed_gpus"), f"{len(placement.failed_gpus)} failed GPUs", expected
+    for node in partly:
+        expected = f"all GPUs of a node, or none: {title} numbers ranks node by node, equally many on each"
+        yield ("placement", "failed_gpus"), f"{down[node]} of the {per_node} GPUs of node {node}", expected
+    if partly or gpus <= 0:
+        return
     if isinstance(replicas, SharedSlots):
         expected = f"{{redundant_slots: n}}: {title} has as many slots in every layer"
         yield ("placement", "replicas"), "a budget of slots that layers share", expected

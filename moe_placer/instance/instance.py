@@ -219,8 +219,8 @@ class Instance(schema.Section):
         kernels = schema.Kernels.model_validate({"preset": preset})
         return self._copied(schedule=self.schedule.model_copy(update={"kernels": kernels}))
 
-    def with_engine(self, engine: schema.Engine) -> Self:
-        """Return this instance for an engine, as ``--engine`` does.
+    def with_engine(self, engine: schema.Engine | None) -> Self:
+        """Return this instance for an engine, as ``--engine`` does, or for none in particular.
 
         Raises
         ------

@@ -74,13 +74,15 @@ class Change:
         out = sorted({*instance.placement.failed_gpus, *self.out_of_service(instance.cluster.gpus_per_node)})
         per_node = instance.cluster.gpus_per_node
         drained = {*instance.placement.drained_gpus, *self.out_of_service(per_node)} - self.gone(per_node)
-        changed = instance.with_hardware(self.added_nodes, out, sorted(drained))
+        # An engine's rule on slots holds for the slots that are left, so it is asked last.
+        changed = instance.with_engine(None).with_hardware(self.added_nodes, out, sorted(drained))
         replicas, experts = instance.placement.replicas, instance.model.experts
         if not isinstance(replicas, RedundantSlots):
-            return changed
+            return changed.with_engine(instance.engine)
         by_memory = int(usable_slots(changed).sum()) // len(changed.moe_layers)
         there = max(0, min(slots_of_layer(changed), by_memory) - experts)
-        return changed.with_redundant_slots(min(replicas.redundant_slots, there))
+        there = min(replicas.redundant_slots, there)
+        return changed.with_redundant_slots(there).with_engine(instance.engine)
 
     def slowness(self, gpus: int) -> Floats | None:
         """Return how many times as long each GPU takes to compute [GPUs]; None where all are alike."""

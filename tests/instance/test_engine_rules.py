@@ -59,6 +59,7 @@ EVEN = {"replica_routing": "even"}
         {"placement": EVEN},  # dp 2: 8 slots
         {"placement": {**EVEN, "replicas": {"redundant_slots": 4}}},
         {"placement": {**EVEN, "replicas": {"redundant_slots": 12}, "slots_per_gpu": 2}},
+        {"placement": {**EVEN, "replicas": {"redundant_slots": 8}, "slots_per_gpu": 2, "failed_gpus": [2, 3]}},
         {"cluster": {"nodes": 2}, "parallelism": {"dp": 1}},  # one replica of each: group routing is any routing
     ],
 )
@@ -83,7 +84,7 @@ def test_instances_that_engines_can_load(engine: str, changes: dict[str, Any]) -
         ({"placement": {}}, "placement.replica_routing", "a token may take any replica"),
         ({"parallelism": {"dp": 3}, "placement": EVEN}, "parallelism.dp", "12 slots on 8 GPUs, 1.5 each"),
         ({"parallelism": {"dp": 1}}, "parallelism.dp", "4 slots on 8 GPUs"),
-        ({"placement": {**EVEN, "failed_gpus": [3]}}, "placement.failed_gpus", "describe the cluster without them"),
+        ({"placement": {**EVEN, "failed_gpus": [3]}}, "placement.failed_gpus", "all GPUs of a node, or none"),
         ({"parallelism": {"dp": 1, "expert_tp": 2}, "cluster": {"nodes": 2}}, "parallelism.expert_tp", "whole experts"),
     ],
 )

@@ -282,3 +282,13 @@ def test_by_hand_what_makes_room_counts_as_a_move_of_the_budget() -> None:
     found = replan(instance, current, traffic, change=change, budget=Budget(moves=2), limits=QUICK)
     assert found.loss is not None
     assert (found.loss.restored, found.after.moves) == (1, 2)
+
+
+def test_an_engine_s_rule_on_slots_holds_for_the_nodes_that_are_left() -> None:
+    slots = {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 12}}
+    instance = tiny_instance(engine="vllm", placement=slots)
+    after = Change(failed_nodes=(1,)).applied_to(instance)
+    assert (after.engine, after.placement.failed_gpus) == ("vllm", (2, 3))
+    assert after.placement.replicas.redundant_slots == 8  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="1 of the 2 GPUs of node 1, expected all GPUs of a node, or none"):
+        Change(failed=(2,)).applied_to(instance)
