@@ -8,7 +8,10 @@ import os
 # Before numpy is loaded: tests run side by side, and so do the threads of matrix libraries otherwise.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,18 @@ def pytest_collection_finish() -> None:
     """Leave what is there when tests begin out of garbage collections: they would look at all of it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The documentation site as `make docs` leaves it; what it left is built upon."""
+    if find_spec("sphinx") is None:
+        pytest.skip("Sphinx is not installed: make docs")
+    repo = Path(__file__).parent.parent
+    options = ["-q", "-W", "--keep-going", "-c", "docs/site", "-d", "build/doctrees", ".", "build/site"]
+    done = subprocess.run([sys.executable, "-m", "sphinx", *options], cwd=repo, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return repo / "build" / "site"
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,26 +15,14 @@ from moe_placer.cli.commands import cli
 
 pytestmark = pytest.mark.site
 
-REPO = Path(__file__).parent.parent
-AXE = REPO / ".venv" / "javascript" / "node_modules" / "axe-core" / "axe.min.js"
+AXE = Path(__file__).parent.parent / ".venv" / "javascript" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 # One page of each kind: index, prose, wide tables, code, generated parts, a report with pictures, search.
 LOOKED_AT = (
     *("docs/README", "docs/solving", "docs/nics", "docs/glossary", "docs/commands", "docs/api", "search"),
-    *("docs/library", "docs/tutorial-proof"),
+    *("docs/library", "docs/tutorial-proof", "docs/tutorial-first-plan"),
     *("README", "reports/2026-11-27-real-traces/README"),
 )
-
-
-@pytest.fixture(scope="session")
-def site() -> Path:
-    """The site as `make docs` leaves it; what it left is built upon."""
-    if find_spec("sphinx") is None:
-        pytest.skip("Sphinx is not installed: make docs")
-    options = ["-q", "-W", "--keep-going", "-c", "docs/site", "-d", "build/doctrees", ".", "build/site"]
-    done = subprocess.run([sys.executable, "-m", "sphinx", *options], cwd=REPO, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    return REPO / "build" / "site"
 
 
 class Links(HTMLParser):
