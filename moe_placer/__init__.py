@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from moe_placer.placement import LayerRecord, Placement, load_placement
     from moe_placer.replan.budget import Budget
     from moe_placer.replan.change import Change
-    from moe_placer.replan.follow import cut_in_windows, follow
+    from moe_placer.replan.follow import follow
     from moe_placer.replan.replan import Replanned, replan
     from moe_placer.result import Status, Stop
     from moe_placer.schedule.step import simulate
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from moe_placer.solve.progress import Progress
     from moe_placer.solve.registry import find_solver, solver_names
     from moe_placer.solve.solve import Solution, solve
-    from moe_placer.traffic import Recording, Traffic, load_traffic, make_traffic
+    from moe_placer.traffic import Recording, Traffic, cut_in_windows, load_traffic, make_traffic
     from moe_placer.traffic.split import split_recording
     from moe_placer.verifier import LayerCheck, Verification, Violation, verify
     from moe_placer.watch.store import WatchStore
@@ -112,7 +112,7 @@ _HOME = {
     "build_matrix": "experiments.compare",
     "check_file": "engines.plans.export",
     "compare": "experiments.compare",
-    "cut_in_windows": "replan.follow",
+    "cut_in_windows": "traffic",
     "describe": "cli.describe",
     "evaluate": "decisions.evaluate",
     "export_plan": "engines.plans.export",

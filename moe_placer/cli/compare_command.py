@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,9 @@ def compare(
     Writes config.json, environment.json and results.jsonl, one row a run, and the page made from these. The same
     command again continues what was interrupted. Traces apply to instances with `traffic.kind: trace`. A solver that
     crashes, hangs or lies is a row that says so.
+
+    What is compared is plans made once. `moe-placer follow` compares ways to re-plan over windows of drifting traffic:
+    ours within a budget, EPLB from scratch, vLLM's, FlashLB, never.
     """
     from moe_placer.experiments.best_known import update_best_known
     from moe_placer.experiments.compare import compare as run
@@ -207,8 +210,23 @@ def _matrix(
     if not instances:
         raise UsageError("no INSTANCE is given, expected at least one (or --config FILE)")
     names = _names(solvers) if solvers is not None else solver_names()
+    _refuse_ways(names)
     given = Given(traces, held_out, next_window, current, leave_one_out)
     return build_matrix(instances, names, _numbers(seeds), Settings(time_limit, gap, workers), given), question
+
+
+def _refuse_ways(names: Sequence[str]) -> None:
+    """Send who asks for a way to follow traffic to the command that compares these."""
+    from moe_placer.errors import UsageError
+    from moe_placer.replan.follow import WAYS
+    from moe_placer.solve.registry import solver_names
+
+    ways = [name for name in names if name in WAYS and name not in solver_names()]
+    if ways:
+        raise UsageError(
+            f"{ways[0]} is a way to follow drifting traffic, and no solver: `moe-placer follow INSTANCE CURRENT "
+            "--windows N` compares these side by side, EPLB from scratch among them"
+        )
 
 
 def _warn_of_missing_libraries() -> None:

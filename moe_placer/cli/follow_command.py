@@ -86,10 +86,9 @@ def follow(
     from moe_placer.placement import load_placement
     from moe_placer.problem.compile import compile_problem
     from moe_placer.replan.budget import Budget
-    from moe_placer.replan.follow import cut_in_windows
     from moe_placer.replan.follow import follow as compare
     from moe_placer.replan.task import default_goal
-    from moe_placer.traffic import load_traffic
+    from moe_placer.traffic import cut_in_windows, load_traffic
 
     if bool(files) == (windows is not None):
         raise UsageError("give either --windows N or a --window FILE for each window")

@@ -25,7 +25,9 @@ from moe_placer.cli.options import (
     with_workers,
     workers_option,
 )
+from moe_placer.cli.windowed import WINDOWED, scenario_z, tell_of_windows
 from moe_placer.errors import GapError, InfeasibleError, UsageError, visible
+from moe_placer.files import write_atomically
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
@@ -47,6 +49,7 @@ EXAMPLES = """
 Examples:
   moe-placer solve instances/h100-128.yaml
   moe-placer solve instances/dsv2-lite-128.yaml --trace intent.npz --trace summary.npz --time-limit 30
+  moe-placer solve instances/dsv2-lite-128.yaml --trace day.npz --windows 4
 """
 
 
@@ -54,6 +57,12 @@ Examples:
 @instance_argument
 @trace_option
 @engine_option
+@click.option(
+    "--windows",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Place for the worst of N windows of the recordings, in the order of their tokens, instead of for the mean.",
+)
 @click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Method, see `moe-placer solvers`.")
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option(
@@ -92,6 +101,7 @@ def solve(
     instance: Path,
     traces: tuple[Path, ...],
     engine: Engine | None,
+    windows: int | None,
     solver: str,
     time_limit: float,
     gap: float,
@@ -115,6 +125,7 @@ def solve(
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written. The folder appears whole, or
     stays as it was; a result that it has is replaced, DAGs included.
     """
+    from moe_placer.instance.writer import dump_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.solve.folder import only_writer, replaced_folder
@@ -124,6 +135,7 @@ def solve(
     limits = Limits(time_limit, gap, count, work, allowed, bounds=not no_bound, executor=checked_executor(executor))
     _check_gate(fail_above_gap)
     opened = open_instance(instance, traces, engine)
+    opened = opened if windows is None else opened.over_windows(windows)
     limits = with_workers(limits, workers, opened)
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
@@ -136,11 +148,15 @@ def solve(
         wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
             flaw = _write(opened, solution, new, wish, no_dag)
+            if windows is not None:
+                write_atomically(new / WINDOWED, dump_instance(opened))
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
         plans, step_s = _measure(opened, solution, step, quiet)
         finish()  # from here on all is there that was asked for
     _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
-    if not json_ and len(names) > 1:  # drawings, beside the placement
+    if not json_ and windows is not None:
+        tell_of_windows(instance, traces, folder / PLACEMENT, windows)
+    if not json_ and not no_dag:
         parts = ["moe-placer", "dag", instance, folder / PLACEMENT, "-o", folder]
         command = shlex.join(map(str, [*parts, *(part for trace in traces for part in ("--trace", trace))]))
         click.echo(f"The DAGs of all layers, comprehensive and complete: {visible(command)}")
@@ -228,7 +244,7 @@ def _is_result(name: str) -> bool:
     from moe_placer.dag import VIEWS
 
     stem, _, suffix = name.rpartition(".")
-    return name == PLACEMENT or (stem in VIEWS and suffix in {"dot", "json", "svg", "html"})
+    return name in {PLACEMENT, WINDOWED} or (stem in VIEWS and suffix in {"dot", "json", "svg", "html"})
 
 
 def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_dag: bool) -> VerificationError | None:
@@ -327,6 +343,7 @@ def _report(
         "aggregate_us": verification.aggregate_us,
         "aggregate_bound": verification.aggregate_bound or None,
         "memory_bound": verification.memory_bound or None,
+        "scenario_z": scenario_z(instance, solution),
         "objective_gap": solution.gap,
         "gap": {"max": max(gaps), "median": sorted(gaps)[len(gaps) // 2], "proof": "re-checkable"},
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},

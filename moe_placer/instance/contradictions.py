@@ -225,6 +225,7 @@ def _survives(model: Model, cluster: Cluster, parallelism: Parallelism, placemen
 
 def _scenarios(cluster: Cluster, placement: Placement, traffic: AnyTraffic, objective: Objective) -> Iterator[Found]:
     """Require costs that are linear in the placement, and recordings that every node can be like."""
+    yield from _windows(traffic, objective)
     if objective.scenarios == "mix":
         if objective.take != "worst":
             yield ("objective", "take"), f"{objective.take}, with scenarios: mix", "scenarios: recordings beside it"
@@ -234,7 +235,7 @@ def _scenarios(cluster: Cluster, placement: Placement, traffic: AnyTraffic, obje
     if objective.take == "mean" and isinstance(placement.replicas, SharedSlots):
         expected = "worst, or a number of replicas that layers do not share"
         yield ("objective", "take"), "mean, with placement.replicas: redundant_slots_in_all", expected
-    at, of = ("objective", "scenarios"), "recordings"
+    at, of = ("objective", "scenarios"), objective.scenarios
     if objective.minimise != "layers":
         yield at, f"{of}, with objective.minimise: {objective.minimise}", "mix, or minimise: layers"
     if placement.counts_tokens_once:
@@ -243,6 +244,16 @@ def _scenarios(cluster: Cluster, placement: Placement, traffic: AnyTraffic, obje
         yield at, f"{of}, with cluster.nics.receive: destination-gpu", "mix, or receive: source-rail or shared"
     if getattr(traffic, "sources", "mix") == "recorded":
         yield at, f"{of}, with traffic.sources: recorded", "mix, or sources: mix"
+
+
+def _windows(traffic: AnyTraffic, objective: Objective) -> Iterator[Found]:
+    """Require windows where these are scenarios, and there only, of tokens in an order."""
+    given = objective.windows is not None
+    if given != (objective.scenarios == "windows"):
+        found = f"{objective.windows} with scenarios: {objective.scenarios}" if given else "none"
+        yield ("objective", "windows"), found, "a number of windows beside scenarios: windows, and only there"
+    if given and traffic.kind == "load":
+        yield ("objective", "windows"), "windows, with traffic.kind: load", "kind: trace, whose tokens have an order"
 
 
 def _one_replica(model: Model, parallelism: Parallelism, placement: Placement) -> Iterator[tuple[str, str]]:

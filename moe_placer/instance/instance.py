@@ -25,6 +25,7 @@ _YOUNGER = {
     ),
     "cluster": ("nics", "nvlink_domain_nodes"),
     "placement": ("dispatch_dtype", "combine_dtype", "drained_gpus"),
+    "objective": ("windows",),
 }
 
 
@@ -167,8 +168,18 @@ class Instance(schema.Section):
 
     def on_the_mix(self) -> Self:
         """Return this instance with layers judged on the mixed traffic, whatever scenarios its objective has."""
-        of_mix = {"scenarios": "mix", "take": "worst", "sigmas": 0.0}
+        of_mix = {"scenarios": "mix", "windows": None, "take": "worst", "sigmas": 0.0}
         return self._copied(objective=self.objective.model_copy(update=of_mix))
+
+    def over_windows(self, count: int) -> Self:
+        """Return this instance with layers judged on so many windows of time of its recordings, as ``--windows`` does.
+
+        Raises
+        ------
+        InputError
+            Its recordings have no order of tokens, or its objective, dispatch or NICs do not go with scenarios.
+        """
+        return self._changed(objective=self.objective.model_copy(update={"scenarios": "windows", "windows": count}))
 
     def with_serving(self, routing: str | None = None, dispatch: str | None = None) -> Self:
         """Return this instance with another ``replica_routing`` or ``dispatch``; None keeps its own.

@@ -314,10 +314,18 @@ class Objective(Section):
         "layer-time: the sum over layers of dispatch, slowest GPU and combine; "
         "aggregate: the largest total of any link over all layers, for schedules that overlap layers.",
     )
-    scenarios: Literal["mix", "recordings"] = Field(
+    scenarios: Literal["mix", "recordings", "windows"] = Field(
         "mix",
         description="mix: tokens are like the recordings mixed as traffic.mix says; recordings: each recording is a "
-        "scenario, in which all nodes' tokens are like it (docs/uncertainty.md).",
+        "scenario, in which all nodes' tokens are like it; windows: so is each of some windows of time, in which "
+        "recordings are mixed as traffic.mix says (docs/uncertainty.md).",
+    )
+    windows: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="With scenarios: windows, into how many parts of equal length recordings are cut, in the order of "
+        "their tokens.",
     )
     take: Literal["worst", "mean"] = Field(
         "worst",

@@ -276,7 +276,7 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     if instance.objective.scenarios == "mix":
         return problem
     # Of fabric and slots nothing differs; replicas are those of the mix.
-    scenarios = tuple(replace(problem, demand=demand(instance, one)) for one in scenarios_of(traffic))
+    scenarios = tuple(replace(problem, demand=demand(instance, one)) for one in scenarios_of(instance, traffic))
     judge = Judge(len(scenarios), instance.objective.sigmas) if instance.objective.take == "mean" else None
     named = links_of_all(problem.links, problem.multiplicity, problem.token_cost, len(scenarios))
     return replace(problem, scenarios=scenarios, judge=judge, **named)

@@ -1,7 +1,8 @@
 """Several traffics at once: every link counts once for each of them, so that the busiest link is that of the worst.
 
-A scenario is a recording that all nodes' tokens are like. Link k of scenario j is link ``j * K + k``, and its cost is
-linear in where items are, as without scenarios: search and bounds see more links, and nothing else.
+A scenario is a recording that all nodes' tokens are like, or a window of time of all recordings. Link k of scenario j
+is link ``j * K + k``, and its cost is linear in where items are, as without scenarios: search and bounds see more
+links, and nothing else.
 
 Where the mean over scenarios counts, plus so many standard deviations, that is the largest of ``sum_j p[j] z[j]`` over
 all p with ``sum p = 1`` and ``|p - 1/J| <= sigmas / sqrt(J)``: the deviation from the mean is ``sqrt(J)`` times the
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.traffic.recording import Traffic
+from moe_placer.instance import Instance
+from moe_placer.traffic import Traffic, cut_in_windows
 
 __all__ = ["Judge", "costs_of_all", "links_of_all", "scenarios_of"]
 
@@ -77,8 +79,18 @@ class Judge:
         return np.asarray((parts / sums[:, None] * allowed[:, None]).ravel())
 
 
-def scenarios_of(traffic: Traffic) -> tuple[Traffic, ...]:
-    """Return every recording alone, as what all nodes' tokens are like."""
+def scenarios_of(instance: Instance, traffic: Traffic) -> tuple[Traffic, ...]:
+    """Return every recording alone, as what all nodes' tokens are like, or every window of time; none for the mix.
+
+    Raises
+    ------
+    InputError
+        A recording has no order of tokens to cut, or fewer tokens than windows.
+    """
+    if instance.objective.scenarios == "mix":
+        return ()
+    if instance.objective.windows is not None:
+        return tuple(cut_in_windows(traffic, instance.objective.windows))
     alone = np.ones((len(traffic.mix), 1))
     return tuple(Traffic((recording,), alone) for recording in traffic.recordings)
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from moe_placer.errors import InputError, Mistake, UsageError
+from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots
 from moe_placer.limits import Limits
@@ -20,9 +18,9 @@ from moe_placer.replan.fresh import measure
 from moe_placer.replan.migration import migrate
 from moe_placer.replan.next_plans import Planner, SlotOrder, Window
 from moe_placer.replan.task import Figures, Minimise
-from moe_placer.traffic import Recording, Traffic
+from moe_placer.traffic import Traffic
 
-__all__ = ["WAYS", "Followed", "cut_in_windows", "follow", "gain_kept", "ways_for"]
+__all__ = ["WAYS", "Followed", "follow", "gain_kept", "ways_for"]
 
 WAYS = {
     "never": "what runs now, unchanged",
@@ -67,33 +65,6 @@ class Followed:
         """Return its fields and its figures, by name."""
         own = {"way": self.way, "window": self.window, "slots": self.slots, "transfers_us": self.transfers_us}
         return own | vars(self.figures)
-
-
-def cut_in_windows(traffic: Traffic, windows: int) -> list[Traffic]:
-    """Cut recordings in the order of their tokens, each into as many parts of equal length.
-
-    Raises
-    ------
-    UsageError
-        Fewer than two windows.
-    InputError
-        A recording has no token choices, or fewer tokens than windows.
-    """
-    if windows < 2:
-        raise UsageError(f"{windows} windows, expected 2 or more: a plan for one is measured on the next")
-    parts: list[list[Recording]] = [[] for _ in range(windows)]
-    for recording in traffic.recordings:
-        topk = recording.topk
-        if topk is None or len(topk) < windows:
-            found = "no token choices (topk)" if topk is None else f"{len(topk):,} tokens"
-            raise InputError(Mistake(f"{recording.name} with {found}", f"tokens in order for {windows} windows"))
-        for at, rows in enumerate(np.array_split(topk, windows)):
-            load = np.stack(
-                [np.bincount(layer.ravel(), minlength=recording.load.shape[1]) for layer in rows.swapaxes(0, 1)]
-            )
-            tokens = np.full(len(load), float(len(rows)))
-            parts[at].append(Recording(f"{recording.name}, window {at}", load.astype(np.float64), tokens, rows))
-    return [Traffic(tuple(part), traffic.mix) for part in parts]
 
 
 def gain_kept(values: Mapping[str, Sequence[float]]) -> dict[int, float | None]:

@@ -14,8 +14,9 @@ from moe_placer.traffic.readers import read_load, read_trace
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.traffic.sources import read_load_by_source, read_trace_by_source
 from moe_placer.traffic.synthetic import synthesize
+from moe_placer.traffic.windows import cut_in_windows
 
-__all__ = ["Recording", "Traffic", "load_traffic", "make_traffic"]
+__all__ = ["Recording", "Traffic", "cut_in_windows", "load_traffic", "make_traffic"]
 
 
 def load_traffic(instance: Instance) -> Traffic:

@@ -21,7 +21,7 @@ from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert
 from moe_placer.verifier.loads import Network, find_traffic_mistakes, read_network
 from moe_placer.verifier.migration import check_migration
 from moe_placer.verifier.placed import PlacedLayer, read_layers
-from moe_placer.verifier.scenarios import judge, most_over_busiest
+from moe_placer.verifier.scenarios import count_scenarios, judge, most_over_busiest
 from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.serving import check_serving
 from moe_placer.verifier.transfer_file import Transfers
@@ -108,7 +108,7 @@ def verify(
         busiest_gpu=_busiest_gpus(of_mix, replicas),
         least_busiest=np.array([least_busiest(instance, layer) for layer in of_mix]),
         expert_token_us=expert_token_us(instance),
-        cost_us=_least_us(network) / most_over_busiest(instance, len(traffic.recordings)),
+        cost_us=_least_us(network) / most_over_busiest(instance, count_scenarios(instance, traffic)),
         facts_checked=facts.checked,
         facts_not_checked=(*facts.not_checked, *unchecked),
     )

@@ -27,7 +27,7 @@ from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import place_slots
 from moe_placer.verifier.placed import PlacedLayer
-from moe_placer.verifier.scenarios import judged, lawful_weights
+from moe_placer.verifier.scenarios import count_scenarios, judged, lawful_weights
 from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
 
 __all__ = ["Checker"]
@@ -74,7 +74,7 @@ class Checker:
     def check_layer(self, layer: PlacedLayer, record: LayerRecord | None) -> LayerCheck:
         """Recompute a layer's figures and compare them with its record; without its demand, only what needs none."""
         cost = layer.load * self.network.scale
-        z = judged(self.instance, len(self.traffic.recordings), cost)
+        z = judged(self.instance, count_scenarios(self.instance, self.traffic), cost)
         largest = float(cost.max(initial=0.0))
         at = int(cost.argmax()) if largest > 0 else None
         worst = self.network.links[at] if at is not None else ""

@@ -1,7 +1,7 @@
 """Layers judged by the worst of several traffics, each link and each source counted once for each of them.
 
-In scenario j the tokens of every node are like recording j. Node s of scenario j is source ``j * nodes + s``, and loads
-links of that scenario only, whose names end in ``@j``.
+In scenario j the tokens of every node are like recording j, or like window j of the recordings that it mixes. Node s of
+scenario j is source ``j * nodes + s``, and loads links of that scenario only, whose names end in ``@j``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
-from moe_placer.traffic.recording import Traffic
+from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.links import Network
 from moe_placer.verifier.placed import PlacedLayer, read_layers
 from moe_placer.verifier.rules import Replica
 
-__all__ = ["judge", "judged", "lawful_weights", "most_over_busiest"]
+__all__ = ["count_scenarios", "judge", "judged", "lawful_weights", "most_over_busiest"]
 
 TOLERANCE = 1e-12
 NO_WEIGHT = 1e-100  # less than this of all links of a scenario together counts as none
@@ -101,13 +102,36 @@ def judge(
     """
     if instance.objective.scenarios == "mix":
         return network, of_mix
-    alone = np.ones((instance.cluster.nodes, 1))
-    each = [
-        read_layers(instance, network, Traffic((recording,), alone), replicas, whole)
-        for recording in traffic.recordings
-    ]
+    each = [read_layers(instance, network, one, replicas, whole) for one in _scenarios(instance, traffic)]
     together = [_together(layers) for layers in zip(*each, strict=True)]
     return _repeated(network, instance.cluster.nodes, len(each)), together
+
+
+def count_scenarios(instance: Instance, traffic: Traffic) -> int:
+    """Return how many scenarios there are; without any, the recordings of the mix."""
+    return instance.objective.windows or len(traffic.recordings)
+
+
+def _scenarios(instance: Instance, traffic: Traffic) -> list[Traffic]:
+    """Return each recording as what all tokens are like, or each window of the recordings, mixed as they are."""
+    windows = instance.objective.windows
+    if windows is None:
+        alone = np.ones((instance.cluster.nodes, 1))
+        return [Traffic((recording,), alone) for recording in traffic.recordings]
+    return [
+        Traffic(tuple(_window(recording, windows, at) for recording in traffic.recordings), traffic.mix)
+        for at in range(windows)
+    ]
+
+
+def _window(recording: Recording, windows: int, at: int) -> Recording:
+    """Return one of so many parts of a recording, the first ones a token longer where these are not of one length."""
+    if recording.topk is None or len(recording.topk) < windows:
+        found = "no token choices" if recording.topk is None else f"{len(recording.topk):,} tokens"
+        raise InputError(Mistake(f"{recording.name} with {found}", f"tokens in order for {windows} windows"))
+    each, longer = divmod(len(recording.topk), windows)
+    first = at * each + min(at, longer)
+    return replace(recording, topk=recording.topk[first : first + each + (at < longer)])
 
 
 def _repeated(network: Network, nodes: int, times: int) -> Network:

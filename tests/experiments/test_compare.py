@@ -308,6 +308,7 @@ def test_the_next_window_is_other_tokens_of_the_same_domains(tmp_path: Path, com
     ("wrong", "code", "says"),
     [
         (["--solvers", "greedy,nope"], 2, "there is no solver 'nope'"),
+        (["--solvers", "eplb,flashlb"], 2, "`moe-placer follow INSTANCE CURRENT --windows N` compares these"),
         (["--solvers", "greedy,greedy"], 2, "the solver greedy is given twice"),
         (["--solvers", ","], 2, "no solver is given"),
         (["--seeds", "0,x"], 2, "seeds are '0,x'"),

@@ -19,9 +19,9 @@ from moe_placer.instance.writer import dump_instance
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.replan.budget import Budget
-from moe_placer.replan.follow import WAYS, Followed, cut_in_windows, follow
+from moe_placer.replan.follow import WAYS, Followed, follow
 from moe_placer.solve.solve import solve
-from moe_placer.traffic import make_traffic
+from moe_placer.traffic import cut_in_windows, make_traffic
 
 PLACEMENT = {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 8}}
 FOLLOWED: dict[str, Any] = {"model": {"experts": 8, "top_k": 2}, "placement": PLACEMENT}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from builders import in_order, placement_data, recomputed, rules_of, tiny_instance, tiny_traffic
+from builders import in_order, placement_data, recomputed, rules_of, tiny_instance, tiny_tokens, tiny_traffic
 from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.errors import InputError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
+from moe_placer.instance.writer import dump_instance
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.scenarios import Judge
 from moe_placer.search.moves import repair
 from moe_placer.solve.solve import solve
+from moe_placer.traffic import cut_in_windows
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import verify
 from moe_placer.verifier.scenarios import lawful_weights
@@ -245,3 +248,85 @@ def test_replanning_refuses() -> None:
     current = Placement.model_validate(placement_data(instance, in_order(instance), traffic, []))
     with pytest.raises((NothingFoundError, InputError), match="all recordings at once"):
         replan(instance, current, traffic)
+
+
+def windowed(count: int = 3, **changes: Any) -> Instance:
+    """Build an instance judged on windows of its recordings."""
+    traffic = {"kind": "trace", "tokens_per_gpu": 100.0}
+    return tiny_instance(objective={"scenarios": "windows", "windows": count}, traffic=traffic, **changes)
+
+
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_windows_cost_what_each_of_them_costs_alone_and_the_verifier_counts_the_same(seed: int) -> None:
+    instance, mixed = windowed(), windowed().on_the_mix()
+    traffic = tiny_tokens(instance, seed)
+    own = compile_problem(instance, traffic)
+    gpu = in_order(instance)
+    checked = recomputed(instance, gpu, traffic)
+    each = np.array([[one.z for one in recomputed(mixed, gpu, part).layers] for part in cut_in_windows(traffic, 3)])
+    assert [one.z for one in checked.layers] == pytest.approx(each.max(axis=0).tolist())
+    assert len(own.links) == len(own.scenarios[0].links) * 3
+    expert, replica = own.items(0)
+    node = np.array([gpu[0][e][r] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]) // 2
+    assert own.layer(0).z(node) == pytest.approx(each[:, 0].max())
+
+
+def test_windows_are_solved_proved_and_verified() -> None:
+    instance = windowed(2)
+    traffic = tiny_tokens(instance, 1)
+    solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.02))
+    assert solution.verification.ok
+    assert 0 < solution.verification.total_bound <= solution.verification.total_z
+    again = verify(instance, solution.placement, traffic)
+    assert again.ok
+    assert not verify(windowed(3), solution.placement, traffic).ok
+
+
+@pytest.mark.parametrize(
+    ("objective", "traffic", "said"),
+    [
+        ({"scenarios": "windows"}, "trace", "none"),
+        ({"windows": 3}, "trace", "3 with scenarios: mix"),
+        ({"scenarios": "windows", "windows": 3}, "load", "windows, with traffic.kind: load"),
+        ({"scenarios": "windows", "windows": 3, "minimise": "layer-time"}, "trace", "windows, with objective.minimise"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(objective: dict[str, Any], traffic: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        tiny_instance(objective=objective, traffic={"kind": traffic, "tokens_per_gpu": 100.0})
+
+
+def test_too_few_tokens_for_windows_are_said() -> None:
+    instance = windowed(20)
+    traffic = tiny_tokens(instance, 0)
+    with pytest.raises(InputError, match="17 tokens"):
+        compile_problem(instance, traffic)
+    with pytest.raises(InputError, match="17 tokens"):
+        recomputed(instance, in_order(instance.on_the_mix()), traffic)
+
+
+def test_windows_change_no_hash_of_other_instances() -> None:
+    assert case("group").sha256 != windowed().sha256
+    assert "windows" not in str(tiny_instance().model_dump(exclude_defaults=True))
+    assert windowed(2).sha256 != windowed(3).sha256
+    assert windowed(2).on_the_mix().sha256 == tiny_instance(traffic={"kind": "trace", "tokens_per_gpu": 100.0}).sha256
+
+
+def test_the_command_places_for_windows_and_names_what_to_ask_next(tmp_path: Path) -> None:
+    instance = tiny_instance(traffic={"kind": "trace", "tokens_per_gpu": 100.0})
+    file, trace, out = tmp_path / "instance.yaml", tmp_path / "day.npz", tmp_path / "out"
+    file.write_text(dump_instance(instance))
+    np.savez(trace, topk=tiny_tokens(instance, 2, (90,)).recordings[0].topk)
+    asked = ["solve", file, "--trace", trace, "--windows", 3, "--work", 0.01, "--no-dag", "-q", "-o", out]
+    done = json.loads(run(*asked, "--json").stdout)
+    assert len(done["scenario_z"]) == 3
+    assert max(done["scenario_z"]) <= done["total_z"] <= sum(done["scenario_z"])
+    assert sorted(Path(name).name for name in done["files"]) == ["placement.json", "windows-instance.yaml"]
+    text = run(*asked).stdout
+    assert f"moe-placer follow {file} {out / 'placement.json'} --trace {trace} --windows 3" in text
+    assert run("verify", out / "windows-instance.yaml", out / "placement.json").returncode == 0
+    assert run("verify", file, out / "placement.json", "--trace", trace).returncode == 5
+    plain = json.loads(run(*asked[:4], *asked[6:], "--json").stdout)
+    assert plain["scenario_z"] is None
+    assert not (out / "windows-instance.yaml").exists()

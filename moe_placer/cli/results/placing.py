@@ -126,6 +126,8 @@ class SolveResult(TypedDict):
     """No placement has a smaller `aggregate`; null where nothing is proved."""
     memory_bound: float | None
     """A bound on `total_z` that counts memory over layers; null where there is none."""
+    scenario_z: list[float] | None
+    """Sum over layers of the busiest link's cost in each scenario (recording, or window in order); null for the mix."""
     objective_gap: float | None
     """Gap of what was minimised to its re-checkable bound; null without a bound."""
     gap: GapOfLayers

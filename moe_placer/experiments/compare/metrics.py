@@ -12,6 +12,7 @@ import numpy.typing as npt
 from moe_placer.fabric import dispatch_us, is_nic, link_bandwidths, routes_between
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.problem.scenarios import scenarios_of
 from moe_placer.traffic import Traffic
 from moe_placer.verifier.loads import Network, choices_per_token, read_network
 from moe_placer.verifier.nics import nvlink_domains
@@ -154,7 +155,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
 def judged_load(
     instance: Instance, placement: Placement, traffic: Traffic, network: Network, load: Floats
 ) -> tuple[Floats, Floats]:
-    """Tokens on every link [MoE layers, links], of the mix or for each layer of the recording that is worst there; z.
+    """Tokens on every link [MoE layers, links], of the mix or for each layer of the scenario that is worst there; z.
 
     Parameters
     ----------
@@ -172,13 +173,8 @@ def judged_load(
     """
     if instance.objective.scenarios == "mix":
         return load, _largest(load * network.scale)
-    alone = np.ones((instance.cluster.nodes, 1))
-    each = np.stack(
-        [
-            find_flows(instance, placement, Traffic((recording,), alone)).load(network)
-            for recording in traffic.recordings
-        ]
-    )
+    scenarios = scenarios_of(instance, traffic)
+    each = np.stack([find_flows(instance, placement, one).load(network) for one in scenarios])
     largest = (each * network.scale).max(axis=2, initial=0.0)  # [recordings, MoE layers]
     z = largest.max(axis=0)
     if instance.objective.take == "mean":

@@ -1,0 +1,50 @@
+"""What ``solve --windows`` adds: the instance that says so, what each window costs, and what to ask next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moe_placer.errors import visible
+
+if TYPE_CHECKING:
+    from moe_placer.instance import Instance
+    from moe_placer.solve.solve import Solution
+
+__all__ = ["WINDOWED", "scenario_z", "tell_of_windows"]
+
+WINDOWED = "windows-instance.yaml"
+
+
+def tell_of_windows(instance: Path, traces: tuple[Path, ...], placement: Path, windows: int) -> None:
+    """Name the commands that check a plan for windows, and that tell how long it lasts.
+
+    Parameters
+    ----------
+    instance : Path
+        As it was given.
+    traces : tuple of Path
+        Likewise.
+    placement : Path
+        That was written.
+    windows : int
+    """
+    check = shlex.join(map(str, ["moe-placer", "verify", placement.parent / WINDOWED, placement]))
+    given = [part for trace in traces for part in ("--trace", trace)]
+    last = shlex.join(map(str, ["moe-placer", "follow", instance, placement, *given, "--windows", windows]))
+    click.echo(f"Placed for the worst of {windows} windows, as {WINDOWED} says: {visible(check)}")
+    click.echo(f"How long it lasts, and what re-planning gains (name later recordings): {visible(last)}")
+
+
+def scenario_z(instance: Instance, solution: Solution) -> list[float] | None:
+    """Sum over layers the cost of the busiest link of every scenario; None where the mix counts."""
+    from moe_placer.problem.scenarios import scenarios_of
+
+    count = len(scenarios_of(instance, solution.traffic))
+    if not count:
+        return None
+    cost = solution.verification.cost
+    return [float(value) for value in cost.reshape(len(cost), count, -1).max(axis=2, initial=0.0).sum(axis=0)]
