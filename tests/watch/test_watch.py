@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ WATCHED: dict[str, Any] = {
     "placement": {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 8}},
 }
 POLICY = WatchPolicy(settle_s=0.0, budget=Budget(moves=6), limits=Limits(time_s=60.0, work=0.01))
+# For deaths: bounding changes nothing on disk, and takes half of a look.
+UNBOUNDED = replace(POLICY, limits=replace(POLICY.limits, bounds=False))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,7 @@ def _killed(tmp_path: Path, planned: tuple[Instance, Placement], prepare: Callab
     if not child:
         prepare()
         try:
-            watcher(tmp_path, planned).look()
+            watcher(tmp_path, planned, UNBOUNDED).look()
         finally:
             os._exit(0)
     return os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -196,7 +199,7 @@ def _killed_at_call(call: int, tmp_path: Path, planned: tuple[Instance, Placemen
 
 def _goes_on(tmp_path: Path, planned: tuple[Instance, Placement]) -> None:
     """Start again after a death: the last good plan is in force, and nothing unfinished is left."""
-    watch = watcher(tmp_path, planned)
+    watch = watcher(tmp_path, planned, UNBOUNDED)
     plan = watch.store.current()
     broken = {one.rule for one in verify(planned[0], plan, tiny_traffic(planned[0], 0)).violations}
     assert broken.isdisjoint(CONSTRAINTS)
@@ -233,7 +236,7 @@ def _calls_of_a_look(tmp_path: Path, planned: tuple[Instance, Placement]) -> int
     record(tmp_path / "in", "next.npy", 0)
     sys.setprofile(count)
     try:
-        (entry,) = watcher(tmp_path, planned).look()
+        (entry,) = watcher(tmp_path, planned, UNBOUNDED).look()
     finally:
         sys.setprofile(None)
     assert entry["event"] == "plan"
