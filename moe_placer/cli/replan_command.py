@@ -212,7 +212,8 @@ def _print(
         click.echo(line)
     rows = [("restored" if found.loss else "current", found.before), ("within the budget", found.after)]
     rows += [(f"fresh plan ({fresh[0]})", fresh[2])] if fresh else []
-    allowed = "any number of moves" if found.budget_moves is None else f"at most {found.budget_moves:,} moves"
+    most = found.budget_moves
+    allowed = "any number of moves" if most is None else f"at most {_counted(most, 'move')}"
     click.echo(f"{instance.name}: {allowed}, minimising {_WORDS[found.minimise]}; verified, {found.seconds:.1f} s")
     _table(rows)
     if found.bound is not None:
@@ -238,9 +239,10 @@ def _migration_lines(found: Replanned) -> list[str]:
     if not way.transfers:
         return []
     extra = max(way.extra_experts.values(), default=0)
+    more = _counted(extra, "more expert")
     lines = [
-        f"  {len(way.transfers):,} transfers in {way.us / 1e3:,.3f} ms (no order of them takes less than "
-        f"{way.bound_us / 1e3:,.3f} ms); at most {extra} more expert{'' if extra == 1 else 's'} on a GPU meanwhile",
+        f"  {_counted(len(way.transfers), 'transfer')} in {way.us / 1e3:,.3f} ms (no order of them takes less than "
+        f"{way.bound_us / 1e3:,.3f} ms); at most {more} on a GPU meanwhile",
     ]
     if way.by_layer and way.longest_layer_us is not None:
         lines.append(f"  layers one after the other, the longest {way.longest_layer_us / 1e3:,.3f} ms")
@@ -250,11 +252,19 @@ def _migration_lines(found: Replanned) -> list[str]:
     if way.serving_loss_us is not None:
         lines.append(f"  serving loses {way.serving_loss_us / 1e3:,.3f} ms meanwhile, where weights share its links")
     if way.break_even_steps is not None and way.break_even_paused_steps is not None and way.gain_us is not None:
+        steps = _counted(int(way.break_even_steps), "step")
         lines.append(
-            f"  a step gains {way.gain_us:,.1f} us: that is won back after {way.break_even_steps:,.0f} steps (after "
+            f"  a step gains {way.gain_us:,.1f} us: that is won back after {steps} (after "
             f"{way.break_even_paused_steps:,.0f} where the engine pauses for the transfers)"
         )
+    elif found.gains:
+        lines.append("  in time a step gains nothing: what is minimised is not all that takes time")
     return lines
+
+
+def _counted(count: int, noun: str) -> str:
+    """Write a number with its noun: ``1 step``, ``2 steps``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _table(rows: list[tuple[str, Figures]]) -> None:

@@ -125,8 +125,7 @@ def watch(
         while True:
             if again.is_set():
                 again.clear()
-                watcher.instance = open_instance(instance, ())
-                _tell(watcher.look(again=True), json_)
+                _tell(watcher.reread(lambda: open_instance(instance, ())), json_)
             else:
                 _tell(watcher.look(), json_)
             _write_metrics(watcher, metrics)
@@ -162,7 +161,7 @@ def _tell(entries: Sequence[dict[str, Any]], json_: bool) -> None:
     for entry in entries if not json_ else ():
         version = f" {entry['version']}" if entry["event"] == "plan" else ""
         moves = f", {entry['moves']:,} moves" if "moves" in entry else ""
-        log.info(f"{entry.get('recording', '')}: {entry['event']}{version}{moves}: {entry['reason']}")
+        log.info(f"{entry.get('recording', 'instance')}: {entry['event']}{version}{moves}: {entry['reason']}")
 
 
 def _write_metrics(watcher: Watcher, metrics: Path | None) -> None:

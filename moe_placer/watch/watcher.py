@@ -138,6 +138,17 @@ class Watcher:
             self._plan_for(new[-1])
         return self.store.journal.entries[before:]
 
+    def reread(self, read: Callable[[], Instance]) -> list[dict[str, Any]]:
+        """Take the instance that ``read`` returns, and plan again; one that is refused changes nothing."""
+        try:
+            self.instance = read()
+        except MoePlacerError as error:
+            self.store.journal.append(
+                {"at": self.clock(), "event": "refused", "reason": f"the instance stays as it was: {error}"}
+            )
+            return self.store.journal.entries[-1:]
+        return self.look(again=True)
+
     def _plan_for(self, arrival: Arrival) -> None:
         policy = self.policy
         try:

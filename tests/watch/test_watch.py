@@ -22,7 +22,7 @@ from command_line import COMMAND, fails, run
 from moe_placer.cli.results import result_schema
 from moe_placer.errors import InputError, UsageError
 from moe_placer.files import is_unfinished
-from moe_placer.instance import Instance
+from moe_placer.instance import Instance, load_instance
 from moe_placer.instance.writer import dump_instance
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement
@@ -129,6 +129,22 @@ def test_gpus_that_failed_are_replanned_for_whatever_it_costs(tmp_path: Path, pl
     (entry,) = watch.look(again=True)
     assert entry["event"] == "plan"
     assert sum(map(len, watch.store.current().gpu[0])) == 16
+
+
+def test_an_instance_that_is_wrong_is_refused_and_the_one_before_stays(tmp_path: Path, planned: Any) -> None:
+    record(tmp_path / "in", "one.npy", 1)
+    watch = watcher(tmp_path, planned)
+    watch.look()
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("nonsense: [")
+    (entry,) = watch.reread(lambda: load_instance(broken))
+    assert entry["event"] == "refused"
+    assert "the instance stays as it was: " in entry["reason"]
+    assert watch.instance is planned[0]
+    assert watch.look() == []
+    (entry,) = watch.reread(lambda: planned[0].with_hardware(0, (3,)))
+    assert entry["reason"] == "what was out of service came back"
+    assert metrics_text(watch.store.journal.entries, watch.clock())
 
 
 def test_metrics_are_few_and_follow_from_the_journal(tmp_path: Path, planned: Any) -> None:

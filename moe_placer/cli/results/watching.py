@@ -18,7 +18,7 @@ class WatchEntry(TypedDict):
     at: float
     """Seconds since 1970."""
     event: Literal["plan", "kept", "refused", "superseded"]
-    """A new plan is in force, the old one stays, the recording cannot be used, or a newer one is there."""
+    """A new plan is in force, the old one stays, the recording (or the instance) is wrong, or a newer one is there."""
     reason: str
     """Why."""
     recording: NotRequired[str]
