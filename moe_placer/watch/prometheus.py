@@ -48,6 +48,9 @@ def _families(entries: Sequence[dict[str, Any]], now: float) -> Iterator[tuple[s
         z, gpu = float(last_one["total_z"][at]), float(last_one["busiest_gpu"][at])
         yield "busiest_links_cost", "gauge", "Sum over layers, tokens per step at node-link speed.", [("", z)]
         yield "busiest_gpus_tokens", "gauge", "Sum over layers, per step.", [("", gpu)]
+        if last_one.get("nic_z"):  # journals of older versions have none
+            nics = float(last_one["nic_z"][at])
+            yield "busiest_nics_cost", "gauge", "Sum over layers, tokens per step at node-link speed.", [("", nics)]
         if last_one["bound"] is not None and z > 0:
             gap = 1 - last_one["bound"] / z
             yield "gap_ratio", "gauge", "Share of the cost above what the budget can reach at best.", [("", gap)]

@@ -18,6 +18,7 @@ from moe_placer.replan.budget import Budget
 from moe_placer.replan.change import Change
 from moe_placer.replan.replan import Replanned, replan
 from moe_placer.replan.task import Minimise
+from moe_placer.watch.nic_costs import busiest_nics
 from moe_placer.watch.recordings import Arrival, arrivals, load_shares, read_arrival
 from moe_placer.watch.store import WatchStore
 
@@ -169,12 +170,12 @@ class Watcher:
             self._note(arrival, "refused", str(error))
             return
         self.last = found
-        reason = policy.refuses(found)
+        reason, figures = policy.refuses(found), self._figures(found, current)
         if reason is not None:
-            self._note(arrival, "kept", reason, self._figures(found))
+            self._note(arrival, "kept", reason, figures)
             return
         won = "what was out of service came back" if found.loss is not None else "the gain exceeds the cost"
-        about = {**self._about(arrival, won), **self._figures(found)}
+        about = {**self._about(arrival, won), **figures}
         self.store.put(found.placement, found.instance, found.transfers, load, about)
 
     def _out_of_service(self) -> Change:
@@ -183,11 +184,14 @@ class Watcher:
         drained = placement.drained_gpus
         return Change(failed=tuple(gpu for gpu in placement.failed_gpus if gpu not in drained), drained=drained)
 
-    def _figures(self, found: Replanned) -> dict[str, Any]:
+    def _figures(self, found: Replanned, current: Placement) -> dict[str, Any]:
+        serving = (found.placement if found.loss is not None else current, found.placement)
+        nics = [busiest_nics(found.instance, found.traffic, plan) for plan in serving]
         return {
             "moves": found.after.moves,
             "bytes": found.after.bytes,
             "total_z": [found.before.total_z, found.after.total_z],
+            "nic_z": None if None in nics else nics,
             "busiest_gpu": [found.before.busiest_gpu, found.after.busiest_gpu],
             "gain_us": found.transfers.gain_us,
             "transfers_us": found.transfers.us,

@@ -162,6 +162,21 @@ def test_metrics_are_few_and_follow_from_the_journal(tmp_path: Path, planned: An
     assert metrics_text([], 0.0).count("looks_total{") == 4
 
 
+def test_busiest_nics_are_told_where_nics_are_links(tmp_path: Path) -> None:
+    nics = {"per_node": 2, "gb_per_s": 200.0, "receive": "source-rail"}
+    instance = tiny_instance(**WATCHED, cluster={"nics": nics})
+    placement = solve(instance, tiny_traffic(instance, 0), solver="greedy", limits=Limits(time_s=5.0)).placement
+    record(tmp_path / "in", "one.npy", 1)
+    watch = watcher(tmp_path, (instance, placement), UNBOUNDED)
+    (entry,) = watch.look()
+    traffic = read_arrival(instance, arrivals(tmp_path / "in")[0], 0.0)
+    for plan, told in zip((placement, watch.store.current()), entry["nic_z"], strict=True):
+        found = verify(instance, plan, traffic)
+        nic = ["/nic" in link for link in found.links]
+        assert told == pytest.approx(found.cost[:, nic].max(axis=1).sum())
+    assert f"busiest_nics_cost {entry['nic_z'][1]:.17g}\n" in metrics_text(watch.store.journal.entries, 0.0)
+
+
 def test_a_line_without_its_end_is_cut_off_and_other_damage_is_not(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append({"event": "kept", "at": 1.0})

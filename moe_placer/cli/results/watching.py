@@ -35,6 +35,8 @@ class WatchEntry(TypedDict):
     """Their weights."""
     total_z: NotRequired[list[float]]
     """Sum over layers of the busiest link's cost: of the plan in force, and of the new one."""
+    nic_z: NotRequired[list[float] | None]
+    """Sum over layers of the busiest NIC's cost, likewise; null where a node's NICs are one pipe."""
     busiest_gpu: NotRequired[list[float]]
     """Sum over layers of the busiest GPU's tokens per step, likewise."""
     gain_us: NotRequired[float | None]
