@@ -25,9 +25,8 @@ from moe_placer.cli.options import (
     with_workers,
     workers_option,
 )
-from moe_placer.cli.windowed import WINDOWED, scenario_z, tell_of_windows
+from moe_placer.cli.windowed import WINDOWED, over_windows, scenario_z, tell_of_windows, write_windowed
 from moe_placer.errors import GapError, InfeasibleError, UsageError, visible
-from moe_placer.files import write_atomically
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
@@ -125,7 +124,6 @@ def solve(
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written. The folder appears whole, or
     stays as it was; a result that it has is replaced, DAGs included.
     """
-    from moe_placer.instance.writer import dump_instance
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.solve.folder import only_writer, replaced_folder
@@ -134,8 +132,7 @@ def solve(
     count = 1 if workers is None else workers
     limits = Limits(time_limit, gap, count, work, allowed, bounds=not no_bound, executor=checked_executor(executor))
     _check_gate(fail_above_gap)
-    opened = open_instance(instance, traces, engine)
-    opened = opened if windows is None else opened.over_windows(windows)
+    opened = over_windows(open_instance(instance, traces, engine), windows)
     limits = with_workers(limits, workers, opened)
     before = load_placement(start) if start else None
     estimated = _estimate(opened, solver, limits, no_dag)
@@ -148,13 +145,12 @@ def solve(
         wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
             flaw = _write(opened, solution, new, wish, no_dag)
-            if windows is not None:
-                write_atomically(new / WINDOWED, dump_instance(opened))
+            write_windowed(opened, windows, new)
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
         plans, step_s = _measure(opened, solution, step, quiet)
         finish()  # from here on all is there that was asked for
     _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
-    if not json_ and windows is not None:
+    if not json_:
         tell_of_windows(instance, traces, folder / PLACEMENT, windows)
     if not json_ and not no_dag:
         parts = ["moe-placer", "dag", instance, folder / PLACEMENT, "-o", folder]

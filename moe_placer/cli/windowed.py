@@ -9,18 +9,32 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_placer.errors import visible
+from moe_placer.files import write_atomically
 
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.solve.solve import Solution
 
-__all__ = ["WINDOWED", "scenario_z", "tell_of_windows"]
+__all__ = ["WINDOWED", "over_windows", "scenario_z", "tell_of_windows", "write_windowed"]
 
 WINDOWED = "windows-instance.yaml"
 
 
-def tell_of_windows(instance: Path, traces: tuple[Path, ...], placement: Path, windows: int) -> None:
-    """Name the commands that check a plan for windows, and that tell how long it lasts.
+def over_windows(instance: Instance, windows: int | None) -> Instance:
+    """Return the instance judged on so many windows; without any, as it is."""
+    return instance if windows is None else instance.over_windows(windows)
+
+
+def write_windowed(instance: Instance, windows: int | None, folder: Path) -> None:
+    """Write the instance that says so beside its placement, where windows were asked for."""
+    from moe_placer.instance.writer import dump_instance
+
+    if windows is not None:
+        write_atomically(folder / WINDOWED, dump_instance(instance))
+
+
+def tell_of_windows(instance: Path, traces: tuple[Path, ...], placement: Path, windows: int | None) -> None:
+    """Name the commands that check a plan for windows, and that tell how long it lasts; nothing without windows.
 
     Parameters
     ----------
@@ -30,8 +44,10 @@ def tell_of_windows(instance: Path, traces: tuple[Path, ...], placement: Path, w
         Likewise.
     placement : Path
         That was written.
-    windows : int
+    windows : int or None
     """
+    if windows is None:
+        return
     check = shlex.join(map(str, ["moe-placer", "verify", placement.parent / WINDOWED, placement]))
     given = [part for trace in traces for part in ("--trace", trace)]
     last = shlex.join(map(str, ["moe-placer", "follow", instance, placement, *given, "--windows", windows]))

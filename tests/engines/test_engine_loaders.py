@@ -30,6 +30,7 @@ from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
 from moe_placer.engines.plans.to_placement import placement_from_plan
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
+from moe_placer.instance.writer import dump_instance
 
 pytestmark = pytest.mark.engines
 
@@ -203,6 +204,47 @@ def held(plan: Any, ranks: int) -> list[list[list[int]]]:
 def moved(engine: Any, old: Any, new: Any, ranks: int) -> int:
     batches = engine.scheduler.schedule_migration_batches_for_layers(old.shape[1] // ranks, old.numpy(), new.numpy())
     return sum(len(flow.expert_ids) for layer in batches for batch in layer for flow in batch)
+
+
+@pytest.mark.parametrize("version", versions_of("vllm"))
+def test_vllm_moves_what_we_replan_and_no_more(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own scheduler counts the experts that it moves between our plans; the group of ranks is a stand-in."""
+    torch = pytest.importorskip("torch")
+    instance = engine_instance()
+    layers, experts, slots, ranks = 3, 12, 16, 8
+    file = tmp_path / "instance.yaml"
+    file.write_text(dump_instance(instance))
+    for name, value in {"INSTANCE": str(file), "DEADLINE_S": "600", "MAX_MOVES": "4", "WORK": "0.01"}.items():
+        monkeypatch.setenv(f"{vllm_plugin.PREFIX}{name}", value)
+    heard: list[Any] = []
+    group = stub(
+        world_size=ranks, rank_in_group=0, broadcast_object=lambda said, src: heard.append((said, src)) or said
+    )
+    with vllm(version) as engine, caplog.at_level(logging.INFO, "vllm.moe_placer"):
+        monkeypatch.setattr(
+            sys.modules["vllm.distributed"], "parallel_state", stub(get_eplb_group=lambda: group), raising=False
+        )
+        load_through_vllm(engine, monkeypatch)
+        policy = engine.policy.EPLB_POLICIES["default"]
+        assert issubclass(policy, engine.policy.DefaultEplbPolicy)
+        start = torch.tensor([[slot % experts for slot in range(slots)]] * layers)
+        torch.manual_seed(0)
+        asked = {"num_replicas": slots, "num_groups": 1, "num_nodes": 4, "num_ranks": ranks}
+        first = policy.rebalance_experts(
+            torch.randint(1, 1000, (layers, experts)), **asked, old_global_expert_indices=start
+        )
+        assert (first.dtype, first.device.type) == (torch.int64, "cpu")
+        second = policy.rebalance_experts(
+            torch.randint(1, 1000, (layers, experts)), **asked, old_global_expert_indices=first
+        )
+        assert 0 < moved(engine, first, second, ranks) <= 4
+        assert (first != second).sum() == moved(engine, first, second, ranks)
+        _, replicas = engine.compute_logical_maps(second, experts)
+        assert (replicas >= 1).all()
+    assert heard == [0, 0]
+    assert caplog.text.count("EPLB replanned") == 2
 
 
 @pytest.mark.parametrize("version", versions_of("vllm"))
