@@ -87,7 +87,12 @@ def imports_of(name: str, file: Path, skip_types: bool = False) -> frozenset[str
 
 
 MODULES = find_modules()
-IMPORTS = {name: imports_of(name, file) & MODULES.keys() - {"moe_placer"} for name, file in MODULES.items()}
+
+
+@cache
+def imports() -> dict[str, frozenset[str]]:
+    """Map every module to those of the package that it imports; read when first asked for."""
+    return {name: imports_of(name, file) & MODULES.keys() - {"moe_placer"} for name, file in MODULES.items()}
 
 
 def room_of(name: str) -> str:
@@ -101,7 +106,7 @@ def reachable(name: str) -> dict[str, str]:
     todo = [name]
     while todo:
         here = todo.pop()
-        for target in IMPORTS[here]:
+        for target in imports()[here]:
             if target not in via:
                 via[target] = here
                 todo.append(target)
@@ -110,7 +115,7 @@ def reachable(name: str) -> dict[str, str]:
 
 def test_there_is_something_to_look_at() -> None:
     assert {"moe_placer.errors", "moe_placer.instance.schema", "moe_placer.verifier.rules"} <= MODULES.keys()
-    assert "moe_placer.errors" in IMPORTS["moe_placer.instance.reader"]
+    assert "moe_placer.errors" in imports()["moe_placer.instance.reader"]
     assert "moe_placer.instance.yaml_reader" in reachable("moe_placer.verifier.check")
 
 
@@ -123,7 +128,7 @@ def test_every_room_has_its_floor() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "moe_placer"])
 def test_a_room_knows_lower_floors_only(name: str) -> None:
-    for target in IMPORTS[name]:
+    for target in imports()[name]:
         inside = room_of(target) == room_of(name)
         assert inside or FLOOR[room_of(target)] < FLOOR[room_of(name)], f"{name} imports {target}"
 
@@ -153,7 +158,9 @@ def test_no_two_modules_have_one_name() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    graph = nx.DiGraph((name, target) for name in IMPORTS for target in IMPORTS[name] if not target.startswith(name))
+    graph = nx.DiGraph(
+        (name, target) for name, targets in imports().items() for target in targets if not target.startswith(name)
+    )
     graph.remove_edges_from([edge for edge in graph.edges if edge[0].startswith(edge[1] + ".")])
     assert list(nx.simple_cycles(graph)) == []
 
@@ -171,8 +178,8 @@ MAY_BE_VERIFIED_WITH = {
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("moe_placer.verifier")])
 def test_the_verifier_shares_no_code_with_what_it_verifies(name: str) -> None:
-    own = {target for target in IMPORTS[name] if target.startswith("moe_placer.verifier")}
-    assert IMPORTS[name] - own <= MAY_BE_VERIFIED_WITH
+    own = {target for target in imports()[name] if target.startswith("moe_placer.verifier")}
+    assert imports()[name] - own <= MAY_BE_VERIFIED_WITH
     assert "moe_placer" not in imports_of(name, MODULES[name]), "the package itself may hand out anything"
     assert not any(target.startswith("moe_placer.solvers") for target in imports_of(name, MODULES[name]))
 
