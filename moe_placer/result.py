@@ -13,7 +13,7 @@ from moe_placer.bounds.bounds import Bound
 from moe_placer.errors import MoePlacerError
 from moe_placer.limits import Deadline
 
-__all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap", "why_stopped"]
+__all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap", "stop_at", "why_stopped"]
 
 
 class FalseBoundError(MoePlacerError, ValueError):
@@ -42,6 +42,11 @@ class Stop(StrEnum):
     KILLED = "workers killed"  # again and again, most likely for want of memory
     FINISHED = "finished"  # the method has no more steps
 
+    @property
+    def without_gap(self) -> Stop:
+        """What is left of a reason when the z or the bound behind it is another: no gap is said to be reached."""
+        return Stop.FINISHED if self in {Stop.PROVED, Stop.GAP} else self
+
 
 def why_stopped(deadline: Deadline) -> Stop:
     """Say why a search that is not done ends now: interrupted, out of time, or else out of effort."""
@@ -58,6 +63,11 @@ def gap(z: float, bound: float) -> float:
     if z <= bound:
         return 0.0
     return (z - bound) / bound if bound > 0 else np.inf
+
+
+def stop_at(here: float, within: float, otherwise: Stop) -> Stop:
+    """Say why a search ends at a gap: proved, within the gap that was asked for, or for another reason."""
+    return Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP if here <= within else otherwise
 
 
 @dataclass(frozen=True, eq=False)

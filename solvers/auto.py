@@ -12,7 +12,7 @@ from moe_placer.decomposition.aggregate import solve_aggregate
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_replicas, with_replicas
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, stop_at, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import search
 from moe_placer.search.replica_budget import share_out
@@ -188,8 +188,5 @@ def _with_choice(task: LayerTask) -> LayerResult:
 
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
     """Say what we have and why we stop."""
-    here = relative_gap(result.z, result.best_bound)
-    if here <= OPTIMAL_GAP:
-        return replace(result, stop=Stop.PROVED, work=work)
-    stop = Stop.FINISHED if result.stop is Stop.FINISHED else why_stopped(deadline)
-    return replace(result, stop=Stop.GAP if here <= gap else stop, work=work)
+    otherwise = Stop.FINISHED if result.stop is Stop.FINISHED else why_stopped(deadline)
+    return replace(result, stop=stop_at(relative_gap(result.z, result.best_bound), gap, otherwise), work=work)

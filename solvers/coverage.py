@@ -11,7 +11,7 @@ from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import with_replicas
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+from moe_placer.result import LayerResult, Stop, gap, stop_at
 from moe_placer.search.coverage_search import search_coverage
 from moe_placer.search.grouping import group_by_affinity, shuffled
 from moe_placer.search.moves import repair
@@ -99,7 +99,4 @@ def _proved(bound: Bound) -> float:
 
 def _finished(result: LayerResult, within: float) -> LayerResult:
     """Say why we stop."""
-    here = gap(result.z, result.best_bound)
-    if here <= OPTIMAL_GAP:
-        return replace(result, stop=Stop.PROVED)
-    return replace(result, stop=Stop.GAP if here <= within else Stop.TIME)
+    return replace(result, stop=stop_at(gap(result.z, result.best_bound), within, Stop.TIME))

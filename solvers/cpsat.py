@@ -27,7 +27,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import count_replicas, with_replicas
 from moe_placer.problem.symmetry import SymmetryClasses
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, stop_at, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
@@ -83,7 +83,7 @@ class CpSat(LayerSolver):
         start = replace(start, replicas=replicas)
         here = relative_gap(start.z, start.best_bound)
         if here <= task.gap:
-            return replace(start, stop=Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP, work=spent)
+            return replace(start, stop=stop_at(here, task.gap, start.stop), work=spent)
         work = max(_LEAST_WORK, task.work - spent)
         result = settle(replace(task, layer=layer, work=work, start=start))
         return replace(result, work=result.work + spent)
@@ -274,11 +274,7 @@ class Model:
             own = max(own, start.solver_bound or 0.0)
         own = min(z, own)
         solver_bound = own if own > bound.value else None
-        best = max(bound.value, own)
-        if relative_gap(z, best) <= OPTIMAL_GAP:
-            stop = Stop.PROVED
-        elif relative_gap(z, best) <= gap:
-            stop = Stop.GAP
+        stop = stop_at(relative_gap(z, max(bound.value, own)), gap, stop)
         return LayerResult(node, z, bound, stop, solver_bound, replicas=replicas, work=work)
 
 

@@ -18,7 +18,7 @@ from moe_placer.limits import WORK_PER_SECOND, Deadline
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.symmetry import SymmetryClasses
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Status, Stop, why_stopped
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, stop_at, why_stopped
 from moe_placer.result import gap as relative_gap
 from moe_placer.solve.base import refuses_coverage, says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
@@ -76,10 +76,8 @@ class Mip(LayerSolver):
 
 
 def _finished(result: LayerResult, gap: float, work: float, deadline: Deadline) -> LayerResult:
-    if result.status is Status.OPTIMAL:
-        return replace(result, stop=Stop.PROVED, work=work)
-    within = relative_gap(result.z, result.best_bound) <= gap
-    return replace(result, stop=Stop.GAP if within else why_stopped(deadline), work=work)
+    stop = stop_at(relative_gap(result.z, result.best_bound), gap, why_stopped(deadline))
+    return replace(result, stop=stop, work=work)
 
 
 class Model:

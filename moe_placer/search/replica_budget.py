@@ -19,7 +19,7 @@ from moe_placer.bounds.bounds import Bound
 from moe_placer.limits import Deadline
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import could_pay, count_replicas, layer_time, with_replicas
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop
+from moe_placer.result import LayerResult, Stop, stop_at
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import EVALUATIONS_PER_WORK, descend
 from moe_placer.search.moves import CALL, Moves
@@ -212,7 +212,5 @@ def _result(before: LayerResult, now: _Placed, gap: float) -> LayerResult:
     if before.node is now.node:
         return before
     z, bound = now.layer.z(now.node), before.bound if before.bound.any_replicas else Bound(0.0, "solver")
-    here = relative_gap(z, bound.value)
-    stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.WORK
-    stop = Stop.GAP if stop is Stop.WORK and here <= gap else stop
+    stop = stop_at(relative_gap(z, bound.value), gap, Stop.WORK)
     return replace(before, node=now.node, z=z, bound=bound, stop=stop, solver_bound=None, replicas=replicas)

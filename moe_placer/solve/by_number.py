@@ -17,7 +17,7 @@ from moe_placer.bounds.bounds import best_bound
 from moe_placer.bounds.largest import largest
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, stop_at
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.coolest_gpus import busiest_gpus, cool_busiest
 from moe_placer.solve.layerwise import LayerSolver
@@ -90,8 +90,7 @@ def _numbered(problem: Problem, index: int, result: LayerResult, within: float) 
         bound = best_bound(layer, bound.weights)
     one = LayerResult(result.node, layer.z(result.node), bound, Stop.FINISHED, gpu=result.gpu, replicas=result.replicas)
     found = in_gpu_order(problem, index, one)
-    here = gap(found.z, bound.value)
-    stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP if here <= within else Stop.FINISHED
+    stop = stop_at(gap(found.z, bound.value), within, Stop.FINISHED)
     return replace(found, stop=stop, work=result.work, repaired=result.repaired)
 
 

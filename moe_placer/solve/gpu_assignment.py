@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import NothingFoundError
 from moe_placer.problem.compile import Problem
-from moe_placer.result import LayerResult, Stop
+from moe_placer.result import LayerResult
 from moe_placer.solve.nearest_gpus import nearest_gpus
 from moe_placer.solve.numbered import gpus_in_order, in_gpu_order
 from moe_placer.solve.spread import spread_out
@@ -77,7 +77,7 @@ def fit_to_gpus(problem: Problem, results: Sequence[LayerResult]) -> list[LayerR
             gpus = nearest_gpus(problem, index, result.node, result.replicas)
             node = np.array([own[0] for own in gpus], dtype=np.int64) // problem.gpus_per_node
             z = problem.layer(index, result.replicas).z(node)
-            stop = result.stop if z <= result.z or result.stop not in {Stop.PROVED, Stop.GAP} else Stop.FINISHED
+            stop = result.stop if z <= result.z else result.stop.without_gap
             result = replace(result, node=node, z=z, stop=stop, solver_bound=None)
         fitted.append(in_gpu_order(problem, index, result))
     return fitted

@@ -19,7 +19,7 @@ from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.problem.replicas import count_replicas
-from moe_placer.result import LayerResult, Stop
+from moe_placer.result import LayerResult
 from moe_placer.search.local_search import search
 from moe_placer.search.timed_replicas import replicate_for_time
 from moe_placer.solve.base import Start
@@ -92,8 +92,7 @@ def shorten(
         shortest = min(found, key=lambda one: _time(problem, index, one))
         shortest = _with_other_replicas(problem, index, shortest, limits)
         # What was proved of z, or reached, is not said of the time.
-        done = shortest.stop in {Stop.PROVED, Stop.GAP}
-        best.append(replace(shortest, stop=Stop.FINISHED if done else shortest.stop))
+        best.append(replace(shortest, stop=shortest.stop.without_gap))
     return best
 
 

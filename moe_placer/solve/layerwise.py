@@ -21,7 +21,7 @@ from moe_placer.errors import UsageError
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, why_stopped
+from moe_placer.result import LayerResult, Report, Stop, gap, stop_at, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import Engine, Workers, asked_to_stop, find_engine, local_processes, usable_cores
 
@@ -168,10 +168,7 @@ def _start_result(problem: Problem, index: int, node: Any, within: float) -> Lay
         return None
     layer = problem.layer(index)
     bound, z = best_bound(layer), layer.z(node)
-    here = gap(z, bound.value)
-    if here <= OPTIMAL_GAP:
-        return LayerResult(node, z, bound, Stop.PROVED)
-    return LayerResult(node, z, bound, Stop.GAP if here <= within else Stop.WORK)
+    return LayerResult(node, z, bound, stop_at(gap(z, bound.value), within, Stop.WORK))
 
 
 def _nothing(limits: Limits) -> LayerResult:

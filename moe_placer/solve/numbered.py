@@ -17,7 +17,7 @@ from moe_placer.bounds.largest import largest
 from moe_placer.bounds.relaxation import relax
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+from moe_placer.result import OPTIMAL_GAP, LayerResult, gap
 
 __all__ = ["bound_any_numbers", "bound_as_stated", "gpus_in_order", "in_gpu_order"]
 
@@ -39,7 +39,7 @@ def in_gpu_order(problem: Problem, index: int, result: LayerResult) -> LayerResu
     z = problem.layer(index, result.replicas).z(node)
     if abs(z - result.z) <= _ROUNDING * result.z:
         return replace(result, node=node, gpu=gpu)
-    stop = Stop.FINISHED if z > result.z and result.stop in {Stop.PROVED, Stop.GAP} else result.stop
+    stop = result.stop.without_gap if z > result.z else result.stop
     return replace(result, node=node, gpu=gpu, z=z, stop=stop)
 
 
@@ -88,8 +88,8 @@ def bound_any_numbers(problem: Problem, results: Sequence[LayerResult], deadline
         relaxation = relax(layer, deadline.left, any_replicas=True) if shares.alike and not deadline.over else None
         if relaxation is not None:
             bound = largest([numbered_bound(layer, relaxation.weights), bound])
-        done = result.stop in {Stop.PROVED, Stop.GAP} and gap(result.z, bound.value) > OPTIMAL_GAP
-        found.append(replace(result, bound=bound, solver_bound=None, stop=Stop.FINISHED if done else result.stop))
+        stop = result.stop.without_gap if gap(result.z, bound.value) > OPTIMAL_GAP else result.stop
+        found.append(replace(result, bound=bound, solver_bound=None, stop=stop))
     return found
 
 

@@ -15,7 +15,7 @@ from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.errors import NothingFoundError
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
+from moe_placer.result import LayerResult, Stop, gap, stop_at
 from moe_placer.solve.layer_time import layer_times
 
 __all__ = ["never_worse", "objective_of", "of_the_instance"]
@@ -47,11 +47,9 @@ def of_the_instance(
     if not problem.capacity.binds or problem.minimise == "aggregate":
         return result
     bound = result.bound if division is None else division.bounds[index]
-    here, stop = gap(result.z, bound.value), result.stop
-    if stop in {Stop.PROVED, Stop.GAP}:
-        stop = Stop.FINISHED
-    if result.node is not None and here <= max(within, OPTIMAL_GAP):
-        stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP
+    stop = result.stop.without_gap
+    if result.node is not None:
+        stop = stop_at(gap(result.z, bound.value), within, stop)
     return replace(result, bound=bound, solver_bound=None, stop=stop)
 
 
@@ -118,10 +116,7 @@ def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResu
     of_these = bound.given_replicas is not None or (problem.shares is not None and not bound.any_replicas)
     if of_these and not _same(result.replicas, other.replicas):
         bound, solver_bound, stop = _bound_for(problem, index, bound, other, deadline), None, Stop.FINISHED
-    if stop in {Stop.PROVED, Stop.GAP}:
-        stop = Stop.FINISHED
-    if gap(other.z, bound.value) <= OPTIMAL_GAP:
-        stop = Stop.PROVED
+    stop = stop_at(gap(other.z, bound.value), 0.0, stop.without_gap)
     return replace(
         result,
         node=other.node,

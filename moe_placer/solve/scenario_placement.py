@@ -17,7 +17,7 @@ from moe_placer.bounds.bounds import Bound, best_bound
 from moe_placer.bounds.scenario_relaxation import relax_judged
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import with_replicas
-from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap, why_stopped
+from moe_placer.result import LayerResult, Stop, gap, stop_at, why_stopped
 from moe_placer.solve.layerwise import LayerTask
 
 __all__ = ["place_judged"]
@@ -60,8 +60,7 @@ def place_judged(task: LayerTask, place: Callable[[LayerTask], LayerResult]) -> 
             result = LayerResult(found.node, z, bound, Stop.WORK, replicas=found.replicas)
     if result is None:
         return LayerResult(None, np.inf, bound, why_stopped(task.deadline), work=spent + found.work)
-    here = gap(result.z, bound.value)
-    stop = Stop.PROVED if here <= OPTIMAL_GAP else Stop.GAP if here <= task.gap else why_stopped(task.deadline)
+    stop = stop_at(gap(result.z, bound.value), task.gap, why_stopped(task.deadline))
     return replace(result, bound=bound, stop=stop, work=spent + found.work)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from moe_placer.errors import NothingFoundError
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
-from moe_placer.result import LayerResult, Stop
+from moe_placer.result import LayerResult
 from moe_placer.search.local_search import descend
 from moe_placer.search.moves import Moves, repair
 
@@ -40,7 +40,7 @@ def spread_out(problem: Problem, index: int, result: LayerResult) -> LayerResult
         descend(moves, result.z, Deadline())
         node = moves.node
     z = layer.z(node)
-    stop = result.stop if z <= result.z or result.stop not in {Stop.PROVED, Stop.GAP} else Stop.FINISHED
+    stop = result.stop if z <= result.z else result.stop.without_gap
     gpu = node if result.gpu is not None and problem.home is not None else None
     moved = int((node != result.node).sum())
     return replace(result, node=node, z=z, stop=stop, solver_bound=None, gpu=gpu, repaired=result.repaired + moved)
