@@ -21,7 +21,7 @@ def run(*arguments: Any, folder: Path | None = None, apart: bool = False) -> sub
     """Run a command in a folder; ``apart``, as a process of its own, else by calling what that would call."""
     words = list(map(str, arguments))
     if apart:
-        return subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=folder, timeout=120)
+        return subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=folder, timeout=240)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
     code: Any = 0
     here: contextlib.AbstractContextManager[None] = (

@@ -47,7 +47,7 @@ def runs(script: Path, folder: Path, **given: str) -> tuple[int, list[list[str]]
         (bin_ / name).chmod(0o755)
     calls.write_text("")
     environment = {"PATH": f"{bin_}:/usr/bin:/bin", "CALLS": str(calls), "PLANS": str(folder / "plans"), **given}
-    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=240)
     return done.returncode, [line.split("\0")[:-1] for line in calls.read_text().splitlines()]
 
 

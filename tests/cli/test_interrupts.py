@@ -45,7 +45,7 @@ def looked_at(code: int, out: str, err: str, folder: Path, calls: int = 0) -> En
 def run(folder: Path, steps: Sequence[str], *arguments: str) -> Ended:
     """Run a command from its very start to its very end, with signals at some steps."""
     command = [sys.executable, str(SIGNALLED), *steps, "--", *arguments]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     return looked_at(process.returncode, process.stdout, process.stderr, folder)
 
 
@@ -226,7 +226,7 @@ SPAM = """if True:
 
 
 def test_signals_that_come_while_handlers_change_make_no_noise() -> None:
-    process = subprocess.run([sys.executable, "-c", SPAM], capture_output=True, text=True, timeout=60)
+    process = subprocess.run([sys.executable, "-c", SPAM], capture_output=True, text=True, timeout=240)
     assert (process.returncode, process.stdout) == (0, "done\n")
     assert process.stderr in {"", "\nstopping\n"}
 

