@@ -21,6 +21,7 @@ Name = tuple[str, int]  # operation and micro-batch
 Flow = tuple[Name, int, int]  # whose it is, source and destination nodes
 
 ONCE = {"input", "split", "gather", "output"}
+HEAD = {"norm", "head", "sample"}
 COLLECTIVE = {"split", "gather", "gate_scatter"}
 SEND = {"dispatch_send", "combine_send"}
 ALONE = {"embedding_reduce", "attention_reduce", "mlp_reduce", "sample_reduce", "gate_scatter"}  # free on one GPU
@@ -35,6 +36,11 @@ class Cost:
     busy: float = 0.0
     latency: float = 0.0
     sent: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def done_once(timing: Timing) -> set[str]:
+    """Kinds of operations that a step has once, however many micro-batches it has."""
+    return ONCE | HEAD | {"sample_reduce"} if timing.head_once else ONCE
 
 
 def stream_of(op: Operation) -> str:
@@ -53,7 +59,7 @@ def cost_of(
     if op.kind in WAITS_ONLY or (len(op.gpus) == 1 and op.kind in ALONE):
         return Cost()
     asked = (workload.tokens_per_gpu or instance.traffic.tokens_per_gpu) / instance.traffic.tokens_per_gpu
-    share = asked if op.kind in ONCE else asked / workload.micro_batches
+    share = asked if op.kind in done_once(timing) else asked / workload.micro_batches
     cluster, gpus = instance.cluster, len(op.gpus)
     inside = cluster.nvlink_gb_per_s * 1e3 * timing.nvlink_utilization  # bytes/µs
     between = cluster.fabric.node_gb_per_s * 1e3 * cluster.fabric.link_utilization / cluster.gpus_per_node
@@ -148,12 +154,13 @@ def forwarded_by(dag: Dag, op: Operation) -> list[str]:
 def roofline(dag: Dag, op: Operation, instance: Instance, workload: Workload, timing: Timing, share: float) -> float:
     """µs of computing, on each of the operation's GPUs."""
     gpu, model = instance.cluster.gpu, instance.model
-    if timing.last_logits and workload.phase == "prefill" and op.kind in {"norm", "head", "sample"}:
+    if timing.last_logits and workload.phase == "prefill" and op.kind in HEAD:
         share = share / workload.context
     fed = sum(edge.bytes for edge in dag.incoming(op.id))
     weights = op.bytes_read - fed
     size = (op.bytes_read * share if op.kind == "embedding" else weights + fed * share) / len(op.gpus)
-    reached = gpu.mfu * (1 - timing.communication_sms * (workload.micro_batches == 2) / timing.gpu_sms) * 1e6
+    beside = workload.micro_batches == 2 and op.kind not in done_once(timing)  # all-to-alls of the other micro-batch
+    reached = gpu.mfu * (1 - timing.communication_sms * beside / timing.gpu_sms) * 1e6
     peak = gpu.dtype_tflops.get(precision(instance, op), gpu.peak_tflops)
     seconds = op.flops * share / len(op.gpus) / (peak * reached)
     over, kept_bytes, held = 0.0, 0.0, 0.0
@@ -214,8 +221,9 @@ class SlowStep:
     ) -> None:
         self.instance = instance
         dag, batches = build_dag(instance, placement, traffic), range(workload.micro_batches)
+        once = done_once(timing)
         self.ops = {op.id: op for op in dag.operations()}
-        tasks = [(op.id, batch) for op in dag.operations() for batch in batches if batch == 0 or op.kind not in ONCE]
+        tasks = [(op.id, batch) for op in dag.operations() for batch in batches if batch == 0 or op.kind not in once]
         # A GPU's experts of one layer are one kernel: those of one micro-batch do not wait for those of the other.
         kernel = {name: (op.layer, op.gpus) if op.kind == "expert" else name for name, op in self.ops.items()}
         begun = [(kernel[name], batch) for name, batch in tasks]
@@ -230,7 +238,7 @@ class SlowStep:
                 for before in [*dag.graph.predecessors(name), *forwarded_by(dag, self.ops[name])]
                 for other in batches
                 if (before, other) in self.cost
-                and (other == batch or ONCE & {self.ops[before].kind, self.ops[name].kind})
+                and (other == batch or once & {self.ops[before].kind, self.ops[name].kind})
             ]
             for name, batch in self.order
         }

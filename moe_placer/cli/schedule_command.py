@@ -232,7 +232,7 @@ def _written(
 
 
 def _content(timeline: Timeline, figures: Figures, name: str) -> ScheduleResult:
-    from moe_placer.schedule.explain import FORMULAS, formula_of
+    from moe_placer.schedule.explain import FORMULAS, formula_of, hardware_of
     from moe_placer.schedule.step_figures import plan_holds, planned_shares
 
     program, workload, memory = timeline.program, timeline.workload, figures.memory
@@ -270,6 +270,7 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> ScheduleResult:
             "fits": memory.fits,
         },
         "formulas": dict(FORMULAS),
+        "hardware": hardware_of(program.instance),
         "critical_path": [
             {
                 "operation": program.names[operation],

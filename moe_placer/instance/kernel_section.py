@@ -53,6 +53,9 @@ class KernelParameters(Section):
     last_logits: bool | None = Field(
         None, description="Whether the head works on the last token of every sequence only, in prefill."
     )
+    head_once: bool | None = Field(
+        None, description="Whether two micro-batches are joined before the head, which reads its weights once."
+    )
     staged: bool | None = Field(
         None,
         description="Whether micro-batches keep to an engine's order of stages: dispatch beside shared experts, "

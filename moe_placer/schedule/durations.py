@@ -20,7 +20,7 @@ from moe_placer.instance.model_parts import (
     peak_tflops,
 )
 from moe_placer.instance.sizes import GB
-from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, HEAD, REDUCES, SENDS, Program
+from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, GATING, HEAD, JOINED, ONCE, REDUCES, SENDS, Program
 from moe_placer.schedule.timing import Timing
 from moe_placer.schedule.workload import Condition, Phase, Workload
 
@@ -53,7 +53,7 @@ _PARTS: dict[str, Part] = {
 
 @dataclass(frozen=True, eq=False)
 class Durations:
-    """What each of the P operations takes, in one micro-batch.
+    """What each of the P operations takes, in one micro-batch, or in all where it is done once.
 
     Attributes
     ----------
@@ -70,6 +70,8 @@ class Durations:
     scale : float
         Tokens of a micro-batch over the instance's own tokens of a step.
     batches : int
+    once : bool array [P]
+        What a step does once, for all micro-batches together.
     """
 
     busy: Floats
@@ -79,6 +81,17 @@ class Durations:
     read: Floats
     scale: float
     batches: int
+    once: npt.NDArray[np.bool_]
+
+    @property
+    def share(self) -> Floats:
+        """Tokens that each works on at a time, over the instance's own tokens of a step [P]."""
+        return self.scale * np.where(self.once, float(self.batches), 1.0)
+
+    @property
+    def times(self) -> Floats:
+        """How often a step does each [P]."""
+        return np.where(self.once, 1.0, float(self.batches))
 
 
 def find_durations(program: Program, workload: Workload, timing: Timing, condition: Condition) -> Durations:
@@ -107,12 +120,14 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     """
     instance = program.instance
     scale = workload.batch(instance) / instance.traffic.tokens_per_gpu / workload.micro_batches
+    once = _done_once(program, timing)
+    share = scale * np.where(once, float(workload.micro_batches), 1.0)
     size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
     computes, reduces = program.of_kinds(COMPUTATION), program.of_kinds(REDUCES)
-    work = find_work(program, workload, timing, scale)
+    work = find_work(program, workload, timing, share)
     computing = computing_us(program, work, timing, workload)
     busy = np.where(computes, computing, 0.0) * _slowness(program, condition)
-    busy += _US * scale * _moving(program, timing, reduces, size, timing.stretch(workload.micro_batches))
+    busy += _US * share * _moving(program, timing, reduces, size, timing.stretch(workload.micro_batches))
     # A tensor-parallel group with one GPU left has nobody to exchange anything with.
     alone = (reduces | program.of_kinds(GATING)) & (size == 1)
     steps = np.where(reduces, 2 * (size - 1), np.where(program.of_kinds(COLLECTIVES) & ~alone, 1, 0))
@@ -124,7 +139,7 @@ def find_durations(program: Program, workload: Workload, timing: Timing, conditi
     for p, sent in program.sent.items():
         latency[p] = timing.network_step_us if sent.any() else timing.nvlink_step_us
     overhead += steps * step_us
-    return Durations(busy, overhead, latency, work.flops, work.read, scale, workload.micro_batches)
+    return Durations(busy, overhead, latency, work.flops, work.read, scale, workload.micro_batches, once)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +173,7 @@ class Work:
         return self.fetched + self.kept
 
 
-def find_work(program: Program, workload: Workload, timing: Timing, scale: float) -> Work:
+def find_work(program: Program, workload: Workload, timing: Timing, share: Floats) -> Work:
     """Return FLOPs and bytes of every operation.
 
     Parameters
@@ -167,14 +182,14 @@ def find_work(program: Program, workload: Workload, timing: Timing, scale: float
     workload : Workload
     timing : Timing
         Whether the head works on all tokens.
-    scale : float
-        Tokens over the instance's own.
+    share : float array [P]
+        Tokens of each over the instance's own.
     """
     instance = program.instance
     size = np.array([len(gpus) for gpus in program.gpus], dtype=np.float64)
     shards = np.array([kv_shards(instance.model, int(gpus)) for gpus in size])
-    attending = program.attending * scale
-    part = np.full(len(program), scale)
+    attending = program.attending * share
+    part = share.copy()
     if timing.last_logits and workload.phase == "prefill":
         part[program.of_kinds(HEAD)] /= workload.context
     return Work(
@@ -200,7 +215,7 @@ def computing_us(program: Program, work: Work, timing: Timing, workload: Workloa
         In two micro-batches all-to-alls run beside computation, and take multiprocessors from it.
     """
     instance, gpu = program.instance, program.instance.cluster.gpu
-    rate = 1e12 * gpu.mfu / timing.slowdown(workload.micro_batches)
+    rate = 1e12 * gpu.mfu / np.where(_done_once(program, timing), 1.0, timing.slowdown(workload.micro_batches))
     bandwidth = gpu.memory_bandwidth_tb_per_s * 1e12 * gpu.memory_utilization
     parts = [part_of(program, p) for p in range(len(program))]
     peak_of = {part: peak_tflops(instance, part) for part in set(parts)}
@@ -211,6 +226,11 @@ def computing_us(program: Program, work: Work, timing: Timing, workload: Workloa
     else:
         seconds = np.maximum(products + scores, work.read / bandwidth)
     return np.asarray(_US * (seconds + passing_bytes(program, work, timing, workload.phase) / bandwidth))
+
+
+def _done_once(program: Program, timing: Timing) -> npt.NDArray[np.bool_]:
+    """Mask [P] of what a step does once, for all micro-batches: outside the layers, with no all-to-all beside it."""
+    return program.of_kinds(ONCE | JOINED if timing.head_once else ONCE)
 
 
 def passing_bytes(program: Program, work: Work, timing: Timing, phase: Phase) -> Floats:

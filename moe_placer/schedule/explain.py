@@ -5,22 +5,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from moe_placer.errors import UsageError
-from moe_placer.instance.model_parts import dtype_of, peak_tflops
+from moe_placer.instance import Instance
+from moe_placer.instance.model_parts import dtype_of, pair_flops, peak_tflops
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.durations import find_work, part_of, passing_bytes
 from moe_placer.schedule.program import COLLECTIVES, COMPUTATION, REDUCES, SENDS
 from moe_placer.schedule.simulate import Timeline
+from moe_placer.schedule.stages import stage_order
 
-__all__ = ["FORMULAS", "Explanation", "Part", "explain", "find_task", "formula_of"]
+__all__ = ["FORMULAS", "Explanation", "Part", "explain", "find_task", "formula_of", "hardware_of"]
 
 # By name; the words are those of parameters (docs/kernels.md), instance fields, and values that an explanation lists.
 FORMULAS: Mapping[str, str] = {
     "computation": "launches x kernel_us; then the longer of FLOPs / (peak x mfu) and bytes / (memory_bandwidth x "
-    "memory_utilization)",
+    "memory_utilization); beside all-to-alls of another micro-batch FLOPs have gpu_sms - communication_sms of gpu_sms",
     "attention": "launches x kernel_us; then the longer of FLOPs and bytes of projections, and the longer of those of "
     "scores and values (separate_scores), or the longer of all FLOPs and all bytes; and tokens x values x "
     "attention_passes / (memory_bandwidth x memory_utilization)",
@@ -31,7 +34,8 @@ FORMULAS: Mapping[str, str] = {
     "collective": "collective_us + one step; then bytes / (nvlink x nvlink_utilization), or over a GPU's share of the "
     "node's links",
     "all-to-all": "all_to_all_us; then the longer of bytes within the node / (nvlink x all_to_all_nvlink) and bytes "
-    "between nodes over links that transfers share; then nvlink_step_us or network_step_us",
+    "between nodes over links that transfers share, in two micro-batches x all_to_all_slowdown; then nvlink_step_us or "
+    "network_step_us",
     "waiting": "none: it only waits for tensors",
 }
 
@@ -65,7 +69,10 @@ class Explanation:
         Its name in `FORMULAS`.
     start_us, end_us : float
     started_by : str
-        The operation whose end let it start; empty for the first.
+        The operation whose end let it start, with its micro-batch where there are two; empty for the first.
+    waited_for : str
+        What that one held: ``tensors`` it needs, its ``stream``, or in the order of ``stages`` (`Timing.staged`) its
+        turn; empty for the first.
     parts : tuple of Part
         One after the other; they sum to its time.
     """
@@ -76,6 +83,7 @@ class Explanation:
     start_us: float
     end_us: float
     started_by: str
+    waited_for: Literal["tensors", "stream", "stages", ""]
     parts: tuple[Part, ...]
 
 
@@ -114,7 +122,7 @@ def explain(timeline: Timeline, task: int) -> Explanation:
     """Divide the time of a task into parts, each with its formula and values."""
     program, p = timeline.program, timeline.operation(task)
     kind, cause = program.kinds[p], int(timeline.cause[task])
-    started_by = "" if cause < 0 else program.names[timeline.operation(cause)]
+    started_by = "" if cause < 0 else timeline.name(cause)
     formula = formula_of(kind)
     if formula == "all-to-all":
         parts = tuple(_of_send(timeline, task))
@@ -123,7 +131,40 @@ def explain(timeline: Timeline, task: int) -> Explanation:
     else:
         parts = tuple(_of_computation(timeline, p)) if formula != "waiting" else ()
     start, end = float(timeline.start[task]), float(timeline.end[task])
-    return Explanation(program.names[p], kind, formula, start, end, started_by, parts)
+    return Explanation(program.names[p], kind, formula, start, end, started_by, _waited_for(timeline, task), parts)
+
+
+def hardware_of(instance: Instance) -> dict[str, float]:
+    """Return what an instance states of GPUs, NVLink and links, by the words of formulas (GB/s, TB/s, TFLOP/s)."""
+    cluster = instance.cluster
+    gpu, fabric = cluster.gpu, cluster.fabric
+    peaks = {f"peak_tflops.{dtype}": peak for dtype, peak in gpu.dtype_tflops.items()}
+    return {
+        "peak_tflops": gpu.peak_tflops,
+        **peaks,
+        "mfu": gpu.mfu,
+        "memory_bandwidth_tb_per_s": gpu.memory_bandwidth_tb_per_s,
+        "memory_utilization": gpu.memory_utilization,
+        "nvlink_gb_per_s": cluster.nvlink_gb_per_s,
+        "node_gb_per_s": fabric.node_gb_per_s,
+        "link_utilization": fabric.link_utilization,
+    }
+
+
+def _waited_for(timeline: Timeline, task: int) -> Literal["tensors", "stream", "stages", ""]:
+    """Say what the end of the operation before gave a task."""
+    program, cause = timeline.program, int(timeline.cause[task])
+    if cause < 0:
+        return ""
+    before, p = timeline.operation(cause), timeline.operation(task)
+    if p in program.after[before]:
+        return "tensors"
+    if timeline.timing.staged and timeline.durations.batches > 1:
+        same, following = stage_order(program)
+        order = same if timeline.batch(task) > timeline.batch(cause) else following
+        if p in order.get(before, ()):
+            return "stages"
+    return "stream"
 
 
 def _of_computation(timeline: Timeline, p: int) -> Iterator[Part]:
@@ -135,8 +176,8 @@ def _of_computation(timeline: Timeline, p: int) -> Iterator[Part]:
     if kind == "expert":
         words += f" + all_to_all_compute_us {timing.all_to_all_compute_us:g}; shared by the GPU's experts of this layer"
     yield Part("start", float(durations.overhead[p]), words)
-    work = find_work(program, timeline.workload, timing, durations.scale)
-    lost = timing.slowdown(durations.batches)
+    work = find_work(program, timeline.workload, timing, durations.share)
+    lost = 1.0 if durations.once[p] else timing.slowdown(durations.batches)
     factor = f" x {lost:.4g} for communication_sms" if lost > 1 else ""
     bandwidth = gpu.memory_bandwidth_tb_per_s * gpu.memory_utilization
     memory = f"{gpu.memory_bandwidth_tb_per_s:g} TB/s x memory_utilization {gpu.memory_utilization:g}"
@@ -154,9 +195,12 @@ def _of_computation(timeline: Timeline, p: int) -> Iterator[Part]:
     if kind == "attention" and timing.separate_scores:
         found = [longer("projections", products, float(work.fetched[p]), dtype, own)]
         of_scores = dtype_of(instance.model, "scores")
-        found.append(longer("scores and values", context, float(work.kept[p]), of_scores, scores))
+        found.append(
+            longer(f"scores and values ({_pairs(timeline, p)})", context, float(work.kept[p]), of_scores, scores)
+        )
     else:  # FLOPs of scores count as many of the other dtype as take as long
-        found = [longer("FLOPs or bytes", products + context * own / scores, float(work.read[p]), dtype, own)]
+        name = f"FLOPs or bytes, with scores and values ({_pairs(timeline, p)})" if context else "FLOPs or bytes"
+        found = [longer(name, products + context * own / scores, float(work.read[p]), dtype, own)]
     yield from found
     spent = float(durations.overhead[p]) + sum(one.us for one in found)
     passing = float(passing_bytes(program, work, timing, timeline.workload.phase)[p])
@@ -172,6 +216,15 @@ def _of_computation(timeline: Timeline, p: int) -> Iterator[Part]:
         )
 
 
+def _pairs(timeline: Timeline, p: int) -> str:
+    """Say how many FLOPs a token takes with each that it attends to."""
+    model, workload = timeline.program.instance.model, timeline.workload
+    kind = "mha" if model.attention is None else model.attention.kind
+    seen = f"{workload.context:g}" if workload.phase == "decode" else f"({workload.context:g} + 1) / 2"
+    tokens = float(timeline.program.attending[p] * timeline.durations.share[p])
+    return f"{tokens:.4g} tokens x {seen} x {pair_flops(model, workload.phase):,.0f} FLOPs of {kind}"
+
+
 def _of_collective(timeline: Timeline, task: int) -> Iterator[Part]:
     program, durations, timing = timeline.program, timeline.durations, timeline.timing
     p, cluster = timeline.operation(task), program.instance.cluster
@@ -181,7 +234,7 @@ def _of_collective(timeline: Timeline, task: int) -> Iterator[Part]:
     words = f"collective_us {timing.collective_us:g} + {steps} steps x {over}_step_us {step:g}"
     yield Part("start and steps", float(durations.overhead[p]), words)
     moved = float(timeline.end[task] - timeline.start[task] - durations.overhead[p])
-    scale = durations.scale * (durations.batches if timeline.is_once(task) else 1)
+    scale = float(durations.share[p])
     ring = 2 * (size - 1) / size if reduces else 1.0
     nvlink, network = float(program.nvlink[p]) * scale, float(program.network[p]) * scale
     words = f"{ring:.4g} x ({nvlink:.4g} bytes / ({cluster.nvlink_gb_per_s:g} GB/s x nvlink_utilization "
@@ -218,12 +271,14 @@ def _of_send(timeline: Timeline, task: int) -> Iterator[Part]:
     else:
         link = int(alone.argmax())
         rate = network.capacity[link] * 1e6 / GB
+        slower = timing.stretch(durations.batches)
+        reached = f"link_utilization {cluster.fabric.link_utilization:g}"
+        reached += f" / all_to_all_slowdown {slower:g}" if slower > 1 else ""
+        needs = f"{network.links[link]} needs {carried[link]:.4g} bytes / {rate:.4g} GB/s = {alone[link]:,.2f} µs alone"
         words = (
-            f"{sent.sum():.4g} bytes in all; {network.links[link]} needs {carried[link]:.4g} bytes / {rate:.4g} GB/s "
+            f"{sent.sum():.4g} bytes in all; {needs} ({reached} in it), the rest is other transfers; within the node "
         )
-        words += (
-            f"= {alone[link]:,.2f} µs alone, the rest is other transfers; within the node {inside:,.2f} µs ({nvlink})"
-        )
+        words += f"{inside:,.2f} µs ({nvlink})"
         yield Part("bytes between nodes", took, words)
     name = "network_step_us" if sent.any() else "nvlink_step_us"
     yield Part("last message", latency, f"{name} {latency:g}")

@@ -15,7 +15,7 @@ from moe_placer.placement import Placement
 from moe_placer.schedule.nic_ends import Ends, NicEnds, shares_of_ports
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["COLLECTIVES", "COMPUTATION", "HEAD", "ONCE", "SENDS", "STREAMS", "Program", "compile_program"]
+__all__ = ["COLLECTIVES", "COMPUTATION", "HEAD", "JOINED", "ONCE", "SENDS", "STREAMS", "Program", "compile_program"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,6 +28,7 @@ GATING = frozenset({"gate", "gate_scatter"})
 COLLECTIVES = REDUCES | {"gate_scatter", "split", "gather"}
 SENDS = frozenset({"dispatch_send", "combine_send"})
 HEAD = frozenset({"norm", "head", "sample"})  # what makes a token of a hidden state
+JOINED = HEAD | {"sample_reduce"}  # once, too, in engines that join micro-batches behind the last layer
 ONCE = frozenset({"input", "split", "gather", "output"})  # in a step, however many micro-batches it has
 
 

@@ -17,7 +17,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.durations import Durations, find_durations
 from moe_placer.schedule.network import Network
-from moe_placer.schedule.program import ONCE, Program, compile_program
+from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.stages import stage_order
 from moe_placer.schedule.timing import Timing, timing_of
 from moe_placer.schedule.workload import Condition, Workload
@@ -69,9 +69,14 @@ class Timeline:
         """Return the micro-batch of a task."""
         return task // len(self.program)
 
+    def name(self, task: int) -> str:
+        """Return the operation's id, with its micro-batch as in the DAG of two micro-batches: ``L3.gate.g0.b1``."""
+        name = self.program.names[self.operation(task)]
+        return f"{name}.b{self.batch(task)}" if self.durations.batches > 1 and not self.is_once(task) else name
+
     def is_once(self, task: int) -> bool:
         """Whether a task is done once for all micro-batches."""
-        return self.program.kinds[self.operation(task)] in ONCE
+        return bool(self.durations.once[self.operation(task)])
 
     def tasks(self) -> Ints:
         """Return the tasks that ran, in order of their starts."""
@@ -149,12 +154,10 @@ class _Run:
         self.program, self.network, self.durations = program, network, durations
         self.next_batch, self.next_layer = stage_order(program) if staged and durations.batches > 1 else ({}, {})
         size, count = len(program), len(program) * durations.batches
-        self.once = program.of_kinds(ONCE).tolist()
+        self.once = durations.once.tolist()
         self.overhead, self.busy, self.latency = (
             array.tolist() for array in (durations.overhead, durations.busy, durations.latency)
         )
-        for p in np.flatnonzero(self.once).tolist():  # all tokens at once
-            self.busy[p] *= durations.batches
         self.streams = [program.streams(p) for p in range(size)]
         self.turn = _turns(program)
         self.start, self.end, self.cause = [np.nan] * count, [np.nan] * count, [-1] * count

@@ -113,7 +113,7 @@ def find_figures(timeline: Timeline) -> Figures:
     instance, gpu = program.instance, program.instance.cluster.gpu
     gpus = instance.gpus
     tokens = gpus * timeline.workload.batch(instance)
-    flops = durations.batches * float((durations.flops * [len(on) for on in program.gpus]).sum())
+    flops = float((durations.times * durations.flops * [len(on) for on in program.gpus]).sum())
     capacity = timeline.network.capacity
     return Figures(
         latency_us=latency,

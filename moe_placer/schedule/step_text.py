@@ -70,7 +70,10 @@ def verdict(figures: Figures, planned: Mapping[str, float]) -> str:
 def explanation_lines(explanation: Explanation) -> list[str]:
     """Write why an operation takes as long as it does, a part a line."""
     took = explanation.end_us - explanation.start_us
-    after = f", once {explanation.started_by} had ended" if explanation.started_by else ""
+    waited = {"tensors": "its tensors", "stream": "its stream", "stages": "the order of stages"}
+    after = ""
+    if explanation.started_by:
+        after = f", once {explanation.started_by} had ended ({waited[explanation.waited_for]})"
     lines = [
         f"{explanation.operation} ({explanation.kind}) takes {took:,.2f} µs, from {explanation.start_us:,.2f} to "
         f"{explanation.end_us:,.2f}{after}.",

@@ -174,7 +174,7 @@ def time_use(timeline: Timeline, figures: Figures, *, of: str) -> Use:
         amounts, peak, reached = durations.read, gpu.memory_bandwidth_tb_per_s * 1e12, gpu.memory_utilization
         ceiling, other = "gpu.memory_utilization", "FLOPs bind"
     computes = timeline.program.of_kinds(COMPUTATION)
-    amount = durations.batches * float((amounts * size)[computes].sum())
+    amount = float((durations.times * amounts * size)[computes].sum())
     used = amount / (peak * timeline.program.instance.gpus * figures.latency_us / 1e6)
     lost = {ceiling: used / reached - used, other: max(0.0, figures.shares["computation"] - used / reached)}
     return Use(used, reached, ceiling, lost | {n: figures.shares[n] for n in SHARES if n != "computation"})

@@ -51,6 +51,8 @@ class Timing:
         attention is as long as its FLOPs or its bytes together.
     last_logits : bool
         Whether the head works on the last token of every sequence only, in prefill.
+    head_once : bool
+        Whether micro-batches are joined behind the last layer, so that the head reads its weights once.
     staged : bool
         Whether micro-batches keep to the order of stages of `moe_placer.schedule.stages`; else whatever can run does.
 
@@ -79,6 +81,7 @@ class Timing:
     attention_passes: float = 0.0
     separate_scores: bool = False
     last_logits: bool = False
+    head_once: bool = False
     staged: bool = False
 
     def __post_init__(self) -> None:
@@ -126,6 +129,7 @@ _ENGINE = {
     "expert_launches": 10.0,
     "separate_scores": True,
     "last_logits": True,
+    "head_once": True,
 }
 PRESETS: Mapping[str, Mapping[Phase, Mapping[str, float]]] = {
     "plain": {"prefill": {}, "decode": {}},

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.files import write_atomically
-from moe_placer.schedule.explain import FORMULAS, formula_of
+from moe_placer.schedule.explain import FORMULAS, formula_of, hardware_of
 from moe_placer.schedule.program import COMPUTATION, SENDS, STREAMS
 from moe_placer.schedule.simulate import Timeline
 
@@ -68,6 +68,7 @@ def chrome_trace(timeline: Timeline) -> str:
             **vars(timeline.workload),
             "formulas": dict(FORMULAS),
             "parameters": vars(timeline.timing),
+            "hardware": hardware_of(timeline.program.instance),
         }
     )
     return f'{{"displayTimeUnit":"ms","otherData":{facts},"traceEvents":[\n' + ",\n".join(lines) + "\n]}\n"
@@ -113,7 +114,7 @@ def _complete(timeline: Timeline, task: int, places: Iterable[tuple[int, int]]) 
     begin, end = (round(1e3 * float(array[task])) for array in (timeline.start, timeline.end))
     if begin == end:
         return
-    name, kind = _json(task_name(timeline, task)), timeline.program.kinds[timeline.operation(task)]
+    name, kind = _json(timeline.name(task)), timeline.program.kinds[timeline.operation(task)]
     args = _json(_arguments(timeline, task))
     for pid, tid in places:
         yield (
@@ -124,17 +125,10 @@ def _complete(timeline: Timeline, task: int, places: Iterable[tuple[int, int]]) 
         args = "{}"
 
 
-def task_name(timeline: Timeline, task: int) -> str:
-    """Return the operation's id, with its micro-batch as in the DAG of two micro-batches: ``L3.expert.e0.r0.b1``."""
-    program, operation = timeline.program, timeline.operation(task)
-    name = program.names[operation]
-    return f"{name}.b{timeline.batch(task)}" if timeline.durations.batches > 1 and not timeline.is_once(task) else name
-
-
 def _arguments(timeline: Timeline, task: int) -> dict[str, Any]:
     """Return what a reader who clicks on an operation is told; FLOPs and bytes read are on each of its GPUs."""
     program, durations, p = timeline.program, timeline.durations, timeline.operation(task)
-    kind, scale = program.kinds[p], durations.scale * (durations.batches if timeline.is_once(task) else 1)
+    kind, scale = program.kinds[p], float(durations.share[p])
     told: dict[str, Any] = {"operation": program.names[p], "kind": kind, "formula": formula_of(kind)}
     if program.layer[p] >= 0:
         told["layer"] = int(program.layer[p])

@@ -314,6 +314,8 @@ def test_the_command_explains_the_time_of_an_operation(files: list[str]) -> None
         found["explained"]["end_us"] - found["explained"]["start_us"]
     )
     assert {one["formula"] for one in found["critical_path"]} <= set(found["formulas"])
+    assert (found["hardware"]["mfu"], found["hardware"]["nvlink_gb_per_s"]) == (0.5, 450.0)
+    assert f"had ended ({found['explained']['waited_for']}" in said.replace("its ", "")
 
 
 def test_a_placement_that_breaks_a_rule_is_not_simulated(files: list[str]) -> None:

@@ -51,7 +51,7 @@ ENGINE = replace(
     separate_scores=True,
     last_logits=True,
 )
-TIMINGS = {"prefill": ENGINE, "whole": TIMING, "decode": ENGINE}
+TIMINGS = {"prefill": ENGINE, "whole": TIMING, "decode": replace(ENGINE, head_once=True)}
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from moe_placer.schedule.program import STREAMS, compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
 from moe_placer.schedule.time_canvas import Axis, milliseconds
 from moe_placer.schedule.timeline_pictures import write_pictures
-from moe_placer.schedule.trace import chrome_trace, task_name, write_chrome_trace
+from moe_placer.schedule.trace import chrome_trace, write_chrome_trace
 from moe_placer.schedule.workload import Workload
 from moe_placer.traffic import load_traffic
 
@@ -180,7 +180,7 @@ def test_a_trace_shows_every_operation_on_each_of_its_streams(name: str) -> None
         if round(1e3 * timeline.end[task]) > round(1e3 * timeline.start[task]):
             for stream in timeline.program.streams(timeline.operation(task)):
                 node = stream // len(STREAMS) // per_node
-                expected.add((task_name(timeline, task), f"node {node}", stream % len(STREAMS), stream // len(STREAMS)))
+                expected.add((timeline.name(task), f"node {node}", stream % len(STREAMS), stream // len(STREAMS)))
     events = events_of(timeline)
     process = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     thread = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}

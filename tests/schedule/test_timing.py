@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from builders import tiny_instance
-from dag_examples import REFERENCE, example
+from dag_examples import REFERENCE, example, reference
+from dag_examples import contiguous as in_order
 
 from benchmarks.fidelity.deployments import balanced, contiguous, deployment
 from moe_placer.errors import InputError
@@ -15,8 +16,10 @@ from moe_placer.instance import load_instance
 from moe_placer.schedule.durations import Durations, find_durations
 from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.simulate import Timeline, simulate
+from moe_placer.schedule.step_figures import find_figures
 from moe_placer.schedule.timing import PRESETS, Timing, timing_of
 from moe_placer.schedule.workload import Condition, Workload
+from moe_placer.traffic import load_traffic
 
 DECODE = Workload("decode", 64, 4096, 1)
 
@@ -45,6 +48,44 @@ def test_instances_that_say_nothing_have_plain_kernels() -> None:
     assert timing_of(deepep, "decode") == Timing(**PRESETS["deepep"]["decode"])  # type: ignore[arg-type]
     assert timing_of(deepep.with_kernels(None), "prefill").communication_sms == 24
     assert timing_of(deepep.with_kernels("plain"), "prefill") == Timing()
+
+
+# What nothing charges unless an instance names a preset or sets it.
+OFF = {
+    "all_to_all_us": None, "all_to_all_nvlink": None, "all_to_all_slowdown": 1.0, "all_to_all_compute_us": 0.0,
+    "communication_sms": 0.0, "attention_launches": 1.0, "mlp_launches": 1.0, "gate_launches": 1.0,
+    "expert_launches": 0.0, "expert_passes": 0.0, "attention_passes": 0.0, "separate_scores": False,
+    "last_logits": False, "head_once": False, "staged": False,
+}  # fmt: skip
+
+
+def test_what_a_preset_switches_on_is_off_by_default() -> None:
+    switched = {name for phase in PRESETS["deepep"].values() for name in phase}
+    assert switched == set(OFF)
+    assert {name: getattr(Timing(), name) for name in OFF} == OFF
+    always = ("kernel_us", "collective_us", "nvlink_step_us", "network_step_us", "nvlink_utilization", "gpu_sms")
+    assert [getattr(Timing(), name) for name in always] == [2.0, 6.6, 0.6, 2.7, 0.8, 132.0]
+    assert {one.name for one in fields(Timing)} == {*OFF, *always}
+
+
+def test_the_seed_plans_figures_stay() -> None:
+    """Two of its MoE layers: times change only where a named parameter is switched on."""
+    instance = load_instance(REFERENCE)
+    cut = instance.model_copy(update={"model": instance.model.model_copy(update={"layers": 5})})
+    program = compile_program(cut, in_order(cut), load_traffic(cut))
+    assert simulate(program, Workload()).makespan == pytest.approx(45_826.756961, rel=1e-9)
+    assert simulate(program, Workload("decode", 64, 2048)).makespan == pytest.approx(32_229.680830, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_the_whole_seed_plans_figures_stay() -> None:
+    """All 61 layers with skewed loads, and the plan's own tokens (its row in the report of the seed plan)."""
+    program = compile_program(*reference())
+    assert simulate(program, Workload()).makespan == pytest.approx(713_998.6813, rel=1e-9)
+    assert simulate(program, Workload("decode", 64, 2048, 1)).makespan == pytest.approx(428_258.7615, rel=1e-9)
+    instance = load_instance(REFERENCE)
+    own = compile_program(instance, in_order(instance), load_traffic(instance))
+    assert simulate(own, Workload()).makespan == pytest.approx(550_516.5435, rel=1e-9)
 
 
 def test_an_instance_sets_single_parameters_of_a_phase() -> None:
@@ -90,6 +131,33 @@ def test_all_to_alls_take_multiprocessors_from_products_in_two_micro_batches(dee
     assert taken.busy[attention] == pytest.approx(free.busy[attention] * 132 / 108)
     alone = Workload("prefill", 8192, 4096, 1)
     assert durations(deepseek, alone).busy[attention] == pytest.approx(free.busy[attention])
+
+
+def test_joined_micro_batches_read_the_head_once(deepseek: Program) -> None:
+    workload, head = Workload("decode", 64, 4096, 2), first(deepseek, "head")
+    weights, tokens, bandwidth = 129_280 * 7168 * 2, 7168 * 2, 3.35e6 * 0.8  # bytes, bytes of a token, bytes/µs
+    joined, apart = (durations(deepseek, workload, head_once=once) for once in (True, False))
+    assert joined.busy[head] == pytest.approx((weights + 64 * tokens) / bandwidth)
+    assert apart.busy[head] == pytest.approx((weights + 32 * tokens) / bandwidth)
+    assert (joined.times[head], apart.times[head]) == (1, 2)
+    assert joined.times @ joined.flops == pytest.approx(apart.times @ apart.flops)
+    steps = [
+        simulate(deepseek, workload, replace(timing_of(deepseek.instance, "decode"), head_once=once))
+        for once in (True, False)
+    ]
+    names = [
+        [steps[i].program.kinds[steps[i].operation(t)] for t in steps[i].tasks().tolist()].count("head") for i in (0, 1)
+    ]
+    assert names == [16, 32]
+    # Both micro-batches' hidden states are there before it begins.
+    size = len(deepseek)
+    summed = [
+        p for p, kind in enumerate(deepseek.kinds) if kind == "aggregate" and deepseek.gpus[p] == deepseek.gpus[head]
+    ]
+    assert steps[0].start[head] >= max(steps[0].end[b * size + p] for b in (0, 1) for p in summed)
+    assert find_figures(steps[0]).mfu * steps[0].makespan == pytest.approx(
+        find_figures(steps[1]).mfu * steps[1].makespan
+    )
 
 
 def test_passes_around_experts_move_bytes_of_their_own(deepseek: Program) -> None:

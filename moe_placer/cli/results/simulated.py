@@ -193,7 +193,9 @@ class ScheduleResult(TypedDict):
     memory_bytes: MemoryOfStep
     """Bytes on each GPU."""
     formulas: dict[str, str]
-    """Formula of times, by name; the parameters in them are those of `timing` and of the instance."""
+    """Formula of times, by name; the parameters in them are those of `timing` and of `hardware`."""
+    hardware: dict[str, float]
+    """What the instance states of GPUs, NVLink and links, as the formulas name it."""
     critical_path: list[CriticalOperation]
     """From start to end of the step."""
     explained: NotRequired[Explanation]
