@@ -10,6 +10,8 @@ INSTANCE ?= instances/h100-128.yaml
 OPTIONS ?= --time-limit 120
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 COUNT ?= 300
+FIDELITY ?= reports/2026-11-27-fidelity
+SIMGRID ?= reports/2026-11-24-simgrid
 
 # Tests start processes by the hundred: without bytecode on the disk, each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,9 +44,10 @@ coverage: $(VENV)/.dev  ## Tell which lines no test runs, processes of their own
 mutants: $(VENV)/.mutants  ## Change the core in COUNT places, one at a time, and tell which change no test notices
 	$(BIN)/python tests/mutants.py --count $(COUNT)
 
-fidelity: $(VENV)/.dev  ## Predict what others measured and, as root, real packets; write the report (fetches 80 MB once)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'aiconfigurator-core>=0.12,<0.13'
-	$(BIN)/python -m benchmarks.fidelity reports/2026-11-27-fidelity
+fidelity: $(VENV)/.fidelity  ## Predict what others measured, real packets (as root) and SimGrid; write both reports (an hour)
+	$(BIN)/python -m benchmarks.fidelity $(FIDELITY)
+	$(MAKE) $(VENV)/.simgrid
+	$(BIN)/python -m benchmarks.simgrid $(SIMGRID)
 
 docs: $(VENV)/.docs  ## Build the documentation as a site in build/site; a warning is an error
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
@@ -90,6 +93,21 @@ $(VENV)/.run: pyproject.toml requirements.lock | $(BIN)/python
 $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+# Its own dependencies are not needed: tables are read from the installed package.
+$(VENV)/.fidelity: pyproject.toml requirements.lock | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'aiconfigurator-core>=0.12,<0.13'
+	@touch $@
+
+# Compiles for 7 minutes on two cores; SimGrid 4.1 needs an older pybind11 than it asks for.
+$(VENV)/.simgrid: pyproject.toml requirements.lock | $(VENV)/.dev
+	@command -v cmake >/dev/null && command -v c++ >/dev/null && test -d /usr/include/boost -o -n "$$BOOST_ROOT" || \
+		{ echo "SimGrid is compiled: install a C++ compiler, CMake and Boost's headers (Debian: g++ cmake libboost-dev)" >&2; exit 1; }
+	@echo 'pybind11<3' > $(VENV)/pybind11.txt
+	PIP_CONSTRAINT=$(CURDIR)/$(VENV)/pybind11.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/$(VENV)/pybind11.txt \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		--editable '.[dev,simgrid]'
+	@touch $@
 
 $(VENV)/.docs: pyproject.toml requirements.lock | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,docs]'

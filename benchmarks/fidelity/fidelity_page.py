@@ -15,7 +15,8 @@ Row = dict[str, Any]
 
 _INTRO = """# Predictions against what others measured
 
-`make fidelity` makes this page anew. Every prediction is a simulated step (or one layer of it) of an instance with
+`make fidelity` makes this page anew, and [the comparison with the flow-level simulator
+SimGrid](../2026-11-24-simgrid/README.md). Every prediction is a simulated step (or one layer of it) of an instance with
 `schedule.kernels: {preset: deepep}`; [kernels](../../docs/kernels.md) has the parameters and their sources. Ratios are
 predicted over measured. Parameters were set from kernel tables and from what two micro-batches gain in prefill; the
 throughput of no system was used to set one.
@@ -40,17 +41,16 @@ def _furthest(rows: Sequence[Row]) -> float:
 def _summary(rows: Sequence[Row]) -> Iterator[str]:
     """Say what had to be reached, and what was."""
     yield "## What had to be reached\n"
-    low, normal = _of(rows, "low-latency"), [row for row in _of(rows, "normal") if row["limit"]]
-    systems = [row for row in _of(rows, "systems") if row["limit"]]
-    table = [
-        ["low-latency table, 12 figures", "each within 15%", f"furthest {_furthest(low):.1%}"],
-        ["normal kernels EP32 and EP64", "each within 15%", f"furthest {_furthest(normal):.1%}"],
-    ]
+    table = []
+    if low := _of(rows, "low-latency"):
+        table.append([f"low-latency table, {len(low)} figures", "each within 15%", f"furthest {_furthest(low):.1%}"])
+    if normal := [row for row in _of(rows, "normal") if row["limit"]]:
+        table.append(["normal kernels EP32 and EP64", "each within 15%", f"furthest {_furthest(normal):.1%}"])
     if measured := [row for row in _of(rows, "measured") if row["limit"]]:
         middle = median(abs(row["ratio"] - 1) for row in measured)
         reached = f"median {middle:.1%}, furthest {_furthest(measured):.1%} of {len(measured)} figures"
         table.append(["aiconfigurator, 8 to 128 tokens, 2 to 8 nodes", "median 15%, furthest 35%", reached])
-    if systems:
+    if systems := [row for row in _of(rows, "systems") if row["limit"]]:
         table.append([f"systems, {len(systems)} figures", "each within 25%", f"furthest {_furthest(systems):.1%}"])
     if line := packets_summary(_of(rows, "packets")):
         table.append(line)
@@ -59,15 +59,19 @@ def _summary(rows: Sequence[Row]) -> Iterator[str]:
 
 def _low_latency(rows: Sequence[Row]) -> Iterator[str]:
     found = _of(rows, "low-latency")
+    if not found:
+        return
     yield "\n## Low-latency kernels\n"
-    yield f"128 tokens per GPU, hidden 7168, top-8 of 256, fp8 out and bf16 back. Source: {found[0]['source']}.\n"
+    yield f"128 tokens per GPU, hidden 7168, top-8 of 256, fp8 out and bf16 back. Source: {_cited(found)}.\n"
     yield _times(found, ["gpus", "way"])
 
 
 def _normal(rows: Sequence[Row]) -> Iterator[str]:
     found = _of(rows, "normal")
+    if not found:
+        return
     yield "\n## Normal kernels\n"
-    yield f"4,096 tokens per GPU, top-8 from at most 4 nodes. Source: {found[0]['source']}, whose GB/s count a"
+    yield f"4,096 tokens per GPU, top-8 from at most 4 nodes. Source: {_cited(found)}. Its GB/s count a"
     yield "token and each of its nodes (in one node: of its GPUs); µs follow from copies counted in drawn tokens.\n"
     yield _times(found, ["gpus", "way", "gb_per_s", "counted_copies"])
     yield "\nWith 8 and 16 GPUs NVLink binds, not the NICs: half of the copies, or all, stay in their node. We forward"
@@ -81,7 +85,7 @@ def _measured(rows: Sequence[Row]) -> Iterator[str]:
     if not found:
         yield "Not measured: the package was not installed (`pip install 'moe-placer[fidelity]'`)."
         return
-    yield f"Source: {found[0]['source']}; read from the installed package. One node is beside the limits: the start of"
+    yield f"Source: {_cited(found)}; read from the installed package. One node is beside the limits: the start of"
     yield "22 µs is that of DeepEP's own table on H800, these kernels start in 12 to 16 µs.\n"
     table = []
     for gpus in sorted({row["gpus"] for row in found}):
@@ -103,34 +107,44 @@ def _systems(rows: Sequence[Row]) -> Iterator[str]:
     yield "middle stand for the others. What was not balanced has the generator's tokens, placed by EPLB for"
     yield "other tokens of the same domains.\n"
     whole = [row for row in found if row["variant"] == "as it is"]
+    sources = list(dict.fromkeys(row["source"] for row in whole))
     table = [
-        [row["system"], f"{row['measured']:,.0f}", f"{row['predicted']:,.0f}", f"{row['ratio']:.2f}", row["sure"]]
+        [
+            row["system"], f"{row['measured']:,.0f}", f"{row['predicted']:,.0f}", f"{row['ratio']:.2f}",
+            f"[{sources.index(row['source']) + 1}]", row["sure"],
+        ]
         for row in whole
-    ]
-    yield markdown_table(["system", "published", "predicted", "ratio", "how sure the published figure is"], table, 1)
-    yield "\nSources: " + "; ".join(dict.fromkeys(row["source"] for row in whole)) + ".\n"
+    ]  # fmt: skip
+    head = ["system", "published", "predicted", "ratio", "source", "how sure the published figure is"]
+    yield markdown_table(head, table, 1)
+    yield "\nSources: " + "; ".join(f"[{number}] {source}" for number, source in enumerate(sources, 1)) + "."
+    beyond = [row for row in whole if abs(row["ratio"] - 1) > row["limit"]]
+    if beyond:
+        yield "\nBeyond the limit: " + ", ".join(f"{row['system']} ({row['ratio']:.3f})" for row in beyond) + "."
+    yield from _ablations(found, [row["short"] for row in whole])
+
+
+def _ablations(found: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
+    """Show what one change makes of every ratio, and what two micro-batches gain."""
+    ratios = {(row["short"], row["variant"]): row["ratio"] for row in found}
     variants = list(dict.fromkeys(row["variant"] for row in found))
-    ratios = {(row["system"], row["variant"]): f"{row['ratio']:.2f}" for row in found}
-    names = [row["system"] for row in whole]
-    table = [[variant, *(ratios.get((name, variant), "") for name in names)] for variant in variants]
-    yield from _gains(found)
+    table = [
+        [variant, *(f"{ratios[name, variant]:.2f}" if (name, variant) in ratios else "" for name in names)]
+        for variant in variants
+    ]
+    gains = [ratios[name, "as it is"] / ratios[name, "one micro-batch"] - 1 for name in names]
+    table.append(["gain of two micro-batches", *(f"{gain:.0%}" for gain in gains)])
     yield "\nOne thing changed at a time, ratios; an error that another one hides would show here:\n"
     yield markdown_table(["changed", *names], table, 1)
-
-
-def _gains(found: Sequence[Row]) -> Iterator[str]:
-    """Say which systems are beyond the limit, and what two micro-batches gain, here and as published."""
-    beyond = [row for row in found if row["limit"] and abs(row["ratio"] - 1) > row["limit"]]
-    if beyond:
-        named = ", ".join(f"{row['system']} ({row['ratio']:.3f})" for row in beyond)
-        yield f"Beyond the limit: {named}."
-    whole = {row["system"]: row["predicted"] for row in found if row["variant"] == "as it is"}
-    alone = {row["system"]: row["predicted"] for row in found if row["variant"] == "one micro-batch"}
-    gains = ", ".join(f"{name} {whole[name] / alone[name] - 1:.0%}" for name in whole)
-    yield f"Two micro-batches gain, here: {gains}. The LMSYS blog states 27% to 35% in prefill, and 25.5% in decode"
-    yield "with 256 sequences per GPU (EP72). In decode they keep to the order of stages that DeepSeek and SGLang state"
+    yield "\nOf two micro-batches the LMSYS blog states a gain of 27% to 35% in prefill, and of 25.5% in decode with"
+    yield "256 sequences per GPU (EP72). In decode they keep to the order of stages that DeepSeek and SGLang state"
     yield "(`staged`). Attention counts as one stage here, all of it beside a combine; engines run its projections"
     yield "beside the dispatch, so gains are too small here where communication is short."
+
+
+def _cited(rows: Sequence[Row]) -> str:
+    """Say where the figures of one table are from, and how sure they are."""
+    return f"{rows[0]['source']} ({rows[0]['sure']})"
 
 
 def _times(rows: Sequence[Row], keys: list[str]) -> str:

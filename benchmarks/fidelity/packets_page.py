@@ -107,6 +107,6 @@ def packets_section(rows: Sequence[Row]) -> Iterator[str]:
     yield markdown_table(head, table, 1)
     yield "\n*Busiest link*: the time that it needs for its bytes (z), as what is placed for. *Node links alone*: the"
     yield "same with a node's NICs as one pipe. *One flow alone*: over what its link is shaped to; within 2%, or the"
-    yield "run is refused."
+    yield f"run is refused. Source: {rows[0]['source']} ({rows[0]['sure']}).\n"
     beyond = [one.setup for one in agreements(rows) if not one.holds]
     yield f"Beyond a limit: {'; '.join(beyond)}." if beyond else "Every set-up is within both limits."

@@ -117,7 +117,8 @@ def _whole_step(timeline: Timeline) -> float:
 
 def _row(system: System, variant: str, predicted: float) -> dict[str, Any]:
     return {
-        "part": "systems", "system": system.name, "variant": variant, "unit": "tokens/s per node",
-        "measured": float(system.tokens_per_s), "predicted": predicted, "ratio": predicted / system.tokens_per_s,
-        "limit": LIMIT if variant == "as it is" else None, "source": system.source, "sure": system.sure,
+        "part": "systems", "system": system.name, "short": system.short, "variant": variant,
+        "unit": "tokens/s per node", "measured": float(system.tokens_per_s), "predicted": predicted,
+        "ratio": predicted / system.tokens_per_s, "limit": LIMIT if variant == "as it is" else None,
+        "source": system.source, "sure": system.sure,
     }  # fmt: skip

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from drafted import CONFIGS, write
 
+from benchmarks.fidelity import __main__ as command
 from benchmarks.fidelity.deployments import MODEL
 from benchmarks.fidelity.fidelity_page import build_page
 from benchmarks.fidelity.kernels import aiconfigurator_rows, low_latency_rows, normal_rows
+from benchmarks.fidelity.left_out import FailedError, LeftOutError
 from benchmarks.fidelity.published import SYSTEMS
 from benchmarks.fidelity.systems import LIMIT, predict
 from moe_placer.engines.init import read_model_config
@@ -67,3 +71,47 @@ def test_the_page_is_made_from_the_rows() -> None:
     assert (REPORT / "README.md").read_text() == build_page(rows)
     assert {row["part"] for row in rows} == {"low-latency", "normal", "measured", "systems", "packets"}
     assert all(row["source"] and row["sure"] for row in rows)
+    assert all(row["source"] in (REPORT / "README.md").read_text() for row in rows)
+
+
+@pytest.mark.parametrize("part", ["low-latency", "normal", "measured", "systems", "packets"])
+def test_a_page_of_one_part_or_none(part: str) -> None:
+    rows = [row for row in rows_of_report() if row["part"] == part]
+    lines = build_page(rows).splitlines()
+    assert any(line in (REPORT / "README.md").read_text().splitlines() for line in lines if line.startswith("|"))
+    assert "What had to be reached" in build_page([])
+
+
+def test_what_fails_or_is_left_out_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set-ups of real packets that ended are written, those that did not keep their rows, and other parts are made."""
+    rows = rows_of_report()
+    packets = [row for row in rows if row["part"] == "packets"]
+    setups = list(dict.fromkeys(row["setup"] for row in packets))
+    asked = []
+
+    def fails(placements: int) -> Iterator[list[dict[str, Any]]]:
+        asked.append(placements)
+        yield [{**row, "measured": 1.0} for row in packets if row["setup"] == setups[0]]
+        raise FailedError(f"{setups[1]}: a flow alone reaches 0.5")
+
+    def left_out(placements: int) -> Iterator[list[dict[str, Any]]]:
+        raise LeftOutError("not here")
+        yield []
+
+    def made(placements: int) -> Iterator[list[dict[str, Any]]]:
+        yield [row for row in rows if row["part"] == "normal"]
+
+    monkeypatch.setattr(command, "_PARTS", {"packets": fails, "low-latency": left_out, "normal": made})
+    old = [row for row in rows if row["part"] in {"packets", "low-latency"}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    done = CliRunner().invoke(command.main, [str(tmp_path), "--placements", "2"])
+    assert done.exit_code == 1
+    assert asked == [2]
+    assert f"packets failed after 44 rows, the others stay as they are: {setups[1]}: a flow alone" in done.stderr
+    assert "low-latency is left out: not here" in done.stderr
+    assert "normal: 8 rows" in done.stderr
+    written = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len(written) == len(old) + 8
+    assert [row for row in written if row.get("setup") == setups[1]] == [r for r in old if r.get("setup") == setups[1]]
+    assert {row["measured"] for row in written if row.get("setup") == setups[0]} == {1.0}
+    assert (tmp_path / "README.md").read_text() == build_page(written)
