@@ -314,7 +314,7 @@ def test_the_command_explains_the_time_of_an_operation(files: list[str]) -> None
         found["explained"]["end_us"] - found["explained"]["start_us"]
     )
     assert {one["formula"] for one in found["critical_path"]} <= set(found["formulas"])
-    assert (found["hardware"]["mfu"], found["hardware"]["nvlink_gb_per_s"]) == (0.5, 450.0)
+    assert (found["hardware"]["mfu"], found["hardware"]["nvlink_gb_per_s"]) == (0.6, 450.0)
     assert f"had ended ({found['explained']['waited_for']}" in said.replace("its ", "")
 
 
