@@ -87,7 +87,7 @@ def row(setup: str, measured: float, predicted: float, **more: Any) -> dict[str,
     return {
         "setup": setup, "solver": "eplb", "seed": 0, "layer": 1, "measured": measured, "predicted": predicted,
         "busiest_link_s": predicted, "busiest_shared_link_s": 1.0 / predicted, "runs": [measured], "mbit": 4.0,
-        "single_flow": [1.0, 1.0], **more,
+        "single_flow": [1.0, 1.0], "source": "here", "sure": "drawn", **more,
     }  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def test_agreement_by_hand() -> None:
     assert (b.rank, b.holds) == (pytest.approx(-1.0), False)
     text = "\n".join(packets_section(rows))
     assert "Beyond a limit: b." in text
+    assert "Source: here (drawn)." in text
     assert packets_summary(rows) is not None
     assert "Every set-up" in "\n".join(packets_section(rows[:3]))
     assert packets_summary([]) is None
