@@ -91,7 +91,7 @@ def test_what_fails_or_is_left_out_loses_nothing(tmp_path: Path, monkeypatch: py
 
     def fails(placements: int) -> Iterator[list[dict[str, Any]]]:
         asked.append(placements)
-        yield [{**row, "measured": 1.0} for row in packets if row["setup"] == setups[0]]
+        yield [{**row, "measured": row["measured"] + 1} for row in packets if row["setup"] == setups[0]]
         raise FailedError(f"{setups[1]}: a flow alone reaches 0.5")
 
     def left_out(placements: int) -> Iterator[list[dict[str, Any]]]:
@@ -113,5 +113,5 @@ def test_what_fails_or_is_left_out_loses_nothing(tmp_path: Path, monkeypatch: py
     written = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(written) == len(old) + 8
     assert [row for row in written if row.get("setup") == setups[1]] == [r for r in old if r.get("setup") == setups[1]]
-    assert {row["measured"] for row in written if row.get("setup") == setups[0]} == {1.0}
+    assert min(row["measured"] for row in written if row.get("setup") == setups[0]) > 2
     assert (tmp_path / "README.md").read_text() == build_page(written)
