@@ -101,7 +101,7 @@ $(VENV)/.fidelity: pyproject.toml requirements.lock | $(VENV)/.dev
 
 # Compiles for 7 minutes on two cores; SimGrid 4.1 needs an older pybind11 than it asks for.
 $(VENV)/.simgrid: pyproject.toml requirements.lock | $(VENV)/.dev
-	@command -v cmake >/dev/null && command -v c++ >/dev/null && test -d /usr/include/boost -o -n "$$BOOST_ROOT" || \
+	@command -v cmake >/dev/null && command -v c++ >/dev/null && ls -d /usr/include/boost /usr/local/include/boost /opt/homebrew/include/boost $$BOOST_ROOT 2>/dev/null | grep -q . || \
 		{ echo "SimGrid is compiled: install a C++ compiler, CMake and Boost's headers (Debian: g++ cmake libboost-dev)" >&2; exit 1; }
 	@echo 'pybind11<3' > $(VENV)/pybind11.txt
 	PIP_CONSTRAINT=$(CURDIR)/$(VENV)/pybind11.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/$(VENV)/pybind11.txt \
