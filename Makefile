@@ -16,7 +16,7 @@ SIMGRID ?= reports/2026-11-24-simgrid
 # Tests start processes by the hundred: without bytecode on the disk, each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help solve test test-all test-lowest coverage mutants fidelity docs docs-links lint lint-pages types clean
+.PHONY: help solve test test-all test-lowest coverage mutants fidelity release-figures docs docs-links lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ fidelity: $(VENV)/.fidelity  ## Predict what others measured, real packets (as r
 	$(BIN)/python -m benchmarks.fidelity $(FIDELITY)
 	$(MAKE) $(VENV)/.simgrid
 	$(BIN)/python -m benchmarks.simgrid $(SIMGRID)
+
+release-figures: $(VENV)/.dev  ## Measure this checkout against commit BEFORE and EPLB's own code, append rows, make the page (idle machine)
+	@test -n "$(BEFORE)" || { echo "name the release before: make release-figures BEFORE=v0.1.0" >&2; exit 1; }
+	$(BIN)/python -m benchmarks.release --before $(BEFORE)
 
 docs: $(VENV)/.docs  ## Build the documentation as a site in build/site; a warning is an error
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs/site -d build/doctrees . build/site

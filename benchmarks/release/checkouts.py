@@ -1,0 +1,80 @@
+"""Solves an instance with the code of this checkout or of an earlier commit, in a process of its own."""
+
+from __future__ import annotations
+
+import compileall
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+__all__ = ["Checkout", "Solved", "earlier_checkout", "this_checkout"]
+
+REPOSITORY = Path(__file__).parents[2]
+# An installed package of the same name would be measured twice, without a word.
+_SOLVE = (
+    "import os, pathlib, moe_placer;"
+    "assert pathlib.Path(moe_placer.__file__).is_relative_to(os.environ['PYTHONPATH']), moe_placer.__file__;"
+    "from moe_placer.cli import main; main()"
+)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What one run gave: CPU seconds of the process and its children, and the placement file, or why there is none."""
+
+    cpu_s: float
+    placement: Path | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A tree of source files, and the commit that they are of."""
+
+    commit: str
+    folder: Path
+
+    def solve(self, instance: Path, output: Path) -> Solved:
+        """Solve an instance with the default solver, on one core, until it is within its gap."""
+        command = [sys.executable, "-c", _SOLVE, "solve", str(instance.resolve()), "-o", str(output), "--no-dag"]
+        command += ["--time-limit", "120", "--workers", "1", "--seed", "0"]
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OPENBLAS_NUM_THREADS": "1"}
+        with tempfile.TemporaryFile() as said:
+            child = subprocess.Popen(command, env=environment, cwd=output.parent, stdout=said, stderr=said)  # noqa: S603
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        file = output / "placement.json"
+        if child.returncode or not file.exists():
+            return Solved(usage.ru_utime + usage.ru_stime, None, text[-300:])
+        return Solved(usage.ru_utime + usage.ru_stime, file)
+
+
+def this_checkout() -> Checkout:
+    """Return this checkout; a plus after the commit says that files differ from it."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    commit = _git("rev-parse", "--short=9", "HEAD").decode().strip()
+    return Checkout(commit + "+" * bool(changed), REPOSITORY)
+
+
+@contextmanager
+def earlier_checkout(commit: str) -> Iterator[Checkout]:
+    """Unpack an earlier commit or tag into a folder that is removed at the end."""
+    name = _git("rev-parse", "--short=9", f"{commit}^{{commit}}").decode().strip()
+    packed = _git("archive", name, "moe_placer", "solvers")
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+        compileall.compile_dir(folder, quiet=2)
+        yield Checkout(name, Path(folder))
+
+
+def _git(*words: str) -> bytes:
+    return subprocess.run(["git", *words], cwd=REPOSITORY, check=True, capture_output=True).stdout  # noqa: S603, S607
