@@ -17,7 +17,7 @@ from moe_placer.dag import VIEWS
 from moe_placer.errors import InputError
 from moe_placer.experiments.environment import describe_environment
 from moe_placer.experiments.plan.blocks import Heading, Items, Picture, Table, Text, to_html, to_markdown
-from moe_placer.experiments.plan.figures import read_figures
+from moe_placer.experiments.plan.figures import cross, read_figures
 from moe_placer.experiments.plan.measure import measure_plan
 from moe_placer.experiments.plan.page import judge
 from moe_placer.experiments.plan.plan_folder import build_page, read_rows
@@ -165,6 +165,38 @@ def test_what_is_said_of_the_reference_plan_holds() -> None:
     assert crossing is not None
     assert 128 < crossing.at < 256
     assert not figures.step(phase="decode")["fits"]
+
+
+def test_the_batch_of_equal_steps_depends_on_context_network_and_kernel() -> None:
+    figures = read_figures(read_rows(COMMITTED / "results.jsonl"))
+    curves, own = figures.curves(), figures.own_state
+    assert {state.context for state in curves} == {1024.0, 4096.0, 16384.0}
+    assert {state.oversubscription for state in curves} == {2.0, 4.0, 8.0}
+    assert {(state.dispatch, state.receive) for state in curves} == {
+        ("per-expert", "shared"), ("per-node", "shared"), ("per-expert", "destination-gpu"),
+    }  # fmt: skip
+    at = {state: cross(curve)[0].at for state, curve in curves.items()}
+    crossing = figures.crossing("Batches, prefill")
+    assert crossing is not None
+    assert at[own] == pytest.approx(crossing.at)
+    assert at[own._replace(oversubscription=8.0)] < at[own._replace(oversubscription=4.0)] < at[own]
+    assert at[own._replace(receive="destination-gpu")] < at[own] < at[own._replace(dispatch="per-node")]
+    # What the README says in one sentence.
+    said = " ".join((REPO / "README.md").read_text().split())
+    assert f"equal at about {at[own]:.0f} (from {min(at.values()):.0f} to {max(at.values()):.0f} over contexts" in said
+
+
+def test_a_plan_that_sends_nothing_between_nodes_is_the_same_on_every_network() -> None:
+    rows = [json.loads(line) for line in (COMMITTED / "results.jsonl").read_text().splitlines()]
+    swept = [
+        row for row in rows if "sweep" in row and row["instance"] == "ep8-traditional" and row["phase"] == "prefill"
+    ]
+    steps: dict[tuple[float, float, str], set[float]] = {}
+    for row in swept:
+        key = row["context"], row["tokens_per_gpu"], row["sweep"] == "Sweep"
+        steps.setdefault(key, set()).add(round(row["latency_us"], 6))
+    assert len(swept) > len(steps)
+    assert all(len(found) == 1 for found in steps.values())
 
 
 @pytest.mark.slow

@@ -64,13 +64,14 @@ class Gallery:
 
 Block: TypeAlias = Heading | Text | Items | Table | Picture | Gallery
 
+_LONG = 30  # characters
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#1a1a1a;background:#fff;
 overflow-wrap:break-word}
 h1{font-size:1.7rem;line-height:1.2}h2{font-size:1.3rem;margin-top:2.2rem;border-bottom:1px solid #d1d5db}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .6rem;border-bottom:1px solid #e5e7eb;
-text-align:left;vertical-align:top}th{white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+text-align:left;vertical-align:top}th{white-space:nowrap}th.n{white-space:normal}td.long{min-width:12rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto;margin:1rem 0}figure{margin:1rem 0;background:#fff;color:#1a1a1a;overflow-x:auto}
 figure svg{max-width:100%;height:auto;min-width:40rem}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:1rem}
@@ -161,7 +162,9 @@ def _thumbnail(file: str, small: str, shows: str) -> str:
 
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        kinds = ["" if index < table.texts else ' class="n"' for index in range(len(cells))]
+        # What is long gets room, where a narrow screen would write a word a line.
+        long = [' class="long"' if tag == "td" and len(cell) > _LONG else "" for cell in cells]
+        kinds = [long[index] if index < table.texts else ' class="n"' for index in range(len(cells))]
         return f"<tr>{''.join(f'<{tag}{k}>{_inline(c)}</{tag}>' for k, c in zip(kinds, cells, strict=True))}</tr>"
 
     head, body = row(table.head, "th"), "".join(row(cells, "td") for cells in table.rows)

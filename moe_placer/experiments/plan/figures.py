@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_placer.experiments.sweep.crossing import Crossing, find_crossings
 
-__all__ = ["Figures", "ms", "percent", "read_figures"]
+__all__ = ["Figures", "State", "cross", "ms", "percent", "read_figures"]
 
 Row = Mapping[str, Any]
 EQUAL = 0.02  # steps closer than this count as equally long
@@ -22,6 +22,15 @@ def percent(share: float, digits: int = 0) -> str:
 def ms(us: float) -> str:
     """Write microseconds as milliseconds."""
     return f"{us / 1e3:,.1f} ms"
+
+
+class State(NamedTuple):
+    """What a curve over batches has in common: context in tokens, leaf down over leaf up, and the kernel."""
+
+    context: float
+    oversubscription: float | None
+    dispatch: str
+    receive: str
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,56 @@ class Figures:
         ratios = self.ratios(sweep, "tokens_per_gpu")
         if len(ratios) < 2:
             return None
-        found = find_crossings(list(ratios), list(ratios.values()), [1.0] * len(ratios))
+        found = cross(ratios)
         return found[0] if found else None
+
+    @property
+    def own_state(self) -> State:
+        """The instance's own network and kernel, at the context that sweeps take where they say nothing."""
+        cluster = self.instance["cluster"]
+        receive = (cluster.get("nics") or {}).get("receive", "shared")
+        over = cluster["fabric"].get("oversubscription")
+        return State(4096.0, over, self.instance["placement"]["dispatch"], receive)
+
+    def curves(self) -> dict[State, dict[float, float]]:
+        """Return this plan's step over the other's by state and batch, prefill in two micro-batches.
+
+        The other plan is that of the sweep of batches. Where it sends nothing between nodes, its step is the same on
+        every network and under every kernel, and need not be simulated on each.
+        """
+        own, others = self.plan["sha256"], self.swept("Batches, prefill")
+        other = next((row["instance_sha256"] for row in others if row["instance_sha256"] != own), None)
+        steps: dict[str, dict[tuple[State, float], float]] = {own: {}, str(other): {}}
+        alone = all(row["dispatch_us"] == 0 for row in others if row["instance_sha256"] == other)
+        for row in self.points:
+            mine = steps.get(row["instance_sha256"])
+            if mine is None or (row["phase"], row["micro_batches"]) != ("prefill", 2):
+                continue
+            state = self._state_of(row)
+            if alone and row["instance_sha256"] == other:
+                state = self.own_state._replace(context=state.context)
+            mine.setdefault((state, float(row["tokens_per_gpu"])), float(row["latency_us"]))
+        found: dict[State, dict[float, float]] = {}
+        for (state, batch), us in sorted(steps[own].items(), key=lambda item: item[0][1]):
+            at = self.own_state._replace(context=state.context) if alone else state
+            if (at, batch) in steps[str(other)]:
+                found.setdefault(state, {})[batch] = us / steps[str(other)][at, batch]
+        return {state: curve for state, curve in found.items() if len(curve) > 1}
+
+    def equal_at(self) -> tuple[float, float] | None:
+        """Return the least and the most of the batches at which both steps are equally long, over all states."""
+        found = [one.at for curve in self.curves().values() for one in cross(curve)]
+        return (min(found), max(found)) if found else None
+
+    def _state_of(self, row: Row) -> State:
+        own = self.own_state  # rows of older sweeps state no kernel: it is the instance's
+        kernel = row.get("dispatch", own.dispatch), row.get("receive", own.receive)
+        return State(float(row["context"]), row["oversubscription"], *kernel)
+
+
+def cross(curve: Mapping[float, float]) -> list[Crossing]:
+    """List the batches at which one step over another, by batch, is 1."""
+    return find_crossings(list(curve), list(curve.values()), [1.0] * len(curve))
 
 
 def read_figures(rows: Sequence[Row]) -> Figures:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_placer.experiments.plan.blocks import Block, Heading, Table, Text
-from moe_placer.experiments.plan.figures import Figures, percent
+from moe_placer.experiments.plan.figures import Figures, State, cross, percent
 from moe_placer.experiments.plan.statements import STATEMENTS
 
 __all__ = ["conditions", "kernels", "other_plans", "steps", "targets", "troubles"]
@@ -92,18 +92,67 @@ def other_plans(f: Figures) -> list[Block]:
             of = {(row["plan"], float(row[axis])): row for row in points}
             values = sorted({x for _, x in of})
             rows = tuple(_pair_cells(x, [of[plan, x] for plan in plans]) for x in values)
-            head = (axis.replace("_", " "), *(f"{plan}, ms" for plan in plans), "first to second")
+            head = (axis.replace("_", " ").replace("gpu", "GPU"), *(f"{plan}, ms" for plan in plans), "first to second")
             blocks += [Heading(points[0]["sweep"], 3), Table(head, rows, 1)]
     sizes = {row["gpus"]: row for row in f.swept("Sizes")}
     if sizes:
         sizes[f.plan["gpus"]] = f.step()
         rows = tuple(_size_cells(gpus, row) for gpus, row in sorted(sizes.items()))
         blocks += [Heading("Sizes", 3), Table(("GPUs", "ms", "tokens/s per GPU", "MFU"), rows, 1)]
+    blocks += _crossings(f)
     if not blocks:
         return []
     by = " and ".join(dict.fromkeys(row["placed_by"] for row in f.points))
     words = f"All are placed by {by}; steps within 2% count as equally long."
     return [Heading("Other degrees of expert parallelism, other sizes"), Text(words), *blocks]
+
+
+def _crossings(f: Figures) -> list[Block]:
+    """Return from which batch on the other plan is faster, by context, network and kernel."""
+    curves = f.curves()
+    if len(curves) < 2:
+        return []
+    own = f.own_state
+    order = sorted(curves, key=lambda state: (state != own, *map(str, _differs(state, own)), state.context))
+    rows = tuple((*_state_cells(state), _crossing_cell(curves[state]), _ends_cell(curves[state])) for state in order)
+    said = (
+        "Up to this batch this plan's step is the shorter one, from there on the other's (prefill, two micro-batches), "
+        "interpolated on logarithmic axes between the batches beside it. The first row is the instance's own network "
+        "and kernel; the others have the same placements."
+    )
+    head = (
+        *("context", "oversubscription", "a token is sent", "received at"),
+        *("equal at, tokens per GPU", "first to second"),
+    )
+    return [Heading("Where the two plans are equal", 3), Text(said), Table(head, rows, 6)]
+
+
+def _differs(state: State, own: State) -> tuple[bool, bool, bool, bool]:
+    """Say in what a state differs from the instance's own: kernel, NIC, network, context."""
+    return (
+        state.dispatch != own.dispatch,
+        state.receive != own.receive,
+        state.oversubscription != own.oversubscription,
+        state.context != own.context,
+    )
+
+
+def _state_cells(state: State) -> tuple[str, ...]:
+    over = "-" if state.oversubscription is None else f"{state.oversubscription:g}:1"
+    received = {"shared": "the node's NICs together", "destination-gpu": "the NIC of the expert's GPU"}
+    return f"{state.context:,g}", over, state.dispatch, received.get(state.receive, state.receive)
+
+
+def _crossing_cell(curve: Mapping[float, float]) -> str:
+    if found := cross(curve):
+        return " and ".join(f"{one.at:,.0f} (between {one.low:,g} and {one.high:,g})" for one in found)
+    batches = f"at all of {', '.join(f'{batch:,g}' for batch in curve)}"
+    return f"this plan is shorter {batches}" if max(curve.values()) < 1 else f"the other is shorter {batches}"
+
+
+def _ends_cell(curve: Mapping[float, float]) -> str:
+    first, last = min(curve), max(curve)
+    return ", ".join(f"{100 * (curve[batch] - 1):+.0f}% at {batch:,g}" for batch in (first, last))
 
 
 def _pair_cells(x: float, both: list[Row]) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ def _against(f: Figures) -> Judged:
     at = (
         f"the other is faster above about {crossing.at:,.0f} tokens per GPU" if crossing else "no crossing in the sweep"
     )
+    if crossing and (equal := f.equal_at()) and equal[0] < 0.99 * equal[1]:
+        at += f" ({equal[0]:,.0f} to {equal[1]:,.0f} over the contexts, networks and kernels computed)"
     words = f"{at}; at {large:,g} this plan's step is {percent(ratios[large] - 1)} longer. Weights: {weights}; "
     words += f"EP 4 would need {_weights_of(f, 4):,.1f} GB of {f.instance['cluster']['gpu']['memory_gb']:g} GB"
     return ("partly" if crossing else "holds" if max(ratios.values()) < 1 else "fails"), words
