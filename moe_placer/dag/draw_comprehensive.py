@@ -60,9 +60,9 @@ FONT, SMALL = 11.0, 9.4
 ASPECT = 1.8
 
 
-def draw_comprehensive(dag: Dag, *, lean: bool = False) -> Canvas:
-    """Draw the whole graph."""
-    return _Wall(dag, lean=lean).draw()
+def draw_comprehensive(dag: Dag, *, lean: bool = False, whole: bool = True) -> Canvas:
+    """Draw the whole graph; unless it is ``whole``, its title says which layers it has."""
+    return _Wall(dag, lean=lean, whole=whole).draw()
 
 
 class _Wall(Layout):
@@ -73,10 +73,11 @@ class _Wall(Layout):
 
     margin = float(MARGIN)
 
-    def __init__(self, dag: Dag, *, lean: bool = False) -> None:
+    def __init__(self, dag: Dag, *, lean: bool = False, whole: bool = True) -> None:
         super().__init__(dag, lean=lean)
-        self.title = f"{dag.name}: all layers, every expert on its GPU" + ("; shapes are on the page" if lean else "")
-        last = dag.facts["layers"][-1]
+        first, last = dag.facts["layers"][0], dag.facts["layers"][-1]
+        which = "all layers" if whole else f"layers {first} to {last}, and what is before and after all layers"
+        self.title = f"{dag.name}: {which}, every expert on its GPU" + ("; shapes are on the page" if lean else "")
         self.kinds: set[str] = {op.kind for op in dag.operations()}
         self.shares = any(op.layer in dag.facts["links"] for op in dag.operations("mlp"))
         self.stage: dict[str, int] = {}  # of an operation: -1, its layer, or the layer after the last

@@ -11,7 +11,7 @@ from moe_placer.dag.operation import Dag
 from moe_placer.dag.page import to_page
 from moe_placer.dag.texts import to_dot, to_json
 from moe_placer.dag.thumbnail import to_thumbnail
-from moe_placer.dag.views import VIEWS, View, count_tensors
+from moe_placer.dag.views import VIEWS, View, count_tensors, part_of_all
 from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
@@ -20,6 +20,8 @@ from moe_placer.traffic.recording import Traffic
 __all__ = ["write_dags"]
 
 MOST_TENSORS = 800_000  # beyond, a file would have more than the 400 MB that `verify` reads
+MOST_MERGED_TENSORS = 3_000_000  # beyond, a graph that is merged before it is written would take more than 5 GB
+PART_TENSORS = 200_000  # of the part of all layers that is written where all are too many
 MOST_SVG_BYTES = 6_000_000  # beyond, an SVG is written without what only its page needs
 _SMALL_SVG_BYTES = 150_000  # up to here, an SVG is its own thumbnail
 
@@ -81,13 +83,8 @@ def write_dags(
         raise UsageError(f"no DAG is called {unknown[0]!r}; there are {', '.join(VIEWS)}")
     tell = note if note is not None else lambda _text: None
     views = [view for view in VIEWS.values() if only is None or view.name in only]
-    if any(view.whole for view in views) and (tensors := count_tensors(instance, placement, traffic)) > MOST_TENSORS:
-        left_out = [view.name for view in views if view.whole]
-        views = [view for view in views if not view.whole]
-        tell(
-            f"{' and '.join(left_out)} left out: all layers have about {tensors:,} tensors, and files are written "
-            f"(and verified) up to {MOST_TENSORS:,}"
-        )
+    if any(view.whole for view in views):
+        views = _that_can_be_read(views, instance, placement, traffic, tell)
     for node in lost_nodes(instance):
         tell(f"node {node} has no GPU that works; its tokens and links are counted all the same, so it is drawn whole")
     written: list[Path] = []
@@ -98,6 +95,26 @@ def write_dags(
             break
         written += put
     return tuple(written)
+
+
+def _that_can_be_read(
+    views: list[View], instance: Instance, placement: Placement, traffic: Traffic, tell: Callable[[str], None]
+) -> list[View]:
+    """Take a part of all layers for what has too many tensors, or nothing where merging them is too much."""
+    tensors = count_tensors(instance, placement, traffic)
+    fitting: list[View] = []
+    for view in views:
+        most = MOST_MERGED_TENSORS if view.merged else MOST_TENSORS
+        words = f"all layers have about {tensors:,} tensors, and it is written (and verified) up to {most:,}"
+        if not view.whole or tensors <= most:
+            fitting.append(view)
+        elif view.merged:
+            tell(f"{view.name} left out: {words}")
+        else:
+            part, shown = part_of_all(instance, placement, traffic, tensors, PART_TENSORS)
+            fitting.append(part)
+            tell(f"{part.name} has layers {shown[0]} to {shown[-1]} instead of {view.name}: {words}")
+    return fitting
 
 
 def _contents(view: View, dag: Dag, tell: Callable[[str], None], thumbnails: bool) -> Iterator[tuple[str, str | bytes]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["VIEWS", "View", "count_tensors", "hottest_layer"]
+__all__ = ["VIEWS", "View", "count_tensors", "hottest_layer", "part_of_all"]
 
 MAX_LANES = 4  # DP replicas drawn side by side on one page; more are merged into one lane
 
@@ -30,7 +31,8 @@ MAX_LANES = 4  # DP replicas drawn side by side on one page; more are merged int
 class View:
     """One drawing: how its graph is made, how it is drawn, and whether it gets a page to search and zoom in.
 
-    ``whole`` says that it is made from all layers. ``draw`` can be told to leave out what only the page needs.
+    ``whole`` says that it is made from all layers, ``merged`` that its files have far fewer operations than these.
+    ``draw`` can be told to leave out what only the page needs.
     """
 
     name: str
@@ -38,6 +40,7 @@ class View:
     draw: Callable[..., Canvas]
     page: bool = True
     whole: bool = False
+    merged: bool = False
 
 
 def hottest_layer(instance: Instance, placement: Placement, traffic: Traffic) -> int:
@@ -55,6 +58,29 @@ def count_tensors(instance: Instance, placement: Placement, traffic: Traffic) ->
     tp_groups = -(-instance.gpus // instance.parallelism.attention_tp)
     # There and back between nodes and at every replica; about eight in and around attention and gating of a TP group.
     return (2 * (pairs + len(flow.replicas)) + 8 * tp_groups) * len(instance.moe_layers)
+
+
+def part_of_all(
+    instance: Instance, placement: Placement, traffic: Traffic, tensors: int, most: int
+) -> tuple[View, list[int]]:
+    """Return the comprehensive view of some layers, and which: those around the one with the busiest link.
+
+    Parameters
+    ----------
+    instance, placement, traffic
+        What is shown.
+    tensors : int
+        Of all layers together.
+    most : int
+        Tensors that the view may have, but for a single layer that has more.
+    """
+    layers = instance.model.layers
+    count = min(layers, max(1, most * layers // tensors))
+    first = min(max(0, hottest_layer(instance, placement, traffic) - count // 2), layers - count)
+    shown = list(range(first, first + count))
+    return View(
+        "comprehensive_part_dag", partial(build_dag, layers=shown), partial(draw_comprehensive, whole=False)
+    ), shown
 
 
 def _simplified(instance: Instance, placement: Placement, traffic: Traffic) -> Dag:
@@ -105,6 +131,6 @@ VIEWS: dict[str, View] = {
         View("simplified_moe_dag", _simplified, draw_simplified, page=False),
         View("detailed_expert_dag", _detailed, draw_detailed),
         View("comprehensive_moe_dag", build_dag, draw_comprehensive, whole=True),
-        View("complete_deployment_dag", _complete, draw_complete, whole=True),
+        View("complete_deployment_dag", _complete, draw_complete, whole=True, merged=True),
     )
 }

@@ -18,7 +18,8 @@ from svg_geometry import Area, Picture, escaping_texts, inherited, measure, over
 from moe_placer.dag import VIEWS, write_dags
 from moe_placer.dag.canvas import Canvas
 from moe_placer.dag.palette import COLOURS, WARNING, node_colour, node_hatch, node_stripe
-from moe_placer.dag.views import count_tensors
+from moe_placer.dag.views import count_tensors, hottest_layer
+from moe_placer.verifier.dags import verify_dags
 
 SVG = "{http://www.w3.org/2000/svg}"
 EXAMPLES = [*VARIANTS, "reference"]
@@ -81,13 +82,27 @@ def test_what_is_too_large_is_drawn_lean_and_still_names_every_expert(
     assert written - sums == experts - sums or written == experts
 
 
-def test_what_is_larger_than_verify_reads_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_what_is_larger_than_verify_reads_a_part_is_drawn_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance, placement, traffic = example()
+    tensors = count_tensors(instance, placement, traffic)
     monkeypatch.setattr("moe_placer.dag.drawing_files.MOST_TENSORS", 10)
+    monkeypatch.setattr("moe_placer.dag.drawing_files.PART_TENSORS", tensors // 2)
     notes: list[str] = []
-    paths = write_dags(*example(), tmp_path, note=notes.append)
-    assert {path.stem for path in paths} == {"simplified_moe_dag", "detailed_expert_dag"}
-    assert len(notes) == 1
-    assert notes[0].startswith("comprehensive_moe_dag and complete_deployment_dag left out")
+    paths = write_dags(instance, placement, traffic, tmp_path, note=notes.append)
+    whole = {"simplified_moe_dag", "detailed_expert_dag", "complete_deployment_dag"}
+    assert {path.stem for path in paths} == {*whole, "comprehensive_part_dag"}
+    shown = json.loads((tmp_path / "comprehensive_part_dag.json").read_text())["graph"]["layers"]
+    assert len(shown) == instance.model.layers // 2
+    assert hottest_layer(instance, placement, traffic) in shown
+    (note,) = notes
+    assert note.startswith(f"comprehensive_part_dag has layers {shown[0]} to {shown[-1]} instead of comprehensive_moe_")
+    assert f"layers {shown[0]} to {shown[-1]}, " in (tmp_path / "comprehensive_part_dag.svg").read_text()
+    assert [v for check in verify_dags(instance, placement, tmp_path, traffic) for v in check.violations] == []
+    monkeypatch.setattr("moe_placer.dag.drawing_files.MOST_MERGED_TENSORS", 10)
+    write_dags(instance, placement, traffic, tmp_path, ["complete_deployment_dag"], note=notes.append)
+    assert notes[-1].startswith("complete_deployment_dag left out: all layers have about")
 
 
 def test_the_number_of_tensors_is_about_right() -> None:
