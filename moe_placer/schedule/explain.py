@@ -157,7 +157,8 @@ def _waited_for(timeline: Timeline, task: int) -> Literal["tensors", "stream", "
     if cause < 0:
         return ""
     before, p = timeline.operation(cause), timeline.operation(task)
-    if p in program.after[before]:
+    together = timeline.batch(task) == timeline.batch(cause) or timeline.is_once(task) or timeline.is_once(cause)
+    if together and p in program.after[before]:
         return "tensors"
     if timeline.timing.staged and timeline.durations.batches > 1:
         same, following = stage_order(program)

@@ -66,6 +66,10 @@ def test_two_micro_batches_of_decode_by_kind_of_operation() -> None:
         )
         found[key] = "; ".join(f"{part.name}: {part.formula}" for part in explained.parts)
     assert waited >= {"", "tensors", "stages"}
+    # The dense MLP has its tensors when its own attention ends, and its stream when that of the other micro-batch does.
+    dense = explain(timeline, find_task(timeline, "L0.mlp.g0.b0"))
+    assert (dense.started_by, dense.waited_for) == ("L0.attention.g0.b1", "stream")
+    assert explain(timeline, find_task(timeline, "head.g0")).waited_for == "tensors"
     # 2 x 128 x (2 x 512 + 64)
     assert "scores and values (32 tokens x 4096 x 278,528 FLOPs of mla)" in found["attention"]
     assert "TFLOP/s of bf16" in found["attention"]
