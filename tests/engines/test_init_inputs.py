@@ -73,6 +73,9 @@ def test_attention_groups_and_precisions_are_those_of_the_config(tmp_path: Path)
     }  # fmt: skip
     assert (fields("deepseek_v3")["expert_groups"], fields("deepseek_v3")["top_groups"]) == (8, 4)
     assert "expert_groups" not in fields("kimi_k2")  # one group: any expert
+    whole = {**CONFIGS["deepseek_v2"], "n_group": 8, "topk_group": 3, "q_lora_rank": 1536}  # V2, of which Lite has none
+    of_v2 = read_model_config(write(tmp_path, "v2.json", whole)).fields
+    assert (of_v2["expert_groups"], of_v2["top_groups"], of_v2["attention"]["q_lora_rank"]) == (8, 3, 1536)
     parts = {name: fields(name).get("dtypes") for name in ("deepseek_v3", "gpt_oss", "olmoe")}
     assert parts["olmoe"] is None
     assert parts["deepseek_v3"] is not None

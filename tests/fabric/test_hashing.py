@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from moe_placer.errors import DefectError
 from moe_placer.fabric import build_fabric, graph
 from moe_placer.fabric.hashing import fullest_over_mean
+from moe_placer.schedule.network import Network
 from moe_placer.solve.solve import solve
 from moe_placer.verifier.hashed import fullest_path
 from moe_placer.verifier.loads import read_network
@@ -112,6 +113,8 @@ def test_three_levels_with_domains_and_nics() -> None:
     network = read_network(instance)
     for name, found in zip(network.links, network.bandwidth.tolist(), strict=True):
         assert found == pytest.approx(bandwidth[tuple(name.split("->"))]["bandwidth"], rel=1e-12)
+    # Simulated steps run over the same links.
+    assert Network(instance).capacity == pytest.approx(network.bandwidth * 0.8 * 1e3, rel=1e-12)  # bytes/µs
 
 
 def test_old_three_level_files_keep_their_hash() -> None:
