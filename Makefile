@@ -16,7 +16,7 @@ SIMGRID ?= reports/2026-11-24-simgrid
 # Tests start processes by the hundred: without bytecode on the disk, each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help solve test test-all test-lowest coverage mutants fidelity release-figures docs docs-links lint lint-pages types clean
+.PHONY: help solve test test-all test-lowest coverage mutants fidelity release-figures docs docs-versions docs-links lint lint-pages types clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ release-figures: $(VENV)/.dev  ## Measure this checkout against commit BEFORE an
 docs: $(VENV)/.docs  ## Build the documentation as a site in build/site; a warning is an error
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
 	@echo "build/site/index.html"
+
+docs-versions: $(VENV)/.docs  ## The same with the sites of all releases beside it, and a list of them on every page
+	$(BIN)/python docs/site/build_versions.py build/site
 
 docs-links: $(VENV)/.docs  ## Ask every other site that the documentation links to (needs the network)
 	$(BIN)/sphinx-build -q -W --keep-going -b linkcheck -c docs/site -d build/doctrees . build/links

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from versions import listed
 
 import moe_placer
 
@@ -36,7 +39,8 @@ html_extra_path = ["index.html"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_search_summary = False  # summaries are fetched, which browsers refuse for files on a disk
-html_context = {"default_mode": "auto"}
+here, versions = listed(os.environ)
+html_context = {"default_mode": "auto", "here": here, "versions": versions}
 templates_path = ["templates"]
 html_sidebars = {"**": ["all-pages"]}
 html_theme_options = {
@@ -44,6 +48,7 @@ html_theme_options = {
     "navbar_align": "left",
     "navbar_persistent": ["search-button"],
     "navbar_center": [],
+    "navbar_end": [*(["versions"] if versions else []), "theme-switcher"],
     "show_toc_level": 3,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
