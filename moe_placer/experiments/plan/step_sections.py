@@ -113,7 +113,7 @@ def _crossings(f: Figures) -> list[Block]:
     if len(curves) < 2:
         return []
     own = f.own_state
-    order = sorted(curves, key=lambda state: (state != own, *map(str, _differs(state, own)), state.context))
+    order = sorted(curves, key=lambda state: (*_differs(state, own), state.oversubscription or 0, state.context))
     rows = tuple((*_state_cells(state), _crossing_cell(curves[state]), _ends_cell(curves[state])) for state in order)
     said = (
         "Up to this batch this plan's step is the shorter one, from there on the other's (prefill, two micro-batches), "

@@ -144,7 +144,8 @@ def _step() -> Spec:
 
 
 def _held_out() -> Spec:
-    title = "sum of busiest links over contiguous's: bar on held-out traffic, line on the traffic solved for"
+    # In two lines: one is wider than half a page.
+    title = ["sum of busiest links over contiguous's:", "bar on held-out traffic, line on the traffic solved for"]
     x = alt.X("unseen:Q").title(title).scale(zero=True, nice=False, rangeMax=_beside(40))
     x = x.axis(format=".1f", titleLimit=700, grid=False)
     said = [_said("row", "plan", kind="N"), _said("seen", "solved for", ".4f"), _said("unseen", "held out", ".4f")]
