@@ -144,12 +144,19 @@ def _spans(instance: Instance, network: Network, transfers: Sequence[TransferRec
     alone_us = 1e6 * sizes(instance)[1] / (own * GB * fabric.link_utilization)
     wires = _Wires(network, own, per_node)
     start, end = np.array([one.start_us for one in far]), np.array([one.end_us for one in far])
-    moments = np.unique(np.concatenate([start, end]))
-    for begin, until in pairwise(moments.tolist()):
-        running = np.flatnonzero((start <= begin) & (end >= until)).tolist()
+    starts, ends = iter(np.argsort(start, kind="stable").tolist()), iter(np.argsort(end, kind="stable").tolist())
+    begins, stops = next(starts), next(ends)
+    running: set[int] = set()
+    for begin, until in pairwise(np.unique(np.concatenate([start, end])).tolist()):
+        while begins is not None and start[begins] <= begin:
+            running.add(begins)
+            begins = next(starts, None)
+        while stops is not None and end[stops] <= begin:
+            running.discard(stops)
+            stops = next(ends, None)
         if running:
-            speeds = [alone_us / (far[i].end_us - far[i].start_us) for i in running]
-            yield until - begin, wires.shares([(far[i], speed) for i, speed in zip(running, speeds, strict=True)])
+            speeds = [(far[i], alone_us / (far[i].end_us - far[i].start_us)) for i in sorted(running)]
+            yield until - begin, wires.shares(speeds)
 
 
 class _Wires:
