@@ -99,6 +99,8 @@ def show(name: str, folder: Path, json_: bool) -> None:
         click.echo(f"  {what:<11} {part.value:,.1f}, by {part.solver} {part.version} on {part.date}")
     if record.bound is not None:
         click.echo(f"  proof       {record.bound.proof}")
+    if record.migration is not None:
+        click.echo(f"  moves       at most {record.migration.max_moves} from the old plan, `get` writes it")
     for entry in read_best_known(folder / "reported.yaml"):
         if entry["instance"] == name:
             value, report = entry["objective"]["value"], entry["objective"]["report"]
@@ -124,10 +126,13 @@ def get(name: str, output: Path, folder: Path, json_: bool) -> None:
     files = [output / f"{name}.yaml"]
     head = f"# {record.reason}\n"
     write_atomically(files[0], head + yaml.safe_dump(opened.content(record), sort_keys=False, allow_unicode=True))
-    for what, part in (("placement", record.best), ("certificate", record.bound)):
-        if part is not None:
-            files.append(output / f"{name}.{what}.json")
-            opened.placement(record, part.placement).write(files[-1])
+    known = {"placement": record.best, "certificate": record.bound}
+    named = {what: part.placement for what, part in known.items() if part is not None}
+    if record.migration is not None:
+        named["current"] = record.migration.current
+    for what, sha256 in named.items():
+        files.append(output / f"{name}.{what}.json")
+        opened.placement(record, sha256).write(files[-1])
     _say_files(record, files, json_)
 
 
@@ -272,6 +277,7 @@ def _entry(record: Record, found: Recheck | None = None) -> LibraryEntry:
         "proof": None if bound is None else bound.proof,
         "gap": record.gap,
         "recordings": [needed.file for needed in record.recordings],
+        "max_moves": None if record.migration is None else record.migration.max_moves,
     }
     if found is not None:
         entry |= {"verdict": found.verdict, "problems": list(found.problems)}

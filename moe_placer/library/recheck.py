@@ -11,10 +11,12 @@ from moe_placer.errors import InputError
 from moe_placer.instance import Instance
 from moe_placer.library.catalog import Library
 from moe_placer.library.record import Known, KnownStatus, Record, status_of
+from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic, load_traffic
-from moe_placer.verifier import Verification, verify
+from moe_placer.verifier import Verification, Violation, verify
+from moe_placer.verifier.replanned import count_moves
 
-__all__ = ["Recheck", "figures", "proofs_of", "recheck_record"]
+__all__ = ["Judged", "Recheck", "judge_placement", "recheck_record"]
 
 _ROUNDING = 1e-9  # relative; the verifier adds in the same order on every machine, but not with the same instructions
 
@@ -43,7 +45,63 @@ class Recheck:
     status: KnownStatus | None = None
 
 
-def figures(instance: Instance, found: Verification) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Judged:
+    """What a placement has of what its instance minimises, the bound that it carries, and what is wrong with it.
+
+    Attributes
+    ----------
+    proof : str
+        The kinds of proof, and in how many layers each was derived anew; `moves` where it is of a budget of moves.
+    """
+
+    value: float
+    bound: float
+    proof: str
+    problems: tuple[Violation, ...] = ()
+
+
+def judge_placement(
+    library: Library, record: Record, instance: Instance, traffic: Traffic, placement: Placement
+) -> Judged:
+    """Verify a placement of a record, and its moves from the old plan where the record has one.
+
+    Parameters
+    ----------
+    library : Library
+        Where the old plan lies.
+    record : Record
+    instance, traffic
+        Of the record, as `Library.instance` and `load_traffic` give them.
+    placement : Placement
+        That nobody vouches for.
+
+    Raises
+    ------
+    InputError
+        The old plan is missing, damaged or another one.
+    """
+    migration = record.migration
+    if migration is None:
+        found = verify(instance, placement, traffic)
+        return Judged(*_figures(instance, found), _proofs(found), found.violations)
+    current = library.placement(record, migration.current)
+    found = verify(instance, placement, traffic, current)
+    value, bound = _figures(instance, found)
+    moves = count_moves(current, placement)
+    problems = found.violations
+    if moves > migration.max_moves:
+        message = f"{moves} moves from the old plan, the record allows {migration.max_moves}"
+        problems = (*problems, Violation("moves", message))
+    stated = placement.replan
+    # What holds within a larger budget holds within this one, but not what was proved for moves within nodes.
+    wide = stated is not None and not stated.inside_nodes and (stated.max_moves or 0) >= migration.max_moves
+    if wide and instance.objective.minimise == "layers" and found.budget_bound > bound:
+        return Judged(value, found.budget_bound, "moves", problems)
+    return Judged(value, bound, _proofs(found), problems)
+
+
+def _figures(instance: Instance, found: Verification) -> tuple[float, float]:
     """Return what a placement has of what the instance minimises, and the bound on it, both as recomputed."""
     if instance.objective.minimise == "aggregate":
         return found.aggregate, found.aggregate_bound
@@ -52,7 +110,7 @@ def figures(instance: Instance, found: Verification) -> tuple[float, float]:
     return found.total_z, found.total_bound
 
 
-def proofs_of(found: Verification) -> str:
+def _proofs(found: Verification) -> str:
     """Return the kinds of proof, and in how many layers each was derived anew."""
     counts = Counter(layer.proof for layer in found.layers if layer.rederived)
     return ", ".join(f"{proof} in {count} layers" for proof, count in sorted(counts.items()))
@@ -81,18 +139,18 @@ def recheck_record(library: Library, record: Record, recordings: Path | None = N
         )
         if now != stated and (stated is not None or record.best is not None or record.bound is not None)
     ]
-    verified: dict[str, Verification] = {}
+    verified: dict[str, Judged] = {}
     value = bound = None
     if record.best is not None:
         found = _verified(library, record, record.best, (instance, traffic), verified, problems)
-        value = None if found is None else figures(instance, found)[0]
+        value = None if found is None else found.value
         problems += _differs("value", record.best.value, value)
     if record.bound is not None:
         found = _verified(library, record, record.bound, (instance, traffic), verified, problems)
-        bound = None if found is None else figures(instance, found)[1]
+        bound = None if found is None else found.bound
         problems += _differs("bound", record.bound.value, bound)
-        if found is not None and proofs_of(found) != record.bound.proof:
-            problems.append(f"proofs are {proofs_of(found)}, the record says {record.bound.proof}")
+        if found is not None and found.proof != record.bound.proof:
+            problems.append(f"proofs are {found.proof}, the record says {record.bound.proof}")
     status = status_of(value, bound) if value is not None and bound is not None else "open"
     if status != record.status:
         problems.append(f"the status is {status}, the record says {record.status}")
@@ -106,19 +164,18 @@ def _verified(
     record: Record,
     known: Known,
     given: tuple[Instance, Traffic],
-    verified: dict[str, Verification],
+    verified: dict[str, Judged],
     problems: list[str],
-) -> Verification | None:
+) -> Judged | None:
     """Verify a placement of the record, once; None, and what is wrong, where it cannot be used."""
     if known.placement not in verified:
         try:
-            placement = library.placement(record, known.placement)
+            judged = judge_placement(library, record, *given, library.placement(record, known.placement))
         except InputError as error:
             problems.append(str(error))
             return None
-        found = verify(given[0], placement, given[1])
-        problems += [str(violation) for violation in found.violations]
-        verified[known.placement] = found
+        problems += map(str, judged.problems)
+        verified[known.placement] = judged
     return verified[known.placement]
 
 

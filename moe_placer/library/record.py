@@ -17,6 +17,7 @@ __all__ = [
     "BoundKnown",
     "Known",
     "KnownStatus",
+    "Migration",
     "NeededRecording",
     "Record",
     "read_record",
@@ -44,6 +45,13 @@ class NeededRecording(_Part):
     file: str
     sha256: Sha256
     source: str
+
+
+class Migration(_Part):
+    """The plan that runs, and how many moves another may be from it."""
+
+    current: Sha256  # of its placement file, which lies in placements/ too
+    max_moves: Annotated[int, Field(ge=0)]
 
 
 class Known(_Part):
@@ -75,6 +83,8 @@ class Record(_Part):
         What differs from it, section by section; `null` takes a field out.
     recordings : tuple of NeededRecording
         In the order of the instance's `mix`.
+    migration : Migration or None
+        Where only placements within a budget of moves from an old plan count.
     status : str
         `optimal`: value and bound meet (1e-6 relative); `bounded`: the gap is at most 1%; `open`: it is larger, or
         something is missing.
@@ -87,6 +97,7 @@ class Record(_Part):
     instance: str
     changes: Mapping[str, Any] = Field(default_factory=dict)
     recordings: tuple[NeededRecording, ...] = ()
+    migration: Migration | None = None
     instance_sha256: Sha256 | None = None
     traffic_sha256: Sha256 | None = None
     status: KnownStatus = "open"

@@ -8,11 +8,10 @@ from pathlib import Path
 from moe_placer.errors import VerificationError
 from moe_placer.instance import Instance
 from moe_placer.library.catalog import Library
-from moe_placer.library.recheck import figures, proofs_of
+from moe_placer.library.recheck import judge_placement
 from moe_placer.library.record import BoundKnown, Known, Record, status_of, write_record
 from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
-from moe_placer.verifier import verify
 
 __all__ = ["Submission", "submit_placement"]
 
@@ -64,11 +63,11 @@ def submit_placement(
         The placement breaks a rule; nothing is written.
     """
     traffic = load_traffic(instance)
-    found = verify(instance, placement, traffic)
-    if not found.ok:
-        rules = [violation.rule for violation in found.violations]
-        raise VerificationError(f"not submitted, since it breaks a rule: {found.violations[0]}", rules)
-    value, bound = figures(instance, found)
+    found = judge_placement(library, record, instance, traffic, placement)
+    if found.problems:
+        rules = [violation.rule for violation in found.problems]
+        raise VerificationError(f"not submitted, since it breaks a rule: {found.problems[0]}", rules)
+    value, bound = found.value, found.bound
     solver = placement.solver
     by = {"solver": solver.name, "version": solver.version, "date": date}
     best, known = record.best, record.bound
@@ -81,7 +80,7 @@ def submit_placement(
     if better:
         best = Known(value=value, placement=sha256, **by)
     if tighter:
-        known = BoundKnown(value=bound, placement=sha256, proof=proofs_of(found), **by)
+        known = BoundKnown(value=bound, placement=sha256, proof=found.proof, **by)
     status = status_of(best.value, known.value) if best and known else "open"
     hashes = {"instance_sha256": instance.sha256, "traffic_sha256": traffic.sha256}
     after = record.model_copy(update={**hashes, "status": status, "best": best, "bound": known})
@@ -94,5 +93,6 @@ def submit_placement(
 def _remove_unused(library: Library, before: Record, after: Record) -> None:
     """Remove placements of the record that it no longer names."""
     old, new = ({part.placement for part in (one.best, one.bound) if part is not None} for one in (before, after))
-    for sha256 in old - new:
+    kept = set() if after.migration is None else {after.migration.current}
+    for sha256 in old - new - kept:
         library.placement_path(sha256, after.name).unlink(missing_ok=True)

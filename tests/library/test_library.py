@@ -55,14 +55,16 @@ def test_records_name_instances_that_exist_and_are_theirs() -> None:
         instance = LIBRARY.instance(record) if not record.recordings else None
         if instance is not None:
             assert instance.name == name
-            assert seen.setdefault(instance.sha256, name) == name, "two records have the same instance"
+            key = f"{instance.sha256} {record.migration}"
+            assert seen.setdefault(key, name) == name, "two records have the same instance"
             assert record.instance_sha256 in {None, instance.sha256}
         assert record.best is not None or record.status == "open"
 
 
 def test_every_file_belongs_to_a_record() -> None:
-    parts = [(name, part) for name, one in LIBRARY.records.items() for part in (one.best, one.bound) if part]
-    named = {LIBRARY.placement_path(part.placement, name) for name, part in parts}
+    parts = [(name, part.placement) for name, one in LIBRARY.records.items() for part in (one.best, one.bound) if part]
+    parts += [(name, one.migration.current) for name, one in LIBRARY.records.items() if one.migration]
+    named = {LIBRARY.placement_path(sha256, name) for name, sha256 in parts}
     assert named == set((LIBRARY.folder / "placements").iterdir())
 
 
@@ -87,6 +89,37 @@ def changed(folder: Path, name: str, **changes: Any) -> tuple[str, ...]:
     path.write_text(yaml.safe_dump(content))
     library = open_library(folder)
     return recheck_record(library, library.record(name)).problems
+
+
+def allow(folder: Path, name: str, moves: int) -> None:
+    """Change how many moves a record allows."""
+    path = folder / "records" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["migration"]["max_moves"] = moves
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_only_placements_within_the_moves_of_a_record_count(tmp_path: Path) -> None:
+    folder, name = tmp_path / "library", "dsv3-64-50-moves"
+    for part in ("records", "placements"):
+        (folder / part).mkdir(parents=True)
+        for file in (LIBRARY.folder / part).glob(f"{name}.*"):
+            shutil.copy(file, folder / part)
+    (tmp_path / "instances").symlink_to(REPO / "instances")
+
+    def problems() -> tuple[str, ...]:
+        library = open_library(folder)
+        return recheck_record(library, library.record(name)).problems
+
+    got = held(told("library", "get", name, "-o", tmp_path / "got", "--library", folder, "--json").json)
+    assert got["entries"][0]["max_moves"] == 50
+    assert got["entries"][0]["proof"] == "moves"
+    assert Path(got["files"][-1]).name == f"{name}.current.json"
+    allow(folder, name, 51)  # what was proved for 50 moves says nothing of 51
+    assert any("the bound is" in problem for problem in problems())
+    allow(folder, name, 49)
+    assert problems() == ("[moves] 50 moves from the old plan, the record allows 49",)
+    fails(5, "library", "submit", got["files"][1], "--library", folder, says="50 moves from the old plan")
 
 
 def test_what_a_record_overstates_is_found(copied: Path) -> None:

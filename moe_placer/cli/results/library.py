@@ -37,6 +37,8 @@ class LibraryEntry(TypedDict):
     """(value - bound) / bound; null where it is not known."""
     recordings: list[str]
     """Recordings that it needs, which are not committed."""
+    max_moves: int | None
+    """Moves that a placement may be from the old plan; null where there is none."""
     verdict: NotRequired[Literal["good", "wrong", "skipped"]]
     """Of `check`: whether all of this was derived anew, or a recording is missing."""
     problems: NotRequired[list[str]]
