@@ -22,10 +22,10 @@ def layer_link_times(timeline: Timeline) -> Floats:
     carried = np.asarray(network.routes.shares @ sent.reshape(len(sent), -1).T).T
     if network.nics is not None:
         passed = np.zeros((len(sent), network.nics.groups))
-        for p, (groups, shares) in program.ends.items():
+        for p, ends in program.ends.items():
             row = program.sent[p] * (np.arange(nodes) != program.home[p])
-            moved = row[:, None] * shares * timeline.durations.scale * timeline.durations.batches
-            np.add.at(passed[program.layer[p]], groups, moved)
+            moved = row * timeline.durations.scale * timeline.durations.batches
+            passed[program.layer[p]] += network.nics.passed(ends, moved)
         carried = np.hstack([carried, network.nics.by_nic(passed)])
     return np.asarray(carried / network.capacity)
 

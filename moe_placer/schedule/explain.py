@@ -258,9 +258,7 @@ def _of_send(timeline: Timeline, task: int) -> Iterator[Part]:
     np.fill_diagonal(sent, 0.0)
     carried = np.asarray(network.routes.shares @ sent.ravel())
     if network.nics is not None:
-        groups, shares = program.ends[p]
-        passed = np.zeros(network.nics.groups)
-        np.add.at(passed, groups, sent[program.home[p]][:, None] * shares)
+        passed = network.nics.passed(program.ends[p], sent[program.home[p]])
         carried = np.append(carried, network.nics.by_nic(passed))
     alone = carried / network.capacity
     nvlink = f"{cluster.nvlink_gb_per_s:g} GB/s x all_to_all_nvlink {timing.all_to_all_nvlink_utilization:g}"

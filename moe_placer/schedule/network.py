@@ -42,10 +42,11 @@ class _Span:
 
 
 class Network:
-    """Transfers between nodes, each an all-to-all of up to N (N - 1) flows, that end when their last flow has.
+    """Transfers between nodes, each an all-to-all of a flow or more per pair, that end when their last flow has.
 
     Every flow of a node pair is split over the pair's shortest paths as `compile_routes` says; flows of different
-    transfers between the same nodes are flows of their own. Rates change only where a flow starts or ends, which is
+    transfers between the same nodes are flows of their own, and where NICs receive for single GPUs, so are those to or
+    from different NICs of experts. Rates change only where a flow starts or ends, which is
     hundreds of times in a transfer; so flows that end within a short span are slowed down to end with it, and what they
     leave is shared among the others. Links are never above their capacity, no byte is lost, and a span is over where
     a transfer ends.
@@ -121,7 +122,9 @@ class Network:
         self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._sent, self._left = np.zeros(0), np.zeros(0)
         self._carried = np.zeros(len(self._paths))  # by every path
-        self._end, self._part = np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0))  # NIC groups of flows, and shares
+        ends = 0 if self.nics is None else 1 + self.nics.ports
+        self._end = np.zeros((0, ends), dtype=np.int64)  # NIC groups of flows
+        self._part = np.zeros(0) if self.nics is None else self.nics.use  # of a flow, by each of its groups
         self._passed = np.zeros(more)  # by every group of NICs
         self.history = History(len(self.capacity)) if record else None
         self._ahead: list[_Span] = []  # from now to the next end
@@ -142,7 +145,7 @@ class Network:
             µs; time runs forwards.
         sent : float array [N, N]
             Bytes from node s to node d; the diagonal is ignored.
-        ends : tuple, optional
+        ends : Ends, optional
             NICs between the one node that sends and each node (`NicEnds`), for all transfers or for none.
 
         Returns
@@ -165,14 +168,15 @@ class Network:
         self._settle()
         if self.history is not None and not self._ids:
             self.history.note(now, self._carried_by_link())  # nothing was carried since the last end
-        some = np.flatnonzero(flows)
-        self._owner = np.append(self._owner, np.full(len(some), self._started))
-        self._path = np.append(self._path, some)
-        self._sent, self._left = np.append(self._sent, flows[some]), np.append(self._left, flows[some])
+        path = np.flatnonzero(flows)
+        size = flows[path]
         if ends is not None:
-            target = self._paths[some] % self._shape[1]
-            self._end = np.vstack([self._end.reshape(-1, ends[0].shape[1]), ends[0][target]])
-            self._part = np.vstack([self._part.reshape(-1, ends[1].shape[1]), ends[1][target]])
+            row, share, crossed = ends.flows(self._paths[path] % self._shape[1])
+            path, size = path[row], size[row] * share
+            self._end = np.vstack([self._end, crossed])
+        self._owner = np.append(self._owner, np.full(len(path), self._started))
+        self._path = np.append(self._path, path)
+        self._sent, self._left = np.append(self._sent, size), np.append(self._left, size)
         self._ahead.clear()
         self._ids.append(self._started)
         self._begun.append(now)
@@ -223,7 +227,7 @@ class Network:
     def _deliver(self, sent: Floats, until: float) -> None:
         self._carried += np.bincount(self._path, sent, len(self._paths))
         if self._end.size:
-            passed = (self._part * sent[:, None]).ravel()
+            passed = (sent[:, None] * self._part).ravel()
             self._passed += np.bincount(self._end.ravel(), passed, len(self._passed))
         if self.history is not None:
             self.history.note(until, self._carried_by_link())
@@ -246,7 +250,7 @@ class Network:
             self._owner, self._path = self._owner[going], self._path[going]
             self._sent, self._left = self._sent[going], self._left[going]
             if self._end.size:
-                self._end, self._part = self._end[going], self._part[going]
+                self._end = self._end[going]
 
     def _look_ahead(self, until: float) -> list[_Span]:
         """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
@@ -286,7 +290,7 @@ class Network:
         if not self._end.size:
             return None
         end = self._end[going]
-        return self._crossings.count - len(self._of_groups) + end, self._part[going] / self._of_groups[end]
+        return self._crossings.count - len(self._of_groups) + end, self._part / self._of_groups[end]
 
     def _ends(self, now: float, lasts: Floats, owner: Ints) -> tuple[float, float, float]:
         """Return when the first flow and the first transfer end, and the time that may be off by a share.

@@ -1,7 +1,8 @@
 """The NICs at both ends of a transfer, where a copy of a token arrives at the NIC of the expert's GPU.
 
 A node's tokens start evenly on its GPUs, so dispatch leaves evenly by its NICs, and arrives as its experts' GPUs have
-it; combine is that reversed. What a node sends to another goes to all of that node's NICs at once, each in its share.
+it; combine is that reversed. GPUs send to GPUs, so what goes to different GPUs of a node are flows of their own: none
+waits for a busy NIC that only the others cross.
 """
 
 from __future__ import annotations
@@ -20,7 +21,38 @@ __all__ = ["Ends", "NicEnds", "shares_of_ports"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-Ends = tuple[Ints, Floats]  # NIC groups [nodes, E] between a node and each other one, and their shares of the bytes
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The NIC groups between one node and each other one, of what the one sends.
+
+    Attributes
+    ----------
+    own : int array [nodes, ports]
+        The group that each part of what goes to a node crosses alone, at the experts' end.
+    shares : float array [nodes, ports]
+        What each part is of what goes to that node.
+    even : int array [nodes, ports]
+        The groups at the tokens' end, which every part crosses evenly.
+    """
+
+    own: Ints
+    shares: Floats
+    even: Ints
+
+    def flows(self, targets: Ints) -> tuple[Ints, Floats, Ints]:
+        """Split what goes to each of some nodes [T] into F flows.
+
+        Returns
+        -------
+        tuple of array
+            Index in ``targets`` of each flow [F], its share of what goes there [F], and the groups that it crosses
+            [F, 1 + ports]: its own, then the even ones.
+        """
+        row, port = np.nonzero(self.shares[targets])
+        node = targets[row]
+        crossed = np.hstack([self.own[node, port][:, None], self.even[node]])
+        return row, self.shares[node, port], crossed
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +87,34 @@ class NicEnds:
         """Groups in both directions."""
         return 2 * self.nodes * self.ports
 
+    @property
+    def use(self) -> Floats:
+        """Share of a flow's bytes that each group carries which it crosses (`Ends.flows`) [1 + ports]."""
+        return np.append(1.0, np.full(self.ports, 1 / self.ports))
+
     def dispatch(self, home: int, shares: Floats) -> Ends:
         """NICs between a node that sends tokens and each node; ``shares`` [nodes, ports] are of what arrives there."""
-        return self._ends(home, np.full_like(shares, 1 / self.ports), shares)
+        return Ends(self._there, shares, self._of(home))
 
     def combine(self, home: int, shares: Floats) -> Ends:
         """NICs between a node that returns results and each node; ``shares`` [nodes, ports] are of what leaves."""
-        return self._ends(home, shares, np.full_like(shares, 1 / self.ports))
+        return Ends(self._of(home), shares, self._there)
 
-    def _ends(self, home: int, leaving: Floats, arriving: Floats) -> Ends:
-        port = np.arange(self.ports)
-        sends = np.broadcast_to(home * self.ports + port, leaving.shape)
-        receives = (self.nodes + np.arange(self.nodes))[:, None] * self.ports + port
-        return np.hstack([sends, receives]), np.hstack([leaving, arriving])
+    def passed(self, ends: Ends, sent: Floats) -> Floats:
+        """Bytes that each group carries of those that a node sends to each node [nodes]."""
+        parts = sent[:, None] * ends.shares
+        of_own = np.bincount(ends.own.ravel(), parts.ravel(), self.groups)
+        evenly = np.broadcast_to(parts.sum(axis=1, keepdims=True) / self.ports, parts.shape)
+        return np.asarray(of_own + np.bincount(ends.even.ravel(), evenly.ravel(), self.groups))
+
+    @property
+    def _there(self) -> Ints:
+        """Return the groups by which each node receives [nodes, ports]."""
+        return (self.nodes + np.arange(self.nodes))[:, None] * self.ports + np.arange(self.ports)
+
+    def _of(self, home: int) -> Ints:
+        """Return the groups by which a node sends, to whichever node [nodes, ports]."""
+        return np.broadcast_to(home * self.ports + np.arange(self.ports), (self.nodes, self.ports))
 
     def by_nic(self, of_group: Floats) -> Floats:
         """Divide what groups [..., groups] carry over their NICs [..., NICs]."""

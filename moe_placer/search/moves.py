@@ -79,7 +79,7 @@ class Moves:
         item, partner, to : int
             What to `apply`.
         """
-        partners, nodes = self._partners()
+        partners, nodes = self.partners()
         best = (np.inf, -1, -1, -1)
         self.evaluated += CALL + 2 * len(items) * len(partners) * self.layer.affected.shape[1]
         block = max(1, _BLOCK // max(1, len(partners) * self.layer.affected.shape[1]))
@@ -94,7 +94,7 @@ class Moves:
 
     def random_trade(self, item: int, rng: np.random.Generator) -> bool:
         """Trade ``item`` with a random allowed partner; False if there is none."""
-        partners, nodes = self._partners()
+        partners, nodes = self.partners()
         items = np.array([item])
         self.evaluated += CALL + len(partners)
         blocked = self.not_allowed(items, partners, nodes)[0] | (nodes == self.node[item])
@@ -110,8 +110,8 @@ class Moves:
         touches = (self.layer.affected == int(self.cost.argmax())).any(axis=1)
         return np.flatnonzero(touches[self.node])
 
-    def _partners(self) -> tuple[Ints, Ints]:
-        """Every item, and one free slot of every node that has any (item -1), with their nodes."""
+    def partners(self) -> tuple[Ints, Ints]:
+        """Return every item, and one free slot of every node that has any (item -1), with their nodes."""
         layer = self.layer
         free = np.flatnonzero(np.bincount(self.node, minlength=layer.nodes) < layer.slots)
         partners = np.concatenate([np.arange(layer.items), np.full(len(free), -1)])

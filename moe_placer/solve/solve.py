@@ -29,6 +29,7 @@ from moe_placer.solve.base import Solver
 from moe_placer.solve.coolest_gpus import Cooling, cool_busiest
 from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
+from moe_placer.solve.group_nodes import bring_to_groups
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.numbered import bound_any_numbers
 from moe_placer.solve.outcome import never_worse, of_the_instance
@@ -198,7 +199,7 @@ def solve(
     results = fit_to_gpus(problem, results)
     if improves:
         results = never_worse(problem, results, baselines.plans, limits.deadline)
-    results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
+    results, cooling = cool_busiest(problem, bring_to_groups(problem, results), limits) if cools else (results, None)
     results = bound_any_numbers(problem, results, limits.deadline)
     placement = build(results)
     verification = verify(instance, placement, traffic)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import MESH, ONE_LAYER, level_traffic, placement_data, tiny_instance, tiny_tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
@@ -39,6 +41,59 @@ def test_a_transfer_takes_as_long_as_its_busiest_nic_by_hand() -> None:
     assert carried["node0->node0/nic0"] == carried["node0->node0/nic1"] == pytest.approx(1.6e8)
     assert carried["node0->node1"] == pytest.approx(3.2e8)
     assert carried["node0/nic0->node0"] == 0
+
+
+def test_a_hot_nic_is_full_whatever_else_arrives_at_its_node_by_hand() -> None:
+    # Node 0 sends 90% of its bytes to GPU 0 of node 2, node 1 as much to GPU 1, which gets the other 10%, too. Were
+    # what node 0 sends one flow at one pace, NIC 0 would wait for NIC 1, where the two are equals.
+    one_leaf = {"kind": "fat-tree", "nodes_per_leaf": 3, "spines": 1}
+    instance = tiny_instance(cluster={"nodes": 3, "fabric": one_leaf, **nics()}, parallelism={"dp": 1})
+    net = Network(instance, tolerance=0.0)
+    assert net.nics is not None
+    for home, size, shares in ((0, 3.2e8, [0.9, 0.1]), (1, 2.56e8, [0.0, 1.0])):
+        sent = np.zeros((3, 3))
+        sent[home, 2] = size
+        net.start(0.0, sent, net.nics.dispatch(home, np.array([shares] * 3)))
+    ends = ended(net)
+    # 288 MB over either NIC of node 2, at 160,000 bytes/µs.
+    assert max(ends.values()) == pytest.approx(1800.0)
+    assert ends[1] == pytest.approx(1800.0)
+
+
+def ended(net: Network) -> dict[int, float]:
+    """When each transfer of a network ends, µs."""
+    found: dict[int, float] = {}
+    while (coming := net.next_end()) is not None:
+        found |= dict.fromkeys(net.advance(coming[0]), coming[0])
+    return found
+
+
+@given(seed=st.integers(0, 10_000), back=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_transfers_end_as_if_every_gpu_were_a_node(seed: int, back: bool) -> None:
+    rng, (nodes, ports) = np.random.default_rng(seed), (3, 2)
+    leaf = {"kind": "fat-tree", "nodes_per_leaf": 6, "spines": 1}
+    by_node = tiny_instance(cluster={"nodes": nodes, "fabric": leaf, **nics()}, parallelism={"dp": 1})
+    single = {"nodes": nodes * ports, "gpus_per_node": 1, "fabric": {**leaf, "node_gb_per_s": 200.0}}
+    by_gpu = tiny_instance(cluster=single, parallelism={"dp": 1})
+    share = rng.dirichlet(np.full(ports, 0.4), (nodes, nodes))
+    size = rng.gamma(0.5, 1e7, (nodes, nodes)) * (1 - np.eye(nodes))
+    coarse, fine = Network(by_node, tolerance=0.0), Network(by_gpu, tolerance=0.0)
+    assert coarse.nics is not None
+    gpus_of: dict[int, list[int]] = {}
+    for home in range(nodes):
+        ends = coarse.nics.combine(home, share[home]) if back else coarse.nics.dispatch(home, share[home])
+        sent = np.zeros((nodes, nodes))
+        sent[home] = size[home]
+        name = coarse.start(0.0, sent, ends)
+        parts = size[home][:, None] * share[home]
+        gpus_of[name] = []
+        for port in range(ports):
+            row = np.zeros((nodes * ports, nodes * ports))
+            row[home * ports + port] = (parts[:, [port]].repeat(ports, axis=1) if back else parts).ravel() / ports
+            gpus_of[name].append(fine.start(0.0, row))
+    together, apart = ended(coarse), ended(fine)
+    assert together == pytest.approx({name: max(apart[gpu] for gpu in own) for name, own in gpus_of.items()})
 
 
 @pytest.mark.parametrize("per_node", [1, 2, 4, 8])

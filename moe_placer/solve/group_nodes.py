@@ -1,0 +1,83 @@
+"""Brings replicas to the nodes of the DP group that uses them, where no layer's z rises: a step after the search.
+
+With ``group`` routing group r uses replica r only. Where all of a group's replicas are on its own nodes, the groups
+never wait for each other, and a step takes as long as the slower group, not as the slower one in every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_placer.problem.compile import Problem
+from moe_placer.problem.layer import LayerProblem
+from moe_placer.result import LayerResult
+from moe_placer.search.moves import Moves
+
+__all__ = ["bring_to_groups", "outside_groups"]
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_SAME = 1e-12  # relative: a z so little higher is the same, rounded
+
+
+def outside_groups(problem: Problem, layer: LayerProblem, node: Ints) -> Bools:
+    """Mask of the items [I] that are not on a node of the DP group that uses them; none without groups."""
+    if not problem.groups:
+        return np.zeros(len(node), dtype=bool)
+    return np.asarray(problem.group_of_node[node] != layer.replica)
+
+
+def bring_to_groups(problem: Problem, results: Sequence[LayerResult]) -> list[LayerResult]:
+    """Return layers in which fewer replicas are outside their groups' nodes; no z rises.
+
+    Nothing changes where costs are no sums over items (dispatch once per place), or where more than each layer's z
+    counts.
+    """
+    sums = not problem.coverage and problem.judge is None and problem.minimise == "layers"
+    if problem.groups < 2 or not sums:
+        return list(results)
+    return [_layer_to_groups(problem, index, result) for index, result in enumerate(results)]
+
+
+def _layer_to_groups(problem: Problem, index: int, result: LayerResult) -> LayerResult:
+    """Trade items, and move them to free slots, as long as that brings one home."""
+    layer = problem.layer(index, result.replicas)
+    if result.node is None or not outside_groups(problem, layer, result.node).any():
+        return result
+    # Slots of nodes are known here, those of GPUs that were chosen already, or what memory leaves, are not.
+    frees = result.gpu is None and not problem.capacity.binds
+    moves, most = Moves(layer, result.node), result.z * (1 + _SAME)
+    gpu = None if result.gpu is None else result.gpu.copy()
+    while (trade := _best_trade(problem, moves, most, frees)) is not None:
+        item, partner, to = trade
+        moves.apply(item, partner, to)
+        if gpu is not None:
+            gpu[[item, partner]] = gpu[[partner, item]]
+    return replace(result, node=moves.node, z=min(result.z, moves.z), gpu=gpu)
+
+
+def _best_trade(problem: Problem, moves: Moves, most: float, frees: bool) -> tuple[int, int, int] | None:
+    """Return the trade that brings most items home and leaves every link within ``most``; None where there is none."""
+    layer, node, group = moves.layer, moves.node, problem.group_of_node
+    outside = outside_groups(problem, layer, node)
+    items = np.flatnonzero(outside)
+    if not len(items):
+        return None
+    partners, nodes = moves.partners()
+    if not frees:
+        partners, nodes = partners[partners >= 0], nodes[partners >= 0]
+    real = partners >= 0
+    home = group[nodes][None, :] == layer.replica[items][:, None]
+    theirs = np.where(real, layer.replica[partners], -1)
+    leaves = real & ~outside[partners]  # a partner that is home now
+    back = theirs[None, :] == group[node[items]][:, None]
+    gain = home.astype(np.int64) - leaves[None, :] + back
+    change = moves.changes(items, partners, nodes, most)
+    gain[~(change <= 0)] = 0
+    i, j = divmod(int(gain.argmax()), len(partners))
+    return (int(items[i]), int(partners[j]), int(nodes[j])) if gain[i, j] > 0 else None
