@@ -110,7 +110,8 @@ def _by_load(
     work = _SEARCH * limits.total_work / len(problem)
     rng = np.random.default_rng((seed, index))
     found = search(problem.layer(index), node, result.bound.value, work, rng, limits.deadline)
-    placed = replace(result, node=found.node, z=found.z, replicas=own, gpu=None, solver_bound=None)
+    bound = _for_any_replicas(result)
+    placed = replace(result, node=found.node, z=found.z, replicas=own, gpu=None, bound=bound, solver_bound=None)
     gpus = pack_layer(problem, index, placed, np.zeros(len(problem.capacity.memory_slots), dtype=np.int64))
     yield replace(placed, gpu=np.array([gpu[0] for gpu in gpus], dtype=np.int64))
 
@@ -127,8 +128,13 @@ def _with_other_replicas(problem: Problem, index: int, result: LayerResult, limi
         return result
     node = found.gpu // problem.gpus_per_node
     z, replicas = found.layer.z(node), count_replicas(found.layer)
-    bound = result.bound if result.bound.any_replicas else Bound(0.0, "solver")
+    bound = _for_any_replicas(result)
     return replace(result, node=node, gpu=found.gpu, z=z, replicas=replicas, bound=bound, solver_bound=None)
+
+
+def _for_any_replicas(result: LayerResult) -> Bound:
+    """Return what is known of a layer whatever replicas its experts have."""
+    return result.bound if result.bound.any_replicas else Bound(0.0, "solver")
 
 
 def _steps(problem: Problem, index: int, result: LayerResult, limits: Limits) -> Iterator[LayerResult]:

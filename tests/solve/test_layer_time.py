@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from builders import level_traffic, recomputed, tiny_instance, tiny_traffic
 
+from moe_placer.bounds.bounds import Bound
 from moe_placer.errors import InputError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem, compile_problem
-from moe_placer.solve.layer_time import least_busiest
+from moe_placer.result import LayerResult, Stop
+from moe_placer.search.moves import repair
+from moe_placer.solve.layer_time import least_busiest, shorten
 from moe_placer.solve.solve import Solution, solve
 from moe_placer.traffic import Traffic
 from moe_placer.verifier import verify
@@ -71,6 +74,29 @@ def test_no_placement_is_below_the_bound_and_auto_finds_the_shortest(placement: 
         found.append(solution.objective / best)
     assert np.median(found) < 1.001  # with fixed replicas the shortest; a budget's best choice is missed at times
     assert max(found) < 1.1
+
+
+def test_a_bound_for_other_replicas_is_not_said_of_those_by_load() -> None:
+    instance = timed(**BUDGET)
+    problem, rng = compile_problem(instance, tiny_traffic(instance, 1)), np.random.default_rng(0)
+    results, start = [], []
+    for index, own in enumerate(problem.replicas):
+        coldest = problem.demand[index].sum(axis=0).argsort()
+        other = np.ones_like(own)
+        other[coldest[:2]] += 1
+        layers = problem.layer(index, other), problem.layer(index)
+        node, first = (repair(layer, np.zeros(layer.items, dtype=np.int64), rng) for layer in layers)
+        assert node is not None
+        assert first is not None
+        z = layers[0].z(node)
+        results.append(LayerResult(node, z, Bound(0.9 * z, "companions"), Stop.FINISHED, replicas=other))
+        start.append(first)
+    shorter = shorten(problem, results, start, Limits(work=1), 0)
+    for index, (before, after) in enumerate(zip(results, shorter, strict=True)):
+        assert after.replicas is not None
+        assert not np.array_equal(after.replicas, before.replicas)
+        assert after.bound.value == 0.0
+        assert after.z == pytest.approx(problem.layer(index, after.replicas).z(np.asarray(after.node)))
 
 
 def test_it_is_never_longer_than_a_baseline_or_than_without_gpus() -> None:
