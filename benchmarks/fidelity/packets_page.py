@@ -107,6 +107,9 @@ def packets_section(rows: Sequence[Row]) -> Iterator[str]:
     )
     yield "\n*One flow alone*: how fast it was over what its link is shaped to, before and after; within 2%, or the run"
     yield f"is refused. Source: {rows[0]['source']} ({rows[0]['sure']}).\n"
+    if all("waited" in row for row in rows):
+        most = max(row["waited"] for row in rows)
+        yield f"The process that sends and receives was without a core for at most {most:.1%} of an exchange.\n"
     beyond = [one.setup for one in found if not one.holds]
     yield f"Beyond a limit: {'; '.join(beyond)}." if beyond else "Every set-up is within both limits."
 

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.netns.cases import METHODS, SetUp, cases
-from benchmarks.netns.exchange import exchange
+from benchmarks.netns.exchange import Exchange, exchange
 from benchmarks.netns.testbed import PAYLOAD, Testbed, fat_tree, one_switch
 
-__all__ = ["MBIT", "BusyError", "packet_rows", "single_flow"]
+__all__ = ["MBIT", "WAITED", "BusyError", "packet_rows", "single_flow"]
 
 Row = dict[str, Any]
 
 # Of a host's link: so slow that two busy cores are not what binds.
 MBIT = {"tree": 10.0, "nics": 4.0}
 _HASHED_FLOWS = 8  # from node to node: one per GPU, as an instance has it that says nothing
+WAITED = 0.1  # share of an exchange in which its process may be without a core
 _OFF = 0.02  # how far one flow alone may be from its link
 _ALONE_S = 2.0  # long beside the burst that a filter lets through
 _FILES = 8192  # both ends of all connections of the largest exchange, with room to spare
@@ -51,7 +52,7 @@ def packet_rows(
     Raises
     ------
     BusyError
-        One flow alone, before or after the others, was not within 2% of its link.
+        One flow alone, before or after the others, was not within 2% of its link, or exchanges waited for a core.
     """
     mbit = mbit or MBIT[setup.network]
     found = list(cases(setup, mbit, folder, methods))  # before there is any namespace
@@ -65,6 +66,7 @@ def packet_rows(
                 exchange(testbed, case.transfers, uplinks=setup.uplinks, flows_per_pair=_HASHED_FLOWS, seed=seed)
                 for seed in range(repeats)
             ]
+            _require_a_core(runs)
             seconds = [round(run.seconds, 4) for run in runs]
             measured = median(seconds)
             rows.append({
@@ -73,11 +75,22 @@ def packet_rows(
                 "ratio": round(case.network_s / measured, 4), "limit": None,
                 "busiest_link_s": round(case.link_s, 4), "busiest_shared_link_s": round(case.node_s, 4),
                 "runs": seconds, "bytes": sum(int(sent.sum()) for sent in case.transfers), "mbit": mbit,
-                "retransmitted": sum(run.retransmitted for run in runs), "source": _SOURCE, "sure": "measured here",
+                "retransmitted": sum(run.retransmitted for run in runs),
+                "waited": round(max(run.waited for run in runs), 4), "source": _SOURCE, "sure": "measured here",
             })  # fmt: skip
         after = single_flow(testbed, mbit)
     for row in rows:
         yield row | {"single_flow": [round(before, 4), round(after, 4)]}
+
+
+def _require_a_core(runs: Sequence[Exchange]) -> None:
+    """Refuse runs of one case that say more of the machine than of the links."""
+    waited = median(run.waited for run in runs)
+    if waited > WAITED:
+        raise BusyError(
+            f"the process that sends and receives was without a core for {waited:.0%} of an exchange, expected at most "
+            f"{WAITED:.0%}: leave this machine more time"
+        )
 
 
 def single_flow(testbed: Testbed, mbit: float) -> float:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy as np
 import pytest
 
 from benchmarks.fidelity.packets_page import RANK, RATIO, agreements, packets_section, packets_summary
-from benchmarks.netns import namespaces
-from benchmarks.netns.cases import SETUPS, SetUp, bytes_between, instance_of
-from benchmarks.netns.exchange import MAX_BYTES, exchange
+from benchmarks.netns import measured, namespaces
+from benchmarks.netns.cases import SETUPS, Case, SetUp, bytes_between, instance_of
+from benchmarks.netns.exchange import MAX_BYTES, Exchange, exchange
 from benchmarks.netns.measured import single_flow
 from benchmarks.netns.namespaces import Namespaces, why_not
 from benchmarks.netns.testbed import PAYLOAD, fat_tree, one_switch
@@ -99,12 +100,33 @@ def test_agreement_by_hand() -> None:
     text = "\n".join(packets_section(rows))
     assert "Beyond a limit: b." in text
     assert "Source: here (drawn)." in text
+    assert "without a core" not in text
+    assert "at most 3.0% of an exchange" in "\n".join(packets_section([{**one, "waited": 0.03} for one in rows]))
     assert packets_summary(rows) is not None
     assert "Every set-up" in "\n".join(packets_section(rows[:3]))
     assert packets_summary([]) is None
     assert "Not measured" in "\n".join(packets_section([]))
     assert RATIO == (0.90, 1.05)
     assert RANK == 0.9
+
+
+def test_exchanges_without_a_core_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A starved process stretches all exchanges, but may let one flow alone pass."""
+    sent = np.zeros((8, 8), dtype=np.int64)
+    case = Case("eplb", 0, 1, (sent,), 1.0, 1.0, 1.0)
+    monkeypatch.setattr(measured, "cases", lambda *_: [case])
+    monkeypatch.setattr(measured, "_testbed", lambda *_: nullcontext())
+    monkeypatch.setattr(measured, "single_flow", lambda *_: 1.0)
+    for waits, refused in (([0.02, 0.05, 0.9], False), ([0.5, 0.05, 0.9], True)):
+        runs = iter([Exchange(2.0, 0, 0.1, waited) for waited in waits])
+        monkeypatch.setattr(measured, "exchange", lambda *_, runs=runs, **__: next(runs))
+        made = measured.packet_rows(SETUPS[0], tmp_path, repeats=3)
+        if refused:
+            with pytest.raises(measured.BusyError, match="without a core for 50% of an exchange, expected at most 10%"):
+                list(made)
+        else:
+            (found,) = made
+            assert (found["waited"], found["measured"]) == (0.9, 2.0)
 
 
 def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,6 +167,8 @@ def test_an_all_to_all_takes_what_its_links_need(uplinks: Any) -> None:
     # Hashed, all 16 flows on one of the two spines would take twice as long.
     assert needed * 0.9 <= took.seconds <= needed * (1.25 if uplinks == "spray" else 2.2)
     assert took.retransmitted == 0
+    assert 0 <= took.waited <= 1
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER  # only while it sends
 
 
 @pytest.mark.netns
