@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["in_old_slots"]
+__all__ = ["in_old_slots", "rows_in_old_slots"]
 
 Ints = npt.NDArray[np.int64]
+
+
+def rows_in_old_slots(rows: Sequence[Sequence[int]], layers: int, ranks: int, old: Ints | None) -> Ints:
+    """Return rows of a file as a plan for all layers [layers, slots], in old slots where these are of that many.
+
+    Parameters
+    ----------
+    rows : sequence of sequences
+        One for all MoE layers, or one for each.
+    layers, ranks : int
+    old : int array [layers, slots] or None
+        What runs.
+    """
+    plan = np.array(rows if len(rows) == layers else list(rows) * layers, dtype=np.int64)
+    return plan if old is None or old.shape != plan.shape else in_old_slots(plan, ranks, old)
 
 
 def in_old_slots(rows: Ints, ranks: int, old: Ints) -> Ints:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from moe_placer.engines.slot_rows import mismatch, plan_rows
 
 if TYPE_CHECKING:
     import torch
+
+    Decide = Callable[[torch.Tensor, int, int, torch.Tensor | None], Any]
 
 __all__ = ["INSTANCE", "PREFIX", "VARIABLE", "register"]
 
@@ -59,29 +62,27 @@ def register() -> None:
     if getattr(default, "moe_placer_plan", None) is not None:
         return  # vLLM may load plug-ins more than once in a process
     if replans:
-        policy.EPLB_POLICIES["default"] = replan_policy(default)
+        policy.EPLB_POLICIES["default"] = _policy(default, _Planner().decide)
         _LOG.info("EPLB policy: replanning for the instance %s.", os.environ[INSTANCE])
         return
-    policy.EPLB_POLICIES["default"] = plan_policy(default, rows, str(path))
+    policy.EPLB_POLICIES["default"] = _policy(default, _Given(rows, str(path)).decide)
     _LOG.info("EPLB policy: the plan in %s (%d rows of %d slots).", path, len(rows), len(rows[0]))
 
 
-def plan_policy(default: type[Any], rows: list[list[int]], path: str) -> type[Any]:
-    """Return a policy that answers with the plan wherever it fits, and else as ``default`` does.
+def _policy(default: type[Any], decide: Decide) -> type[Any]:
+    """Return vLLM's own policy with another answer, where there is one.
 
     Parameters
     ----------
     default : type
         vLLM's own policy.
-    rows : list of lists
-        The plan: one row for all MoE layers, or one for each.
-    path : str
-        Where it is from, for the log.
+    decide : callable
+        From weights [MoE layers, experts], slots, ranks and what runs, the slots' experts [MoE layers, slots]; None
+        leaves them to ``default``.
     """
 
-    class PlanPolicy(default):  # type: ignore[misc]  # known only when vLLM is there
-        moe_placer_plan = rows
-        moe_placer_logged: set[str] = set()  # noqa: RUF012 - of this class, so that every reason is logged once
+    class Policy(default):  # type: ignore[misc]  # known only when vLLM is there
+        moe_placer_plan = decide
 
         @classmethod
         def rebalance_experts(
@@ -93,34 +94,48 @@ def plan_policy(default: type[Any], rows: list[list[int]], path: str) -> type[An
             num_ranks: int,
             old_global_expert_indices: torch.Tensor | None = None,
         ) -> torch.Tensor:
-            layers, experts = weight.shape
-            reason = mismatch(rows, layers, experts, num_replicas, num_ranks)
-            if reason:
-                if reason not in cls.moe_placer_logged:
-                    cls.moe_placer_logged.add(reason)
-                    _LOG.warning("The plan in %s is not used, vLLM's own policy decides: %s.", path, reason)
-                answer: torch.Tensor = default.rebalance_experts(
-                    weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
-                )
-                return answer
-            if "used" not in cls.moe_placer_logged:
-                cls.moe_placer_logged.add("used")
-                _LOG.info("EPLB follows the plan in %s.", path)
-            return _in_old_slots(rows, layers, num_ranks, old_global_expert_indices)
+            found = decide(weight, num_replicas, num_ranks, old_global_expert_indices)
+            if found is not None:
+                return _tensor(found)
+            answer: torch.Tensor = default.rebalance_experts(
+                weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
+            )
+            return answer
 
-    return PlanPolicy
+    return Policy
 
 
-def _in_old_slots(rows: list[list[int]], layers: int, ranks: int, old: torch.Tensor | None) -> torch.Tensor:
-    """Return the plan as a tensor; experts that are on a rank already keep their slots, as vLLM's own policy does."""
-    import numpy as np
+class _Once:
+    """Logs every reason once, not at every rebalance."""
 
-    from moe_placer.engines.old_slots import in_old_slots
+    def __init__(self) -> None:
+        self._said: set[str] = set()
 
-    plan = np.array(rows if len(rows) == layers else rows * layers, dtype=np.int64)
-    if old is not None and tuple(old.shape) == plan.shape:
-        plan = in_old_slots(plan, ranks, old.cpu().numpy())
-    return _tensor(plan)
+    def say(self, level: int, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _LOG.log(level, "%s", text)
+
+
+class _Given:
+    """Answers with a plan wherever it fits: one row for all MoE layers, or one for each."""
+
+    def __init__(self, rows: list[list[int]], path: str) -> None:
+        self._rows, self._path, self._log = rows, path, _Once()
+
+    def decide(self, weight: torch.Tensor, slots: int, ranks: int, old: torch.Tensor | None) -> Any:
+        """Return the plan; experts that are on a rank already keep their slots, as vLLM's own policy does."""
+        layers, experts = weight.shape
+        reason = mismatch(self._rows, layers, experts, slots, ranks)
+        if reason:
+            self._log.say(
+                logging.WARNING, f"The plan in {self._path} is not used, vLLM's own policy decides: {reason}."
+            )
+            return None
+        from moe_placer.engines.old_slots import rows_in_old_slots
+
+        self._log.say(logging.INFO, f"EPLB follows the plan in {self._path}.")
+        return rows_in_old_slots(self._rows, layers, ranks, None if old is None else old.cpu().numpy())
 
 
 def _tensor(rows: Any) -> torch.Tensor:
@@ -130,56 +145,28 @@ def _tensor(rows: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(rows, dtype=np.int64))  # a copy: the engine may write to it
 
 
-def replan_policy(default: type[Any]) -> type[Any]:
-    """Return a policy in which one rank replans what runs, and all ranks do what it says.
-
-    Parameters
-    ----------
-    default : type
-        vLLM's own policy.
-    """
-
-    class ReplanPolicy(default):  # type: ignore[misc]  # known only when vLLM is there
-        moe_placer_plan = "replanned"
-        moe_placer_planner = _Planner()
-
-        @classmethod
-        def rebalance_experts(
-            cls,
-            weight: torch.Tensor,
-            num_replicas: int,
-            num_groups: int,
-            num_nodes: int,
-            num_ranks: int,
-            old_global_expert_indices: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            old = old_global_expert_indices
-            kind, rows = cls.moe_placer_planner.ask(weight, num_replicas, num_ranks, old)
-            if kind == "plan":
-                return _tensor(rows)
-            if kind == "keep" and old is not None:
-                return _tensor(old.cpu().numpy())
-            answer: torch.Tensor = default.rebalance_experts(
-                weight, num_replicas, num_groups, num_nodes, num_ranks, old
-            )
-            return answer
-
-    return ReplanPolicy
-
-
 class _Planner:
     """Asks the first rank of vLLM's EPLB group for a plan, and tells it to all."""
 
     def __init__(self) -> None:
         self._replanner: Any = None
-        self._logged: set[str] = set()
+        self._log = _Once()
 
-    def ask(self, weight: torch.Tensor, slots: int, ranks: int, old: torch.Tensor | None) -> tuple[str, Any]:
+    def decide(self, weight: torch.Tensor, slots: int, ranks: int, old: torch.Tensor | None) -> Any:
+        """Return the plan of the rank that plans, or what runs where that stays."""
+        kind, rows = self._ask(weight, slots, ranks, old)
+        if kind == "keep" and old is not None:
+            return old.cpu().numpy()
+        return rows if kind == "plan" else None
+
+    def _ask(self, weight: torch.Tensor, slots: int, ranks: int, old: torch.Tensor | None) -> tuple[str, Any]:
         """Return what all ranks do (``plan``, ``keep``, ``default``), and the rows of a plan."""
         group = _eplb_group()
         if ranks > 1 and (group is None or group.world_size != ranks):
             found = "no group of ranks" if group is None else f"a group of {group.world_size} ranks"
-            self._say(logging.ERROR, f"this vLLM has {found} for EPLB, expected one of {ranks}: its own policy decides")
+            self._log.say(
+                logging.ERROR, f"this vLLM has {found} for EPLB, expected one of {ranks}: its own policy decides"
+            )
             return "default", None
         plans = ranks == 1 or group.rank_in_group == 0
         answer = self._answer(weight, slots, ranks, old) if plans else None
@@ -193,7 +180,7 @@ class _Planner:
         try:
             from moe_placer.engines.vllm_replanning import Asked, Replanner, Settings
         except ImportError as error:
-            self._say(logging.ERROR, f"EPLB is not replanned, vLLM's own policy decides: {error}.")
+            self._log.say(logging.ERROR, f"EPLB is not replanned, vLLM's own policy decides: {error}.")
             return "default", None
         if self._replanner is None:
             self._replanner = Replanner(lambda: Settings.from_environment(os.environ, PREFIX))
@@ -204,14 +191,8 @@ class _Planner:
             _LOG.info("EPLB replanned: %d of %d slots take another expert.", changed, rows.size)
         else:
             follows = "what runs stays" if kind == "keep" else "vLLM's own policy decides"
-            self._say(logging.WARNING, f"EPLB is not replanned, {follows}: {reason}.")
+            self._log.say(logging.WARNING, f"EPLB is not replanned, {follows}: {reason}.")
         return kind, rows
-
-    def _say(self, level: int, text: str) -> None:
-        """Log every reason once, not at every rebalance."""
-        if text not in self._logged:
-            self._logged.add(text)
-            _LOG.log(level, "%s", text)
 
 
 def _eplb_group() -> Any:

@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.engines.old_slots import in_old_slots
-from moe_placer.engines.plans.plan import Deployment, read_deployment
+from moe_placer.engines.old_slots import rows_in_old_slots
+from moe_placer.engines.plans.plan import Deployment, Plan, plan_of, read_deployment
 from moe_placer.engines.slot_rows import mismatch, plan_rows
 from moe_placer.errors import MoePlacerError, UsageError
 from moe_placer.instance import Instance, load_instance
@@ -198,11 +198,11 @@ def next_rows(instance: Instance, asked: Asked, settings: Settings, seconds: flo
         budget, current = Budget(), _from_scratch(instance, traffic, problem)
     else:
         most = settings.max_moves if settings.max_moves is not None else math.ceil(_BUDGET * running.size)
-        budget, current = Budget(moves=most), _placement_of(instance, deployment, running, load.shape[1])
+        budget, current = Budget(moves=most), _placement_of(instance, deployment, running)
     limits = Limits(time_s=max(0.0, until - time.monotonic()), work=settings.work, bounds=False)
     found = replan(instance, current, traffic, budget=budget, limits=limits, check=False, problem=problem)
-    rows = _rows_of(deployment, found.placement, asked.slots)
-    return rows if asked.running is None else in_old_slots(rows, asked.ranks, asked.running)
+    plan = plan_of(found.placement, deployment)
+    return rows_in_old_slots([plan.flat(layer) for layer in range(plan.layers)], plan.layers, asked.ranks, running)
 
 
 def _mismatch(instance: Instance, asked: Asked) -> str:
@@ -241,8 +241,7 @@ def _given(path: Path, asked: Asked) -> Answer:
     reason = mismatch(rows, layers, experts, asked.slots, asked.ranks)
     if reason:
         return Answer("default", f"the plan in {path} does not fit: {reason}")
-    plan = np.array(rows if len(rows) == layers else rows * layers, dtype=np.int64)
-    return Answer("plan", "", plan if asked.running is None else in_old_slots(plan, asked.ranks, asked.running))
+    return Answer("plan", "", rows_in_old_slots(rows, layers, asked.ranks, asked.running))
 
 
 def _repeats(running: Ints, ranks: int) -> bool:
@@ -257,34 +256,14 @@ def _from_scratch(instance: Instance, traffic: Traffic, problem: Problem) -> Pla
     return bare_placement(instance, traffic, problem, "eplb", 0, fit_to_gpus(problem, results))
 
 
-def _placement_of(instance: Instance, deployment: Deployment, running: Ints, experts: int) -> Placement:
+def _placement_of(instance: Instance, deployment: Deployment, running: Ints) -> Placement:
     """Return what runs as a placement, of which only the GPUs count."""
-    gpus = np.array([deployment.gpu_of(rank) for rank in range(deployment.ranks)])
-    of_slot = np.repeat(gpus, running.shape[1] // deployment.ranks)
-    rows = []
-    for row in running:
-        order = np.argsort(row, kind="stable")
-        ends = np.cumsum(np.bincount(row, minlength=experts))
-        rows.append(tuple(tuple(own.tolist()) for own in np.split(of_slot[order], ends[:-1])))
+    slots = running.reshape(len(running), deployment.ranks, -1).tolist()
+    plan = Plan(deployment.experts, tuple(tuple(map(tuple, ranks)) for ranks in slots))
     return Placement(
         schema=SCHEMA,
         instance=InstanceKey(name=instance.name, sha256=instance.sha256, traffic_sha256=""),
         solver=SolverRecord(name="vllm", version="", seed=0),
-        gpu=tuple(rows),
+        gpu=plan.gpus(deployment),
         layers=(),
     )
-
-
-def _rows_of(deployment: Deployment, placement: Placement, slots: int) -> Ints:
-    """Return the experts of all slots [MoE layers, slots], rank after rank."""
-    rank_of = {deployment.gpu_of(rank): rank for rank in range(deployment.ranks)}
-    rows = []
-    for index, of_expert in enumerate(placement.gpu):
-        held = [
-            (rank_of[gpu], expert)
-            for expert in range(len(of_expert))
-            for replica in placement.shards(index, expert)
-            for gpu in replica
-        ]
-        rows.append([expert for _, expert in sorted(held)])
-    return np.array(rows, dtype=np.int64).reshape(-1, slots)

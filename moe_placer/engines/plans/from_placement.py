@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moe_placer.engines.layouts import EngineRules, slots_mistake
 from moe_placer.engines.plans.form import PlanForm
-from moe_placer.engines.plans.plan import Deployment, Plan, read_deployment
+from moe_placer.engines.plans.plan import Deployment, Plan, plan_of, read_deployment
 from moe_placer.errors import InputError, Mistake, VerificationError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
@@ -41,15 +41,7 @@ def plan_from_placement(instance: Instance, placement: Placement, form: PlanForm
         message = f"the placement is not exported, since it breaks a rule: {violations[0]}{more}"
         raise VerificationError(message, [violation.rule for violation in violations])
     deployment = read_deployment(instance)
-    rank_of = {deployment.gpu_of(rank): rank for rank in range(deployment.ranks)}
-    layers = []
-    for index in range(len(placement.gpu)):
-        held: list[list[int]] = [[] for _ in range(deployment.ranks)]
-        for expert in range(deployment.experts):
-            for (gpu,) in placement.shards(index, expert):
-                held[rank_of[gpu]].append(expert)
-        layers.append(tuple(map(tuple, held)))
-    plan = Plan(deployment.experts, tuple(layers))
+    plan = plan_of(placement, deployment)
     mistakes = list(_against(plan, deployment, form.rules))
     if mistakes:
         raise InputError(mistakes)

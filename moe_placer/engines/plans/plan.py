@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
+from moe_placer.placement import Placement
 
-__all__ = ["Deployment", "Plan", "read_deployment"]
+__all__ = ["Deployment", "Plan", "plan_of", "read_deployment"]
 
 Slots = tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -52,6 +53,17 @@ class Plan:
     def redundant(self) -> int:
         """Redundant slots of the first MoE layer; the same in all layers where the engine wants that."""
         return self.slots_by_layer[0] - self.experts
+
+    def gpus(self, deployment: Deployment) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """GPUs of every expert's replicas in every MoE layer, in the order of ranks: a placement's ``gpu``."""
+        return tuple(self._gpus_of(layer, deployment) for layer in range(self.layers))
+
+    def _gpus_of(self, layer: int, deployment: Deployment) -> tuple[tuple[int, ...], ...]:
+        gpus: list[list[int]] = [[] for _ in range(self.experts)]
+        for rank, held in enumerate(self.slots[layer]):
+            for expert in held:
+                gpus[expert].append(deployment.gpu_of(rank))
+        return tuple(map(tuple, gpus))
 
     def duplicates(self) -> Iterator[tuple[int, int, int]]:
         """Yield (MoE layer, rank, expert) for every slot that repeats an expert of its own rank."""
@@ -122,6 +134,19 @@ class Deployment:
         """Rank of a global GPU id, which must be one that works."""
         node, local = divmod(gpu, self.gpus_per_node)
         return self.nodes.index(node) * self.gpus_per_node + local
+
+
+def plan_of(placement: Placement, deployment: Deployment) -> Plan:
+    """Return a placement of whole experts as slots; on every rank experts are in ascending order."""
+    rank_of = {deployment.gpu_of(rank): rank for rank in range(deployment.ranks)}
+    layers = []
+    for index in range(len(placement.gpu)):
+        held: list[list[int]] = [[] for _ in range(deployment.ranks)]
+        for expert in range(deployment.experts):
+            for (gpu,) in placement.shards(index, expert):
+                held[rank_of[gpu]].append(expert)
+        layers.append(tuple(map(tuple, held)))
+    return Plan(deployment.experts, tuple(layers))
 
 
 def read_deployment(instance: Instance) -> Deployment:

@@ -54,7 +54,7 @@ def placement_from_plan(
     VerificationError
         The plan breaks constraints of the instance; all are listed.
     """
-    gpu = tuple(_gpus_of(plan, deployment, layer) for layer in range(plan.layers))
+    gpu = plan.gpus(deployment)
     blank = tuple(LayerRecord(layer=layer, z=0, bound=0, proof="solver") for layer in instance.moe_layers)
     placement = Placement(
         schema=SCHEMA,
@@ -84,14 +84,6 @@ def placement_from_plan(
     if not verification.ok:
         raise VerificationError(f"the recomputed figures do not hold: {verification.violations[0]}")
     return stated, verification
-
-
-def _gpus_of(plan: Plan, deployment: Deployment, layer: int) -> tuple[tuple[int, ...], ...]:
-    gpus: list[list[int]] = [[] for _ in range(plan.experts)]
-    for rank, held in enumerate(plan.slots[layer]):
-        for expert in held:
-            gpus[expert].append(deployment.gpu_of(rank))
-    return tuple(map(tuple, gpus))
 
 
 def _result(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> LayerResult:
