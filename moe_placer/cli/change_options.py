@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from moe_placer.cli.options import counted
 from moe_placer.cli.what_if_options import slow_gpus_of
 from moe_placer.errors import UsageError
 
@@ -76,8 +77,8 @@ def loss_lines(loss: Loss | None) -> Iterator[str]:
     if loss is None:
         return
     if loss.gpus or loss.drained:
-        parts = [f"{_counted(loss.gpus)} failed"] if loss.gpus else []
-        parts += [f"{_counted(loss.drained)} drained"] if loss.drained else []
+        parts = [f"{counted(len(loss.gpus), 'GPU')} failed"] if loss.gpus else []
+        parts += [f"{counted(len(loss.drained), 'GPU')} drained"] if loss.drained else []
         yield f"Out of service: {loss.replicas:,} replicas ({', '.join(parts)})."
     if loss.gone:
         named = [f"expert {expert} of layer {layer}" for layer, expert in loss.gone[:_SHOWN]]
@@ -86,11 +87,6 @@ def loss_lines(loss: Loss | None) -> Iterator[str]:
     came = f"{loss.restored:,} replicas come back" if loss.restored else "Nothing has to come back"
     went = f", {loss.dropped:,} go, since slots have become fewer" if loss.dropped else ""
     yield f"{came}{went}; then load is balanced."
-
-
-def _counted(gpus: Sequence[int]) -> str:
-    """Say how many GPUs."""
-    return f"{len(gpus):,} GPU{'' if len(gpus) == 1 else 's'}"
 
 
 def loss_content(loss: Loss | None) -> ReplanLoss | None:

@@ -9,7 +9,7 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.options import counted, instance_argument, json_option, open_instance, trace_option
 from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,4 +164,4 @@ def _print(instance: Instance, rows: Sequence[Followed]) -> None:
         click.echo("What is left of the gain of replanning for every window, where it was done once:")
     for after, share in kept.items():
         said = f"{share:.0%}" if share is not None else "replanning gained nothing here"
-        click.echo(f"  after {after} window{'' if after == 1 else 's'}: {said}")
+        click.echo(f"  after {counted(after, 'window')}: {said}")

@@ -21,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 __all__ = [
     "checked_executor",
+    "counted",
     "engine_option",
     "executor_option",
     "instance_argument",
@@ -31,6 +32,7 @@ __all__ = [
     "refute_dags",
     "share",
     "trace_option",
+    "trace_words",
     "with_workers",
     "workers_option",
     "written_files",
@@ -94,6 +96,16 @@ def with_workers(limits: Limits, workers: int | None, instance: Instance) -> Lim
     if workers is None and limits.executor is not None and (stated := stated_workers(limits.executor)) is not None:
         return replace(limits, workers=stated)
     return limits if workers is not None else replace(limits, workers=useful_workers(instance))
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun: ``1 step``, ``2 steps``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def trace_words(traces: Iterable[Path]) -> list[str]:
+    """Return the words of a command that give it these traces."""
+    return [word for trace in traces for word in ("--trace", str(trace))]
 
 
 def placed_arguments(command: Command) -> Command:

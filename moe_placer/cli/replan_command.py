@@ -9,7 +9,7 @@ import click
 
 from moe_placer.cli.change_options import build_change, change_options, loss_content, loss_lines
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.options import counted, instance_argument, json_option, open_instance, trace_option
 from moe_placer.cli.replan_curve import CURVE, PICTURE, curve_points, print_curve, write_curve
 from moe_placer.errors import UsageError
 from moe_placer.files import write_atomically
@@ -213,7 +213,7 @@ def _print(
     rows = [("restored" if found.loss else "current", found.before), ("within the budget", found.after)]
     rows += [(f"fresh plan ({fresh[0]})", fresh[2])] if fresh else []
     most = found.budget_moves
-    allowed = "any number of moves" if most is None else f"at most {_counted(most, 'move')}"
+    allowed = "any number of moves" if most is None else f"at most {counted(most, 'move')}"
     click.echo(f"{instance.name}: {allowed}, minimising {_WORDS[found.minimise]}; verified, {found.seconds:.1f} s")
     _table(rows)
     if found.bound is not None:
@@ -239,9 +239,9 @@ def _migration_lines(found: Replanned) -> list[str]:
     if not way.transfers:
         return []
     extra = max(way.extra_experts.values(), default=0)
-    more = _counted(extra, "more expert")
+    more = counted(extra, "more expert")
     lines = [
-        f"  {_counted(len(way.transfers), 'transfer')} in {way.us / 1e3:,.3f} ms (no order of them takes less than "
+        f"  {counted(len(way.transfers), 'transfer')} in {way.us / 1e3:,.3f} ms (no order of them takes less than "
         f"{way.bound_us / 1e3:,.3f} ms); at most {more} on a GPU meanwhile",
     ]
     if way.by_layer and way.longest_layer_us is not None:
@@ -252,7 +252,7 @@ def _migration_lines(found: Replanned) -> list[str]:
     if way.serving_loss_us is not None:
         lines.append(f"  serving loses {way.serving_loss_us / 1e3:,.3f} ms meanwhile, where weights share its links")
     if way.break_even_steps is not None and way.break_even_paused_steps is not None and way.gain_us is not None:
-        steps = _counted(int(way.break_even_steps), "step")
+        steps = counted(int(way.break_even_steps), "step")
         lines.append(
             f"  a step gains {way.gain_us:,.1f} us: that is won back after {steps} (after "
             f"{way.break_even_paused_steps:,.0f} where the engine pauses for the transfers)"
@@ -260,11 +260,6 @@ def _migration_lines(found: Replanned) -> list[str]:
     elif found.gains:
         lines.append("  in time a step gains nothing: what is minimised is not all that takes time")
     return lines
-
-
-def _counted(count: int, noun: str) -> str:
-    """Write a number with its noun: ``1 step``, ``2 steps``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _table(rows: list[tuple[str, Figures]]) -> None:

@@ -22,6 +22,7 @@ from moe_placer.cli.options import (
     open_instance,
     refute_dags,
     trace_option,
+    trace_words,
     with_workers,
     workers_option,
 )
@@ -153,8 +154,8 @@ def solve(
     if not json_:
         tell_of_windows(instance, traces, folder / PLACEMENT, windows)
     if not json_ and not no_dag:
-        parts = ["moe-placer", "dag", instance, folder / PLACEMENT, "-o", folder]
-        command = shlex.join(map(str, [*parts, *(part for trace in traces for part in ("--trace", trace))]))
+        parts = ["moe-placer", "dag", instance, folder / PLACEMENT, "-o", folder, *trace_words(traces)]
+        command = shlex.join(map(str, parts))
         click.echo(f"The DAGs of all layers, comprehensive and complete: {visible(command)}")
     if flaw is not None:
         raise flaw

@@ -10,6 +10,7 @@ import click
 
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
+    counted,
     json_option,
     open_instance,
     placed_arguments,
@@ -213,19 +214,15 @@ def _provenance(found: Verification) -> list[str]:
     given = [layer.bound_given_replicas for layer in found.layers if layer.bound_given_replicas is not None]
     lines = [f"  re-derived          {sum(layer.rederived for layer in found.layers)} of {layers} layers"]
     if claimed:
-        text = f"{_layers(claimed)}, bounds of {sum(claimed):,.1f} in all"
+        text = f"{counted(len(claimed), 'layer')}, bounds of {sum(claimed):,.1f} in all"
         lines.append(f"                      claimed by the solver only, not checked: {text}")
     if higher:
-        text = f"higher bounds of {_layers(higher)}, {sum(higher):,.1f} in all"
+        text = f"higher bounds of {counted(len(higher), 'layer')}, {sum(higher):,.1f} in all"
         lines.append(f"                      claimed by the solver only, not checked: {text}")
     if given:
-        text = f"{sum(given):,.1f} in {_layers(given)}; other numbers of replicas may have less"
+        text = f"{sum(given):,.1f} in {counted(len(given), 'layer')}; other numbers of replicas may have less"
         lines.append(f"  for these replicas  {text}")
     return lines
-
-
-def _layers(bounds: Sequence[float]) -> str:
-    return f"{len(bounds)} layer{'' if len(bounds) == 1 else 's'}"
 
 
 def _share(gap: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_placer.cli.options import trace_words
 from moe_placer.errors import visible
 from moe_placer.files import write_atomically
 
@@ -49,18 +50,18 @@ def tell_of_windows(instance: Path, traces: tuple[Path, ...], placement: Path, w
     if windows is None:
         return
     check = shlex.join(map(str, ["moe-placer", "verify", placement.parent / WINDOWED, placement]))
-    given = [part for trace in traces for part in ("--trace", trace)]
-    last = shlex.join(map(str, ["moe-placer", "follow", instance, placement, *given, "--windows", windows]))
+    follow = ["moe-placer", "follow", instance, placement, *trace_words(traces), "--windows", windows]
+    last = shlex.join(map(str, follow))
     click.echo(f"Placed for the worst of {windows} windows, as {WINDOWED} says: {visible(check)}")
     click.echo(f"How long it lasts, and what re-planning gains (name later recordings): {visible(last)}")
 
 
 def scenario_z(instance: Instance, solution: Solution) -> list[float] | None:
     """Sum over layers the cost of the busiest link of every scenario; None where the mix counts."""
-    from moe_placer.problem.scenarios import scenarios_of
+    from moe_placer.verifier.scenarios import count_scenarios
 
-    count = len(scenarios_of(instance, solution.traffic))
-    if not count:
+    if instance.objective.scenarios == "mix":
         return None
+    count = count_scenarios(instance, solution.traffic)
     cost = solution.verification.cost
     return [float(value) for value in cost.reshape(len(cost), count, -1).max(axis=2, initial=0.0).sum(axis=0)]
