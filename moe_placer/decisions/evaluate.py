@@ -15,7 +15,7 @@ import numpy.typing as npt
 from moe_placer.errors import InputError, Mistake, NothingFoundError, UsageError
 from moe_placer.experiments.compare.current_plan import check_plan, plan_of
 from moe_placer.experiments.compare.metrics import Flows, find_flows
-from moe_placer.fabric.nics import is_nic
+from moe_placer.fabric.nics import nics_among
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import back_ratio
 from moe_placer.limits import Limits
@@ -278,7 +278,7 @@ def costs_of(
     load = flows.load(network)
     cost, us = load * network.scale, (load * network.us_per_token).max(axis=1, initial=0.0)
     at = np.unravel_index(int(cost.argmax()), cost.shape) if cost.any() else None
-    nics = np.array([is_nic(name) for name in network.links], dtype=bool)
+    nics = nics_among(network.links)
     busiest, mean = _gpus(instance, flows)
     wire, back = float(us.sum()), back_ratio(instance)
     computing = float(busiest.sum()) * instance.parallelism.expert_tp * expert_token_us(instance)

@@ -7,6 +7,7 @@ NICs share what other nodes send to the replicas on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from moe_placer.fabric.graph import build_fabric, kinds_of_links, link_name, nod
 from moe_placer.fabric.routes import Routes, routes_between
 from moe_placer.instance import Instance
 
-__all__ = ["Receivers", "is_nic", "kinds_in", "nic_bandwidths", "node_routes", "receivers"]
+__all__ = ["Receivers", "is_nic", "kinds_in", "nic_bandwidths", "nics_among", "node_routes", "receivers"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -38,6 +39,11 @@ def _receives(node: int, nic: int) -> str:
 def is_nic(link: str) -> bool:
     """Whether a link is a NIC, one direction of it: ``node3->node3/nic5`` sends, ``node3/nic5->node3`` receives."""
     return "/nic" in link
+
+
+def nics_among(links: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Mask of the links that are NICs, one direction of them [links]."""
+    return np.array([is_nic(link) for link in links], dtype=bool)
 
 
 def _counted(instance: Instance) -> int:

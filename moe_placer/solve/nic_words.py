@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_placer.bounds.nic_floors import NicFloors, nic_floors
 from moe_placer.errors import InfeasibleError
-from moe_placer.fabric import is_nic
+from moe_placer.fabric import nics_among
 from moe_placer.instance import Instance
 from moe_placer.problem.compile import compile_problem
 from moe_placer.traffic import Traffic
@@ -80,7 +80,7 @@ def _bind(floors: NicFloors, sending: float) -> str:
 
 def busiest_nics(found: Verification) -> str | None:
     """Say what the busiest NICs and the busiest other links of a placement cost; None where no NIC is a link."""
-    nic = np.array([is_nic(link) for link in found.links], dtype=bool)
+    nic = nics_among(found.links)
     if not nic.any():
         return None
     nics, others = found.cost[:, nic].max(axis=1), found.cost[:, ~nic].max(axis=1, initial=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_placer.fabric import is_nic
+from moe_placer.fabric import nics_among
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
@@ -18,7 +18,7 @@ __all__ = ["busiest_nics"]
 def busiest_nics(instance: Instance, traffic: Traffic, placement: Placement) -> float | None:
     """Sum over layers the cost of the busiest NIC; None where a node's NICs are one pipe."""
     network = read_network(instance)
-    nics = np.flatnonzero([is_nic(link) for link in network.links])
+    nics = np.flatnonzero(nics_among(network.links))
     if not len(nics):
         return None
     replicas = read_replicas(instance, placement)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric import dispatch_us, is_nic, link_bandwidths, routes_between
+from moe_placer.fabric import dispatch_us, link_bandwidths, nics_among, routes_between
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.problem.scenarios import scenarios_of
@@ -184,7 +184,7 @@ def judged_load(
 
 def _nic_totals(network: Network, cost: Floats) -> dict[str, float | None]:
     """Sum over layers the cost of the busiest NIC, and of the busiest other link; None where no NIC is a link."""
-    nic = np.array([is_nic(link) for link in network.links], dtype=bool)
+    nic = nics_among(network.links)
     if not nic.any():
         return {"nic_total": None, "other_links_total": None}
     return {
