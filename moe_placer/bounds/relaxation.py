@@ -100,12 +100,15 @@ def relax(
             continue
         if solved.status != "optimal":
             return None
+        if to_round:
+            own = link_weights(solved.duals[: problem.links])
+            return Relaxation(model.share(solved, offered), own, model.slot_prices(solved))
         reduced = model.reduced_costs(solved, offered)
         lower, found = model.lower_bound(solved, reduced)
         if weights is None or lower > best:
             best, weights = lower, found
         better = model.better(reduced)
-        if to_round or not better.any() or solved.value - best <= _TOLERANCE * solved.value:
+        if not better.any() or solved.value - best <= _TOLERANCE * solved.value:
             return Relaxation(model.share(solved, offered), weights, model.slot_prices(solved))
         offered = offered | better
 

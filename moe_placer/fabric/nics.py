@@ -95,7 +95,8 @@ def node_routes(instance: Instance) -> Routes:
         routes,
         links=(*routes.links, *names),
         bandwidth=np.append(routes.bandwidth, np.full(len(names), nics.gb_per_s)),
-        shares=sparse.csr_array(sparse.vstack([routes.shares, shares])),
+        kind=np.append(routes.kind, routes.kinds.shape[0] + np.arange(len(names))),
+        kinds=sparse.csr_array(sparse.vstack([routes.kinds, shares])),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 
 import networkx as nx
 import numpy as np
@@ -14,6 +16,9 @@ from moe_placer.fabric.graph import build_fabric, link_name, node_name
 from moe_placer.instance import Instance
 
 __all__ = ["Routes", "compile_routes", "routes_between"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +31,27 @@ class Routes:
         Names of the inter-node links, ``source->target``.
     bandwidth : float array [links]
         GB/s, one direction.
-    shares : sparse array [links, nodes * nodes]
-        ``A[k, s, d]`` of placement-model.md, with column ``s * nodes + d``: the share of traffic from node s to node d
-        that crosses link k.
+    kind : int array [links]
+        Row of ``kinds`` that each link has; those to parallel spines have one in common.
+    kinds : sparse array [kinds, nodes * nodes]
+        What is different of `shares`.
     hops : int array [nodes, nodes]
         Links on a path from s to d; 0 where NVLink joins them.
     """
 
     links: tuple[str, ...]
-    bandwidth: npt.NDArray[np.float64]
-    shares: sparse.csr_array
-    hops: npt.NDArray[np.int64]
+    bandwidth: Floats
+    kind: Ints
+    kinds: sparse.csr_array
+    hops: Ints
+
+    @cached_property
+    def shares(self) -> sparse.csr_array:
+        """``A[k, s, d]`` of placement-model.md, sparse [links, nodes * nodes], with column ``s * nodes + d``.
+
+        It is the share of traffic from node s to node d that crosses link k.
+        """
+        return self.kinds[self.kind]
 
 
 def routes_between(instance: Instance) -> Routes:
@@ -48,9 +63,9 @@ def routes_between(instance: Instance) -> Routes:
         return routes
     domain = np.arange(cluster.nodes) // each
     apart = domain[:, None] != domain[None, :]
-    shares = sparse.csr_array(routes.shares * apart.ravel()[None, :].astype(np.float64))
-    shares.eliminate_zeros()
-    return replace(routes, shares=shares, hops=np.where(apart, routes.hops, 0))
+    kinds = sparse.csr_array(routes.kinds * apart.ravel()[None, :].astype(np.float64))
+    kinds.eliminate_zeros()
+    return replace(routes, kinds=kinds, hops=np.where(apart, routes.hops, 0))
 
 
 def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
@@ -73,31 +88,71 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     if not np.isfinite(between).all():
         raise ValueError("the fabric does not connect every node with every other")
     total = paths[np.ix_(hosts, hosts)]
+    kind, ends = _kinds_of_links(graph, index, distance[hosts], distance[:, hosts], paths[hosts], paths[:, hosts])
     # A first, empty part each, for fabrics without links.
-    rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    values = [np.zeros(0)]
-    for link, (source, target, length) in enumerate(graph.edges(data="length", default=1)):
-        u, v = index[source], index[target]
+    number = np.int32 if nodes * nodes <= np.iinfo(np.int32).max else np.int64
+    columns, values, sizes = [np.zeros(0, dtype=number)], [np.zeros(0)], [0]
+    for u, v, length in ends:
         # Only where the link is on a shortest path from s to v, and on one from u to d, can it be on one from s to d.
         sources = np.flatnonzero(distance[hosts, u] + length == distance[hosts, v])
         targets = np.flatnonzero(length + distance[v, hosts] == distance[u, hosts])
         detour = distance[hosts[sources], u][:, None] + length + distance[v, hosts[targets]][None, :]
         i, j = np.nonzero(detour == between[np.ix_(sources, targets)])
         s, d = sources[i], targets[j]
-        rows.append(np.full(len(s), link))
-        columns.append(s * nodes + d)
+        columns.append((s * nodes + d).astype(number))
         values.append(paths[hosts[s], u] * paths[v, hosts[d]] / total[s, d])
-    shares = sparse.coo_array(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
-        shape=(graph.number_of_edges(), nodes * nodes),
-    )
+        sizes.append(len(s))
+    entries = np.concatenate(values), np.concatenate(columns), np.cumsum(sizes)
+    kinds = sparse.csr_array(entries, shape=(len(ends), nodes * nodes))
     bandwidth = np.array([data["bandwidth"] for _, _, data in graph.edges(data=True)], dtype=np.float64)
     names = tuple(link_name(source, target) for source, target in graph.edges)
-    hops = np.rint(shares.sum(axis=0)).astype(np.int64).reshape(nodes, nodes)  # shares of a route's links sum to these
-    return Routes(names, bandwidth, sparse.csr_array(shares), hops)
+    crossed = np.bincount(kind, minlength=len(ends)) @ kinds  # shares of a route's links sum to how many these are
+    return Routes(names, bandwidth, kind, kinds, np.rint(crossed).astype(np.int64).reshape(nodes, nodes))
 
 
-def _count_paths(graph: nx.DiGraph[str], order: list[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _kinds_of_links(
+    graph: nx.DiGraph[str], index: dict[str, int], to: Floats, since: Floats, paths_to: Floats, paths_since: Floats
+) -> tuple[Ints, list[tuple[int, int, int]]]:
+    """Tell links apart by lengths and numbers of ways to their begin and from their end: what decides their shares.
+
+    Parameters
+    ----------
+    graph : DiGraph
+    index : dict
+        Number of each vertex.
+    to, paths_to : float arrays [nodes, vertices]
+        Length and number of shortest paths from each node.
+    since, paths_since : float arrays [vertices, nodes]
+        The same to each node.
+
+    Returns
+    -------
+    kind : int array [links]
+    ends : list
+        Source, target and length of the first link of each kind.
+    """
+    begin, end = np.stack([to, paths_to]).T.copy(), np.stack([since, paths_since], axis=1)  # one block for each vertex
+    of_begin, of_end = _numbered(begin), _numbered(end)
+    first: dict[tuple[int, int, int], int] = {}
+    kind: list[int] = []
+    ends: list[tuple[int, int, int]] = []
+    for source, target, length in graph.edges(data="length", default=1):
+        u, v = index[source], index[target]
+        key = of_begin[u], of_end[v], length
+        if key not in first:
+            first[key] = len(ends)
+            ends.append((u, v, length))
+        kind.append(first[key])
+    return np.array(kind, dtype=np.int64), ends
+
+
+def _numbered(blocks: Floats) -> list[int]:
+    """Give equal blocks the same number."""
+    number: dict[bytes, int] = {}
+    return [number.setdefault(sha256(block.tobytes()).digest(), len(number)) for block in blocks]
+
+
+def _count_paths(graph: nx.DiGraph[str], order: list[str]) -> tuple[Floats, Floats]:
     """Return lengths and numbers of shortest paths, both [vertices, vertices]."""
     size = len(order)
     index = {vertex: i for i, vertex in enumerate(order)}

@@ -199,12 +199,32 @@ class Problem:
 
     def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:
         """Return ``delta`` of a layer; GPUs of one node differ in their NIC only."""
-        tokens, (nodes, touching) = self.item_demand(index, expert, replica), self.affected.shape
         if self.by_node is not None:
             of_nodes = self.by_node._delta(index, expert, replica)
             return delta_by_gpu(of_nodes, self.by_node.item_demand(index, expert, replica), self._change[:, -1])
-        delta = (self._change.reshape(nodes * touching, nodes) @ tokens).reshape(nodes, touching, -1)
-        return np.ascontiguousarray(delta.transpose(2, 0, 1))
+        nodes, touching = self.affected.shape
+        rows = self._change.reshape(nodes * touching, nodes)
+        delta = np.zeros((len(expert), nodes * touching))
+        if self.shares is None and not self.groups:  # replicas of one expert are alike
+            _, first, of = np.unique(expert, return_index=True, return_inverse=True)
+            alike = self.item_demand(index, expert, replica)[:, first]
+            np.take(np.ascontiguousarray(alike.T) @ rows.T, of, axis=0, out=delta)
+        else:
+            tokens = self.item_demand(index, expert, replica).T
+            for items, sources in self._senders(replica):
+                np.matmul(np.ascontiguousarray(tokens[items, sources]), rows[:, sources].T, out=delta[items])
+        return delta.reshape(-1, nodes, touching)
+
+    def _senders(self, replica: Ints) -> list[tuple[slice, slice]]:
+        """Items of each DP group, and the nodes whose tokens these get; without groups, all of both."""
+        if not self.groups:
+            return [(slice(None), slice(None))]
+        numbers = np.arange(self.groups)
+        items, nodes = (
+            (np.searchsorted(of, numbers), np.searchsorted(of, numbers, "right"))
+            for of in (replica, self.group_of_node)
+        )
+        return [(slice(a, b), slice(c, d)) for a, b, c, d in zip(*items, *nodes, strict=True)]
 
     def _most_items(self, items: int) -> int:
         """Return how many items a layer that has some may have, whatever replicas are chosen."""
@@ -284,10 +304,11 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
 
 def _compiled(instance: Instance, traffic: Traffic) -> Problem:
     capacity, tokens, placement = find_capacity(instance), demand(instance, traffic), instance.placement
-    routes, shares = node_routes(instance), replica_shares(instance)
+    routes, of_replicas = node_routes(instance), replica_shares(instance)
     scale = token_cost(instance, routes.bandwidth)
-    keep, multiplicity = distinct_links(routes.shares, scale)
-    reference, affected, change = affected_links(routes.shares[keep], scale[keep], instance.cluster.nodes)
+    keep, multiplicity = distinct_links(routes, scale)
+    shares = routes.kinds[routes.kind[keep]]
+    reference, affected, change = affected_links(shares, scale[keep], instance.cluster.nodes)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
     round_trip_us = (1 + back_ratio(instance)) * token_us(instance)
@@ -300,7 +321,7 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         demand=tokens,
         replicas=choose_replicas(instance, tokens, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
-        replicas_are_free=instance.redundant_slots > 0 and shares is None,
+        replicas_are_free=instance.redundant_slots > 0 and of_replicas is None,
         redundant_in_all=instance.redundant_slots if isinstance(placement.replicas, SharedSlots) else None,
         minimise=instance.objective.minimise,
         capacity=capacity,
@@ -311,13 +332,13 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         hops=routes.hops,
         gpu_price=expert_us(instance, 1.0) / round_trip_us,
         round_trip_us=round_trip_us,
-        coverage=compile_coverage(instance, traffic, scaled_rows(routes.shares[keep], scale[keep])),
+        coverage=compile_coverage(instance, traffic, scaled_rows(shares, scale[keep])),
         affected=affected,
         _reference=reference,
         _change=change,
         least_replicas=least_replicas(instance),
         domain=failure_domains(instance),
-        shares=shares,
+        shares=of_replicas,
     )
     nics = receivers(instance)
     if nics is not None:

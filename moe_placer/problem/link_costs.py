@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+
+from moe_placer.fabric import Routes
 
 __all__ = ["affected_links", "distinct_links", "scaled_rows"]
 
@@ -14,14 +18,18 @@ Ints = npt.NDArray[np.int64]
 _NO_CHANGE = 1e-12  # of a cost per token
 
 
-def distinct_links(shares: sparse.csr_array, scale: Floats) -> tuple[list[int], list[int]]:
+def distinct_links(routes: Routes, scale: Floats) -> tuple[list[int], list[int]]:
     """Group links that carry the same in every placement; return the first of each group, and the sizes."""
     first: dict[bytes, int] = {}
     size: dict[int, int] = {}
-    for k in range(len(scale)):
-        row = shares[[k]]
-        key = row.indices.tobytes() + np.round(row.data * scale[k], 12).tobytes()
-        leader = first.setdefault(key, k)
+    leader_of: dict[tuple[int, float], int] = {}
+    for k, which in enumerate(zip(routes.kind.tolist(), scale.tolist(), strict=True)):
+        leader = leader_of.get(which)
+        if leader is None:
+            here = slice(*routes.kinds.indptr[which[0] : which[0] + 2])
+            costs = np.round(routes.kinds.data[here] * scale[k], 12)
+            leader = first.setdefault(sha256(routes.kinds.indices[here].tobytes() + costs.tobytes()).digest(), k)
+            leader_of[which] = leader
         size[leader] = size.get(leader, 0) + 1
     return list(size), list(size.values())
 
@@ -32,9 +40,9 @@ def affected_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple
     reference = np.zeros((links, nodes))
     changes: list[list[tuple[int, Floats]]] = [[] for _ in range(nodes)]
     for k in range(links):
-        row = shares[[k]]
-        source, target = np.divmod(row.indices, nodes)
-        share = scale[k] * row.data
+        here = slice(*shares.indptr[k : k + 2])
+        source, target = np.divmod(shares.indices[here], nodes)
+        share = scale[k] * shares.data[here]
         # Only a source that uses the link to most destinations has a value at most of them that is not 0.
         many = np.bincount(source, minlength=nodes) > nodes // 2
         whole, place = np.flatnonzero(many), np.cumsum(many) - 1
@@ -48,8 +56,8 @@ def affected_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple
         ).tolist():
             change = np.zeros(nodes)
             change[whole] = dense[:, node]
-            here = ~many[source] & (target == node)
-            change[source[here]] = share[here]
+            at = ~many[source] & (target == node)
+            change[source[at]] = share[at]
             changes[node].append((k, change))
     most = max(1, max(map(len, changes), default=1))
     affected = np.full((nodes, most), links, dtype=np.int64)

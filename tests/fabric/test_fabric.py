@@ -49,6 +49,14 @@ def test_full_mesh_by_hand() -> None:
     assert routes.shares.sum() == 12
 
 
+def test_links_to_parallel_spines_are_kept_once() -> None:
+    routes = routes_of(cluster={"fabric": {"spines": 8}})
+    up = [routes.kind[routes.links.index(f"leaf1->spine{spine}")] for spine in range(8)]
+    assert set(up) == {up[0]}
+    assert routes.kinds.shape[0] == 2 * (4 + 2)  # up from and down to every node and every leaf
+    assert share(routes, "leaf1->spine7", 2, 0) == 1 / 8
+
+
 @pytest.mark.parametrize(
     "changes",
     [
