@@ -11,9 +11,12 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.instance import Instance
-from moe_placer.traffic.readers import names_of_arrays, read_array, read_load, read_trace
+from moe_placer.traffic.drawn_tokens import leave_out_others
+from moe_placer.traffic.readers import names_of_arrays, read_array, read_load
 from moe_placer.traffic.recording import Recording
 from moe_placer.traffic.sources import read_nodes_of_tokens
+from moe_placer.traffic.stored_choices import by_group, count_all, joined
+from moe_placer.traffic.trace_reader import read_trace
 
 __all__ = ["MOST_UNITS", "Units", "pool", "read_units", "read_units_by_node"]
 
@@ -61,7 +64,7 @@ def read_units_by_node(file: Path, instance: Instance) -> tuple[Units, ...]:
         return (read_units(file, instance),)
     whole = read_trace(file, instance)
     assert whole.topk is not None
-    node_of = read_nodes_of_tokens(file, instance, len(whole.topk))
+    node_of = leave_out_others(read_nodes_of_tokens(file, instance, len(whole.topk)), instance)
     missing = set(range(instance.cluster.nodes)) - set(node_of.tolist())
     if missing:
         expected = "some tokens of every node; sources: mix takes all nodes alike"
@@ -89,7 +92,8 @@ def read_units(file: Path, instance: Instance) -> Units:
     if "topk" in names:
         whole = read_trace(file, instance)
         assert whole.topk is not None
-        return _of_tokens(file, instance, names, whole, np.arange(len(whole.topk)), whole.name)
+        kept = np.flatnonzero(leave_out_others(np.zeros(len(whole.topk), np.int64), instance) == 0)
+        return _of_tokens(file, instance, names, whole, kept, whole.name)
     if instance.placement.counts_tokens_once:
         expected = f"whole tokens (`topk`), on which placement.dispatch: {instance.placement.dispatch} depends"
         raise InputError(Mistake("counts only", expected, file=file))
@@ -126,21 +130,19 @@ def _of_tokens(file: Path, instance: Instance, names: Sequence[str], whole: Reco
         if ids.shape != topk.shape[:1] or ids.dtype.kind not in "iu":
             expected = f"a whole number for each of the {len(topk):,} tokens"
             raise InputError(Mistake(f"{ids.dtype} of shape {list(ids.shape)}", expected, key, file))
-    topk = topk[chosen]
     _, number = np.unique(ids[chosen], return_inverse=True)
     count = int(number.max()) + 1
-    unit = number * min(count, MOST_UNITS) // count
-    order = np.argsort(unit, kind="stable")
-    cuts = np.flatnonzero(np.diff(unit[order])) + 1
-    units = [_traced(name, topk[rows], instance.model.experts) for rows in np.split(order, cuts)]
+    unit = np.full(len(topk), -1)
+    unit[chosen] = number * min(count, MOST_UNITS) // count
+    parts = by_group(topk, unit, min(count, MOST_UNITS))
+    units = [_traced(name, part, instance.model.experts) for part in parts]
     if kind == "sequences" and len(units) > 1:
         return Units(name, kind, tuple(units[::2]), tuple(units[1::2]))
     return _halves(name, kind if len(units) > 1 else "whole", units)
 
 
 def _traced(name: str, topk: npt.NDArray[np.integer], experts: int) -> Recording:
-    counts = [np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(topk.shape[1])]
-    return Recording(name, np.array(counts, dtype=np.float64), np.full(topk.shape[1], float(len(topk))), topk)
+    return Recording(name, count_all(topk, experts), np.full(topk.shape[1], float(len(topk))), topk)
 
 
 def _halves(name: str, kind: str, units: Sequence[Recording]) -> Units:
@@ -152,6 +154,6 @@ def pool(units: Sequence[Recording]) -> Recording:
     """Return some units of a recording as one recording."""
     topk = None
     if all(unit.topk is not None for unit in units):
-        topk = np.concatenate([unit.topk for unit in units if unit.topk is not None])
+        topk = joined([unit.topk for unit in units if unit.topk is not None])
     load = np.sum([unit.load for unit in units], axis=0)
     return Recording(units[0].name, load, np.sum([unit.tokens for unit in units], axis=0), topk)

@@ -29,13 +29,14 @@ _YOUNGER = {
 }
 
 
-# The same where the default is a word; beside it, what goes with it.
+# The same where the default is a word, or the section may be without the field; beside it, what goes with it.
 _YOUNGER_WORDS = (
     ("placement", "survives", "none", ()),
     ("objective", "minimise", "layers", ()),
     ("objective", "scenarios", "mix", ()),
     ("objective", "take", "worst", ("sigmas",)),
     ("traffic", "sources", "mix", ()),
+    ("traffic", "sample_tokens", None, ()),
 )
 
 
@@ -46,7 +47,7 @@ def _leave_out_younger(content: dict[str, Any]) -> None:
             if not content[section][field]:
                 del content[section][field]
     for section, field, default, others in _YOUNGER_WORDS:
-        if content[section].get(field) == default:
+        if field in content[section] and content[section][field] == default:
             for name in (field, *others):
                 del content[section][name]
     fabric, gpu = content["cluster"]["fabric"], content["cluster"]["gpu"]
@@ -150,6 +151,7 @@ class Instance(schema.Section):
             tokens_per_gpu=self.traffic.tokens_per_gpu,
             files=tuple(str(Path(file).absolute()) for file in files),
             mix=getattr(self.traffic, "mix", None),
+            sample_tokens=getattr(self.traffic, "sample_tokens", None),
         )
         return self._copied(traffic=traffic)
 

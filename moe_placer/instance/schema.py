@@ -294,6 +294,12 @@ class TraceTraffic(_RecordedTraffic):
     """Recorded routing: .npz files with ``topk`` [tokens, MoE layers, top_k]."""
 
     kind: Literal["trace"]
+    sample_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="Whole tokens to keep of each recording at most, drawn with equal chances; absent: all.",
+    )
 
 
 class LoadTraffic(_RecordedTraffic):

@@ -10,7 +10,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.problem.coverage import Coverage, Sending
 from moe_placer.traffic import Traffic
-from moe_placer.traffic.token_sets import token_sets
+from moe_placer.traffic.token_sets import token_sets_of_layers
 
 __all__ = ["compile_coverage"]
 
@@ -46,5 +46,5 @@ def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_ar
     view = np.zeros(nodes, dtype=np.int64) if drawn else np.arange(nodes) * views // nodes
     started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     sending = Sending(view, views, drawn, started * traffic.mix, shares)
-    layers, experts = range(len(instance.moe_layers)), instance.model.experts
-    return tuple(Coverage(token_sets(traffic, index, experts), sending) for index in layers)
+    layers = range(len(instance.moe_layers))
+    return tuple(Coverage(sets, sending) for sets in token_sets_of_layers(traffic, layers, instance.model.experts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,12 @@ import numpy.typing as npt
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import SyntheticTraffic, TraceTraffic
-from moe_placer.traffic.readers import read_load, read_trace
+from moe_placer.traffic.drawn_tokens import sample
+from moe_placer.traffic.readers import read_load
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.traffic.sources import read_load_by_source, read_trace_by_source
 from moe_placer.traffic.synthetic import synthesize
+from moe_placer.traffic.trace_reader import read_trace
 from moe_placer.traffic.windows import cut_in_windows
 
 __all__ = ["Recording", "Traffic", "cut_in_windows", "load_traffic", "make_traffic"]
@@ -41,7 +44,7 @@ def load_traffic(instance: Instance) -> Traffic:
             raise InputError(Mistake(f"{columns} files", "one file for sources: recorded", "traffic.files"))
         by_source = read_trace_by_source if isinstance(traffic, TraceTraffic) else read_load_by_source
         return by_source(instance.trace_files[0], instance)
-    read = read_trace if isinstance(traffic, TraceTraffic) else read_load
+    read = _read_sample if isinstance(traffic, TraceTraffic) else read_load
     recordings: list[Recording] = []
     mistakes: list[Mistake] = []
     for file in instance.trace_files:
@@ -53,6 +56,10 @@ def load_traffic(instance: Instance) -> Traffic:
         raise InputError(mistakes)
     mix = np.full((instance.cluster.nodes, columns), 1 / columns) if traffic.mix is None else np.array(traffic.mix)
     return Traffic(tuple(recordings), mix)
+
+
+def _read_sample(file: Path, instance: Instance) -> Recording:
+    return sample(read_trace(file, instance), instance)
 
 
 def make_traffic(

@@ -1,15 +1,17 @@
-"""Reads recorded traces and loads, and trusts nothing in them."""
+"""Reads arrays of files and recorded loads, and trusts nothing in them."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
+import struct
 import tokenize
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,14 +30,14 @@ __all__ = [
     "names_of_arrays",
     "open_array",
     "read_array",
+    "read_blocks",
     "read_load",
     "read_rows",
-    "read_trace",
+    "wrong",
 ]
 
-Ids = npt.NDArray[np.integer]
-
-MAX_BYTES = 8_000_000_000  # of one array
+MAX_BYTES = 8_000_000_000  # of one array that is read whole, or packed
+_MAX_STORED_BYTES = 10**12  # of one that is read in blocks, and takes as much on the disk
 MAX_CSV_BYTES = 200_000_000  # 1000 layers of 8192 experts with 24 characters a count
 _BLOCK_BYTES = 16_000_000  # read and checked at a time
 _MOST_RATIO = 200  # unpacked over packed bytes; recorded ids, stored as 64-bit numbers, reach 16, and a bomb 1,000
@@ -51,57 +53,13 @@ class ArrayHeader:
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
+    place: tuple[int, int] | None = None
+    """Descriptor of the open file, and bytes before the values in it; None where these are packed."""
 
     @property
     def bytes(self) -> int:
         """Size of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-def read_trace(file: Path, instance: Instance) -> Recording:
-    """Read a .npz file with ``topk`` [tokens, MoE layers, top_k].
-
-    Raises
-    ------
-    InputError
-        The file is missing, damaged, hostile, or does not fit the instance's model.
-    """
-    with open_array(file, "topk") as (stream, header):
-        _check_topk_header(file, header, instance)
-        topk, load = _read_topk(file, stream, header, instance.model.experts)
-    return Recording(visible(file.name), load, np.full(len(load), float(len(topk))), topk)
-
-
-def _read_topk(file: Path, stream: IO[bytes], header: ArrayHeader, experts: int) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Return the ids [tokens, layers, top_k] and how often each expert was chosen [layers, experts].
-
-    The ids, in the smallest type that holds them, are all that is ever in memory, but for one block: what that takes
-    is known from the header, and refused where the machine has not as much left.
-    """
-    kind = np.dtype(np.uint8 if experts <= 256 else np.uint16)
-    tokens, layers, top_k = header.shape
-    needed = math.prod(header.shape) * kind.itemsize
-    _refuse_more_than_memory(file, "topk", f"choices of {tokens:,} tokens", needed)
-    flat = np.empty(math.prod(header.shape), kind)
-    ids = flat.reshape(header.shape, order="F" if header.fortran else "C")
-    load = np.zeros((layers, experts))
-
-    def count(first: int, last: int) -> None:
-        _check_different(file, ids[first:last], first)
-        for layer in range(layers):
-            load[layer] += np.bincount(ids[first:last, layer].ravel(), minlength=experts)
-
-    # In C order a block is whole tokens, so what is wrong with one is told at once.
-    for start, block in _blocks(stream, header, 1 if header.fortran else layers * top_k):
-        _check_ids(file, block, start, header, experts)
-        flat[start : start + len(block)] = block
-        if not header.fortran:
-            count(start // (layers * top_k), (start + len(block)) // (layers * top_k))
-    if header.fortran:
-        step = max(1, _BLOCK_BYTES // (layers * top_k * kind.itemsize))
-        for first in range(0, tokens, step):
-            count(first, min(first + step, tokens))
-    return ids, load
 
 
 def read_load(file: Path, instance: Instance) -> Recording:
@@ -119,16 +77,16 @@ def read_load(file: Path, instance: Instance) -> Recording:
     else:
         with open_array(file, "load") as (stream, header):
             if header.dtype.kind not in "iuf":
-                raise _wrong(file, "load", f"values of type {header.dtype}", "numbers")
+                raise wrong(file, "load", f"values of type {header.dtype}", "numbers")
             _check_load_shape(file, header.shape, expected)
             load = _whole(file, "load", stream, header).astype(np.float64)
     outside = ~((load >= 0) & (load <= _MOST))  # NaN is outside, too
     if outside.any():
         layer, expert = map(int, np.argwhere(outside)[0])
-        raise _wrong(file, f"load[{layer}, {expert}]", f"{load[layer, expert]:g}", f"a count from 0 to {_MOST:g}")
+        raise wrong(file, f"load[{layer}, {expert}]", f"{load[layer, expert]:g}", f"a count from 0 to {_MOST:g}")
     empty = np.flatnonzero(load.sum(axis=1) < _LEAST)
     if len(empty):
-        raise _wrong(file, f"load[{empty[0]}]", "a layer without any load", "some load in every layer")
+        raise wrong(file, f"load[{empty[0]}]", "a layer without any load", "some load in every layer")
     return Recording(visible(file.name), load, load.sum(axis=1) / instance.model.top_k)
 
 
@@ -142,11 +100,22 @@ def read_array(file: Path, key: str) -> npt.NDArray[Any]:
     """
     with open_array(file, key) as (stream, header):
         if not header.bytes or not header.shape:
-            raise _wrong(file, key, f"shape {header.shape}", "at least one entry")
+            raise wrong(file, key, f"shape {header.shape}", "at least one entry")
         return _whole(file, key, stream, header)
 
 
-def _wrong(file: Path, path: str, found: str, expected: str) -> InputError:
+def wrong(file: Path, path: str, found: str, expected: str) -> InputError:
+    """Say what is wrong with a file.
+
+    Parameters
+    ----------
+    file : Path
+        Where the mistake is.
+    path : str
+        The array, or the place in it.
+    found, expected : str
+        What stands there, and what should.
+    """
     return InputError(Mistake(found, expected, path, file))
 
 
@@ -155,53 +124,28 @@ def _reason(error: Exception) -> str:
     return str(text).splitlines()[0][:200]  # what NumPy adds is advice for programmers
 
 
-def _check_topk_header(file: Path, header: ArrayHeader, instance: Instance) -> None:
-    """Refuse what does not fit the model before any memory is taken for it."""
-    layers, top_k = len(instance.moe_layers), instance.model.top_k
-    if header.dtype.kind not in "iu":
-        raise _wrong(file, "topk", f"values of type {header.dtype}", "whole numbers (expert ids)")
-    if len(header.shape) != 3:
-        raise _wrong(file, "topk", f"shape {header.shape}", f"[tokens, {layers} MoE layers, top_k {top_k}]")
-    mistakes = []
-    if header.shape[0] == 0:
-        mistakes.append(Mistake("no tokens", "at least one token", "topk", file))
-    if header.shape[1] != layers:
-        mistakes.append(Mistake(f"{header.shape[1]} layers", f"{layers} (the instance's MoE layers)", "topk", file))
-    if header.shape[2] != top_k:
-        mistakes.append(Mistake(f"{header.shape[2]} experts a token", f"model.top_k ({top_k})", "topk", file))
-    if mistakes:
-        raise InputError(mistakes)
-
-
-def _check_ids(file: Path, block: Ids, start: int, header: ArrayHeader, experts: int) -> None:
-    """Check a block of ids whose first is number ``start`` of the file."""
-    if block.min() < 0 or block.max() >= experts:
-        first = int(np.argmax((block < 0) | (block >= experts)))
-        place = np.unravel_index(start + first, header.shape, "F" if header.fortran else "C")
-        found, expected = f"expert id {block[first]}", f"ids from 0 to {experts - 1} (model.experts)"
-        raise _wrong(file, f"topk[{', '.join(map(str, place))}]", found, expected)
-
-
-def _check_different(file: Path, ids: Ids, first: int) -> None:
-    """Check that no token [tokens, MoE layers, top_k], the first being number ``first``, has one expert twice."""
-    ordered = np.sort(ids, axis=2)
-    same = ordered[:, :, 1:] == ordered[:, :, :-1]
-    if same.any():
-        token, layer = map(int, np.argwhere(same)[0][:2])
-        found = f"one expert twice: {list(map(int, ids[token, layer]))}"
-        raise _wrong(file, f"topk[{first + token}, {layer}]", found, "different experts")
-
-
 def _check_load_shape(file: Path, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
     if shape != expected:
-        raise _wrong(file, "load", f"shape {shape}", f"{expected} [MoE layers, experts]")
+        raise wrong(file, "load", f"shape {shape}", f"{expected} [MoE layers, experts]")
 
 
 @contextmanager
-def open_array(file: Path, key: str, most: int | None = None) -> Iterator[tuple[IO[bytes], ArrayHeader]]:
+def open_array(
+    file: Path, key: str, most: int | None = None, streamed: bool = False
+) -> Iterator[tuple[IO[bytes], ArrayHeader]]:
     """Open one array of at most ``most`` bytes, without running or inflating anything that the file smuggles in.
 
     Parsing an untrusted zip archive and .npy header raises errors of many kinds; all mean the same to the user.
+
+    Parameters
+    ----------
+    file : Path
+    key : str
+        Name of the array in a .npz file.
+    most : int, optional
+        Bytes of its values beyond which it is refused; absent, `MAX_BYTES`.
+    streamed : bool
+        Whether it is read in blocks: one that is not packed may then be as large as its file.
     """
     npy = file.suffix.lower() == ".npy"
     kind = "a NumPy .npy file" if npy else f"a NumPy .npz file with `{key}`"
@@ -209,25 +153,32 @@ def open_array(file: Path, key: str, most: int | None = None) -> Iterator[tuple[
     try:
         with file.open("rb") as raw, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            stored = _MAX_STORED_BYTES if streamed else most
             if npy:
-                yield raw, _read_header(raw, file.stat().st_size, most)
+                header = _read_header(raw, file.stat().st_size, stored)
+                yield raw, replace(header, place=(raw.fileno(), raw.tell()))
                 return
             with zipfile.ZipFile(raw) as archive:
                 if f"{key}.npy" not in archive.namelist():
-                    raise _wrong(file, "", f"no array `{key}`", kind)
+                    raise wrong(file, "", f"no array `{key}`", kind)
                 member = archive.getinfo(f"{key}.npy")
                 _refuse_bomb(file, key, member)
+                plain = member.compress_type == zipfile.ZIP_STORED
                 with archive.open(member) as stream:
-                    yield stream, _read_header(stream, member.file_size, most)
+                    header = _read_header(stream, member.file_size, stored if plain else most)
+                    if plain:
+                        start = _start_of_member(raw.fileno(), member) + stream.tell()
+                        header = replace(header, place=(raw.fileno(), start))
+                    yield stream, header
     except InputError:
         raise
     except Exception as error:
-        raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+        raise wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
 
 
 def read_rows(stream: IO[bytes], header: ArrayHeader) -> Iterator[npt.NDArray[Any]]:
     """Yield blocks of the rows of an array that is in C order, as `open_array` gives it."""
-    for _, block in _blocks(stream, header, math.prod(header.shape[1:])):
+    for _, block in read_blocks(stream, header, math.prod(header.shape[1:])):
         yield block.reshape(-1, *header.shape[1:])
 
 
@@ -245,7 +196,7 @@ def names_of_arrays(file: Path) -> list[str]:
         with zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     except Exception as error:
-        raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+        raise wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
 
 
 def array_of_bytes(raw: bytes) -> npt.NDArray[Any]:
@@ -269,7 +220,14 @@ def _refuse_bomb(file: Path, key: str, member: zipfile.ZipInfo) -> None:
     unpacked, packed = member.file_size, member.compress_size
     if unpacked > max(_TOO_SMALL_BYTES, _MOST_RATIO * packed):
         expected = f"at most {_MOST_RATIO} times as much (a zip bomb?); if it is real, store it with numpy.savez"
-        raise _wrong(file, key, f"{packed:,} bytes that unpack to {unpacked:,}", expected)
+        raise wrong(file, key, f"{packed:,} bytes that unpack to {unpacked:,}", expected)
+
+
+def _start_of_member(descriptor: int, member: zipfile.ZipInfo) -> int:
+    """Return where the bytes of a member begin: after its header and, as that says, its name and more fields."""
+    head = os.pread(descriptor, 30, member.header_offset)
+    name, fields = struct.unpack("<HH", head[26:30])
+    return int(member.header_offset + 30 + name + fields)
 
 
 def _check_is_file(file: Path, kind: str) -> None:
@@ -280,7 +238,7 @@ def _check_is_file(file: Path, kind: str) -> None:
         found = "a folder" if file.is_dir() else "no ordinary file" if file.exists() else "no such file"
     except (OSError, ValueError) as error:  # a path that no system allows
         found = f"a file that cannot be read ({_reason(error)})"
-    raise _wrong(file, "", found, kind)
+    raise wrong(file, "", found, kind)
 
 
 def _read_header(stream: IO[bytes], size: int, most: int | None = None) -> ArrayHeader:
@@ -306,8 +264,8 @@ def _read_header(stream: IO[bytes], size: int, most: int | None = None) -> Array
     return header
 
 
-def _blocks(stream: IO[bytes], header: ArrayHeader, row: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Read an array's values in the order of the file: number of the first, and a block of ``row`` or a multiple."""
+def read_blocks(stream: IO[bytes], header: ArrayHeader, row: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yield an array's values in the order of the file: number of the first, and a block of ``row`` or a multiple."""
     count, size = math.prod(header.shape), header.dtype.itemsize
     step = max(1, _BLOCK_BYTES // (row * size)) * row
     for start in range(0, count, step):
@@ -324,7 +282,7 @@ def _whole(file: Path, key: str, stream: IO[bytes], header: ArrayHeader) -> npt.
     """Read an array as it is, into the memory that its header declares."""
     _refuse_more_than_memory(file, key, f"an array of shape {header.shape}", header.bytes)
     flat = np.empty(math.prod(header.shape), header.dtype)
-    for start, block in _blocks(stream, header, 1):
+    for start, block in read_blocks(stream, header, 1):
         flat[start : start + len(block)] = block
     return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
@@ -333,7 +291,7 @@ def _refuse_more_than_memory(file: Path, key: str, what: str, needed: int) -> No
     left = available_memory()
     if needed > left:
         expected = f"at most the {left / 1e9:,.1f} GB of memory that are left here"
-        raise _wrong(file, key, f"{what}: {needed / 1e9:,.1f} GB", expected)
+        raise wrong(file, key, f"{what}: {needed / 1e9:,.1f} GB", expected)
 
 
 def _csv(file: Path) -> npt.NDArray[np.float64]:
@@ -348,6 +306,6 @@ def _csv(file: Path) -> npt.NDArray[np.float64]:
             warnings.simplefilter("ignore")
             return np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64, ndmin=2)
     except UnicodeDecodeError as error:
-        raise _wrong(file, "", f"bytes that are not text (at byte {error.start})", kind) from None
+        raise wrong(file, "", f"bytes that are not text (at byte {error.start})", kind) from None
     except (ValueError, MemoryError) as error:
-        raise _wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None
+        raise wrong(file, "", f"a file that cannot be read ({_reason(error)})", kind) from None

@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake, visible
 from moe_placer.instance import Instance
-from moe_placer.traffic.readers import read_array, read_load, read_trace
+from moe_placer.traffic.drawn_tokens import leave_out_others
+from moe_placer.traffic.readers import read_array, read_load
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.traffic.stored_choices import by_group, count_all
+from moe_placer.traffic.trace_reader import read_trace
 
 __all__ = ["read_load_by_source", "read_nodes_of_tokens", "read_trace_by_source"]
 
@@ -50,15 +53,13 @@ def read_trace_by_source(file: Path, instance: Instance) -> Traffic:
     whole = read_trace(file, instance)
     assert whole.topk is not None
     nodes, experts = instance.cluster.nodes, instance.model.experts
-    node_of = read_nodes_of_tokens(file, instance, len(whole.topk))
+    node_of = leave_out_others(read_nodes_of_tokens(file, instance, len(whole.topk)), instance)
     recordings = []
-    for node in range(nodes):
-        topk = whole.topk[node_of == node]
+    for node, topk in enumerate(by_group(whole.topk, node_of, nodes)):
         if not len(topk):
             expected = "some tokens of every node; sources: mix takes all nodes alike"
             raise InputError(Mistake(f"no tokens of node {node}", expected, "token_source", file))
-        load = [np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(topk.shape[1])]
-        counts = np.array(load, dtype=np.float64)
+        counts = count_all(topk, experts)
         recordings.append(
             Recording(f"{visible(file.name)}, node {node}", counts, np.full(len(counts), float(len(topk))), topk)
         )

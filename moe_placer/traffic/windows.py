@@ -6,6 +6,7 @@ import numpy as np
 
 from moe_placer.errors import InputError, Mistake, UsageError
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.traffic.stored_choices import count_all
 
 __all__ = ["cut_in_windows"]
 
@@ -29,9 +30,7 @@ def cut_in_windows(traffic: Traffic, windows: int) -> list[Traffic]:
             found = "no token choices (topk)" if topk is None else f"{len(topk):,} tokens"
             raise InputError(Mistake(f"{recording.name} with {found}", f"tokens in order for {windows} windows"))
         for at, rows in enumerate(np.array_split(topk, windows)):
-            load = np.stack(
-                [np.bincount(layer.ravel(), minlength=recording.load.shape[1]) for layer in rows.swapaxes(0, 1)]
-            )
+            load = count_all(rows, recording.load.shape[1])
             tokens = np.full(len(load), float(len(rows)))
-            parts[at].append(Recording(f"{recording.name}, window {at}", load.astype(np.float64), tokens, rows))
+            parts[at].append(Recording(f"{recording.name}, window {at}", load, tokens, rows))
     return [Traffic(tuple(part), traffic.mix) for part in parts]

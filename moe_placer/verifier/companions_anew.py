@@ -51,7 +51,7 @@ class Companions:
         self.replica = np.concatenate([np.arange(count) for count in replicas])
         self.view = np.zeros_like(self.replica) if self.even else self.replica  # whose tokens may use it
         self.chance = 1 / replicas if self.even else np.ones(len(replicas))
-        self.files = [_classes(recording.topk, row) for recording in traffic.recordings]
+        self.files = [_classes(recording.choices_in(row)) for recording in traffic.recordings]
         classes = max(len(times) for _, times in self.files)
         roundings = classes * self.files[0][0].shape[1] + len(self.files) + len(network.links) * instance.cluster.nodes
         roundings += _SPARE
@@ -219,10 +219,9 @@ class Companions:
         return value_of(int(on_grid(np.array(base * below), unit)) + added, unit)
 
 
-def _classes(topk: npt.NDArray[np.integer] | None, row: int) -> tuple[Ints, Ints]:
-    """Return the different sets of experts of a layer's tokens, and how many tokens have each."""
-    assert topk is not None
-    chosen, times = np.unique(np.sort(topk[:, row], axis=1), axis=0, return_counts=True)
+def _classes(topk: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+    """Return the different sets of experts of a layer's tokens [tokens, top_k], and how many tokens have each."""
+    chosen, times = np.unique(np.sort(topk, axis=1), axis=0, return_counts=True)
     return chosen.astype(np.int64), times.astype(np.int64)
 
 

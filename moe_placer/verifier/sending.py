@@ -141,8 +141,7 @@ def copies_sent(
             mine = np.full(nodes, True) if even else group == view
             chance = _chance(replicas, counts, None if even else view, places, 1 if per_gpu else size)
             for file, recording in enumerate(traffic.recordings):
-                assert recording.topk is not None
-                share = reached(recording.topk[:, row], chance)
+                share = reached(recording.choices_in(row), chance)
                 by_place = share.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
                 flow += np.outer(started * traffic.mix[:, file] * mine, by_place)
     return flow, demand

@@ -29,10 +29,11 @@ from recording_reading import KINDS, mistake_of, read, write_counts
 
 from moe_placer.engines import torch_file
 from moe_placer.engines.recordings import Options, read_recording, tally, write_recording
-from moe_placer.engines.recordings.tally import draw_tokens
 from moe_placer.errors import InputError
 from moe_placer.traffic import readers
-from moe_placer.traffic.readers import read_load, read_trace
+from moe_placer.traffic.readers import read_load
+from moe_placer.traffic.stored_choices import draw_tokens
+from moe_placer.traffic.trace_reader import read_trace
 
 # --- all formats ---------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from recording_reading import EACH, TRUTHS, fresh, mistake_of, read
 from torch_writer import save
 
-from moe_placer.engines.recordings.tally import count_choices
+from moe_placer.traffic.stored_choices import count_choices
 
 # --- SGLang --------------------------------------------------------------------------------------------------------
 

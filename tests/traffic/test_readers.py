@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_placer.errors import InputError, Mistake
-from moe_placer.traffic import Recording
+from moe_placer.traffic import Recording, stored_choices, trace_reader
 from moe_placer.traffic import readers as files
-from moe_placer.traffic.readers import read_load, read_trace
+from moe_placer.traffic.readers import read_load
+from moe_placer.traffic.trace_reader import read_trace
 
 INSTANCE = tiny_instance()  # 2 MoE layers, 4 experts, top-2
 TOPK = np.array([[[0, 1], [2, 3]], [[3, 0], [1, 2]], [[1, 0], [2, 0]]])
@@ -142,9 +143,9 @@ BAD_NPY: dict[str, tuple[bytes, str]] = {
     "cut data": (npy(TOPK)[:-1], "its header and its size disagree"),
     "more data": (npy(TOPK) + b"x", "its header and its size disagree"),
     "huge shape": (bomb("(10**9, 2, 2)"), "cannot be read"),
-    "huge shape in digits": (bomb("(1000000000, 2, 2)"), r"more than 8 GB"),
-    "shape beyond 64 bits": (bomb(f"({2**70}, 2, 2)"), r"more than 8 GB"),
-    "shape that overflows to nothing": (bomb(f"({2**64}, {2**64}, 2)"), r"more than 8 GB"),
+    "huge shape in digits": (bomb("(1000000000000, 2, 2)"), r"more than (8|1000) GB"),
+    "shape beyond 64 bits": (bomb(f"({2**70}, 2, 2)"), r"more than (8|1000) GB"),
+    "shape that overflows to nothing": (bomb(f"({2**64}, {2**64}, 2)"), r"more than (8|1000) GB"),
     "negative shape": (bomb("(-1, 2, 2)"), "negative"),
     "two negatives": (bomb("(-25, -5, 1)"), "negative"),
     "shape of text": (bomb("('a', 2, 2)"), "cannot be read"),
@@ -320,13 +321,13 @@ def test_what_repeats_one_token_is_refused_at_its_first_block(tmp_path: Path, mo
     """An archive of a few kilobytes that unpacks to many times the block: read no further than the first wrong id."""
     monkeypatch.setattr(files, "_BLOCK_BYTES", 1000)
     taken: list[int] = []
-    real = files._check_different
+    real = trace_reader._check_different
 
     def spy(file: Path, ids: npt.NDArray[Any], first: int) -> None:
         taken.append(ids.nbytes)
         real(file, ids, first)
 
-    monkeypatch.setattr(files, "_check_different", spy)
+    monkeypatch.setattr(trace_reader, "_check_different", spy)
     file = npz(tmp_path / "bomb.npz", header("(1000000, 2, 2)", "'|u1'") + bytes(4_000_000))
     assert file.stat().st_size < 20_000
     assert only_mistake(read_trace, file).path == "topk[0, 0]"
@@ -351,15 +352,15 @@ def test_a_zip_bomb_is_refused_before_a_byte_of_it_is_unpacked(
 def test_what_does_not_fit_the_memory_left_is_refused_by_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "available_memory", lambda: 1e9)
-    monkeypatch.setattr(files, "_blocks", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(trace_reader, "available_memory", lambda: 1e8)
+    monkeypatch.setattr(trace_reader, "read_blocks", lambda *_: pytest.fail("read"))
     file = tmp_path / "large.npy"
     with file.open("wb") as stream:
-        stream.write(header("(300000000, 2, 2)", "'|u1'"))
-        stream.truncate(128 + 1_200_000_000)
+        stream.write(header("(50000000, 2, 2)", "'|u1'"))
+        stream.truncate(128 + 200_000_000)
     assert str(only_mistake(read_trace, file)) == (
-        f"{file}: topk: found choices of 300,000,000 tokens: 1.2 GB, "
-        "expected at most the 1.0 GB of memory that are left here"
+        f"{file}: topk: found choices of 50,000,000 tokens: 0.2 GB, "
+        "expected at most the 0.1 GB of memory that are left here"
     )
 
 
@@ -368,6 +369,8 @@ def test_only_the_choices_and_one_block_are_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
 ) -> None:
     monkeypatch.setattr(files, "_BLOCK_BYTES", 50_000)
+    monkeypatch.setattr(stored_choices, "_BLOCK_BYTES", 50_000)
+    monkeypatch.setattr(stored_choices, "_COUNTED_IDS", 10_000)
     topk = np.asarray(np.tile(TOPK, (50_000, 1, 1)), dtype=np.int64, order=order)  # 600 kB as bytes, 4.8 MB as they are
     file = tmp_path / "trace.npy"
     file.write_bytes(npy(topk))

@@ -13,8 +13,8 @@ from builders import tiny_instance
 from moe_placer.errors import InputError
 from moe_placer.instance import load_instance
 from moe_placer.traffic import load_traffic, make_traffic
-from moe_placer.traffic.readers import read_trace
 from moe_placer.traffic.statistics import layer_information, pair_excess, pair_lift, skew
+from moe_placer.traffic.trace_reader import read_trace
 
 REPO = Path(__file__).parents[2]
 TRACES = Path(os.environ.get("MOE_PLACER_TRACES", REPO.parent / "shared" / "traces"))

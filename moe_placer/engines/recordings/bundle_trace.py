@@ -10,9 +10,10 @@ import numpy as np
 
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
-from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, draw_tokens
+from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally
 from moe_placer.engines.stored_tensors import StoredTensor
 from moe_placer.engines.torch_file import TorchFile
+from moe_placer.traffic.stored_choices import draw_tokens
 
 __all__ = ["is_bundle_trace", "read_bundle_trace"]
 

@@ -20,10 +20,11 @@ import numpy.typing as npt
 
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
-from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally, count_choices, draw_tokens
+from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import not_json, read_bounded
 from moe_placer.traffic.readers import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_rows
+from moe_placer.traffic.stored_choices import count_choices, draw_tokens
 
 __all__ = ["is_routed_experts", "read_routed_experts"]
 
@@ -31,7 +32,6 @@ _KIND = "routed experts: whole numbers [tokens, layers, top_k]"
 _KEYS = ("routed_experts", "prompt_routed_experts")
 _MOST_TEXT_BYTES = 128_000_000  # of one response
 _MOST_IN_MEMORY = 512_000_000
-_MOST_ON_DISK = 10**12
 _MOST_TOP_K = 256
 _PEEKED = 1_000_000
 
@@ -178,7 +178,7 @@ def _sequences(file: Path) -> Iterator[_Sequence]:
 
 def _open(file: Path, name: str) -> AbstractContextManager[tuple[IO[bytes], ArrayHeader]]:
     """Open an array; one that is not packed takes what it has on the disk, so that it may be large."""
-    return open_array(file, name, _MOST_ON_DISK if file.suffix.lower() == ".npy" else None)
+    return open_array(file, name, streamed=True)
 
 
 def _stored_blocks(file: Path, name: str) -> Iterator[npt.NDArray[Any]]:

@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
-from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, draw_tokens
+from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally
 from moe_placer.engines.stored_tensors import Integers, StoredTensor
 from moe_placer.engines.torch_file import TorchFile
+from moe_placer.traffic.stored_choices import draw_tokens
 
 __all__ = ["is_detail", "read_detail"]
 

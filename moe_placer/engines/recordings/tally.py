@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["MOST_EXPERTS", "MOST_WINDOWS", "Kept", "Tally", "count_choices", "draw_tokens"]
+__all__ = ["MOST_EXPERTS", "MOST_WINDOWS", "Kept", "Tally"]
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.integer]
@@ -19,7 +19,6 @@ MOST_WINDOWS = 256
 MOST_EXPERTS = 8192  # that an instance may have
 _MOST_WINDOW_COUNTS = 32_000_000  # of 8 bytes
 _MOST_SOURCE_COUNTS = 64_000_000
-_BLOCK_IDS = 131_072  # counted at a time: their sums with the layers' offsets stay in the cache
 
 
 @dataclass
@@ -40,13 +39,6 @@ class Kept:
     source: list[Ints] = field(default_factory=list)
     window: list[Ints] = field(default_factory=list)
     sequence: list[Ints] = field(default_factory=list)
-
-
-def draw_tokens(total: int, keep: int, seed: int = 0) -> Ints:
-    """Draw which tokens of a recording to keep: all, or so many, each with the same chance, in order."""
-    if keep >= total:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, keep, replace=False, shuffle=False))
 
 
 class Tally:
@@ -129,25 +121,3 @@ class Tally:
             self.load = np.pad(self.load, ((0, 0), (0, more)))
             self.by_window = np.pad(self.by_window, ((0, 0), (0, 0), (0, more)))
             self.by_source = np.pad(self.by_source, ((0, 0), (0, 0), (0, more)))
-
-
-def count_choices(ids: Ids, experts: int) -> Ints:
-    """Count ids [tokens, layers, top_k] by layer and expert; ids outside [0, experts) are left out.
-
-    Returns
-    -------
-    int array [layers, experts]
-    """
-    tokens, layers, top_k = ids.shape
-    offset = (np.arange(layers) * experts)[None, :, None]
-    counts = np.zeros(layers * experts, np.int64)
-    step = max(1, _BLOCK_IDS // max(1, layers * top_k))
-    buffer = np.empty((min(step, tokens), layers, top_k), np.int64)
-    for start in range(0, tokens, step):
-        block = ids[start : start + step]
-        sums = buffer[: len(block)]
-        np.add(block, offset, out=sums, casting="unsafe")
-        outside = (block < 0) | (block >= experts) if block.min() < 0 or block.max() >= experts else None
-        inside = sums.ravel() if outside is None else sums[~outside]
-        counts += np.bincount(inside, minlength=len(counts))
-    return counts.reshape(layers, experts)

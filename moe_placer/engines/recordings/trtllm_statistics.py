@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
-from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally, count_choices, draw_tokens
+from moe_placer.engines.recordings.tally import MOST_EXPERTS, Ints, Tally
 from moe_placer.engines.safetensors_file import read_safetensors
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import read_bounded
+from moe_placer.traffic.stored_choices import count_choices, draw_tokens
 
 __all__ = ["is_statistics_folder", "read_statistics"]
 
