@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
@@ -66,6 +67,7 @@ def solver_version(name: str) -> str:
     return own if package is None else f"{own}, {package.name} {package.version}"
 
 
+@cache
 def installed_version(package: str) -> str:
     """Version of an installed package; "not installed" without one."""
     try:
