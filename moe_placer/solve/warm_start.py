@@ -25,6 +25,7 @@ __all__ = ["BASELINES", "Baselines", "better_start", "find_slots", "run_baseline
 Ints = npt.NDArray[np.int64]
 
 BASELINES = ("contiguous", "eplb", "greedy")
+_OF_COVERAGE = ("affinity",)  # what is published for tokens that go once to each node
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Baselines:
 def run_baselines(problem: Problem, seed: int) -> Baselines:
     """Run the quick heuristics: what users have today, and where the search starts from."""
     found = Baselines({}, {}, [None] * len(problem))
-    for name in BASELINES:
+    for name in (*BASELINES, *(_OF_COVERAGE if problem.coverage else ())):
         method = find_solver(name)
         if reason := method.unavailable() or method.refuses(problem_for(method, problem)):
             found.totals[name] = reason

@@ -85,3 +85,20 @@ def test_cp_sat_alone_ends_where_the_default_ends() -> None:
     default, exact = (solve(instance, traffic, solver=name, limits=Limits(gap=0.0, work=2.0)) for name in BOTH)
     assert verify(instance, default.placement, traffic).ok
     assert default.verification.total_z == pytest.approx(exact.verification.total_z, rel=1e-9)
+
+
+def test_where_tokens_go_once_a_search_without_time_is_not_behind_affinity_clustering() -> None:
+    sizes = {
+        "model": {"experts": 16, "top_k": 4},
+        "cluster": {"gpus_per_node": 4},
+        "parallelism": {"dp": 1},
+        "traffic": {"kind": "synthetic", "tokens_per_gpu": 256, "seed": 0},
+    }
+    once = tiny_instance(**sizes, placement={"dispatch": "per-node"})
+    solution = solve(once, limits=Limits(work=1e-9))
+    plans = solution.baseline_placements()
+    totals = {name: total for name, total in solution.baselines.items() if isinstance(total, float)}
+    assert min(totals, key=totals.__getitem__) == "affinity"
+    assert set(totals) == set(plans) == {"contiguous", "eplb", "greedy", "affinity"}
+    assert solution.objective <= totals["affinity"]
+    assert "affinity" not in solve(tiny_instance(**sizes), limits=Limits(work=1e-9)).baselines
