@@ -20,6 +20,9 @@ from moe_placer.files import write_atomically
 from moe_placer.solve import folder as folders
 from moe_placer.solve.folder import only_writer, replaced_folder
 
+# Children of a fork write files and die; no lock that another thread of the test runner may have held is asked for.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 FORK = multiprocessing.get_context("fork")
 OLD, NEW = {"head": "old", "a": "old", "gone": "old"}, {"head": "new", "a": "new", "b": "new"}
 

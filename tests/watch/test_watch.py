@@ -40,6 +40,9 @@ WATCHED: dict[str, Any] = {
     "model": {"experts": 8, "top_k": 2},
     "placement": {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 8}},
 }
+# A forked child asks for no lock that another thread of the test runner may have held: it plans, writes and dies.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 POLICY = WatchPolicy(settle_s=0.0, budget=Budget(moves=6), limits=Limits(time_s=60.0, work=0.01))
 # For deaths: bounding changes nothing on disk, and takes half of a look.
 UNBOUNDED = replace(POLICY, limits=replace(POLICY.limits, bounds=False))
