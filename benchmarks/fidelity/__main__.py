@@ -76,8 +76,10 @@ def main(folder: Path, parts: tuple[str, ...], placements: int) -> None:
             failed = True
             click.echo(f"{part} failed after {len(found)} rows, the others stay as they are: {error}", err=True)
         else:
-            rows = [row for row in rows if row["part"] != part] + found
-            _write(folder, rows)
+            measured = [row for row in rows if row["part"] != part] + found
+            if len(measured) < len(rows):  # rows of set-ups that are no more
+                rows = measured
+                _write(folder, rows)
             click.echo(f"{part}: {len(found)} rows", err=True)
     if failed:
         raise SystemExit(1)

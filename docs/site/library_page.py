@@ -52,8 +52,9 @@ def _picture(library: Library) -> alt.Chart:
         if record.gap is not None
         for instance in [library.without_recordings(record)]
     ]
-    marks = alt.Chart(alt.Data(values=values), width=640, height=320).mark_point(filled=True, size=60)
-    return marks.encode(
+    data = alt.InlineData(values=values)
+    marks = alt.Chart(data, width=640, height=320).mark_point(filled=True, size=60)
+    drawn: alt.Chart = marks.encode(
         x=alt.X("replicas:Q", title="replicas to place, all layers", scale=alt.Scale(type="log")),
         y=alt.Y("gap:Q", title="gap in %, smaller ones at 0.0001", scale=alt.Scale(type="log")),
         color=alt.Color(
@@ -61,3 +62,4 @@ def _picture(library: Library) -> alt.Chart:
         ),
         shape=alt.Shape("status:N", scale=alt.Scale(domain=["optimal", "bounded", "open"])),
     )
+    return drawn

@@ -21,7 +21,6 @@ __all__ = [
     "Cell",
     "Settings",
     "load_beside",
-    "plan_sha256",
     "read_instance",
     "without",
 ]
@@ -146,7 +145,7 @@ class Cell:
             instance.sha256,
             traffic.sha256,
             beside.sha256 if beside else None,
-            plan_sha256(current) if current else None,
+            current.gpu_sha256 if current else None,
         )
         if found != (self.instance_sha256, self.traffic_sha256, self.held_out_sha256, self.current_sha256):
             raise InputError(Mistake("files that changed during the comparison", "the same files", self.name))
@@ -174,11 +173,6 @@ def load_beside(
     if next_window and isinstance(instance.traffic, SyntheticTraffic):
         return synthesize(instance, instance.traffic.seed, window=1)
     return load_traffic(instance.with_traces(traces)) if traces else None
-
-
-def plan_sha256(placement: Placement) -> str:
-    """Return the hash of the GPUs of a placement's replicas; figures that it states do not count."""
-    return hashlib.sha256(json.dumps(placement.gpu).encode()).hexdigest()
 
 
 def read_instance(path: Path, traces: Sequence[str | Path]) -> Instance:

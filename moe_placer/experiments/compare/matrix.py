@@ -13,7 +13,6 @@ from moe_placer.experiments.compare.cell import (
     Cell,
     Settings,
     load_beside,
-    plan_sha256,
     read_instance,
     without,
 )
@@ -196,7 +195,7 @@ def _opened(
         "traffic_sha256": traffic.sha256,
         "held_out_sha256": beside.sha256 if beside else None,
         "current": str(runs_today) if runs_today else None,
-        "current_sha256": plan_sha256(plan) if plan else None,
+        "current_sha256": plan.gpu_sha256 if plan else None,
         "left_out": left_out,
     }
     return instance_row(instance, traffic, beside, runs_today), fields
