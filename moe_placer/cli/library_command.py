@@ -107,6 +107,8 @@ def show(name: str, folder: Path, json_: bool) -> None:
             click.echo(f"  reported    {value:,.1f} in reports/{report}, of which no certificate is kept")
     for needed in record.recordings:
         click.echo(f"  needs       {needed.file}, from {needed.source}")
+    for command in _commands(record):
+        click.echo(f"  make it by  {command}")
 
 
 @library.command()
@@ -255,8 +257,15 @@ def _say_files(record: Record, files: list[Path], json_: bool) -> None:
         return
     for needed in record.recordings:
         click.echo(f"needs {needed.file}, from {needed.source}: give it with --trace")
+    for command in _commands(record):
+        click.echo(f"make it by: {command}")
     for file in files:
         log.info(f"Written: {file}", file=str(file))
+
+
+def _commands(record: Record) -> list[str]:
+    """Return what fetches and converts a record's recordings, each command once."""
+    return list(dict.fromkeys(command for needed in record.recordings for command in needed.commands))
 
 
 def _result(entries: list[LibraryEntry], files: tuple[Path, ...] = ()) -> LibraryResult:
@@ -277,6 +286,7 @@ def _entry(record: Record, found: Recheck | None = None) -> LibraryEntry:
         "proof": None if bound is None else bound.proof,
         "gap": record.gap,
         "recordings": [needed.file for needed in record.recordings],
+        "recording_commands": _commands(record),
         "max_moves": None if record.migration is None else record.migration.max_moves,
     }
     if found is not None:

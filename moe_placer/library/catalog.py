@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from moe_placer.instance import Instance, load_instance, make_instance
 from moe_placer.instance.yaml_reader import read_yaml
 from moe_placer.library.record import Record, read_record
 from moe_placer.placement import MAX_BYTES, Placement, parse_placement
+from moe_placer.traffic.readers import read_array
 
-__all__ = ["Library", "open_library"]
+__all__ = ["Library", "open_library", "placement_sha256"]
 
 _XZ_BYTES = 100_000_000  # of memory for unpacking; the strongest preset takes two thirds of it
 
@@ -92,14 +94,18 @@ class Library:
         ------
         FileNotFoundError
             A recording is missing, or is another one.
+        InputError
+            A recording is damaged.
         """
         files = []
         for needed in record.recordings:
             file = None if recordings is None else recordings / needed.file
+            how = f"({needed.source}; `moe-placer library show {record.name}` says how to make it)"
             if file is None or not file.is_file():
-                raise FileNotFoundError(f"needs {needed.file} ({needed.source}), SHA-256 {needed.sha256[:12]}...")
-            if hashlib.sha256(file.read_bytes()).hexdigest() != needed.sha256:
-                raise FileNotFoundError(f"{needed.file} is another file than the record's ({needed.source})")
+                raise FileNotFoundError(f"needs {needed.file} {how}")
+            choices = read_array(file, "topk").astype("<u2")
+            if hashlib.sha256(choices.tobytes()).hexdigest() != needed.topk_sha256:
+                raise FileNotFoundError(f"{needed.file} has other choices than the record's {how}")
             files.append(file)
         instance = self.without_recordings(record)
         return instance.with_traces(files) if files else instance
@@ -118,14 +124,24 @@ class Library:
             raise InputError(Mistake("another placement", f"the one of SHA-256 {sha256}", file=path))
         return parse_placement(raw, path)
 
-    def keep(self, record: Record, placement: Placement) -> str:
-        """Write a placement, compressed; return the SHA-256 of its text."""
-        raw = placement.to_json().encode()
-        sha256 = hashlib.sha256(raw).hexdigest()
-        path = self.placement_path(sha256, record.name)
+    def keep(self, record: Record, placement: Placement) -> None:
+        """Write a placement of a record, compressed."""
+        path = self.placement_path(placement_sha256(placement), record.name)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, lzma.compress(raw, preset=9))
-        return sha256
+        write_atomically(path, lzma.compress(placement.to_json().encode(), preset=9))
+
+    def keep_only(self, record: Record) -> None:
+        """Remove all placements of a record that it does not name, those of a submission that was cut off too."""
+        named = {self.placement_path(sha256, record.name) for sha256 in record.placements}
+        of_record = re.compile(re.escape(record.name) + r"\.[0-9a-f]{12}\.json\.xz")
+        for path in (self.folder / "placements").iterdir():
+            if of_record.fullmatch(path.name) and path not in named:
+                path.unlink(missing_ok=True)
+
+
+def placement_sha256(placement: Placement) -> str:
+    """Return the SHA-256 of a placement file's text."""
+    return hashlib.sha256(placement.to_json().encode()).hexdigest()
 
 
 def _decompressed(packed: bytes, path: Path) -> bytes:

@@ -40,11 +40,23 @@ class _Part(BaseModel):
 
 
 class NeededRecording(_Part):
-    """A recording that cannot be committed, and where it is from."""
+    """A recording that cannot be committed, and where it is from.
+
+    Attributes
+    ----------
+    file : str
+        Name of the .npz.
+    topk_sha256 : str
+        SHA-256 of its `topk` as 16-bit little-endian numbers in C order: the same however the file is packed.
+    source : str
+    commands : tuple of str
+        What fetches the source and converts it, line by line.
+    """
 
     file: str
-    sha256: Sha256
+    topk_sha256: Sha256
     source: str
+    commands: Annotated[tuple[Line, ...], Field(min_length=1)]
 
 
 class Migration(_Part):
@@ -103,6 +115,12 @@ class Record(_Part):
     status: KnownStatus = "open"
     best: Known | None = None
     bound: BoundKnown | None = None
+
+    @property
+    def placements(self) -> frozenset[str]:
+        """SHA-256 of the placement files that the record names."""
+        named = {part.placement for part in (self.best, self.bound) if part is not None}
+        return frozenset(named | ({self.migration.current} if self.migration is not None else set()))
 
     @property
     def gap(self) -> float | None:

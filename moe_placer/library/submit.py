@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moe_placer.errors import VerificationError
 from moe_placer.instance import Instance
-from moe_placer.library.catalog import Library
+from moe_placer.library.catalog import Library, placement_sha256
 from moe_placer.library.recheck import judge_placement
 from moe_placer.library.record import BoundKnown, Known, Record, status_of, write_record
 from moe_placer.placement import Placement
@@ -76,7 +76,7 @@ def submit_placement(
     tighter = proves and (known is None or bound > known.value * (1 + _SLACK))
     if not better and not tighter:
         return Submission(record, record, value, bound, ())
-    sha256 = library.keep(record, placement)
+    sha256 = placement_sha256(placement)
     if better:
         best = Known(value=value, placement=sha256, **by)
     if tighter:
@@ -84,15 +84,13 @@ def submit_placement(
     status = status_of(best.value, known.value) if best and known else "open"
     hashes = {"instance_sha256": instance.sha256, "traffic_sha256": traffic.sha256}
     after = record.model_copy(update={**hashes, "status": status, "best": best, "bound": known})
-    write_record(after, library.record_path(record.name))
+    # The record last: until it is there, the library is what it was, but for a file that the next `keep_only` removes.
+    try:
+        library.keep(record, placement)
+        write_record(after, library.record_path(record.name))
+    except BaseException:
+        library.keep_only(record)
+        raise
+    library.keep_only(after)
     files = [library.record_path(record.name), library.placement_path(sha256, record.name)]
-    _remove_unused(library, record, after)
     return Submission(record, after, value, bound, tuple(files))
-
-
-def _remove_unused(library: Library, before: Record, after: Record) -> None:
-    """Remove placements of the record that it no longer names."""
-    old, new = ({part.placement for part in (one.best, one.bound) if part is not None} for one in (before, after))
-    kept = set() if after.migration is None else {after.migration.current}
-    for sha256 in old - new - kept:
-        library.placement_path(sha256, after.name).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from told import told
 from moe_placer.cli.results import result_schema
 from moe_placer.errors import InputError
 from moe_placer.instance import load_instance
-from moe_placer.library import Record, catalog, open_library, recheck_record
+from moe_placer.library import Record, catalog, open_library, recheck_record, submit
 from moe_placer.library.record import read_record, status_of, write_record
 from moe_placer.limits import Limits
 from moe_placer.placement import load_placement
@@ -233,6 +233,27 @@ def test_only_what_is_better_is_entered(copied: Path, tmp_path: Path) -> None:
     assert len(list((copied / "placements").glob("tiny.*"))) == len(kept)
 
 
+def test_a_submission_that_fails_leaves_no_placement(copied: Path, tmp_path: Path) -> None:
+    without_results(copied, "tiny")
+    plan = tmp_path / "plan.json"
+    instance = load_instance(TINY)
+    solve(instance, solver="contiguous", limits=Limits(time_s=5, workers=1)).placement.write(plan)
+    folder, record = copied / "placements", copied / "records" / "tiny.yaml"
+    before, files = record.read_bytes(), set(folder.iterdir())
+    library = open_library(copied)
+    with patch.object(submit, "write_record", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        submit.submit_placement(library, library.record("tiny"), instance, load_placement(plan), "2026-11-27")
+    assert (record.read_bytes(), set(folder.iterdir())) == (before, files)
+    # What a killed process left is of this record alone, and goes with its next placement.
+    for left in ("tiny.0123456789ab.json.xz", "tiny.x.0123456789ab.json.xz"):
+        (folder / left).write_bytes(b"")
+    told("library", "submit", plan, "--library", copied)
+    assert {path.name for path in folder.glob("tiny.*")} == {
+        library.placement_path(catalog.placement_sha256(load_placement(plan)), "tiny").name,
+        "tiny.x.0123456789ab.json.xz",
+    }
+
+
 def test_a_placement_that_breaks_a_rule_changes_nothing(copied: Path, tmp_path: Path) -> None:
     record = LIBRARY.record("tiny")
     assert record.best is not None
@@ -268,6 +289,10 @@ def test_the_commands_say_what_is_known(copied: Path, tmp_path: Path) -> None:
     assert LIBRARY.record("tiny").reason in shown
     assert "reported    400.0 in reports/2026-11-24-bench" in shown
     held(told("library", "show", "tiny", *place, "--json").json)
+    made = held(told("library", "show", "dsv2-lite-128", *place, "--json").json)["entries"][0]["recording_commands"]
+    assert [command.split()[:2] for command in made] == [["git", "clone"], *[["moe-placer", "import"]] * 2]
+    shown, page = told("library", "show", "dsv2-lite-128", *place).out, (REPO / "docs" / "library.md").read_text()
+    assert all(f"make it by  {command}" in shown and command in page for command in made)
     checked = held(told("library", "check", *place, "--recordings", tmp_path, "--json").json)
     assert [entry["verdict"] for entry in checked["entries"]] == ["skipped", "good", "good"]
     assert "needs esft_deepseek-v2-lite_intent.npz" in checked["entries"][0]["problems"][0]
@@ -281,6 +306,8 @@ def test_what_is_got_is_the_instance_and_its_best_placement(copied: Path, tmp_pa
     assert load_instance(instance).sha256 == LIBRARY.record("tiny-mesh").instance_sha256
     assert load_placement(placement).instance.name == "tiny-mesh"
     told("verify", instance, placement)
+    said = told("library", "get", "dsv2-lite-128", "-o", tmp_path / "got", "--library", copied).out
+    assert "make it by: moe-placer import ESFT/results/expert_scores/intent" in said
 
 
 def test_what_is_not_there_is_bad_input(copied: Path, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ class LibraryEntry(TypedDict):
     """(value - bound) / bound; null where it is not known."""
     recordings: list[str]
     """Recordings that it needs, which are not committed."""
+    recording_commands: list[str]
+    """Commands that fetch and convert them, in order."""
     max_moves: int | None
     """Moves that a placement may be from the old plan; null where there is none."""
     verdict: NotRequired[Literal["good", "wrong", "skipped"]]

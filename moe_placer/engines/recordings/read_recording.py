@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moe_placer.engines.recordings.bundle_trace import is_bundle_trace, read_bundle_trace
+from moe_placer.engines.recordings.esft_scores import is_expert_scores, read_expert_scores, scores_in
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.llmservingsim_log import LOG_SUFFIXES, read_gate_log
 from moe_placer.engines.recordings.load_matrix import LOAD_SUFFIXES, read_load_matrices
@@ -24,10 +25,11 @@ KINDS = (
     "SGLang: expert_distribution_recorder_*.pt (modes stat, per_pass, per_token; a file, or the folder of all ranks), "
     "*.pt of format sglang.moe_bundle_trace.v1; TensorRT-LLM: the folder EXPERT_STATISTIC_PATH; vLLM: routed_experts "
     "(.npy, .npz, or responses as .json, .jsonl), eplb_load_stats (.jsonl); "
-    "LLMServingSim: its log (.log, .txt); counts [layers, experts] or "
+    "ESFT: expert_weights_*.txt (or their folder); LLMServingSim: its log (.log, .txt); counts [layers, experts] or "
     "[steps, layers, experts]: .npy, .npz, .csv, .json, .parquet"
 )
 _MOST_FILES = 4096
+_IN_FOLDERS = {".pt", ".npy", ".npz", ".jsonl"}
 
 _TORCH: tuple[tuple[Callable[[object], bool], Callable[[Sequence[TorchFile], Options], Recorded]], ...] = (
     (is_stat, read_stat),
@@ -54,6 +56,8 @@ def read_recording(paths: Sequence[Path], options: Options) -> Recorded:
         return read_routed_experts(files, options)
     if suffixes == {".jsonl"}:
         return read_load_stats(files, options)
+    if is_expert_scores(files):
+        return read_expert_scores(files, options)
     if suffixes <= LOG_SUFFIXES:
         return read_gate_log(files, options)
     if suffixes <= LOAD_SUFFIXES:
@@ -70,7 +74,8 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in {".pt", ".npy", ".npz", ".jsonl"})
+            inside = scores_in(path)
+            inside = inside or sorted(file for file in path.iterdir() if file.suffix.lower() in _IN_FOLDERS)
             if not inside:
                 raise InputError(Mistake("a folder without recordings", f"one of: {KINDS}", file=path))
             files += inside
