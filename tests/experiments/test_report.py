@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import resource
 import shutil
 import sys
@@ -65,6 +66,13 @@ def test_the_command_writes_the_same_bytes_from_the_same_rows_and_names_them(
     for name in again:
         assert (tmp_path / name).read_bytes() == (made / name).read_bytes(), name
         assert (tmp_path / name).stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize("name", ["links", "gpus", "fabric"])
+def test_colours_that_are_amounts_start_from_nothing(made: Path, name: str) -> None:
+    legends = re.findall(r'aria-label="(Gradient legend [^"]*)"', (made / f"{name}.svg").read_text())
+    assert legends
+    assert all("with values from 0 to" in legend for legend in legends)
 
 
 def test_the_order_in_which_runs_ended_does_not_matter(made: Path, rows: Rows, tmp_path: Path) -> None:

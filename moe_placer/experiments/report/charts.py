@@ -164,7 +164,9 @@ def _heat(row: str, value: str, said: list[alt.Tooltip] | None = None) -> Spec:
     cells = alt.Chart().encode(x=_x_layer(), y=y)
     tooltip = [_said("layer", "layer", kind="O"), _said("row", row, kind="N")]
     tooltip += said or [_said("value", value, ",.4~r")]
-    colour = alt.Color("value:Q").title(value).legend(orient="top", gradientLength=180, titleLimit=300)
+    # From 0, so that a shade is an amount, here and in every other report; what is worst is told by its frame.
+    colour = alt.Color("value:Q").title(value).scale(domainMin=0)
+    colour = colour.legend(orient="top", gradientLength=180, titleLimit=300)
     frames = cells.transform_filter("datum.worst")
     return _layered(
         cells.mark_rect(aria=False).encode(color=colour, tooltip=tooltip),
