@@ -61,9 +61,9 @@ def import_recording(
 
     FILES are one recording: SGLang's expert distribution recorder (stat, per_pass, per_token: the files of all ranks or
     their folder) or moe_bundle_trace, TensorRT-LLM's statistics folder, vLLM's routed experts or load statistics, the
-    folder of ESFT's expert_weights_*.txt, or counts of layers and experts (.npy, .npz, .csv, .json, .parquet). What a
-    file is, its content tells. Nothing in a file is run: .pt files are read by a reader of their own, which knows
-    tensors only.
+    folder of ESFT's expert_weights_*.txt, tables of tokens (.parquet, .arrow), or counts of layers and experts (.npy,
+    .npz, .csv, .json, .parquet). What a file is, its content tells. Nothing in a file is run: .pt files are read by a
+    reader of their own, which knows tensors only.
 
     Physical expert ids become logical ones, layers without any choice are dense, and source ranks are kept where the
     recording tells them apart.

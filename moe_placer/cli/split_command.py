@@ -27,7 +27,7 @@ __all__ = ["split"]
 )
 @json_option
 def split(traces: tuple[Path, ...], parts: int, output: Path, json_: bool) -> None:
-    """Split each TRACE by sequences, to solve on one part and to measure on another.
+    """Split each TRACE, an .npz or a table of tokens, by sequences: to solve on one part and to measure on another.
 
     Sequence n goes to part n modulo --parts. Two parts are NAME_even.npz and NAME_odd.npz; more are numbered from 0.
 

@@ -16,6 +16,7 @@ from moe_placer.traffic.readers import names_of_arrays, read_array, read_load
 from moe_placer.traffic.recording import Recording
 from moe_placer.traffic.sources import read_nodes_of_tokens
 from moe_placer.traffic.stored_choices import by_group, count_all, joined
+from moe_placer.traffic.token_table import TABLE_SUFFIXES
 from moe_placer.traffic.trace_reader import read_trace
 
 __all__ = ["MOST_UNITS", "Units", "pool", "read_units", "read_units_by_node"]
@@ -59,7 +60,7 @@ def read_units_by_node(file: Path, instance: Instance) -> tuple[Units, ...]:
     InputError
         As `read_units`; or the source ranks do not fit the nodes.
     """
-    names = names_of_arrays(file) if file.suffix.lower() == ".npz" else []
+    names = _names(file)
     if getattr(instance.traffic, "sources", "mix") != "recorded" or not {"topk", "token_source"} <= set(names):
         return (read_units(file, instance),)
     whole = read_trace(file, instance)
@@ -84,7 +85,7 @@ def read_units(file: Path, instance: Instance) -> Units:
         It is missing, damaged, or not of the instance's model; or it has counts only, and the instance's dispatch
         depends on whole tokens.
     """
-    names = names_of_arrays(file) if file.suffix.lower() == ".npz" else []
+    names = _names(file)
     if "window_load" in names and not instance.placement.counts_tokens_once:
         windows = _windows(file, instance)
         if len(windows) > 1 or "topk" not in names:
@@ -98,6 +99,13 @@ def read_units(file: Path, instance: Instance) -> Units:
         expected = f"whole tokens (`topk`), on which placement.dispatch: {instance.placement.dispatch} depends"
         raise InputError(Mistake("counts only", expected, file=file))
     return _halves(visible(file.name), "whole", [read_load(file, instance)])
+
+
+def _names(file: Path) -> list[str]:
+    """Name the arrays of a recording, so far as its kind has names; a table has whole tokens."""
+    if file.suffix.lower() in TABLE_SUFFIXES:
+        return ["topk"]
+    return names_of_arrays(file) if file.suffix.lower() == ".npz" else []
 
 
 def _windows(file: Path, instance: Instance) -> list[Recording]:

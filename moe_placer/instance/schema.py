@@ -291,7 +291,7 @@ class _RecordedTraffic(_Traffic):
 
 
 class TraceTraffic(_RecordedTraffic):
-    """Recorded routing: .npz files with ``topk`` [tokens, MoE layers, top_k]."""
+    """Recorded routing: .npz files with ``topk`` [tokens, MoE layers, top_k], or tables of tokens (docs/files.md)."""
 
     kind: Literal["trace"]
     sample_tokens: int | None = Field(

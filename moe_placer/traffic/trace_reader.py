@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from moe_placer.traffic.stored_choices import (
     is_large,
     map_choices,
 )
+from moe_placer.traffic.token_table import TABLE_SUFFIXES, open_token_table
 from moe_placer.workers import available_memory
 
 __all__ = ["read_trace"]
@@ -28,8 +30,24 @@ __all__ = ["read_trace"]
 Ids = npt.NDArray[np.integer]
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """Choices of a file: their header, and their values in its order, each block with the number of its first."""
+
+    file: Path
+    header: ArrayHeader
+    blocks: Iterator[tuple[int, Ids]]
+    in_table: bool = False
+
+    def place(self, token: int, layer: int, *position: int) -> str:
+        """Say where in the file a token's choice is."""
+        if self.in_table:
+            return f"experts, row {token * self.header.shape[1] + layer}"
+        return f"topk[{', '.join(map(str, (token, layer, *position)))}]"
+
+
 def read_trace(file: Path, instance: Instance) -> Recording:
-    """Read a .npz file with ``topk`` [tokens, MoE layers, top_k].
+    """Read a .npz file with ``topk`` [tokens, MoE layers, top_k], or a table of tokens (`TokenTable`).
 
     What it takes is known from its header: choices of up to 256 MB take memory; larger ones that of a block,
     and where they are not stored as 8 or 16 bits that can be mapped, room for a temporary file.
@@ -39,14 +57,37 @@ def read_trace(file: Path, instance: Instance) -> Recording:
     InputError
         The file is missing, damaged, hostile, or does not fit the instance's model; or there is no room for it.
     """
-    with open_array(file, "topk", streamed=True) as (stream, header):
-        _check_topk_header(file, header, instance)
-        topk, load = _read_topk(file, stream, header, instance.model.experts)
+    experts = instance.model.experts
+    if file.suffix.lower() in TABLE_SUFFIXES:
+        topk, load = _read_topk(_of_table(file, instance), experts)
+    else:
+        with open_array(file, "topk", streamed=True) as (stream, header):
+            _check_topk_header(file, header, instance)
+            row = 1 if header.fortran else math.prod(header.shape[1:])
+            topk, load = _read_topk(_Choices(file, header, read_blocks(stream, header, row)), experts)
     return Recording(visible(file.name), load, np.full(len(load), float(len(topk))), topk)
 
 
-def _read_topk(file: Path, stream: IO[bytes], header: ArrayHeader, experts: int) -> tuple[Ids, npt.NDArray[np.float64]]:
+def _of_table(file: Path, instance: Instance) -> _Choices:
+    table = open_token_table(file)
+    header = ArrayHeader((table.tokens, len(table.layers), table.top_k), False, np.dtype(np.int64))
+    _check_topk_header(file, header, instance)
+    if table.layers not in (tuple(range(len(table.layers))), tuple(instance.moe_layers)):
+        expected = "0, 1, ... of the MoE layers, or their indices in the model"
+        raise wrong(file, "layer", f"layers {', '.join(map(str, table.layers[:8]))}, ...", expected)
+
+    def blocks() -> Iterator[tuple[int, Ids]]:
+        start = 0
+        for block in table.blocks():
+            yield start, block.ids.reshape(-1)
+            start += block.ids.size
+
+    return _Choices(file, header, blocks(), in_table=True)
+
+
+def _read_topk(choices: _Choices, experts: int) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Return the ids [tokens, layers, top_k], and how often each expert was chosen [layers, experts]."""
+    file, header = choices.file, choices.header
     layers, top_k = header.shape[1:]
     kind: np.dtype[np.integer] = np.dtype(np.uint8) if experts <= 256 else np.dtype(np.uint16)
     large = is_large(math.prod(header.shape) * kind.itemsize)
@@ -57,14 +98,14 @@ def _read_topk(file: Path, stream: IO[bytes], header: ArrayHeader, experts: int)
     kept = None if place else KeptChoices(header.shape, kind, file)
     load = np.zeros((layers, experts), np.int64)
     # In C order a block is whole tokens, so what is wrong with one is told at once.
-    for start, block in read_blocks(stream, header, 1 if header.fortran else layers * top_k):
-        _check_ids(file, block, start, header, experts)
+    for start, block in choices.blocks:
+        _check_ids(choices, block, start, experts)
         narrow = block.astype(kind, copy=False)
         if kept is not None:
             kept.write(start, narrow)
         if not header.fortran:
             ids = narrow.reshape(-1, layers, top_k)
-            _check_different(file, ids, start // (layers * top_k))
+            _check_different(choices, ids, start // (layers * top_k))
             load += count_choices(ids, experts)
     if kept is not None:
         topk = kept.whole(header.fortran)
@@ -74,7 +115,7 @@ def _read_topk(file: Path, stream: IO[bytes], header: ArrayHeader, experts: int)
     if header.fortran:
         for first, ids in in_blocks(topk):
             ids = np.ascontiguousarray(ids)
-            _check_different(file, ids, first)
+            _check_different(choices, ids, first)
             load += count_choices(ids, experts)
     return topk, load.astype(np.float64)
 
@@ -104,19 +145,19 @@ def _check_topk_header(file: Path, header: ArrayHeader, instance: Instance) -> N
         raise InputError(mistakes)
 
 
-def _check_ids(file: Path, block: Ids, start: int, header: ArrayHeader, experts: int) -> None:
+def _check_ids(choices: _Choices, block: Ids, start: int, experts: int) -> None:
     """Check a block of ids whose first is number ``start`` of the file."""
     if block.min() < 0 or block.max() >= experts:
         first = int(np.argmax((block < 0) | (block >= experts)))
-        place = np.unravel_index(start + first, header.shape, "F" if header.fortran else "C")
+        at = np.unravel_index(start + first, choices.header.shape, "F" if choices.header.fortran else "C")
         found, expected = f"expert id {block[first]}", f"ids from 0 to {experts - 1} (model.experts)"
-        raise wrong(file, f"topk[{', '.join(map(str, place))}]", found, expected)
+        raise wrong(choices.file, choices.place(*map(int, at)), found, expected)
 
 
-def _check_different(file: Path, ids: Ids, first: int) -> None:
+def _check_different(choices: _Choices, ids: Ids, first: int) -> None:
     """Check that no token [tokens, MoE layers, top_k], the first being number ``first``, has one expert twice."""
     at = find_repeated(ids)
     if at is not None:
         token, layer = at
         found = f"one expert twice: {list(map(int, ids[token, layer]))}"
-        raise wrong(file, f"topk[{first + token}, {layer}]", found, "different experts")
+        raise wrong(choices.file, choices.place(first + token, layer), found, "different experts")

@@ -323,9 +323,9 @@ def test_what_repeats_one_token_is_refused_at_its_first_block(tmp_path: Path, mo
     taken: list[int] = []
     real = trace_reader._check_different
 
-    def spy(file: Path, ids: npt.NDArray[Any], first: int) -> None:
+    def spy(choices: Any, ids: npt.NDArray[Any], first: int) -> None:
         taken.append(ids.nbytes)
-        real(file, ids, first)
+        real(choices, ids, first)
 
     monkeypatch.setattr(trace_reader, "_check_different", spy)
     file = npz(tmp_path / "bomb.npz", header("(1000000, 2, 2)", "'|u1'") + bytes(4_000_000))
@@ -353,7 +353,7 @@ def test_what_does_not_fit_the_memory_left_is_refused_by_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trace_reader, "available_memory", lambda: 1e8)
-    monkeypatch.setattr(trace_reader, "read_blocks", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(trace_reader, "read_blocks", lambda *_: iter(lambda: pytest.fail("read"), None))
     file = tmp_path / "large.npy"
     with file.open("wb") as stream:
         stream.write(header("(50000000, 2, 2)", "'|u1'"))

@@ -22,6 +22,7 @@ from moe_placer.engines.recordings.tally import MOST_EXPERTS, Tally
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import not_json, read_bounded
 from moe_placer.traffic.readers import names_of_arrays, read_array
+from moe_placer.traffic.token_table import table_library
 
 __all__ = ["LOAD_SUFFIXES", "read_load_matrices"]
 
@@ -171,12 +172,7 @@ def _is_number(text: str) -> bool:
 
 def _parquet(file: Path) -> npt.NDArray[Any]:
     """Read a table; pyarrow comes with the extra ``parquet``."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        expected = "the extra that reads it: pip install 'moe-placer[parquet]'; or .csv"
-        raise InputError(Mistake("a .parquet file", expected, file=file)) from None
+    pyarrow = table_library(file)
     if not file.is_file():
         raise InputError(Mistake("no such file", _KIND, file=file))
     try:

@@ -11,6 +11,7 @@ from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.llmservingsim_log import LOG_SUFFIXES, read_gate_log
 from moe_placer.engines.recordings.load_matrix import LOAD_SUFFIXES, read_load_matrices
 from moe_placer.engines.recordings.recorded import Recorded
+from moe_placer.engines.recordings.recorded_tables import read_recorded_tables
 from moe_placer.engines.recordings.routed_experts import is_routed_experts, read_routed_experts
 from moe_placer.engines.recordings.sglang_detail import is_detail, read_detail
 from moe_placer.engines.recordings.sglang_stat import is_stat, read_stat
@@ -18,6 +19,7 @@ from moe_placer.engines.recordings.trtllm_statistics import is_statistics_folder
 from moe_placer.engines.recordings.vllm_load_stats import read_load_stats
 from moe_placer.engines.torch_file import TorchFile, read_torch_file
 from moe_placer.errors import InputError, Mistake
+from moe_placer.traffic.token_table import TABLE_SUFFIXES, is_token_table
 
 __all__ = ["KINDS", "read_recording"]
 
@@ -25,11 +27,12 @@ KINDS = (
     "SGLang: expert_distribution_recorder_*.pt (modes stat, per_pass, per_token; a file, or the folder of all ranks), "
     "*.pt of format sglang.moe_bundle_trace.v1; TensorRT-LLM: the folder EXPERT_STATISTIC_PATH; vLLM: routed_experts "
     "(.npy, .npz, or responses as .json, .jsonl), eplb_load_stats (.jsonl); "
-    "ESFT: expert_weights_*.txt (or their folder); LLMServingSim: its log (.log, .txt); counts [layers, experts] or "
+    "ESFT: expert_weights_*.txt (or their folder); LLMServingSim: its log (.log, .txt); "
+    "tables of tokens (.parquet, .arrow, .feather); counts [layers, experts] or "
     "[steps, layers, experts]: .npy, .npz, .csv, .json, .parquet"
 )
 _MOST_FILES = 4096
-_IN_FOLDERS = {".pt", ".npy", ".npz", ".jsonl"}
+_IN_FOLDERS = {".pt", ".npy", ".npz", ".jsonl"} | TABLE_SUFFIXES
 
 _TORCH: tuple[tuple[Callable[[object], bool], Callable[[Sequence[TorchFile], Options], Recorded]], ...] = (
     (is_stat, read_stat),
@@ -60,6 +63,8 @@ def read_recording(paths: Sequence[Path], options: Options) -> Recorded:
         return read_expert_scores(files, options)
     if suffixes <= LOG_SUFFIXES:
         return read_gate_log(files, options)
+    if suffixes <= TABLE_SUFFIXES and is_token_table(files[0]):
+        return read_recorded_tables(files, options)
     if suffixes <= LOAD_SUFFIXES:
         return read_load_matrices(files, options)
     unknown = next((file for file in files if file.suffix.lower() not in LOAD_SUFFIXES), files[0])

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from moe_placer.engines.recordings.import_options import Options
 from moe_placer.engines.recordings.recorded import Found, Recorded, finish
-from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally
+from moe_placer.engines.recordings.tally import MOST_EXPERTS, MOST_WINDOWS, Tally, cut_in_steps
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import not_json, read_bounded
 from moe_placer.traffic.readers import ArrayHeader, array_of_bytes, names_of_arrays, open_array, read_rows
@@ -87,8 +87,8 @@ def read_routed_experts(files: Sequence[Path], options: Options) -> Recorded:
                 if len(sequences) > 1:
                     _add(tally, sequence, ids, number, number, options)
                 else:
-                    for step, part in _cut(ids, tally.tokens, steps, total):
-                        _add(tally, sequence, part, step, None, options)
+                    for step, start, end in cut_in_steps(len(ids), tally.tokens, steps, total):
+                        _add(tally, sequence, ids[start:end], step, None, options)
                 advance(len(ids))
     dense = _dense(tally, top_k)
     tally.load[dense], tally.by_window[:, dense] = 0, 0
@@ -107,16 +107,6 @@ def read_routed_experts(files: Sequence[Path], options: Options) -> Recorded:
         notes=notes,
     )
     return finish(tally, found)
-
-
-def _cut(ids: npt.NDArray[Any], before: int, steps: int, total: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Cut tokens, of which there were so many before, where one of equally many steps begins."""
-    start = 0
-    while start < len(ids):
-        step = (before + start) * steps // total
-        end = min(len(ids), -(-(step + 1) * total // steps) - before)
-        yield step, ids[start:end]
-        start = end
 
 
 def _add(

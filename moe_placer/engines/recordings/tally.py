@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import InputError, Mistake
 
-__all__ = ["MOST_EXPERTS", "MOST_WINDOWS", "Kept", "Tally"]
+__all__ = ["MOST_EXPERTS", "MOST_WINDOWS", "Kept", "Tally", "cut_in_steps"]
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.integer]
@@ -95,7 +96,7 @@ class Tally:
         self.tokens += count
         return chosen
 
-    def keep(self, ids: Ids, step: int, source: int | None = None, sequence: Ints | None = None) -> None:
+    def keep(self, ids: Ids, step: int, source: int | Ints | None = None, sequence: Ints | None = None) -> None:
         """Keep tokens [tokens, layers, top_k] of one step, with the number of each one's sequence where it is known.
 
         Parameters
@@ -104,14 +105,14 @@ class Tally:
             Chosen experts [tokens, layers, top_k].
         step : int
             Step of the engine.
-        source : int or None
-            Node or rank where the tokens started; None: unknown.
+        source : int, int array or None
+            Node or rank where the tokens started, of all or of each [tokens]; None: unknown.
         sequence : int array or None
             Number of each token's sequence [tokens]; None: unknown.
         """
         if len(ids):
             self.kept.topk.append(ids.astype(np.int16))  # ids are below MOST_EXPERTS
-            self.kept.source.append(np.full(len(ids), -1 if source is None else source))
+            self.kept.source.append(np.broadcast_to(-1 if source is None else source, len(ids)))
             self.kept.window.append(np.full(len(ids), self.window_of(step)))
             self.kept.sequence.append(np.full(len(ids), -1) if sequence is None else sequence)
 
@@ -121,3 +122,23 @@ class Tally:
             self.load = np.pad(self.load, ((0, 0), (0, more)))
             self.by_window = np.pad(self.by_window, ((0, 0), (0, 0), (0, more)))
             self.by_source = np.pad(self.by_source, ((0, 0), (0, 0), (0, more)))
+
+
+def cut_in_steps(tokens: int, before: int, steps: int, total: int) -> Iterator[tuple[int, int, int]]:
+    """Cut tokens where one of equally many steps begins: yield the step, and from and to which of them it goes.
+
+    Parameters
+    ----------
+    tokens : int
+        To cut.
+    before : int
+        Tokens of the recording before these.
+    steps, total : int
+        Of the whole recording: steps, and tokens.
+    """
+    start = 0
+    while start < tokens:
+        step = (before + start) * steps // total
+        end = min(tokens, -(-(step + 1) * total // steps) - before)
+        yield step, start, end
+        start = end
