@@ -19,7 +19,7 @@ from moe_placer.bounds.linear_program import link_weights, minimise
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.symmetry import SymmetryClasses
 
-__all__ = ["offer_by_direction", "relax_clustered"]
+__all__ = ["offer_by_direction", "parts_by_direction", "relax_clustered"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -82,21 +82,58 @@ def offer_by_direction(
     time_limit_s : float or None
         Seconds; None: no limit.
     """
+    solved = parts_by_direction(problem, classes, most, _OFFERING, time_limit_s)
+    offered = np.zeros((len(classes.item), problem.nodes), dtype=bool)
+    if solved is None:
+        return offered
+    at, mass, of, parts = solved
+    used: Mask = np.greater(parts, 0)
+    centre = _centres(at, of, mass)
+    near = np.argsort(_squared(centre, centre), axis=1, kind="stable")[:, : _NEAR + 1]
+    return np.asarray(used[near].any(axis=1))[of]
+
+
+def parts_by_direction(
+    problem: LayerProblem, classes: SymmetryClasses, most: Floats | Ints, clusters: int, time_limit_s: float | None
+) -> tuple[Floats, Floats, Ints, Floats] | None:
+    """Relax a layer on clusters of its classes, with slots; None if there is no solution, or time ran out.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        One MoE layer.
+    classes : SymmetryClasses
+        Its items, J classes.
+    most : float or int array [N]
+        Items that each node may take.
+    clusters : int
+        How many at most.
+    time_limit_s : float or None
+        Seconds; None: no limit.
+
+    Returns
+    -------
+    at : float array [J, axes]
+        Direction of each class.
+    mass : float array [J]
+        What it weighs.
+    of : int array [J]
+        Its cluster.
+    parts : float array [clusters, N]
+        Which part of each cluster each node gets.
+    """
     node = np.flatnonzero(most > 0)
     delta = problem.delta[classes.item][:, node] * classes.count[:, None, None]
     mass = problem.load[classes.item] * classes.count
     at = _directions(delta, mass)
-    of = _clustered(at, mass, _OFFERING)
+    of = _clustered(at, mass, clusters)
     items = np.bincount(of, classes.count).astype(np.float64)
     solved = _solve(problem, node, _sums(delta, of), time_limit_s, (items, np.asarray(most[node], dtype=np.float64)))
-    offered = np.zeros((len(classes.item), problem.nodes), dtype=bool)
     if solved is None:
-        return offered
-    used: Mask = np.greater(solved[2], 0)
-    centre = _centres(at, of, mass)
-    near = np.argsort(_squared(centre, centre), axis=1, kind="stable")[:, : _NEAR + 1]
-    offered[:, node] = np.asarray(used[near].any(axis=1))[of]
-    return offered
+        return None
+    parts = np.zeros((len(items), problem.nodes))
+    parts[:, node] = solved[2]
+    return at, mass, of, parts
 
 
 def _directions(delta: Floats, mass: Floats) -> Floats:

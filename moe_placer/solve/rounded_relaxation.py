@@ -9,10 +9,14 @@ import numpy.typing as npt
 
 from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.bounds.largest import largest
+from moe_placer.bounds.region_relaxation import weights_by_region
 from moe_placer.bounds.relaxation import relax
+from moe_placer.problem.regions import Region, find_regions, innermost
 from moe_placer.result import LayerResult, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import Search, round_shares, search
+from moe_placer.search.moves import repair
+from moe_placer.search.region_division import divide
 from moe_placer.solve.layerwise import LayerTask
 
 __all__ = ["AIM", "from_relaxation"]
@@ -23,6 +27,8 @@ AIM = 0.5  # search aims at this share of the gap, so that it does not stop a ha
 _RELAX_WORK = 3e-5  # of the relaxation, per item and node
 _QUICK_RELAX_WORK = 1e-5  # of the one without slots
 _LARGE = 6_000  # items * nodes from which that one bounds
+_VAST = 250_000  # items * nodes from which it is divided
+_CLOSE = 0.01  # gap of what division gives, up to which nothing but search goes on from there
 _NOISE = (0.0, 0.5, 0.5, 0.5)  # of each rounding of a large layer's shares: descents from them end apart
 
 
@@ -30,11 +36,15 @@ def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
 
     Without slots the relaxation is several times faster and hardly weaker, so it bounds large layers; where replicas
-    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded.
+    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded. A layer that
+    is larger still is divided among the fabric's regions, where it has any.
     """
     layer = task.layer
-    result, bound, spent = task.start, best_bound(layer), 0.0
     size = layer.items * layer.nodes
+    region = find_regions(layer) if size > _VAST else None
+    result, bound, spent = (task.start, best_bound(layer), 0.0) if region is None else _divided(task, region)
+    if result is not None and bound.weights is not None and relative_gap(result.z, bound.value) <= _CLOSE:
+        return replace(result, bound=bound), spent
     for without_slots in (True, False) if layer.replicas_are_free or size > _LARGE else (False,):
         bounded = bound.weights is not None
         relaxation = relax(layer, task.seconds, any_replicas=without_slots, to_round=bounded)
@@ -53,6 +63,27 @@ def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     if result is None:
         return None, spent
     return replace(result, bound=_with_threshold(task, bound, result.z)), spent
+
+
+def _divided(task: LayerTask, region: Region) -> tuple[LayerResult | None, Bound, float]:
+    """Bound a layer by weights that leaves give, and divide its items among leaves, then nodes; also say what it took.
+
+    What a threshold would add is not looked for: of so many nodes each holds too little to be a bottleneck alone.
+    """
+    layer = task.layer
+    spent = layer.items * len(innermost(region)) * _QUICK_RELAX_WORK
+    weights = weights_by_region(layer, region, task.seconds)
+    bound = best_bound(layer, weights)
+    if weights is None:
+        return task.start, bound, spent
+    divided = divide(layer, region, bound.value * (1 + AIM * task.gap), task.rng, task.deadline)
+    if divided is None:
+        return task.start, bound, spent
+    node, z = repair(layer, divided.node, task.rng), np.inf
+    if node is not None:
+        z = layer.z(node)
+    better = node is not None and (task.start is None or z < task.start.z)
+    return (LayerResult(node, z, bound, Stop.WORK) if better else task.start), bound, spent + divided.work
 
 
 def _rounded(task: LayerTask, share: Floats, noise: float, target: float) -> Search | None:
