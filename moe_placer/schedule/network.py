@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,9 @@ from moe_placer.fabric import Routes, link_bandwidths, node_routes, routes_betwe
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.history import History
+from moe_placer.schedule.in_flight import InFlight
 from moe_placer.schedule.nic_ends import Ends, NicEnds
-from moe_placer.schedule.sharing import Crossings, max_min_rates
+from moe_placer.schedule.sharing import Crossings, share_out
 
 __all__ = ["Network"]
 
@@ -28,17 +30,22 @@ _ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes i
 
 @dataclass(frozen=True, eq=False)
 class _Span:
-    """A time, in µs, of constant rates, the bytes of each flow [flows] left before and after, and what ends with it.
+    """A time, in µs, of constant rates: the flows at its start, what each has left at its end, and what ends with it.
 
     ``ahead`` is the time after it that a share of may be off.
     """
 
     start: float
     end: float
-    before: Floats
-    after: Floats
+    before: InFlight
+    left: Floats
     over: list[int]
     ahead: float
+
+    @cached_property
+    def after(self) -> InFlight:
+        """Flows that are not over at its end."""
+        return self.before.having(self.left)
 
 
 class Network:
@@ -115,17 +122,11 @@ class Network:
         of_routes, more = self.capacity[: len(routes.links)], 0 if self.nics is None else self.nics.groups
         self._crossings = Crossings.compile(self._shares, of_routes, more)
         self._of_groups = np.zeros(0) if self.nics is None else self.nics.by_group(self.capacity[len(routes.links) :])
+        self._part = np.zeros(0) if self.nics is None else self.nics.use  # of a flow, by each NIC group that it crosses
         self._now, self._started = 0.0, 0
         self._ids: list[int] = []  # of the transfers in flight
-        self._begun: list[float] = []  # when each transfer started
-        # Their flows: id, path, bytes in all and left.
-        self._owner, self._path = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        self._sent, self._left = np.zeros(0), np.zeros(0)
-        self._carried = np.zeros(len(self._paths))  # by every path
-        ends = 0 if self.nics is None else 1 + self.nics.ports
-        self._end = np.zeros((0, ends), dtype=np.int64)  # NIC groups of flows
-        self._part = np.zeros(0) if self.nics is None else self.nics.use  # of a flow, by each of its groups
-        self._passed = np.zeros(more)  # by every group of NICs
+        self._flows = InFlight.none(len(self._crossings.links) + len(self._part))
+        self._by_path, self._by_group = np.zeros(len(self._paths)), np.zeros(more)  # bytes of all that has started
         self.history = History(len(self.capacity)) if record else None
         self._ahead: list[_Span] = []  # from now to the next end
         self._ended: list[int] = []  # not yet reported
@@ -134,7 +135,7 @@ class Network:
     def carried(self) -> Floats:
         """Bytes that each link has carried so far [K]."""
         self._settle()
-        return self._carried_by_link()
+        return self._carried_but(self._flows, self._flows.left)
 
     def start(self, now: float, sent: Floats, ends: Ends | None = None) -> int:
         """Start a transfer; what has ended by then, the next `advance` reports.
@@ -160,28 +161,57 @@ class Network:
         """
         if np.shape(sent) != self._shape:
             raise ValueError(f"bytes of shape {np.shape(sent)}, not {self._shape} [nodes, nodes]")
-        flows = np.asarray(sent, dtype=np.float64).ravel()[self._paths]
-        if not (np.isfinite(flows) & (flows >= 0)).all():
+        return self._begin(
+            now, np.asarray(sent, dtype=np.float64).ravel()[self._paths], np.arange(len(self._paths)), ends
+        )
+
+    def send(self, now: float, home: int, sent: Floats, ends: Ends | None = None) -> int:
+        """Start a transfer of one node to all others; otherwise as `start`.
+
+        Parameters
+        ----------
+        now : float
+            µs; time runs forwards.
+        home : int
+            The node that sends.
+        sent : float array [N]
+            Bytes to each node; those to itself are ignored.
+        ends : Ends, optional
+            NICs between this node and each other one, for all transfers or for none.
+        """
+        others = np.delete(np.arange(len(sent)), home)
+        path = home * (len(sent) - 1) + np.arange(len(others))
+        return self._begin(now, np.asarray(sent, dtype=np.float64)[others], path, ends)
+
+    def _begin(self, now: float, size: Floats, path: Ints, ends: Ends | None) -> int:
+        if not (np.isfinite(size) & (size >= 0)).all():
             raise ValueError("bytes must be finite and not negative")
         if now != self._now:  # what starts together is shared out once
             self._move(now)
         self._settle()
         if self.history is not None and not self._ids:
-            self.history.note(now, self._carried_by_link())  # nothing was carried since the last end
-        path = np.flatnonzero(flows)
-        size = flows[path]
+            self.history.note(now, self._carried_but(self._flows, self._flows.left))  # nothing since the last end
+        some = np.flatnonzero(size)
+        path, size, crossed = path[some], size[some], None
         if ends is not None:
             row, share, crossed = ends.flows(self._paths[path] % self._shape[1])
             path, size = path[row], size[row] * share
-            self._end = np.vstack([self._end, crossed])
-        self._owner = np.append(self._owner, np.full(len(path), self._started))
-        self._path = np.append(self._path, path)
-        self._sent, self._left = np.append(self._sent, size), np.append(self._left, size)
+        self._by_path += np.bincount(path, size, len(self._paths))
+        self._flows = self._flows.joined(self._flow(now, path, size, crossed))
         self._ahead.clear()
         self._ids.append(self._started)
-        self._begun.append(now)
         self._started += 1
         return self._ids[-1]
+
+    def _flow(self, now: float, path: Ints, size: Floats, crossed: Ints | None) -> InFlight:
+        """Return the flows of a transfer that starts; ``crossed`` are the NIC groups of each [F, E]."""
+        links, use = self._crossings.links[:, path], self._crossings.use[:, path]
+        if crossed is not None:
+            self._by_group += self._by_groups(crossed.T, size)
+            links = np.vstack([links, crossed.T + self._first_group])
+            use = np.vstack([use, (self._part / self._of_groups[crossed]).T])
+        same = np.full(len(path), self._started)
+        return InFlight(same, np.full(len(path), now), path, size, size, links, use)
 
     def next_end(self, before: float = np.inf) -> tuple[float, int] | None:
         """Return when (µs) and which transfer ends next if no other starts.
@@ -208,102 +238,98 @@ class Network:
             span = self._look_ahead(now)[0]
             if span.end > now:
                 break
-            self._deliver(self._left - span.after, span.end)
-            self._now, self._left = span.end, span.after
+            self._go_on(span.end, span.after)
             del self._ahead[0]
-            self._drop(span.over)
+            if span.over:
+                self._ended += span.over
+                self._ids = [name for name in self._ids if name not in span.over]
         self._now = now
+
+    def _go_on(self, now: float, flows: InFlight) -> None:
+        """Take what is in flight at a time."""
+        self._now, self._flows = now, flows
+        if self.history is not None:
+            self.history.note(now, self._carried_but(flows, flows.left))
 
     def _settle(self) -> None:
         """Cut the span that time is in: what it has delivered by now, and its rest."""
         if self._ahead and self._ahead[0].start < self._now:
             span, now = self._ahead[0], self._now
             rest = (span.end - now) / (span.end - span.start)
-            left = span.after + rest * (span.before - span.after)
-            self._deliver(self._left - left, now)
-            self._left = left
-            self._ahead[0] = _Span(now, span.end, left, span.after, span.over, span.ahead)
+            flows = replace(span.before, left=span.left + rest * (span.before.left - span.left))
+            self._ahead[0] = _Span(now, span.end, flows, span.left, span.over, span.ahead)
+            self._go_on(now, flows)
 
-    def _deliver(self, sent: Floats, until: float) -> None:
-        self._carried += np.bincount(self._path, sent, len(self._paths))
-        if self._end.size:
-            passed = (sent[:, None] * self._part).ravel()
-            self._passed += np.bincount(self._end.ravel(), passed, len(self._passed))
-        if self.history is not None:
-            self.history.note(until, self._carried_by_link())
+    @property
+    def _first_group(self) -> int:
+        """The number of the first NIC group, behind the links of routes."""
+        return self._crossings.count - len(self._by_group)
 
-    def _carried_by_link(self) -> Floats:
-        carried = np.asarray(self._shares @ self._carried)
-        return carried if self.nics is None else np.append(carried, self.nics.by_nic(self._passed))
+    def _by_groups(self, crossed: Ints, size: Floats) -> Floats:
+        """Bytes that each NIC group carries of flows [F] that cross some [E, F]."""
+        return np.bincount(crossed.ravel(), (self._part[:, None] * size).ravel(), len(self._by_group))
 
-    def _over(self, left: Floats) -> list[int]:
-        """Return the transfers of which nothing is left."""
-        first, last = self._ids[0], self._ids[-1]
-        going = np.bincount(self._owner[left > 0] - first, minlength=last - first + 1)
-        return [name for name in self._ids if not going[name - first]]
-
-    def _drop(self, over: list[int]) -> None:
-        if over:
-            self._ended += over
-            self._ids = [name for name in self._ids if name not in over]
-            going = ~np.isin(self._owner, over)
-            self._owner, self._path = self._owner[going], self._path[going]
-            self._sent, self._left = self._sent[going], self._left[going]
-            if self._end.size:
-                self._end = self._end[going]
+    def _carried_but(self, flows: InFlight, left: Floats) -> Floats:
+        """Bytes that each link has carried: of all that has started, but what some flows have left."""
+        carried = np.asarray(self._shares @ (self._by_path - np.bincount(flows.path, left, len(self._paths))))
+        if self.nics is None:
+            return carried
+        groups = self._by_group
+        if len(flows):
+            groups = groups - self._by_groups(flows.links[len(self._crossings.links) :] - self._first_group, left)
+        return np.append(carried, self.nics.by_nic(groups))
 
     def _look_ahead(self, until: float) -> list[_Span]:
         """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
         if not self._ahead:
-            now, left = self._now, self._left
-            empty = self._over(left)  # transfers without bytes end at once
-            self._ahead.append(_Span(now, now, left, left, empty, 0.0) if empty else self._next_span(now, left, 0.0))
+            now, flows = self._now, self._flows
+            if len(flows.transfers) < len(self._ids):  # transfers without bytes end at once
+                empty = [name for name in self._ids if name not in flows.transfers]
+                self._ahead.append(_Span(now, now, flows, flows.left, empty, 0.0))
+            else:
+                self._ahead.append(self._next_span(now, flows, 0.0))
         while (last := self._ahead[-1]).end <= until and not last.over:
             self._ahead.append(self._next_span(last.end, last.after, self._tolerance * last.ahead))
         return self._ahead
 
-    def _next_span(self, now: float, left: Floats, length: float) -> _Span:
+    def _next_span(self, now: float, flows: InFlight, length: float) -> _Span:
         """Return the span that begins now.
 
         Where no flow ends within ``length``, the span is over with the first that does; 0 is for a length not known.
         """
-        going = np.flatnonzero(left)
-        paths, bytes_left, owner = self._path[going], left[going], self._owner[going]
-        own = self._own(going)
         if length:
-            rates = max_min_rates(self._crossings, paths, bytes_left / length, own)
-            length, next_end, time = self._ends(now, bytes_left / rates, owner)
+            rates = self._rates(flows, flows.left / length)
+            length, next_end, time = _ends(now, flows, rates)
         if not length or next_end <= length * (1 + _ROUNDING):  # a transfer ends, and not slowed down
-            rates = max_min_rates(self._crossings, paths, None, own)
-            first, next_end, time = self._ends(now, bytes_left / rates, owner)
+            rates = self._rates(flows)
+            first, next_end, time = _ends(now, flows, rates)
             length = min(max(first, self._tolerance * time), next_end)
             if length > first:
-                rates = max_min_rates(self._crossings, paths, bytes_left / length, own)
-        rest = bytes_left - rates * length
-        rest[rest <= _ROUNDING * self._sent[going]] = 0.0
-        after = np.zeros_like(left)
-        after[going] = rest
-        return _Span(now, now + length, left, after, self._over(after), max(0.0, time - length))
+                rates = self._rates(flows, flows.left / length)
+        left = flows.left - rates * length
+        left[left <= _ROUNDING * flows.sent] = 0.0
+        going = np.logical_or.reduceat(left > 0, flows.first)
+        over = (
+            []
+            if going.all()
+            else [name for name, goes in zip(flows.transfers, going.tolist(), strict=True) if not goes]
+        )
+        return _Span(now, now + length, flows, left, over, max(0.0, time - length))
 
-    def _own(self, going: Ints) -> tuple[Ints, Floats] | None:
-        """Return the NIC groups that flows cross, numbered behind the links of routes, and their use of these."""
-        if not self._end.size:
-            return None
-        end = self._end[going]
-        return self._crossings.count - len(self._of_groups) + end, self._part / self._of_groups[end]
+    def _rates(self, flows: InFlight, ceilings: Floats | None = None) -> Floats:
+        return share_out(flows.links, flows.use, self._crossings.count, ceilings)
 
-    def _ends(self, now: float, lasts: Floats, owner: Ints) -> tuple[float, float, float]:
-        """Return when the first flow and the first transfer end, and the time that may be off by a share.
 
-        That is what the mean transfer has left, but no more than the shortest one takes in all: where many are in
-        flight, some end is always near.
-        """
-        slowest = np.zeros(self._ids[-1] - self._ids[0] + 1)
-        np.maximum.at(slowest, owner - self._ids[0], lasts)
-        going = slowest > 0
-        slowest, begun = slowest[going], np.array(self._begun[self._ids[0] : self._ids[-1] + 1])[going]
-        shortest = float((now - begun + slowest).min())
-        return float(lasts.min()), float(slowest.min()), min(float(slowest.mean()), shortest)
+def _ends(now: float, flows: InFlight, rates: Floats) -> tuple[float, float, float]:
+    """Return when the first flow and the first transfer end, and the time that may be off by a share.
+
+    That is what the mean transfer has left, but no more than the shortest one takes in all: where many are in flight,
+    some end is always near.
+    """
+    lasts = flows.left / rates
+    slowest = flows.slowest(lasts)
+    shortest = float((now - flows.begun[flows.first] + slowest).min())
+    return float(lasts.min()), float(slowest.min()), min(float(slowest.mean()), shortest)
 
 
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:

@@ -8,23 +8,24 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-__all__ = ["Crossings", "max_min_rates"]
+__all__ = ["Crossings", "max_min_rates", "share_out"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _SAME = 1e-12  # relative: levels this close are one
+_UNUSED = 1e-300  # instead of no use at all, so that what is free can be divided by it
 
 
 @dataclass(frozen=True, eq=False)
 class Crossings:
-    """Which links each of P paths crosses, as rows of one width.
+    """Which links each of P paths crosses, as columns of one height.
 
     Attributes
     ----------
-    links : int array [P, L]
+    links : int array [L, P]
         Distinct links; ``count`` where a path has fewer than L.
-    use : float array [P, L]
+    use : float array [L, P]
         Share of a link's capacity that one byte/µs on this path takes; 0 beyond the path's last link.
     count : int
         Distinct links. Links that every path loads alike are one.
@@ -38,7 +39,7 @@ class Crossings:
     def compile(cls, shares: sparse.csr_array, capacity: Floats, more: int = 0) -> Crossings:
         """Compile shares ``A[k, p]`` of path p that cross link k, and capacities [K] in bytes/µs.
 
-        ``more`` links, the last of ``count``, are crossed by single flows only (`max_min_rates`).
+        ``more`` links, the last of ``count``, are crossed by single flows only (`NicEnds`).
         """
         use = sparse.csr_array(sparse.diags_array(1.0 / capacity) @ shares)
         use.sort_indices()
@@ -53,12 +54,10 @@ class Crossings:
         at = np.arange(width)[None, :] < crossed[:, None]
         links, padded = np.full((paths, width), len(distinct) + more, dtype=np.int64), np.zeros((paths, width))
         links[at], padded[at] = by_path.indices, by_path.data
-        return cls(links, padded, len(distinct) + more)
+        return cls(np.ascontiguousarray(links.T), np.ascontiguousarray(padded.T), len(distinct) + more)
 
 
-def max_min_rates(
-    crossings: Crossings, paths: Ints, ceilings: Floats | None = None, own: tuple[Ints, Floats] | None = None
-) -> Floats:
+def max_min_rates(crossings: Crossings, paths: Ints, ceilings: Floats | None = None) -> Floats:
     """Share all links max-min fairly: no flow could be faster but at the cost of one that is no faster.
 
     Progressive filling (Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): all rates rise together, and
@@ -73,35 +72,52 @@ def max_min_rates(
         The path of each flow.
     ceilings : float array [F], optional
         Bytes/µs that a flow does not want more than.
-    own : tuple of array [F, E], optional
-        Further links that each flow crosses beside those of its path, and its ``use`` of them.
 
     Returns
     -------
     float array [F]
         Bytes/µs of each flow.
     """
-    rates = np.zeros(len(paths))
-    flows = np.arange(len(paths))
-    most = np.full(len(paths), np.inf) if ceilings is None else ceilings
-    links, use = crossings.links[paths], crossings.use[paths]
-    if own is not None:
-        links, use = np.hstack([links, own[0]]), np.hstack([use, own[1]])
-    width, size = links.shape[1], crossings.count + 1
-    free = np.ones(size)
-    while len(flows):
-        load = np.bincount(links.ravel(), use.ravel(), size)
-        full = np.full(size, np.inf)  # the level at which each link is full
-        np.divide(free, load, out=full, where=load > 0)
-        level = np.minimum(full[links].min(axis=1), most)
-        lowest = np.full(size, np.inf)
-        np.minimum.at(lowest, links.ravel(), level.repeat(width))
-        decides = lowest >= full * (1 - _SAME)
+    return share_out(crossings.links[:, paths], crossings.use[:, paths], crossings.count, ceilings)
+
+
+def share_out(links: Ints, use: Floats, count: int, ceilings: Floats | None = None) -> Floats:
+    """Share links max-min fairly, given what each flow crosses itself (`max_min_rates`).
+
+    Parameters
+    ----------
+    links : int array [L, F]
+        What each flow crosses; ``count`` where it crosses fewer than L.
+    use : float array [L, F]
+        Share of each of these that one byte/µs takes.
+    count : int
+        Links.
+    ceilings : float array [F], optional
+        Bytes/µs that a flow does not want more than.
+    """
+    size, most = count + 1, ceilings
+    rates, free, flows = np.zeros(links.shape[1]), np.ones(size), np.arange(links.shape[1])
+    while True:
+        flat = links.ravel()
+        full = free / np.maximum(np.bincount(flat, use.ravel(), size), _UNUSED)  # the level at which each link is full
+        at = full.take(links)
+        level = at.min(axis=0, initial=np.inf)
+        if most is not None:
+            np.minimum(level, most, out=level)
+        decides = np.ones(size, dtype=bool)
+        decides[flat.compress((at > level * (1 + _SAME)).ravel())] = False
         decides[-1] = False
-        settled = decides[links].any(axis=1) | (level >= most)
-        rates[flows[settled]] = level[settled]
-        free -= np.bincount(links[settled].ravel(), (use[settled] * level[settled, None]).ravel(), size)
+        settled = decides.take(links).any(axis=0)
+        if most is not None:
+            settled |= level >= most
+        if settled.all():
+            rates[flows] = level
+            return rates
+        level = level.compress(settled)
+        rates[flows.compress(settled)] = level
+        taken = use.compress(settled, axis=1) * level
+        free -= np.bincount(links.compress(settled, axis=1).ravel(), taken.ravel(), size)
         np.maximum(free, 0.0, out=free)
         going = ~settled
-        flows, links, use, most = flows[going], links[going], use[going], most[going]
-    return rates
+        flows, links, use = flows.compress(going), links.compress(going, axis=1), use.compress(going, axis=1)
+        most = most if most is None else most.compress(going)

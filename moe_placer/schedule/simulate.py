@@ -258,10 +258,8 @@ class _Run:
 
     def _send(self, task: int, now: float) -> None:
         operation = task % len(self.program)
-        nodes = self.program.instance.cluster.nodes
-        sent = np.zeros((nodes, nodes))
-        sent[self.program.home[operation]] = self.program.sent[operation] * self.durations.scale
-        self.transfers[self.network.start(now, sent, self.program.ends.get(operation))] = task
+        sent, ends = self.program.sent[operation] * self.durations.scale, self.program.ends.get(operation)
+        self.transfers[self.network.send(now, int(self.program.home[operation]), sent, ends)] = task
 
     def _finish(self, task: int, now: float, ready: list[int]) -> None:
         """End a task: what needs it, and what waits for its streams, may start."""
