@@ -17,7 +17,7 @@ from moe_placer.instance.model_parts import dense_weights, part_bytes
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["build_dag"]
+__all__ = ["build_dag", "weave_step"]
 
 
 def build_dag(
@@ -56,8 +56,6 @@ def build_dag(
     flows = read_flows(instance, placement, traffic, stand_ins=stand_ins)
     shown = sorted(range(instance.model.layers) if layers is None else set(layers))
     dag = Dag(instance.name)
-    weaver = Weaver(instance, dag, flows)
-    tp_groups = find_tp_groups(instance)
     dag.facts = {
         "layers": shown,
         "whole": whole,
@@ -70,9 +68,19 @@ def build_dag(
         "dispatch": instance.placement.dispatch,
         "per_token": _per_token(instance, flows),
     }
+    weaver = Weaver(instance, dag, flows)
+    weave_step(weaver, shown, whole=whole)
+    weaver.finish()
+    return dag
+
+
+def weave_step(weaver: Weaver, layers: Collection[int], *, whole: bool = True) -> None:
+    """Add the operations and tensors of some layers, with what is before and behind them where ``whole``."""
+    instance = weaver.instance
+    tp_groups = find_tp_groups(instance)
     hidden = _begin(weaver, tp_groups) if whole else _begin_inside(weaver, tp_groups)
     rows = {layer: row for row, layer in enumerate(instance.moe_layers)}
-    for layer in shown:
+    for layer in layers:
         if layer in rows:
             hidden = add_moe_layer(weaver, tp_groups, hidden, layer, rows[layer])
         else:
@@ -81,8 +89,6 @@ def build_dag(
         _end(weaver, tp_groups, hidden)
     else:
         _end_inside(weaver, tp_groups, hidden)
-    weaver.finish()
-    return dag
 
 
 def _per_token(instance: Instance, flows: Flows) -> dict[str, list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from moe_placer.dag.flows import LayerFlow
 from moe_placer.dag.groups import TpGroup, node_gpus, ring
 from moe_placer.dag.operation import Operation
-from moe_placer.dag.weave import Weaver
+from moe_placer.dag.weave import Exchange, Weaver
 from moe_placer.instance.model_parts import expert_weights, shared_weights
 from moe_placer.instance.sizes import combine_wire, dispatch_wire
 
@@ -94,27 +93,29 @@ def _survey(weaver: Weaver, layer: int, row: int) -> _Layer:
     instance, flow = weaver.instance, weaver.flows.layer(row)
     nodes, per_node = instance.cluster.nodes, instance.cluster.gpus_per_node
     home = [gpus[0] // per_node for _, _, gpus in flow.replicas]
-    to = np.full((nodes, nodes), np.nan)
-    for node in sorted(set(home)):
-        here = [index for index, at in enumerate(home) if at == node]
-        to[:, node] = np.where(flow.uses[:, here].any(axis=1), flow.sent[:, node], np.nan)
+    to = np.where(_used(flow, home), flow.sent, np.nan)
     worst = float(flow.cost.max(initial=0.0))
-    cost = dict(zip(weaver.flows.links, flow.cost.tolist(), strict=True))
+    weaver.dag.facts["links"][layer] = dict(zip(weaver.flows.links, flow.cost.tolist(), strict=True))
     hot = np.zeros((nodes, nodes))
     if worst > 0:
-        for s, d in zip(*np.nonzero(np.nan_to_num(to)), strict=True):
-            if not instance.cluster.joined(int(s), int(d)):
-                hot[s, d] = max(cost[link] for link in weaver.links((int(s), int(d)))) / worst
-        hot = np.maximum(hot, _hot_nics(weaver, flow, cost) / worst)
-    weaver.dag.facts["links"][layer] = cost
+        hot = np.where(np.nan_to_num(to) > 0, weaver.costliest(flow.cost) / worst, 0.0)
+        hot = np.maximum(hot, _hot_nics(weaver, flow) / worst)
     return _Layer(layer, flow, home, to, hot)
 
 
-def _hot_nics(weaver: Weaver, flow: LayerFlow, cost: Mapping[str, float]) -> Hot:
+def _used(flow: LayerFlow, home: list[int]) -> npt.NDArray[np.bool_]:
+    """Whether tokens of node s may go to a replica on node d [nodes, nodes]."""
+    used = np.zeros((len(flow.uses), len(flow.uses)), dtype=bool)
+    np.logical_or.at(used.T, home, flow.uses.T)
+    return used
+
+
+def _hot_nics(weaver: Weaver, flow: LayerFlow) -> Hot:
     """Cost of the costliest NIC of node d at which tokens from node s arrive [nodes, nodes]; 0 where there is none."""
     nodes, nics = weaver.instance.cluster.nodes, weaver.flows.receivers
     if nics is None:
         return np.zeros((nodes, nodes))
+    cost = dict(zip(weaver.flows.links, flow.cost.tolist(), strict=True))
     of_gpu = np.array([cost[link] for link in nics.links])[nics.group]
     return np.asarray(np.where(flow.arriving > 0, of_gpu, 0.0).reshape(nodes, nodes, -1).max(axis=2))
 
@@ -199,17 +200,17 @@ def _forwards(weaver: Weaver) -> bool:
 
 
 def _receive(weaver: Weaver, moe: _Layer, senders: dict[int, Operation]) -> dict[int, Operation]:
-    instance, receivers, wire = weaver.instance, {}, dispatch_wire(weaver.instance)
-    for node in sorted(set(moe.home)):
-        gpus = {gpu for (_, _, ids), at in zip(moe.flow.replicas, moe.home, strict=True) if at == node for gpu in ids}
-        gpus.update(node_gpus(instance, node))
-        receiver = weaver.add(moe.name(f"dispatch_receive.n{node}"), "dispatch_receive", gpus, moe.index)
-        receivers[node] = receiver
-        for source in np.flatnonzero(~np.isnan(moe.to[:, node])).tolist():
-            shape = (float(moe.to[source, node]), instance.model.hidden_size)
-            name, hot, pairs = f"sent.n{source}.n{node}", float(moe.hot[source, node]), [(source, node)]
-            moves = source != node or not _forwards(weaver)  # what stays is where it started, until it is forwarded
-            weaver.connect(senders[source], receiver, name, shape, wire=wire, moves=moves, pairs=pairs, hot=hot)
+    instance, receivers = weaver.instance, {}
+    of_experts: dict[int, set[int]] = {}
+    for (_, _, ids), node in zip(moe.flow.replicas, moe.home, strict=True):
+        of_experts.setdefault(node, set()).update(ids)
+    for node in sorted(of_experts):
+        gpus = of_experts[node].union(node_gpus(instance, node))
+        receivers[node] = weaver.add(moe.name(f"dispatch_receive.n{node}"), "dispatch_receive", gpus, moe.index)
+    # What stays is where it started, until it is forwarded.
+    weaver.exchange(
+        senders, receivers, Exchange("sent", moe.to, moe.hot, dispatch_wire(instance), kept=_forwards(weaver))
+    )
     return receivers
 
 
@@ -220,28 +221,26 @@ def _combine(weaver: Weaver, moe: _Layer, results: dict[int, list[Operation]]) -
     """
     instance, width, wire = weaver.instance, weaver.instance.model.hidden_size, combine_wire(weaver.instance)
     gathers, sums = wire if _forwards(weaver) else None, instance.placement.counts_tokens_once
+    tokens = np.ascontiguousarray(moe.flow.tokens.T).sum(axis=1).tolist()
+    here: dict[int, list[int]] = {}
+    for index, node in enumerate(moe.home):
+        here.setdefault(node, []).append(index)
     senders = {}
     for node, made in results.items():
         gpus = {gpu for op in made for gpu in op.gpus} | set(node_gpus(instance, node))
         senders[node] = weaver.add(moe.name(f"combine_send.n{node}"), "combine_send", gpus, moe.index)
-        indices = [index for index, at in enumerate(moe.home) if at == node]
-        for op, index in zip(made, indices, strict=True):
+        for op, index in zip(made, here[node], strict=True):
             expert, replica, _ = moe.flow.replicas[index]
-            shape = (float(moe.flow.tokens[:, index].sum()), width)
+            shape = (tokens[index], width)
             name = f"results.e{expert}.r{replica}"
             weaver.connect(op, senders[node], name, shape, wire=gathers, moves=gathers is not None)
             senders[node].flops += 2 * shape[0] * width if sums else 0.0
     back = {}
-    for target in range(instance.cluster.nodes):
-        group = target * instance.parallelism.dp // instance.cluster.nodes
-        name = moe.name(f"combine_receive.n{target}")
-        back[target] = weaver.add(name, "combine_receive", node_gpus(instance, target), moe.index, group)
-        for node in senders:
-            if not np.isnan(moe.to[target, node]):
-                shape, hot = (float(moe.to[target, node]), width), float(moe.hot[target, node])
-                pair, name = [(node, target)], f"back.n{node}.n{target}"
-                moves = node != target or gathers is None
-                weaver.connect(senders[node], back[target], name, shape, wire=wire, moves=moves, pairs=pair, hot=hot)
+    for node in range(instance.cluster.nodes):
+        group = node * instance.parallelism.dp // instance.cluster.nodes
+        name = moe.name(f"combine_receive.n{node}")
+        back[node] = weaver.add(name, "combine_receive", node_gpus(instance, node), moe.index, group)
+    weaver.exchange(senders, back, Exchange("back", moe.to.T, moe.hot.T, wire, kept=gathers is not None))
     return back
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
 
 from moe_placer.dag.flows import Flows
 from moe_placer.dag.groups import TpGroup, ring
@@ -11,9 +16,36 @@ from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, attention_weights, dtype_of, part_bytes
 from moe_placer.instance.sizes import Wire
 
-__all__ = ["DASHED", "Weaver"]
+__all__ = ["DASHED", "Exchange", "Weaver"]
+
+Floats = npt.NDArray[np.float64]
 
 DASHED = frozenset({"attention_reduce", "latent_gather", "gate_scatter"})  # communication of MHA and gating
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """Hidden states of tokens on their way between nodes, in dispatch or in combine.
+
+    Attributes
+    ----------
+    name : str
+        Of the tensors, before the nodes.
+    copies : float array [nodes, nodes]
+        Tokens from node s to node d; nan where none may go there.
+    hot : float array [nodes, nodes]
+        Cost of the costliest link from s to d over the busiest link's.
+    wire : Wire
+        Format in which they travel.
+    kept : bool
+        Whether what stays in a node stays where it is.
+    """
+
+    name: str
+    copies: Floats
+    hot: Floats
+    wire: Wire
+    kept: bool
 
 
 class Weaver:
@@ -32,6 +64,7 @@ class Weaver:
         self.dtype = dtype_of(instance.model, "activations")
         self.precision = part_bytes(instance.model, "activations")
         self._links: dict[tuple[int, int], dict[str, float]] = {}
+        self._crossed: sparse.csc_array | None = None  # links, pair by pair
 
     def add(
         self, name: str, kind: Kind, gpus: Iterable[int], layer: int | None = None, group: int | None = None
@@ -51,7 +84,16 @@ class Weaver:
         group : int or None
             DP group; None: none in particular.
         """
-        return self.dag.add(Operation(name, kind, tuple(sorted(gpus)), layer, group))
+        return self.keep(Operation(name, kind, tuple(sorted(gpus)), layer, group))
+
+    def keep(self, operation: Operation) -> Operation:
+        """Add an operation to the graph."""
+        return self.dag.add(operation)
+
+    def keep_edge(self, edge: Edge) -> None:
+        """Add an edge to the graph, with the links of its routes."""
+        self.dag.routes.update((pair, self.links(pair)) for pair in edge.routes if pair not in self.dag.routes)
+        self.dag.connect(edge)
 
     def connect(
         self,
@@ -63,7 +105,7 @@ class Weaver:
         dtype: str = "",
         wire: Wire | None = None,
         moves: bool = False,
-        pairs: Iterable[tuple[int, int]] = (),
+        pairs: Collection[tuple[int, int]] = (),
         hot: float = 0.0,
     ) -> None:
         """Send a tensor from one operation to another.
@@ -87,17 +129,16 @@ class Weaver:
             Format in which it travels; None: as it is.
         moves : bool
             Whether it leaves its GPU.
-        pairs : iterable of pairs of int
+        pairs : collection of pairs of int
             Nodes from and to, of every part that moves.
         hot : float
             Cost of its costliest link over the busiest link's.
         """
-        apart = {(s, d) for s, d in pairs if s != d}
-        routes = tuple(sorted((s, d) for s, d in apart if not self.instance.cluster.joined(s, d)))
+        apart = {(s, d) for s, d in pairs if s != d} if pairs else ()
+        routes = tuple(sorted((s, d) for s, d in apart if not self.instance.cluster.joined(s, d))) if apart else ()
         travel: Travel = "same-gpu"
         if routes:
             travel = "network"
-            self.dag.routes.update((pair, self.links(pair)) for pair in routes if pair not in self.dag.routes)
         elif (moves or apart) and len({*source.gpus, *target.gpus}) > 1:
             travel = "nvlink"
         dtype = wire.dtype if wire is not None else dtype or self.dtype
@@ -108,7 +149,27 @@ class Weaver:
             size = shape[0] * wire.token_bytes
         dashed = source.kind in DASHED or target.kind in DASHED
         edge = Edge(source.id, target.id, tensor, shape, dtype, size, travel, routes, dashed, hot)
-        self.dag.connect(edge)
+        self.keep_edge(edge)
+
+    def exchange(self, senders: Mapping[int, Operation], receivers: Mapping[int, Operation], sent: Exchange) -> None:
+        """Send hidden states of tokens from nodes to nodes; of every node, what sends and what receives."""
+        width = self.instance.model.hidden_size
+        for d, receiver in receivers.items():
+            for s, sender in senders.items():
+                if not np.isnan(sent.copies[s, d]):
+                    shape, moves, pairs = (float(sent.copies[s, d]), width), s != d or not sent.kept, [(s, d)]
+                    tensor, hot = f"{sent.name}.n{s}.n{d}", float(sent.hot[s, d])
+                    self.connect(sender, receiver, tensor, shape, wire=sent.wire, moves=moves, pairs=pairs, hot=hot)
+
+    def costliest(self, cost: Floats) -> Floats:
+        """Return the cost of the costliest link between every two nodes [nodes, nodes], of costs [links]."""
+        if self._crossed is None:
+            self._crossed = self.flows.routes.shares.tocsc()
+        nodes, (start, link) = self.instance.cluster.nodes, (self._crossed.indptr, self._crossed.indices)
+        most, some = np.zeros(nodes * nodes), np.diff(start) > 0
+        if some.any():
+            most[some] = np.maximum.reduceat(cost[link], start[:-1][some])
+        return most.reshape(nodes, nodes)
 
     def links(self, pair: tuple[int, int]) -> dict[str, float]:
         """Links on the way from node s to node d, each with the share of the traffic that crosses it."""

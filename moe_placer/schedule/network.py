@@ -267,7 +267,8 @@ class Network:
 
     def _by_groups(self, crossed: Ints, size: Floats) -> Floats:
         """Bytes that each NIC group carries of flows [F] that cross some [E, F]."""
-        return np.bincount(crossed.ravel(), (self._part[:, None] * size).ravel(), len(self._by_group))
+        passed = (self._part[:, None] * size).ravel()
+        return np.bincount(crossed.ravel(), passed, len(self._by_group)).astype(np.float64)
 
     def _carried_but(self, flows: InFlight, left: Floats) -> Floats:
         """Bytes that each link has carried: of all that has started, but what some flows have left."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.dag.build import build_dag
+from moe_placer.dag.build import weave_step
 from moe_placer.dag.flows import Flows, read_flows
-from moe_placer.dag.operation import Dag, Kind, Operation
+from moe_placer.dag.operation import Kind, Operation
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.schedule.ledger import Ledger
 from moe_placer.schedule.nic_ends import Ends, NicEnds, shares_of_ports
 from moe_placer.traffic.recording import Traffic
 
@@ -113,7 +114,7 @@ class Program:
 
 
 def compile_program(instance: Instance, placement: Placement, traffic: Traffic, *, stand_ins: bool = False) -> Program:
-    """Build the deployment DAG of a placement and turn it into arrays.
+    """Sum up the deployment DAG of a placement as arrays, without its graph.
 
     Parameters
     ----------
@@ -130,35 +131,37 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
     InputError
         Placement or traffic do not fit the instance.
     """
-    dag = build_dag(instance, placement, traffic, stand_ins=stand_ins)
-    operations = list(dag.operations())
-    index = {op.id: p for p, op in enumerate(operations)}
-    forwarders = _forwarders(dag, index, instance.cluster.gpus_per_node)
-    moved = _moved(dag, index, instance.cluster.nodes, forwarders)
+    flows = read_flows(instance, placement, traffic, stand_ins=stand_ins)
+    ledger = Ledger(instance, flows)
+    weave_step(ledger, range(instance.model.layers))
+    operations = ledger.operations
+    forwarders = _forwarders(ledger)
     size = np.array([len(op.gpus) for op in operations], dtype=np.float64)
-    fed = np.array([sum(edge.bytes for edge in dag.incoming(op.id)) for op in operations])
-    read = np.array([op.bytes_read for op in operations])
+    fed, own = np.array(ledger.fed), np.array([op.bytes_read for op in operations])
     looked_up = np.array([op.kind == "embedding" for op in operations])  # rows, one for every token
+    arriving = np.array(ledger.first_in)
+    tokens = np.where(np.isnan(arriving), ledger.first_out, arriving)
+    tokens[list(ledger.made)] = list(ledger.made.values())
     per_node = instance.cluster.gpus_per_node
     return Program(
         instance=instance,
-        names=tuple(index),
+        names=tuple(ledger.index),
         kinds=tuple(op.kind for op in operations),
         gpus=tuple(op.gpus for op in operations),
         layer=np.array([-1 if op.layer is None else op.layer for op in operations]),
         flops=np.array([op.flops for op in operations]) / size,
-        weights=np.where(looked_up, 0.0, np.maximum(0.0, read - fed)) / size,
-        fed=np.where(looked_up, read, fed) / size,
-        attending=np.array([next(iter(op.inputs.values()))[0] if op.kind == "attention" else 0.0 for op in operations]),
-        nvlink=moved.nvlink,
-        network=moved.network,
-        sent=moved.sent,
+        weights=np.where(looked_up, 0.0, own) / size,
+        fed=np.where(looked_up, own + fed, fed) / size,
+        attending=np.where([op.kind == "attention" for op in operations], arriving, 0.0),
+        nvlink=_over_nvlink(ledger, forwarders),
+        network=np.array(ledger.network),
+        sent=ledger.sent,
         home=np.array([op.gpus[0] // per_node if op.kind in SENDS else -1 for op in operations]),
-        after=_after(dag, index, forwarders),
-        expert_tokens=_expert_tokens(instance, operations),
-        tokens=np.array([_tokens(op) for op in operations]),
+        after=_after(ledger, forwarders),
+        expert_tokens=_expert_tokens(instance, operations, tokens),
+        tokens=tokens,
         experts=tuple(op.experts for op in operations),
-        ends=_ends(instance, operations, read_flows(instance, placement, traffic, stand_ins=stand_ins)),
+        ends=_ends(instance, operations, flows),
     )
 
 
@@ -180,64 +183,41 @@ def _ends(instance: Instance, operations: list[Operation], flows: Flows) -> dict
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Moved:
-    nvlink: Floats
-    network: Floats
-    sent: dict[int, Floats]
-
-
-def _forwarders(dag: Dag, index: dict[str, int], per_node: int) -> dict[int, int]:
+def _forwarders(ledger: Ledger) -> dict[int, int]:
     """Find for every receiver that forwards tokens over NVLink the dispatch send of its node, which is when it does."""
-    sends = {(op.layer, op.gpus[0] // per_node): index[op.id] for op in dag.operations("dispatch_send")}
-    return {
-        index[op.id]: sends[op.layer, op.gpus[0] // per_node]
-        for op in dag.operations("dispatch_receive")
-        if any(edge.travel == "nvlink" for edge in dag.outgoing(op.id))
+    per_node = ledger.instance.cluster.gpus_per_node
+    sends = {
+        (op.layer, op.gpus[0] // per_node): p for p, op in enumerate(ledger.operations) if op.kind == "dispatch_send"
     }
+    receivers = {p: ledger.operations[p] for p in ledger.forwarded}
+    return {p: sends[op.layer, op.gpus[0] // per_node] for p, op in receivers.items()}
 
 
-def _after(dag: Dag, index: dict[str, int], forwarders: dict[int, int]) -> tuple[tuple[int, ...], ...]:
+def _after(ledger: Ledger, forwarders: dict[int, int]) -> tuple[tuple[int, ...], ...]:
     """List the operations that wait for each: those with its tensors; a receiver also for what it forwards."""
-    after = [[index[name] for name in dict.fromkeys(dag.graph.successors(op))] for op in index]
+    after = ledger.after
     for receiver, send in forwarders.items():
-        after[send] = list(dict.fromkeys([*after[send], receiver]))
-    return tuple(map(tuple, after))
+        after[send].append(receiver)
+    return tuple(tuple(dict.fromkeys(some)) for some in after)
 
 
-def _moved(dag: Dag, index: dict[str, int], nodes: int, forwarders: dict[int, int]) -> _Moved:
-    """Sum what moves: from each send to each node, and to every other operation by NVLink and network.
+def _over_nvlink(ledger: Ledger, forwarders: dict[int, int]) -> Floats:
+    """Bytes that come to every operation over NVLink; what a send moves within its node.
 
     A node forwards what it receives while it arrives: next to what its send moves inside the node. Every GPU of a
     sharded expert gets a copy.
     """
-    nvlink, network = np.zeros(len(index)), np.zeros(len(index))
-    sent = {p: np.zeros(nodes) for name, p in index.items() if dag.operation(name).kind in SENDS}
-    for edge in dag.edges():
-        source, target = index[edge.source], index[edge.target]
-        if source in sent:
-            if edge.travel == "network":
-                sent[source][edge.routes[0][1]] += edge.bytes
-            elif edge.travel == "nvlink" or not forwarders:
-                nvlink[source] += edge.bytes
-        elif source in forwarders:
-            nvlink[forwarders[source]] += edge.bytes * len(dag.operation(edge.target).gpus)
-        elif edge.travel == "nvlink":
-            nvlink[target] += edge.bytes
-        elif edge.travel == "network":
-            network[target] += edge.bytes
-    return _Moved(nvlink, network, sent)
+    nvlink = np.array(ledger.nvlink)
+    for send, (over_nvlink, on_gpu) in ledger.stays.items():
+        nvlink[send] += over_nvlink if forwarders else over_nvlink + on_gpu
+    for receiver, send in forwarders.items():
+        nvlink[send] += ledger.forwarded[receiver]
+    return nvlink
 
 
-def _tokens(op: Operation) -> float:
-    if op.kind in SENDS:
-        return sum(shape[0] for shape in op.outputs.values())
-    return next(iter((op.inputs or op.outputs).values()))[0]
-
-
-def _expert_tokens(instance: Instance, operations: list[Operation]) -> Floats:
-    tokens = np.zeros((instance.model.layers, instance.gpus))
-    for op in operations:
+def _expert_tokens(instance: Instance, operations: list[Operation], tokens: Floats) -> Floats:
+    found = np.zeros((instance.model.layers, instance.gpus))
+    for op, arriving in zip(operations, tokens.tolist(), strict=True):
         if op.kind == "expert" and op.layer is not None:
-            tokens[op.layer, list(op.gpus)] += next(iter(op.inputs.values()))[0]
-    return tokens
+            found[op.layer, list(op.gpus)] += arriving
+    return found
