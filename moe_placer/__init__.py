@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from moe_placer.schedule.step import simulate
     from moe_placer.schedule.workload import Workload
     from moe_placer.solve.progress import Progress
+    from moe_placer.solve.quick_plan import QuickPlan, QuickPlanner
     from moe_placer.solve.registry import find_solver, solver_names
     from moe_placer.solve.solve import Solution, solve
     from moe_placer.traffic import Recording, Traffic, cut_in_windows, load_traffic, make_traffic
@@ -87,6 +88,8 @@ _HOME = {
     "Placement": "placement",
     "PlanCosts": "decisions.evaluate",
     "Progress": "solve.progress",
+    "QuickPlan": "solve.quick_plan",
+    "QuickPlanner": "solve.quick_plan",
     "Recheck": "library",
     "Recorded": "engines.recordings",
     "Recording": "traffic",
@@ -174,6 +177,8 @@ __all__ = [
     "Placement",
     "PlanCosts",
     "Progress",
+    "QuickPlan",
+    "QuickPlanner",
     "Recheck",
     "Recorded",
     "Recording",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from moe_placer.problem.layer import LayerProblem
 
@@ -30,6 +29,8 @@ def assign(problem: LayerProblem, prices: Floats) -> Ints | None:
 
     Infinite prices forbid a pair. Solved exactly by the shortest-augmenting-path method (scipy).
     """
+    from scipy.optimize import linear_sum_assignment  # here, for it is slow to import
+
     slots = np.minimum(problem.widest, problem.items)
     try:
         _, columns = linear_sum_assignment(np.repeat(prices, slots, axis=1))

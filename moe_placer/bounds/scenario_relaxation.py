@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import linprog
 
 from moe_placer.bounds.relaxation import link_matrix
 from moe_placer.problem.layer import LayerProblem
@@ -86,6 +85,8 @@ class _Model:
 
     def solve(self, cuts: Floats, time_limit_s: float | None) -> tuple[Floats, Floats, float] | None:
         """Solve with these weights of scenarios [cuts, J]: link weights, costs of scenarios, and the value."""
+        from scipy.optimize import linprog  # here, for it is slow to import
+
         size = self.count + self.scenarios + 1
         extra = np.hstack([np.zeros((len(cuts), self.count)), cuts, -np.ones((len(cuts), 1))])
         objective = np.zeros(size)

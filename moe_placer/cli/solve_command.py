@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_placer.cli import log
+from moe_placer.cli.gap_gate import check_gap_asked, hold_gap
 from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.json_text import as_json
+from moe_placer.cli.left_out import LeftOut
 from moe_placer.cli.options import (
     checked_executor,
     engine_option,
@@ -27,7 +28,7 @@ from moe_placer.cli.options import (
     workers_option,
 )
 from moe_placer.cli.windowed import WINDOWED, over_windows, scenario_z, tell_of_windows, write_windowed
-from moe_placer.errors import GapError, InfeasibleError, UsageError, visible
+from moe_placer.errors import InfeasibleError, visible
 
 if TYPE_CHECKING:
     from moe_placer.cli.plans import PlanFigures
@@ -63,7 +64,12 @@ Examples:
     metavar="N",
     help="Place for the worst of N windows of the recordings, in the order of their tokens, instead of for the mean.",
 )
-@click.option("--solver", default="auto", show_default=True, metavar="NAME", help="Method, see `moe-placer solvers`.")
+@click.option(
+    "--solver",
+    metavar="NAME",
+    show_default="auto; quick with --quick",
+    help="Method, see `moe-placer solvers`.",
+)
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
 @click.option(
     "--gap", default=0.001, show_default=True, metavar="G", help="Stop a layer at this gap to its bound: 0.01 is 1%."
@@ -87,6 +93,11 @@ Examples:
 @click.option("--no-dag", is_flag=True, help="Write no DAGs.")
 @click.option("--no-bound", is_flag=True, help="Bound no layer that SOLVER leaves unbounded: quick, but without a gap.")
 @click.option(
+    "--quick",
+    is_flag=True,
+    help="The verified plan in its own time: as --no-bound --no-dag, and no heuristics to compare with.",
+)
+@click.option(
     "--step", is_flag=True, help="Simulate a step of the placement and of every heuristic beside it: seconds each."
 )
 @click.option(
@@ -102,7 +113,7 @@ def solve(
     traces: tuple[Path, ...],
     engine: Engine | None,
     windows: int | None,
-    solver: str,
+    solver: str | None,
     time_limit: float,
     gap: float,
     workers: int | None,
@@ -115,6 +126,7 @@ def solve(
     cool_gpus: bool | None,
     no_dag: bool,
     no_bound: bool,
+    quick: bool,
     step: bool,
     fail_above_gap: float | None,
     quiet: bool,
@@ -131,37 +143,36 @@ def solve(
 
     allowed = None if memory is None else 1e9 * memory
     count = 1 if workers is None else workers
-    limits = Limits(time_limit, gap, count, work, allowed, bounds=not no_bound, executor=checked_executor(executor))
-    _check_gate(fail_above_gap)
+    left_out = LeftOut(quick, bounds=no_bound or quick, dags=no_dag or quick)
+    bounds, solver = not left_out.bounds, solver or ("quick" if quick else "auto")
+    limits = Limits(time_limit, gap, count, work, allowed, bounds=bounds, executor=checked_executor(executor))
+    check_gap_asked(fail_above_gap)
     opened = over_windows(open_instance(instance, traces, engine), windows)
     limits = with_workers(limits, workers, opened)
     before = load_placement(start) if start else None
-    estimated = _estimate(opened, solver, limits, no_dag)
+    estimated = _estimate(opened, solver, limits, left_out)
     quiet = log.silent(quiet, json_)
     if not quiet:
         log.info(f"{opened.name}: {estimated.to_text()}", estimate=estimated)
     folder = output or Path("out") / opened.name
     with only_writer(folder):
-        solution = _place(opened, solver, limits, seed, before, cool_gpus, quiet)
+        solution = _place(opened, solver, limits, seed, before, cool_gpus, not quick, quiet)
         wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
-            flaw = _write(opened, solution, new, wish, no_dag)
+            flaw = _write(opened, solution, new, wish, left_out)
             write_windowed(opened, windows, new)
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
         plans, step_s = _measure(opened, solution, step, quiet)
         finish()  # from here on all is there that was asked for
-    _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], json_)
+    _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], left_out, json_)
     if not json_:
         tell_of_windows(instance, traces, folder / PLACEMENT, windows)
-    if not json_ and not no_dag:
+    if not json_ and not left_out.dags:
         parts = ["moe-placer", "dag", instance, folder / PLACEMENT, "-o", folder, *trace_words(traces)]
-        command = shlex.join(map(str, parts))
-        click.echo(f"The DAGs of all layers, comprehensive and complete: {visible(command)}")
+        click.echo(f"The DAGs of all layers, comprehensive and complete: {visible(shlex.join(map(str, parts)))}")
     if flaw is not None:
         raise flaw
-    if fail_above_gap is not None and not solution.gap <= fail_above_gap:
-        found = f"{solution.gap:.3%}" if math.isfinite(solution.gap) else "not known"
-        raise GapError(f"the gap to the re-checkable bound is {found}, above --fail-above-gap {fail_above_gap:.3%}")
+    hold_gap(solution.gap, fail_above_gap)
 
 
 def _place(
@@ -171,6 +182,7 @@ def _place(
     seed: int,
     start: Placement | None,
     cool_gpus: bool | None,
+    baselines: bool,
     quiet: bool,
 ) -> Solution:
     """Place until the limits are reached, or somebody wishes to stop."""
@@ -189,17 +201,13 @@ def _place(
                 progress=progress,
                 interrupted=wish,
                 cool_gpus=cool_gpus,
+                baselines=baselines,
             )
         except InfeasibleError as error:
             from moe_placer.problem.advice import advise
 
             advice = advise(instance)
             raise error if advice is None else InfeasibleError(f"{error} {advice}") from None
-
-
-def _check_gate(gap: float | None) -> None:
-    if gap is not None and not 0 <= gap < math.inf:
-        raise UsageError(f"--fail-above-gap is {gap:g}, expected 0 or more (0.01 is 1%)")
 
 
 def _measure(
@@ -225,14 +233,14 @@ def _measure(
     return simulated, time.monotonic() - begun
 
 
-def _estimate(instance: Instance, solver: str, limits: Limits, no_dag: bool) -> Estimate:
+def _estimate(instance: Instance, solver: str, limits: Limits, left_out: LeftOut) -> Estimate:
     """Estimate a solve with its DAGs, and refuse what the memory cannot hold, before hours are spent on it."""
     from moe_placer.solve.estimate import estimate, refuse_too_large
     from moe_placer.solve.registry import find_solver
 
     searches = not getattr(find_solver(solver), "quick", False)
-    estimated = estimate(instance, limits.workers, searches, dags=not no_dag)
-    refuse_too_large(instance.name, estimated, limits.memory_bytes, "" if no_dag else "--no-dag, ")
+    estimated = estimate(instance, limits.workers, searches, dags=not left_out.dags)
+    refuse_too_large(instance.name, estimated, limits.memory_bytes, "" if left_out.dags else "--no-dag, ")
     return estimated
 
 
@@ -244,7 +252,9 @@ def _is_result(name: str) -> bool:
     return name in {PLACEMENT, WINDOWED} or (stem in VIEWS and suffix in {"dot", "json", "svg", "html"})
 
 
-def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_dag: bool) -> VerificationError | None:
+def _write(
+    instance: Instance, solution: Solution, folder: Path, wish: Wish, left_out: LeftOut
+) -> VerificationError | None:
     """Write the placement, then its DAGs until somebody wishes to stop; return what is wrong with a DAG, if anything.
 
     A DAG that fails verification is not written, and those after it are not tried: the placement is good without.
@@ -253,7 +263,7 @@ def _write(instance: Instance, solution: Solution, folder: Path, wish: Wish, no_
 
     placement, traffic = solution.placement, solution.traffic
     placement.write(folder / PLACEMENT)
-    if no_dag:
+    if left_out.dags:
         return None
     from moe_placer.dag import write_dags
 
@@ -280,16 +290,17 @@ def _tell(
     solution: Solution,
     measured: tuple[Estimate, dict[str, PlanFigures], float | None],
     files: list[Path],
+    left_out: LeftOut,
     json_: bool,
 ) -> None:
     """Print the summary, or JSON: of what was estimated before, every plan's figures, and seconds of simulating."""
     estimated, plans, step_s = measured
     if json_:
-        click.echo(as_json(_report(instance, solution, plans, files, estimated)))
+        click.echo(as_json(_report(instance, solution, plans, files, estimated, left_out)))
         return
     from moe_placer.cli.summary import print_summary
 
-    print_summary(instance, solution, plans, step_s, files)
+    print_summary(instance, solution, plans, step_s, files, left_out)
 
 
 def _cooling(solution: Solution) -> CoolingDone | None:
@@ -310,6 +321,7 @@ def _report(
     plans: dict[str, PlanFigures],
     files: list[Path],
     estimated: Estimate,
+    left_out: LeftOut,
 ) -> SolveResult:
     from moe_placer.cli.plans import bound_us, verdict
     from moe_placer.cli.summary import name_deaths
@@ -357,6 +369,7 @@ def _report(
         "seconds": solution.seconds,
         "layers": _layers(solution),
         "files": [str(path) for path in files],
+        "left_out": left_out.names,
         "estimate": {"memory_bytes": estimated.peak_bytes, "seconds": dict(estimated.seconds)},
     }
 

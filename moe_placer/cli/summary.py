@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from moe_placer.cli.left_out import LeftOut
     from moe_placer.cli.plans import PlanFigures
     from moe_placer.instance import Instance
     from moe_placer.solve.coolest_gpus import Cooling
@@ -34,7 +35,12 @@ _TABLE = 100  # characters that the table may take, whatever the terminal has
 
 
 def print_summary(
-    instance: Instance, solution: Solution, plans: Mapping[str, PlanFigures], step_s: float | None, files: list[Path]
+    instance: Instance,
+    solution: Solution,
+    plans: Mapping[str, PlanFigures],
+    step_s: float | None,
+    files: list[Path],
+    left_out: LeftOut | None = None,
 ) -> None:
     """Print the comparison, the verdict, the gap and how it is proved, and the files.
 
@@ -44,6 +50,10 @@ def print_summary(
         Figures of the heuristics that could serve and, last, of the placement.
     step_s : float or None
         Seconds that simulating their steps took; None where they were not simulated.
+    files : list of Path
+        What was written.
+    left_out : LeftOut or None
+        What nobody asked for; None: nothing is said of it.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -63,6 +73,8 @@ def print_summary(
         console.print(said, style="bold", markup=False)
     for line in _findings(instance, solution):
         console.print(line, markup=False)
+    if left_out is not None and left_out.baselines:
+        console.print(left_out.sentence, markup=False)
     if step_s is not None:
         console.print(f"Steps simulated in {step_s:.1f} s: prefill of the instance's own tokens, two micro-batches.")
     written = ", ".join(visible(str(path)) for path in files)
@@ -80,7 +92,8 @@ def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigur
     wire = "that link" if solution.minimise == "aggregate" else "dispatch"
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("plan")
-    for column in (what, "vs\ncontiguous", f"{wire}\n(ms)", "busiest GPUs\n(tokens)", "above\nmean"):
+    compared = ["vs\ncontiguous"] if solution.baselines else []
+    for column in (what, *compared, f"{wire}\n(ms)", "busiest GPUs\n(tokens)", "above\nmean"):
         table.add_column(column, justify="right", no_wrap=True)
     if steps:
         table.add_column("step\n(ms)", justify="right")
@@ -90,10 +103,13 @@ def _table(instance: Instance, solution: Solution, plans: Mapping[str, PlanFigur
         if isinstance(total, str):
             table.add_row(name, "-")
             continue
-        ratio = f"{total / contiguous - 1:+.1%}" if isinstance(contiguous, float) and contiguous > 0 else ""
-        cells = [name, _objective(solution, total), ratio, *(_measured(plans[name], steps) if name in plans else ())]
+        ratio = [f"{total / contiguous - 1:+.1%}" if isinstance(contiguous, float) and contiguous > 0 else ""]
+        figures = _measured(plans[name], steps) if name in plans else ()
+        cells = [name, _objective(solution, total), *(ratio if compared else []), *figures]
         table.add_row(*cells, style="bold" if name == mine else None)
-    table.add_row("lower bound", _objective(solution, solution.bound), "", _ms(bound_us(instance, solution)))
+    if solution.bound > 0 or solution.objective == 0:  # else nothing is proved
+        wire_bound = _ms(bound_us(instance, solution))
+        table.add_row("lower bound", _objective(solution, solution.bound), *([""] if compared else []), wire_bound)
     return table
 
 
@@ -114,21 +130,14 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     from moe_placer.cli.why_above_bound import why_above_bound
     from moe_placer.solve.nic_words import busiest_nics, floors_of, nic_lines
 
-    gaps, own = solution.gaps, solution.solver_gaps
-    both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
-    if solution.minimise == "aggregate":
-        both = f"{_share(solution.gap)} for the busiest link over all layers"
-    elif solution.minimise == "layer-time":
-        both = f"{_share(solution.gap)} for the sum of layer times; of busiest links alone, {both}"
-    elif solution.placement.memory is not None:
-        both = f"{_share(solution.gap)} for the sum, memory over layers counted; not counted, {both}"
-    lines = [f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."]
+    own = solution.solver_gaps
+    lines = [_gap_line(solution)]
     if any(record.solver_bound is not None for record in solution.placement.layers):
         both = f"{_share(np.median(own))} median, {_share(own.max())} worst"
         lines.append(f"By the solver's word, which cannot be re-checked: {both}.")
     if why := why_above_bound(instance, solution):
         lines.append(why)
-    if not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
+    if _is_bounded(solution) and not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of replicas of each expert; other choices may beat it.")
     lines += [*nic_lines(instance, floors_of(instance, solution.traffic)), busiest_nics(solution.verification) or ""]
     lines += _of_gpus(solution)
@@ -151,6 +160,25 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
             f"{found.total_z:,.0f})."
         )
     return [line for line in lines if line]
+
+
+def _is_bounded(solution: Solution) -> bool:
+    """Whether anything is proved, of the objective or of a layer."""
+    return bool(np.isfinite(solution.gap) or np.isfinite(solution.gaps).any())
+
+
+def _gap_line(solution: Solution) -> str:
+    if not _is_bounded(solution):
+        return "Gap: not known, since nothing is proved."
+    gaps = solution.gaps
+    both = f"{_share(np.median(gaps))} in the median layer, {_share(gaps.max())} in the worst"
+    if solution.minimise == "aggregate":
+        both = f"{_share(solution.gap)} for the busiest link over all layers"
+    elif solution.minimise == "layer-time":
+        both = f"{_share(solution.gap)} for the sum of layer times; of busiest links alone, {both}"
+    elif solution.placement.memory is not None:
+        both = f"{_share(solution.gap)} for the sum, memory over layers counted; not counted, {both}"
+    return f"Gap to the re-checkable bound: {both} (`moe-placer verify` derives the bound anew)."
 
 
 def _of_gpus(solution: Solution) -> list[str]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import linprog
 
 from moe_placer.bounds.bounds import Bound, any_replicas_bound, cheapest
 from moe_placer.limits import Deadline
@@ -118,6 +117,8 @@ class Decomposition:
 
 def _mixture(cost: Floats, counts: Sequence[int], deadline: Deadline) -> Any:
     """Solve the master for columns of ``cost`` [K, columns], so many of each layer; None if it is not solved."""
+    from scipy.optimize import linprog  # here, for it is slow to import
+
     links, columns = cost.shape
     owner = np.repeat(np.arange(len(counts)), counts)
     objective = np.zeros(columns + 1)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import linprog
 
 from moe_placer.bounds.assignment import price, transport
 from moe_placer.bounds.bounds import SAFETY, SMALLEST, Bound, best_bound, relaxed_bound
@@ -164,6 +163,8 @@ class _Master:
 
     def _mix(self) -> tuple[float, Floats] | None:
         """Mix the columns so that memory suffices; return the sum of z, and prices of memory [N]; None if unsolved."""
+        from scipy.optimize import linprog  # here, for it is slow to import
+
         layers, columns = len(self.layers), len(self.owner)
         scale = 1 / (max(self.z) or 1.0)
         solved: Any = linprog(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import linprog
 
 from moe_placer.problem.compile import Problem
 
@@ -72,6 +71,8 @@ def fit_memory(problem: Problem, counts: Floats | Ints) -> Problem | None:
 
 def _flow(floor: Floats, fraction: Floats, lower: Floats, items: Ints, shelves: _Shelves) -> Ints | None:
     """Return slots [layers, shelves] with the least deviation; ``lower`` is how far below ``floor`` they may be."""
+    from scipy.optimize import linprog  # here, for it is slow to import
+
     layers, nodes = floor.shape
     groups, cells = len(shelves.node), layers * nodes
     cell, row = np.arange(cells), np.repeat(np.arange(layers), nodes)

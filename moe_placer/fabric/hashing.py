@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln, pdtr
 
 __all__ = ["fullest_over_mean"]
 
@@ -26,6 +25,8 @@ def fullest_over_mean(flows: int, paths: int) -> float:
     """
     if paths == 1 or flows < 1:
         return 1.0
+    from scipy.special import pdtr  # here, for it is slow to import
+
     mean = flows / paths
     least = math.ceil(mean)  # what the fullest has in any case
     most = min(flows, math.ceil(mean + 12 * math.sqrt(mean * math.log(paths)) + 40))
@@ -42,6 +43,8 @@ def _exact(flows: int, paths: int, most: int) -> float:
     """Probability that no path has more than so many flows."""
     if most * paths < flows:
         return 0.0
+    from scipy.special import gammaln  # here, for it is slow to import
+
     mean = flows / paths
     counts = np.arange(min(most, flows) + 1)
     one: Floats = np.exp(counts * math.log(mean) - mean - gammaln(counts + 1.0))

@@ -115,13 +115,20 @@ class Capacity:
         value, count = np.unique(self.slots[index], return_counts=True)
         return np.asarray(np.minimum(value, np.arange(1, self.experts + 1)[:, None]) @ count)
 
+    @cached_property
+    def most_in_layers(self) -> Ints:
+        """The most replicas that any k experts can have in each layer without pins [MoE layers, experts]."""
+        found = []
+        for index, slots in enumerate(self.node_slots):
+            by_node = most_of_experts(slots, self.together[index], self.experts)
+            found.append(np.minimum(self.most_of_experts(index), by_node))
+        return np.stack(found)
+
     def allows(self, index: int, replicas: Ints) -> bool:
         """Whether a layer with ``replicas`` [experts] of each expert has a valid placement."""
         fullest = np.cumsum(-np.sort(-replicas))
-        if (fullest > self.most_of_experts(index)).any():
-            return False
-        if (fullest > most_of_experts(self.node_slots[index], self.together[index], self.experts)).any():
-            return False  # nodes could, with fewer replicas of one expert on each
+        if (fullest > self.most_in_layers[index]).any():
+            return False  # or nodes could, with fewer replicas of one expert on each
         pins, slots = self.pins[index], self.slots[index]
         if not pins or replicas.max() == 1:
             return bool((np.bincount([gpu for _, gpu in pins], minlength=len(slots)) <= slots).all())

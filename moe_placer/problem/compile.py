@@ -9,6 +9,7 @@ that node n touches.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -147,6 +148,16 @@ class Problem:
     def replicas_are_chosen(self) -> bool:
         """Whether the instance leaves open how many replicas each expert has, and methods may or not."""
         return self.replicas_are_free or (self.shares is not None and self.shares.chosen)
+
+    @property
+    def reference(self) -> Floats:
+        """Cost of a token from each source on every link when its item is elsewhere [K, nodes]."""
+        return self._reference
+
+    @cached_property
+    def links_of_nodes(self) -> tuple[Ints, Floats]:
+        """Links that a node touches [M, nodes], and what a token from each source adds there [M, nodes, sources]."""
+        return np.ascontiguousarray(self.affected.T), np.ascontiguousarray(self._change.transpose(1, 0, 2))
 
     @property
     def group_of_node(self) -> Ints:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from moe_placer.limits import Deadline
 from moe_placer.problem.layer import LayerProblem
@@ -34,6 +33,8 @@ class Search:
 
 def round_shares(layer: LayerProblem, share: Floats, rng: np.random.Generator) -> Ints | None:
     """Round fractional shares [I, N] to the valid placement that keeps most of them; None if repair fails."""
+    from scipy.optimize import linear_sum_assignment  # here, for it is slow to import
+
     slots = np.minimum(layer.slots, layer.items)
     keep = np.repeat(share, slots, axis=1)
     _, column = linear_sum_assignment(keep, maximize=True)

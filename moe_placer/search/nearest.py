@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import linprog
 
 from moe_placer.problem.layer import LayerProblem
 
@@ -19,6 +18,8 @@ def nearest_valid(layer: LayerProblem, node: Ints) -> Ints | None:
 
     Items flow through their expert's share of a node to the node, so that the vertices of the linear program are whole.
     """
+    from scipy.optimize import linprog  # here, for it is slow to import
+
     items, nodes = layer.items, layer.nodes
     at = np.arange(items * nodes)
     item, place = np.divmod(at, nodes)

@@ -19,6 +19,7 @@ BUILT_IN = {
     "round-robin": "moe_placer.solvers.round_robin:RoundRobin",
     "random": "moe_placer.solvers.random_slots:RandomSlots",
     "greedy": "moe_placer.solvers.greedy:Greedy",
+    "quick": "moe_placer.solvers.quick:Quick",
     "eplb": "moe_placer.solvers.eplb:Eplb",
     "eplb-global": "moe_placer.solvers.eplb:EplbGlobal",
     "lpt": "moe_placer.solvers.lpt:Lpt",

@@ -36,7 +36,7 @@ from moe_placer.solve.outcome import never_worse, of_the_instance
 from moe_placer.solve.places import problem_for, run_method
 from moe_placer.solve.progress import Progress, Reporter
 from moe_placer.solve.registry import DEFAULT, find_solver
-from moe_placer.solve.warm_start import better_start, find_slots, run_baselines
+from moe_placer.solve.warm_start import Baselines, better_start, find_slots, run_baselines
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
 from moe_placer.workers import count_deaths
@@ -135,6 +135,7 @@ def solve(
     progress: Callable[[Progress], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
     cool_gpus: bool | None = None,
+    baselines: bool = True,
 ) -> Solution:
     """Place every expert of every MoE layer, and have the placement verified.
 
@@ -158,6 +159,9 @@ def solve(
     cool_gpus : bool, optional
         Whether replicas trade GPUs after the search to cool the busiest ones, while no layer's z rises above
         ``max(z, bound * (1 + limits.gap))``; absent: where the method says so (``auto`` does).
+    baselines : bool
+        Whether the heuristics to compare with are run beside a method of one pass; a search starts from them, and runs
+        them in any case.
 
     Raises
     ------
@@ -180,9 +184,10 @@ def solve(
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
     cools = _cools(method, problem, cool_gpus)
-    baselines = run_baselines(problem, seed)
-    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, baselines.plans)
-    by_load, first = problem.replicas, baselines.start
+    improves = _improves(method)
+    beside = run_baselines(problem, seed) if baselines or improves else Baselines({}, {}, [None] * len(problem))
+    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, beside.plans)
+    by_load, first = problem.replicas, beside.start
     if start is not None:
         problem, first = better_start(problem, first, start)
 
@@ -190,15 +195,14 @@ def solve(
         fitted = fit_to_gpus(problem, results)
         return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, division)
 
-    report = Reporter(problem, limits, progress, baselines.totals, build, division)
-    improves = _improves(method)
+    report = Reporter(problem, limits, progress, beside.totals, build, division)
     if improves:
         report.start(first)  # quick methods ignore it; others may
     with count_deaths() as deaths:
         results = _run(method, problem, limits, seed, first, report, division)
     results = fit_to_gpus(problem, results)
     if improves:
-        results = never_worse(problem, results, baselines.plans, limits.deadline)
+        results = never_worse(problem, results, beside.plans, limits.deadline)
     results, cooling = cool_busiest(problem, bring_to_groups(problem, results), limits) if cools else (results, None)
     results = bound_any_numbers(problem, results, limits.deadline)
     placement = build(results)
@@ -207,7 +211,7 @@ def solve(
     return Solution(
         placement,
         verification,
-        baselines.totals,
+        beside.totals,
         place_baselines,
         statuses(problem, results, verification),
         tuple(result.stop for result in results),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from moe_placer.cli.left_out import Part
 from moe_placer.cli.plans import PlanFigures
 from moe_placer.cli.results.documented import InstanceName, documented
 
@@ -160,6 +161,8 @@ class SolveResult(TypedDict):
     """MoE layers in order."""
     files: list[str]
     """What was written."""
+    left_out: list[Part]
+    """What was not asked for: heuristics to compare with, bounds of layers that the method left unbounded, DAGs."""
     estimate: SolveEstimate
     """What the solve was estimated to take."""
 

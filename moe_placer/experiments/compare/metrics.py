@@ -82,8 +82,9 @@ def find_flows(instance: Instance, placement: Placement, traffic: Traffic, rule:
         on_nics += nics
         between[row] = flow.reshape(nodes, nodes, -1).sum(axis=2) * crossing
         sent.append(flow)
-        for item, replica in enumerate(replicas):
-            gpu[row, list(replica.gpus)] += demand[:, item].sum() / len(replica.gpus)
+        shards = np.array([len(replica.gpus) for replica in replicas], dtype=np.int64)
+        on = np.array([each for replica in replicas for each in replica.gpus], dtype=np.int64)
+        gpu[row] = np.bincount(on, np.repeat(demand.sum(axis=0) / shards, shards), instance.gpus)
     return Flows(between, np.stack(sent), gpu, np.stack(on_nics) if on_nics else None)
 
 
