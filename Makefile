@@ -31,7 +31,7 @@ test-all: $(VENV)/.dev  ## Run all tests, the slow ones too, with random example
 	$(BIN)/pytest -n auto --dist worksteal -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 test-lowest:  ## Run the tests with the lowest allowed versions of the dependencies (needs uv)
-	uv venv --quiet --python 3.11 .venv-lowest
+	uv venv --quiet --seed --python 3.11 .venv-lowest
 	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/pytest -n auto
 
