@@ -1,13 +1,16 @@
 """What serving loses while weights travel: on every link they wait in line with the tokens.
 
-While transfers use a link for a share ``u`` of its time, tokens that need it for ``t`` wait for that share, too: a
-layer takes as long as the link with the largest ``t * (1 + u)``. A node's tokens leave, and arrive, evenly by the NICs
-of its GPUs, so that on the links at its ends the busiest NIC's share counts. NVLink is not counted.
+While transfers use a link for a share ``u`` of its time, tokens that need it for ``t`` wait for that share, too: an
+all-to-all takes as long as the link with the largest ``t * (1 + u)``. Combine crosses every link the other way round
+than dispatch does, and weights one way only, so that each has a busiest link of its own. A node's tokens leave, and
+arrive, evenly by the NICs of its GPUs, so that on the links at its ends the busiest NIC's share counts; a NIC that is a
+link of its own has its own share. NVLink is not counted.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,20 +46,23 @@ class _Serving:
     Attributes
     ----------
     network : Network
-    us : float array [MoE layers, links]
-        Microseconds that each link needs for the tokens of a layer, there and back.
+    out_us, back_us : float array [MoE layers, links]
+        Microseconds that each link needs for what a layer dispatches, and for what it combines.
     step_us : float
         Of all layers one after the other: busiest link, and busiest GPU.
     """
 
     network: Network
-    us: Floats
+    out_us: Floats
+    back_us: Floats
     step_us: float
 
     def slowed_us(self, share: Floats) -> float:
         """Return the microseconds of a step while weights use these shares of links [links]."""
-        later = (self.us * (1 + share)).max(axis=1, initial=0.0).sum() - self.us.max(axis=1, initial=0.0).sum()
-        return self.step_us + float(later)
+        slowed = self.step_us
+        for us in (self.out_us, self.back_us):
+            slowed += float((us * (1 + share)).max(axis=1, initial=0.0).sum() - us.max(axis=1, initial=0.0).sum())
+        return slowed
 
 
 def serving_loss_us(
@@ -105,18 +111,22 @@ def check_serving(
     file : Transfers
         Replayed without a violation.
     """
-    if file.serving_loss_us is None:
-        return
-    loss = serving_loss_us(instance, traffic, current, placement, file.transfers)
-    if not math.isclose(file.serving_loss_us, loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
-        message = f"states that serving loses {file.serving_loss_us:.9g} us, the transfers take {loss:.9g} from it"
-        yield Violation("migration", message)
-    if file.gain_us is None or not file.gain_us > 0:
-        return
-    for stated, us in ((file.break_even_steps, file.serving_loss_us), (file.break_even_paused_steps, file.us)):
-        steps = math.ceil(us / file.gain_us)
-        if stated is not None and not math.isclose(stated, steps, rel_tol=TOLERANCE, abs_tol=0.5):
-            yield Violation("migration", f"states that {stated:.9g} steps win it back, its figures give {steps:,}")
+    lost = file.serving_loss_us
+    if lost is not None:
+        loss = serving_loss_us(instance, traffic, current, placement, file.transfers)
+        if not math.isclose(lost, loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            message = f"states that serving loses {lost:.9g} us, the transfers take {loss:.9g} from it"
+            yield Violation("migration", message)
+    paused = file.us if lost is None else lost  # older versions know no engine that goes on
+    for stated, us in ((file.break_even_steps, paused), (file.break_even_paused_steps, file.us)):
+        if stated is None:
+            continue
+        if file.gain_us is None or not file.gain_us > 0:
+            yield Violation("migration", f"states that {stated:.9g} steps win it back, and no gain")
+            continue
+        steps = float(np.ceil(us / file.gain_us))  # infinite for a gain next to nothing
+        if not math.isclose(stated, steps, rel_tol=TOLERANCE, abs_tol=0.5):
+            yield Violation("migration", f"states that {stated:.9g} steps win it back, its figures give {steps:,.0f}")
 
 
 def _read_serving(instance: Instance, traffic: Traffic, placement: Placement) -> _Serving:
@@ -129,9 +139,16 @@ def _read_serving(instance: Instance, traffic: Traffic, placement: Placement) ->
     tokens = sum(busiest_gpu(layer, own) for layer, own in zip(layers, of_layer, strict=True))
     model, unit = instance.model, instance.placement
     back = wire_bytes(model, unit.combine_dtype) / wire_bytes(model, unit.dispatch_dtype)
-    us = np.stack([layer.load for layer in layers]) * network.us_per_token * (1 + back)
-    step_us = float(us.max(axis=1, initial=0.0).sum()) + tokens * expert_token_us(instance)
-    return _Serving(network, us, step_us)
+    out_us = np.stack([layer.load for layer in layers]) * network.us_per_token
+    back_us = out_us[:, _twins(network.links)] * back  # twins have one bandwidth
+    links_us = out_us.max(axis=1, initial=0.0).sum() + back_us.max(axis=1, initial=0.0).sum()
+    return _Serving(network, out_us, back_us, float(links_us) + tokens * expert_token_us(instance))
+
+
+def _twins(links: Sequence[str]) -> list[int]:
+    """Return the link in the other direction of each link."""
+    place = {name: link for link, name in enumerate(links)}
+    return [place["->".join(reversed(name.split("->")))] for name in links]
 
 
 def _spans(instance: Instance, network: Network, transfers: Sequence[TransferRecord]) -> Iterator[tuple[float, Floats]]:
@@ -140,9 +157,8 @@ def _spans(instance: Instance, network: Network, transfers: Sequence[TransferRec
     far = [one for one in transfers if one.source // per_node != one.target // per_node]
     if not far:
         return
-    own = fabric.node_gb_per_s / per_node  # of one GPU
-    alone_us = 1e6 * sizes(instance)[1] / (own * GB * fabric.link_utilization)
-    wires = _Wires(network, own, per_node)
+    alone_us = 1e6 * sizes(instance)[1] * per_node / (fabric.node_gb_per_s * GB * fabric.link_utilization)
+    wires = _Wires(network, instance)
     start, end = np.array([one.start_us for one in far]), np.array([one.end_us for one in far])
     starts, ends = iter(np.argsort(start, kind="stable").tolist()), iter(np.argsort(end, kind="stable").tolist())
     begins, stops = next(starts), next(ends)
@@ -162,26 +178,39 @@ def _spans(instance: Instance, network: Network, transfers: Sequence[TransferRec
 class _Wires:
     """Which share of its time each link is used by transfers."""
 
-    def __init__(self, network: Network, own: float, per_node: int) -> None:
-        self._bandwidth, self._own, self._per_node = network.bandwidth, own, per_node
-        self._routes = routes_of_pairs(network)
-        self._at: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    def __init__(self, network: Network, instance: Instance) -> None:
+        cluster = instance.cluster
+        self._per_node, self._bandwidth, self._routes = (
+            cluster.gpus_per_node,
+            network.bandwidth,
+            routes_of_pairs(network),
+        )
+        self._own = cluster.fabric.node_gb_per_s / cluster.gpus_per_node
+        nics = cluster.gpus_per_node if cluster.nics is None else cluster.nics.per_node
+        self._gpus_of_nic = max(1, cluster.gpus_per_node // nics)
+        nics_of_gpu = max(1, nics // cluster.gpus_per_node)
+        self._at: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        self._nics: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
         for link, name in enumerate(network.links):
             begins, _, ends = name.partition("->")
-            self._at[begins, True].append(link)
-            self._at[ends, False].append(link)
+            for end, other, sends in ((begins, ends, True), (ends, begins, False)):
+                if re.fullmatch(r"node\d+", end):
+                    node, nic = int(end[4:]), other.partition("/nic")[2]
+                    at = self._nics[node, int(nic) // nics_of_gpu, sends] if nic else self._at[node, sends]
+                    at.append(link)
 
     def shares(self, running: Sequence[tuple[TransferRecord, float]]) -> Floats:
         """Return the shares of links [links], given transfers and their parts of a GPU's NICs' full speed."""
         share = np.zeros(len(self._bandwidth))
-        nics: dict[tuple[int, bool], float] = defaultdict(float)
+        nics: dict[tuple[int, int, bool], float] = defaultdict(float)
         for one, speed in running:
             pair = (one.source // self._per_node, one.target // self._per_node)
             for link, part in self._routes[pair].items():
                 share[link] += part * self._own / self._bandwidth[link] * speed
-            nics[one.source, True] += speed
-            nics[one.target, False] += speed
-        for (gpu, sends), speed in nics.items():
-            links = self._at[f"node{gpu // self._per_node}", sends]
-            share[links] = np.maximum(share[links], speed)
+            for gpu, sends in ((one.source, True), (one.target, False)):
+                node, place = divmod(gpu, self._per_node)
+                nics[node, place // self._gpus_of_nic, sends] += speed / self._gpus_of_nic
+        for (node, nic, sends), used in nics.items():
+            links = self._at[node, sends] + self._nics[node, nic, sends]
+            share[links] = np.maximum(share[links], used)
         return share

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import merged, tiny_instance, tiny_traffic
 
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
@@ -17,6 +17,7 @@ from moe_placer.replan.migration import count_serving, migrate
 from moe_placer.replan.replan import replan
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import make_traffic
+from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import verify
 from moe_placer.verifier.serving import serving_loss_us
 from moe_placer.verifier.transfer_file import TransferRecord
@@ -40,6 +41,11 @@ def placed(rows: list[list[list[int]]]) -> Placement:
 
 def transfer(source: int, target: int, start_us: float, end_us: float) -> TransferRecord:
     return TransferRecord(layer=0, expert=0, source=source, target=target, start_us=start_us, end_us=end_us)
+
+
+def alone_us(instance: Instance) -> float:
+    """Microseconds of one expert by a GPU's share of 400 GB/s at 80%."""
+    return 1e6 * 2 * 64 * 32 * 2 * instance.cluster.gpus_per_node / (400e9 * 0.8)
 
 
 def test_by_hand_of_three_batches() -> None:
@@ -72,6 +78,54 @@ def test_by_hand_of_three_batches() -> None:
     slow = transfer(0, 1, 0.0, 4 * alone)  # a quarter of its speed: 1.25 * 150 < 200
     assert lost(slow) == 0.0
     assert lost() == 0.0
+
+
+def two_nodes(**changes: Any) -> tuple[Instance, Traffic, float, float]:
+    """Two nodes on one leaf, of which the first sends all of its tokens to the second and the second sends none.
+
+    Returns beside them the microseconds of a dispatch over the node's link, and those of expert 0, which all choose.
+    """
+    instance = tiny_instance(**merged(FOUR, {"cluster": {"nodes": 2}, **changes}))
+    traffic = make_traffic(instance, load=[np.array([[1.0, 0.0, 0.0, 0.0]])])
+    sent = 2 * 100 * instance.cluster.gpus_per_node  # top-2, both the same expert
+    return instance, traffic, sent * 128 / (400e3 * 0.8), 2 * sent * 2 * (2 * 64 * 32) / (400e6 * 0.6)
+
+
+def test_results_go_back_the_other_way_round() -> None:
+    """Weights that leave a node wait with what it sends: tokens of the first node, results of the second."""
+    instance, traffic, out_us, gpu_us = two_nodes(placement={"slots_per_gpu": 2, "combine_dtype": "fp32"})
+    current = placed([[[1], [0], [0], [1]]])
+    back_us = 2 * out_us  # fp32 back
+    step_us = out_us + back_us + gpu_us
+    for source, target, later in ((0, 1, out_us), (1, 0, back_us)):
+        lost = serving_loss_us(instance, traffic, current, current, [transfer(source, target, 0.0, alone_us(instance))])
+        assert lost == pytest.approx(alone_us(instance) * later / (step_us + later)), (source, target)
+
+
+@pytest.mark.parametrize(("per_node", "used"), [(1, 0.5), (2, 1.0), (4, 1.0)])
+def test_gpus_that_share_a_nic_use_a_part_of_it(per_node: int, used: float) -> None:
+    nics = {"per_node": per_node, "gb_per_s": 400.0 / per_node}
+    instance, traffic, out_us, gpu_us = two_nodes(cluster={"nodes": 2, "gpus_per_node": 2, "nics": nics})
+    current, alone = placed([[[2], [0], [1], [3]]]), alone_us(instance)
+    step_us = 2 * out_us + gpu_us
+    one = transfer(0, 3, 0.0, alone)
+    lost = serving_loss_us(instance, traffic, current, current, [one])
+    assert lost == pytest.approx(alone * used * out_us / (step_us + used * out_us))
+    both = [one, transfer(1, 2, 0.0, alone)]
+    lost = serving_loss_us(instance, traffic, current, current, both)
+    assert lost == pytest.approx(alone * out_us / (step_us + out_us))
+
+
+def test_a_nic_of_its_own_waits_for_its_own_weights_only() -> None:
+    nics = {"per_node": 2, "gb_per_s": 200.0, "receive": "destination-gpu"}
+    instance, traffic, out_us, gpu_us = two_nodes(cluster={"nodes": 2, "gpus_per_node": 2, "nics": nics})
+    current, alone = placed([[[2], [0], [1], [3]]]), alone_us(instance)
+    step_us = 2 * 2 * out_us + gpu_us  # all tokens arrive by one of two NICs
+    hot, other = transfer(0, 2, 0.0, alone), transfer(0, 3, 0.0, alone)
+    later = 2 * out_us  # dispatch alone: weights arrive where tokens do
+    lost = serving_loss_us(instance, traffic, current, current, [hot])
+    assert lost == pytest.approx(alone * later / (step_us + later))
+    assert serving_loss_us(instance, traffic, current, current, [other]) == pytest.approx(0.0)
 
 
 def test_it_is_never_more_than_the_time_of_the_transfers_and_nothing_inside_nodes() -> None:
@@ -110,6 +164,9 @@ def test_replan_states_it_and_no_lie_about_it_passes(planned: tuple[Instance, Pl
         ({"serving_loss_us": 1.01 * file.serving_loss_us + 1e-3}, "serving loses"),
         ({"break_even_steps": file.break_even_steps + 1}, "win it back"),
         ({"break_even_paused_steps": 0.0}, "win it back"),
+        ({"break_even_steps": None, "gain_us": 5e-324}, "its figures give inf"),
+        ({"break_even_steps": None, "gain_us": None}, "no gain"),
+        ({"break_even_steps": 0.0, "break_even_paused_steps": None, "serving_loss_us": None}, "win it back"),
     ):
         forged = verify(instance, found.placement, traffic, current, file.model_copy(update=lie))
         assert [said in str(one) for one in forged.violations] == [True], lie
