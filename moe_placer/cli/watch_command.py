@@ -16,7 +16,7 @@ from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import json_option, open_instance
-from moe_placer.errors import UsageError
+from moe_placer.errors import UsageError, visible
 from moe_placer.files import write_atomically
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ def watch(
         raise UsageError(f"--interval is {interval:g} s, expected 0 or more")
     limits = Limits(time_s=time_limit, work=work)
     policy = WatchPolicy(steps, factor, settle, min_choices, Budget(max_moves, max_bytes), minimise, limits)
+    given, first_plan = open_instance(instance, ()), None if current is None else load_placement(current)
     with only_writer(output), _hung_up() as again:
-        watcher = Watcher(folder, WatchStore(output), open_instance(instance, ()), policy)
-        watcher.begin(None if current is None else load_placement(current))
+        watcher = Watcher(folder, WatchStore(output), given, policy)
+        watcher.begin(first_plan)
         first = len(watcher.store.journal.entries)
         wish = listen("ends after what is being done")
         while True:
@@ -161,7 +162,8 @@ def _tell(entries: Sequence[dict[str, Any]], json_: bool) -> None:
     for entry in entries if not json_ else ():
         version = f" {entry['version']}" if entry["event"] == "plan" else ""
         moves = f", {entry['moves']:,} moves" if "moves" in entry else ""
-        log.info(f"{entry.get('recording', 'instance')}: {entry['event']}{version}{moves}: {entry['reason']}")
+        about = f"{entry.get('recording', 'instance')}: {entry['event']}{version}{moves}: {entry['reason']}"
+        log.info(visible(about))  # whoever writes recordings chooses their names
 
 
 def _write_metrics(watcher: Watcher, metrics: Path | None) -> None:

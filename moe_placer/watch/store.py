@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ _FILES = {PLACEMENT, TRANSFERS, LOAD, INSTANCE}
 
 
 class WatchStore:
-    """Plans and journal of a watcher; opening it removes what a killed one left unfinished.
+    """Plans and journal of a watcher; opening it removes what a killed one left unfinished, and nothing else.
 
     Attributes
     ----------
@@ -58,16 +58,34 @@ class WatchStore:
             self.plans.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(folder / "journal.jsonl")
             self.version = max((e["version"] for e in self.journal.entries if e["event"] == "plan"), default=-1)
+            left_over = [*self._left_over()]
             for path in folder.iterdir():
                 if is_unfinished(path.name):
                     path.unlink()
-            for path in self.plans.iterdir():
-                if not path.name.isdecimal() or int(path.name) > self.version:
-                    shutil.rmtree(path, ignore_errors=True)
+            for path in left_over:
+                shutil.rmtree(path, ignore_errors=True)
         except OSError as error:
             raise unwritable(folder, error) from None
         if self.version >= 0:
             self._point()
+
+    def _left_over(self) -> Iterator[Path]:
+        """Yield what a killed watcher has left of the plan after the last; nothing else in the folder is touched.
+
+        Raises
+        ------
+        InputError
+            There are other plans that the journal does not name: it is gone, or the folder is no watcher's.
+        """
+        known = {self.plan_folder(version) for version in range(self.version + 1)}
+        for path in sorted({*self.plans.iterdir()} - known):
+            next_one = path == self.plan_folder(self.version + 1) and {one.name for one in path.iterdir()} <= _FILES
+            if next_one or is_unfinished(path.name):
+                yield path
+            elif path.name.isdecimal():
+                expected = "an empty folder, or a watcher's, with the journal.jsonl that names all of its plans"
+                found = f"plans/{path.name}, which no line of journal.jsonl names"
+                raise InputError(Mistake(found, expected, "", self.folder))
 
     def current(self) -> Placement:
         """Read the plan in force; it must be the one that the journal names.
@@ -85,10 +103,25 @@ class WatchStore:
             raise InputError(Mistake(f"a plan with SHA-256 {placement.gpu_sha256}", expected, "", path))
         return placement
 
-    def planned_load(self) -> Floats | None:
-        """Return the shares of load [MoE layers, experts] that the plan in force was made for; None: not known."""
+    def planned_load(self, shape: tuple[int, int]) -> Floats | None:
+        """Return the shares of load [MoE layers, experts] that the plan in force was made for; None: not known.
+
+        Raises
+        ------
+        InputError
+            They are damaged, or of another model.
+        """
         path = self.plan_folder(self.version) / LOAD
-        return np.load(path, allow_pickle=False) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            load = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            load = np.zeros(0)
+        if load.shape != shape or load.dtype != np.float64 or not np.isfinite(load).all():
+            expected = f"shares of load of {shape[0]} MoE layers x {shape[1]} experts, as written with the plan"
+            raise InputError(Mistake("other content, or a damaged file", expected, "", path))
+        return np.asarray(load, dtype=np.float64)
 
     def plan_folder(self, version: int) -> Path:
         """Return the folder of a plan."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.errors import MoePlacerError, UsageError
 from moe_placer.instance import Instance
@@ -23,6 +24,8 @@ from moe_placer.watch.recordings import Arrival, arrivals, load_shares, read_arr
 from moe_placer.watch.store import WatchStore
 
 __all__ = ["WatchPolicy", "Watcher"]
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Watcher:
         """
         if self.store.version >= 0:
             self.store.current()
+            self._planned_load()
             return
         if current is None:
             raise UsageError("no plan is in force yet: give the one that runs now as --current")
@@ -154,7 +158,7 @@ class Watcher:
         policy = self.policy
         try:
             traffic = read_arrival(self.instance, arrival, policy.least_choices)
-            load, planned = load_shares(traffic), self.store.planned_load()
+            load, planned = load_shares(traffic), self._planned_load()
             self.drift = 0.0 if planned is None else float(np.abs(load - planned).sum(axis=1).mean() / 2)
             current = self.store.current()
             found = replan(
@@ -177,6 +181,9 @@ class Watcher:
         won = "what was out of service came back" if found.loss is not None else "the gain exceeds the cost"
         about = {**self._about(arrival, won), **figures}
         self.store.put(found.placement, found.instance, found.transfers, load, about)
+
+    def _planned_load(self) -> Floats | None:
+        return self.store.planned_load((len(self.instance.moe_layers), self.instance.model.experts))
 
     def _out_of_service(self) -> Change:
         """Return as a change what the instance says already: fewer slots may hold fewer replicas."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_a_plan_is_put_in_force_where_it_pays_and_every_one_is_kept(tmp_path: Pa
     assert verify(
         planned[0], watch.store.current(), traffic, load_placement(tmp_path / "out/plans/000001/placement.json")
     ).ok
-    assert np.allclose(watch.store.planned_load(), load_shares(traffic))
+    assert np.allclose(watch.store.planned_load((2, 8)), load_shares(traffic))
 
 
 def test_it_says_why_it_did_nothing(tmp_path: Path, planned: Any) -> None:
@@ -192,6 +193,81 @@ def test_a_line_without_its_end_is_cut_off_and_other_damage_is_not(tmp_path: Pat
     journal.path.write_bytes(b"{}\n" + journal.path.read_bytes())
     with pytest.raises(InputError, match="a line of a watcher's journal"):
         Journal(journal.path)
+
+
+MEASURED = {"total_z": [2.0, 1.0], "busiest_gpu": [2.0, 1.0], "bound": None, "drift": 0.0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "kept"},
+        {"event": "kept", "at": "now"},
+        {"event": "kept", "at": float("nan")},
+        {"event": "cancelled", "at": 1.0},
+        {"event": "kept", "at": 1.0, "fingerprint": ["a"]},
+        {"event": "plan", "at": 1.0, "version": 0},
+        {"event": "plan", "at": 1.0, "gpu_sha256": "a"},
+        {"event": "plan", "at": 1.0, "gpu_sha256": "a", "version": 1},
+        {"event": "plan", "at": 1.0, "gpu_sha256": "a", "version": -7},
+        {"event": "plan", "at": 1.0, "gpu_sha256": "a", "version": 0.0},
+        {"event": "kept", "at": 1.0, **MEASURED, "moves": "many"},
+        {"event": "kept", "at": 1.0, **MEASURED, "bound": "low"},
+        {"event": "kept", "at": 1.0, **MEASURED, "busiest_gpu": None},
+        ["event"],
+    ],
+)
+def test_a_line_that_no_watcher_writes_is_an_error(line: Any, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=r"journal.jsonl:1: found .* expected a line of a watcher's journal"):
+        Journal(path)
+
+
+def test_a_file_of_somebody_else_is_not_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "mine"}')
+    with pytest.raises(InputError, match="a line of a watcher's journal"):
+        Journal(path)
+    assert path.read_text() == '{"event": "mine"}'
+    path.write_text('{"at": 17')  # of a watcher that was killed
+    assert Journal(path).entries == []
+    assert path.read_text() == ""
+
+
+def test_what_is_no_plan_of_its_own_is_left_alone(tmp_path: Path) -> None:
+    kept = [tmp_path / "plans" / "summer" / "notes.txt", tmp_path / "plans" / "readme.md"]
+    left = [tmp_path / "plans" / name / "placement.json" for name in ("000000", ".000001.moe-placer-0123abcd")]
+    for path in (*kept, *left):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("something")
+    WatchStore(tmp_path)
+    assert [path.exists() for path in kept] == [True, True]
+    assert [path.parent.exists() for path in left] == [False, False]
+    for stranger in ("000000/thesis.txt", "000007/placement.json"):
+        path = tmp_path / "plans" / stranger
+        path.parent.mkdir()
+        path.write_text("something")
+        with pytest.raises(InputError, match=f"plans/{path.parent.name}, which no line of journal.jsonl names"):
+            WatchStore(tmp_path)
+        assert path.read_text() == "something"
+        shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "shape", "whole numbers", "nan"])
+def test_damaged_shares_of_load_are_an_error(damage: str, tmp_path: Path, planned: Any) -> None:
+    record(tmp_path / "in", "one.npy", 1)
+    watch = watcher(tmp_path, planned, UNBOUNDED)
+    watch.store.put(planned[1], planned[0], None, np.full((2, 8), 0.125), {"at": 1.0})
+    watcher(tmp_path, planned, UNBOUNDED)
+    path = watch.store.plan_folder(1) / "load.npy"
+    other = {"shape": np.ones((9, 9)), "whole numbers": np.ones((2, 8), dtype=int), "nan": np.full((2, 8), np.nan)}
+    if damage in other:
+        np.save(path, other[damage])
+    else:
+        path.write_bytes(path.read_bytes()[:-5] if damage == "cut" else b"hello")
+    with pytest.raises(InputError, match=r"load.npy: found .* expected shares of load of 2 MoE layers x 8 experts"):
+        watcher(tmp_path, planned, UNBOUNDED)
 
 
 def _killed(tmp_path: Path, planned: tuple[Instance, Placement], prepare: Callable[[], None]) -> bool:
@@ -302,6 +378,8 @@ def test_the_command_looks_once_and_keeps_others_out(tmp_path: Path, planned: An
     planned[1].write(first)
     record(tmp_path / "in", "one.npy", 1)
     given = ("watch", tmp_path / "in", "--instance", file, "-o", tmp_path / "out", "--once", "--work", 0.02)
+    fails(1, *given, "--current", tmp_path / "none.json", says="found no such file")
+    assert not (tmp_path / "out").exists()
     fails(2, *given, says="give the one that runs now as --current")
     done = run(*given, "--current", first, "--metrics", tmp_path / "m.prom", "--settle", 0, "--json")
     assert done.returncode == 0, done.stderr
