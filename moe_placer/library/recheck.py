@@ -51,12 +51,15 @@ class Judged:
 
     Attributes
     ----------
+    by : str
+        Name and version of the solver that the placement states.
     proof : str
         The kinds of proof, and in how many layers each was derived anew; `moves` where it is of a budget of moves.
     """
 
     value: float
     bound: float
+    by: str
     proof: str
     problems: tuple[Violation, ...] = ()
 
@@ -81,10 +84,10 @@ def judge_placement(
     InputError
         The old plan is missing, damaged or another one.
     """
-    migration = record.migration
+    migration, by = record.migration, f"{placement.solver.name} {placement.solver.version}"
     if migration is None:
         found = verify(instance, placement, traffic)
-        return Judged(*_figures(instance, found), _proofs(found), found.violations)
+        return Judged(*_figures(instance, found), by, _proofs(found), found.violations)
     current = library.placement(record, migration.current)
     found = verify(instance, placement, traffic, current)
     value, bound = _figures(instance, found)
@@ -97,8 +100,8 @@ def judge_placement(
     # What holds within a larger budget holds within this one, but not what was proved for moves within nodes.
     wide = stated is not None and not stated.inside_nodes and (stated.max_moves or 0) >= migration.max_moves
     if wide and instance.objective.minimise == "layers" and found.budget_bound > bound:
-        return Judged(value, found.budget_bound, "moves", problems)
-    return Judged(value, bound, _proofs(found), problems)
+        return Judged(value, found.budget_bound, by, "moves", problems)
+    return Judged(value, bound, by, _proofs(found), problems)
 
 
 def _figures(instance: Instance, found: Verification) -> tuple[float, float]:
@@ -176,7 +179,10 @@ def _verified(
             return None
         problems += map(str, judged.problems)
         verified[known.placement] = judged
-    return verified[known.placement]
+    found, stated = verified[known.placement], f"{known.solver} {known.version}"
+    if stated != found.by:
+        problems.append(f"the placement is by {found.by}, the record says {stated}")
+    return found
 
 
 def _differs(what: str, stated: float, now: float | None) -> list[str]:

@@ -132,6 +132,8 @@ def test_what_a_record_overstates_is_found(copied: Path) -> None:
     assert "the bound is 392.5" in one(bound__value=393.0)
     assert "proofs are dual in 2 layers, the record says magic" in one(bound__proof="magic")
     assert "the status is open, the record says optimal" in one(status="optimal")
+    assert "the placement is by auto 0.1.0, the record says mine 0.1.0" in one(best__solver="mine")
+    assert "the placement is by auto 0.1.0, the record says auto 9" in one(bound__version="9")
     assert "the instance has SHA-256" in one(instance_sha256="0" * 64)
     assert "its traffic has SHA-256" in one(traffic_sha256="0" * 64)
     assert "the record says None" in one(traffic_sha256=None)
