@@ -29,7 +29,7 @@ class Contiguous(OnePass):
     def refuses(self, problem: Problem) -> str | None:
         """Say where the rule breaks a constraint."""
         for index in range(len(problem)):
-            layer = problem.layer(index, _replicas(problem, index))
+            layer = problem.rules(index, _replicas(problem, index))
             node, gpu = _place(problem, index)
             together = gpu is not None and len(np.unique(gpu * (layer.expert.max() + 1) + layer.expert)) < len(gpu)
             if not layer.valid(node) or together:

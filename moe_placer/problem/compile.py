@@ -177,7 +177,11 @@ class Problem:
             return own
         return replace(own, judge=self.judge, **costs_of_all([(one.base, one.affected, one.delta) for one in each]))
 
-    def _layer(self, index: int, replicas: Ints | None) -> LayerProblem:
+    def rules(self, index: int, replicas: Ints | None = None) -> LayerProblem:
+        """Compile the index-th MoE layer without what items cost, which is most of a layer: enough for `valid`."""
+        return self._layer(index, replicas, costs=False)
+
+    def _layer(self, index: int, replicas: Ints | None, costs: bool = True) -> LayerProblem:
         expert, replica = self.items(index, replicas)
         tokens = self.item_demand(index, expert, replica)
         pinned = np.full(len(expert), -1, dtype=np.int64)
@@ -197,7 +201,7 @@ class Problem:
             coverage=self.coverage[index] if self.coverage else None,
             base=self._reference @ tokens.sum(axis=1),
             affected=self.affected,
-            delta=self._delta(index, expert, replica),
+            delta=self._delta(index, expert, replica, tokens) if costs else np.zeros((len(expert), 0, 0)),
             load=tokens.sum(axis=0),
             replicas_are_free=self.replicas_are_free,
             shares_replicas=self.shares_replicas,
@@ -208,22 +212,32 @@ class Problem:
             domain=self.domain,
         )
 
-    def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:
-        """Return ``delta`` of a layer; GPUs of one node differ in their NIC only."""
+    def _delta(self, index: int, expert: Ints, replica: Ints, tokens: Floats) -> Floats:
+        """Return ``delta`` of a layer with `item_demand` ``tokens``; GPUs of one node differ in their NIC only.
+
+        Parameters
+        ----------
+        index : int
+            The MoE layer, counted among MoE layers.
+        expert, replica : int array [I]
+            The items.
+        tokens : float array [N, I]
+            What `item_demand` says of them.
+        """
         if self.by_node is not None:
-            of_nodes = self.by_node._delta(index, expert, replica)
-            return delta_by_gpu(of_nodes, self.by_node.item_demand(index, expert, replica), self._change[:, -1])
+            of_nodes = self.by_node.item_demand(index, expert, replica)
+            delta = self.by_node._delta(index, expert, replica, of_nodes)
+            return delta_by_gpu(delta, of_nodes, self._change[:, -1])
         nodes, touching = self.affected.shape
         rows = self._change.reshape(nodes * touching, nodes)
         delta = np.zeros((len(expert), nodes * touching))
         if self.shares is None and not self.groups:  # replicas of one expert are alike
             _, first, of = np.unique(expert, return_index=True, return_inverse=True)
-            alike = self.item_demand(index, expert, replica)[:, first]
-            np.take(np.ascontiguousarray(alike.T) @ rows.T, of, axis=0, out=delta)
+            alike = np.ascontiguousarray(tokens[:, first].T) @ rows.T
+            np.take(alike, of, axis=0, out=delta, mode="clip")  # the default mode would fill a copy first
         else:
-            tokens = self.item_demand(index, expert, replica).T
             for items, sources in self._senders(replica):
-                np.matmul(np.ascontiguousarray(tokens[items, sources]), rows[:, sources].T, out=delta[items])
+                np.matmul(np.ascontiguousarray(tokens[sources, items].T), rows[:, sources].T, out=delta[items])
         return delta.reshape(-1, nodes, touching)
 
     def _senders(self, replica: Ints) -> list[tuple[slice, slice]]:
