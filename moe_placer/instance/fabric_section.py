@@ -10,7 +10,7 @@ from moe_placer.instance.section import Section
 
 __all__ = ["MAX_NODES", "AnyFabric", "Dragonfly", "FatTree", "FullMesh", "RailPods", "ThreeLevelTree"]
 
-MAX_NODES = 1024
+MAX_NODES = 2048
 
 _Uplinks = Annotated[
     Literal["spray", "hashed"],

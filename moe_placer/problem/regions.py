@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from moe_placer.problem.layer import LayerProblem
 
-__all__ = ["Merged", "Region", "find_regions", "innermost", "merge"]
+__all__ = ["VAST", "Merged", "Region", "find_regions", "innermost", "merge"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+VAST = 250_000  # items * nodes from which a layer is divided among regions, where it has any
 
 
 @dataclass(frozen=True, eq=False)

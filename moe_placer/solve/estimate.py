@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from moe_placer.errors import NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, SyntheticTraffic, ThreeLevelTree
+from moe_placer.problem.regions import VAST
 from moe_placer.traffic.synthetic import DOMAINS, TOKENS, TOPICS
 from moe_placer.workers import available_memory, usable_cores
 
@@ -22,13 +23,14 @@ _WORTH_WORKERS = 10_000  # layers x replicas x nodes: a worker starts in about t
 _WORKER = 185e6  # bytes of a worker process with its solver library
 _FLOAT = 8
 _PER_LINK = 600  # bytes of the fabric's graph
-_PER_SHARE = 90  # bytes while routes are compiled, for each link and pair of nodes whose traffic crosses it
+_PER_KIND_SHARE = 60  # bytes while routes are compiled, for each pair of nodes whose traffic crosses a kind of link
 _PER_SHARE_CHECKED = 48  # bytes of the same while verifying
 _LAYERS_HELD = 11  # times a layer's table of costs: it, and the linear relaxation made of it
+_VAST_LAYERS_HELD = 5  # where the layer is divided among regions
 _PER_FLOW = 15e3  # bytes of a DAG for each pair of nodes between which tokens flow
 _PER_ROUTE = 1.2e3  # bytes of a DAG for each pair of nodes
-_S_PER_SHARE, _S_PER_LINK, _S_PER_COST_BYTE = 0.3e-6, 0.25e-3, 45e-9
-_S_PER_NODES_CUBED, _S_PER_LINK_CHECKED, _S_PER_PRODUCT = 25e-9, 40e-6, 0.75e-9
+_S_PER_SHARE, _S_PER_LINK, _S_PER_COST_BYTE = 0.2e-6, 0.1e-3, 25e-9
+_S_PER_SHARE_CHECKED, _S_PER_LINK_CHECKED, _S_PER_PRODUCT = 0.15e-6, 40e-6, 0.15e-9
 _S_PER_FLOW, _S_PER_ROUTE = 1.5e-3, 50e-6
 
 
@@ -73,12 +75,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Fabric:
-    """Sizes of routes: links, distinct ones, those a node touches, and (link, source, target) with traffic on it."""
+    """Sizes of routes: links, distinct ones, those a node touches, and (link, source, target) with traffic on it.
+
+    ``kinds`` counts the last anew where parallel links count once.
+    """
 
     links: int
     distinct: int
     affected: int
     shares: int
+    kinds: int
 
 
 def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: bool = False) -> Estimate:
@@ -103,17 +109,18 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
     tables = _FLOAT * nodes * (fabric.distinct + fabric.affected * nodes)
     costs = _FLOAT * replicas * nodes * fabric.affected  # of one layer: delta of docs/solving.md
     together = layers if instance.objective.minimise == "aggregate" else 1
+    held = _VAST_LAYERS_HELD if replicas * nodes > VAST else _LAYERS_HELD
     kept = _PROCESS + demand + tables
     memory = {
         "traffic": _PROCESS + _traffic(instance),
-        "routes": _PROCESS + 3 * demand + tables + _PER_LINK * fabric.links + _PER_SHARE * fabric.shares,
-        "search": kept + _LAYERS_HELD * costs * max(started, together) + started * (_WORKER + costs),
+        "routes": _PROCESS + 3 * demand + tables + _PER_LINK * fabric.links + _PER_KIND_SHARE * fabric.kinds,
+        "search": kept + held * costs * max(started, together) + started * (_WORKER + costs),
         "verification": kept + 1.5 * _FLOAT * layers * nodes * replicas + _PER_SHARE_CHECKED * fabric.shares
         + 8 * _FLOAT * nodes * nodes,
     }  # fmt: skip
     seconds = {
-        "start": _S_PER_SHARE * fabric.shares + _S_PER_LINK * fabric.links + _S_PER_COST_BYTE * layers * costs,
-        "verification": _S_PER_NODES_CUBED * nodes**3 + _S_PER_LINK_CHECKED * fabric.links
+        "start": _S_PER_SHARE * fabric.kinds + _S_PER_LINK * fabric.links + _S_PER_COST_BYTE * layers * costs,
+        "verification": _S_PER_SHARE_CHECKED * fabric.shares + _S_PER_LINK_CHECKED * fabric.links
         + _S_PER_PRODUCT * 3 * nodes**2 * replicas * layers,
     }  # fmt: skip
     if dags:
@@ -181,9 +188,10 @@ def _fabric(instance: Instance) -> _Fabric:
     if isinstance(fabric, FatTree):
         leaves, size = instance.leaves, fabric.nodes_per_leaf
         if leaves == 1:
-            return _Fabric(2 * nodes, 2 * nodes, 2, 2 * pairs)
+            return _Fabric(2 * nodes, 2 * nodes, 2, 2 * pairs, 2 * pairs)
         shares = 2 * pairs + 2 * fabric.spines * _apart(nodes, size)
-        return _Fabric(2 * nodes + 2 * leaves * fabric.spines, 2 * nodes + 2 * leaves, 4, shares)
+        kinds = 2 * pairs + 2 * _apart(nodes, size)
+        return _Fabric(2 * nodes + 2 * leaves * fabric.spines, 2 * nodes + 2 * leaves, 4, shares, kinds)
     if isinstance(fabric, ThreeLevelTree):
         return _three_levels(nodes, fabric)
     if isinstance(fabric, RailPods):
@@ -191,15 +199,16 @@ def _fabric(instance: Instance) -> _Fabric:
         up = 2 * pods * rails * fabric.spines if pods > 1 else 0
         shares = 2 * rails * (pairs + fabric.spines * _apart(nodes, fabric.nodes_per_pod))
         ends = (2 * nodes + 2 * pods, 4) if up else (2 * nodes, 2)
-        return _Fabric(2 * nodes * rails + up, *ends, shares)
+        kinds = 2 * pairs + 2 * _apart(nodes, fabric.nodes_per_pod)
+        return _Fabric(2 * nodes * rails + up, *ends, shares, kinds)
     if isinstance(fabric, Dragonfly):
         size, parallel = fabric.routers_per_group, fabric.global_links
         groups = -(-nodes // (fabric.nodes_per_router * size))
         links = 2 * nodes + groups * size * (size - 1) + groups * (groups - 1) * parallel
         # Its own two, the local ones to its router, and in every other group a link to its group and those before it.
         affected = min(links, 2 + (size - 1) + (groups - 1) * parallel * (1 + size - parallel))
-        return _Fabric(links, links, affected, 6 * pairs)
-    return _Fabric(pairs, pairs, max(1, nodes - 1), pairs)
+        return _Fabric(links, links, affected, 6 * pairs, 6 * pairs)
+    return _Fabric(pairs, pairs, max(1, nodes - 1), pairs, pairs)
 
 
 def _three_levels(nodes: int, fabric: ThreeLevelTree) -> _Fabric:
@@ -213,7 +222,8 @@ def _three_levels(nodes: int, fabric: ThreeLevelTree) -> _Fabric:
     if pods > 1:
         links, distinct, affected = links + 2 * pods * spines * cores, distinct + 2 * pods, affected + 2
         shares += 2 * spines * cores * _apart(nodes, size * fabric.leaves_per_pod)
-    return _Fabric(links, distinct, affected, shares)
+    kinds = 2 * nodes * (nodes - 1) + 2 * _apart(nodes, size) + 2 * _apart(nodes, size * fabric.leaves_per_pod)
+    return _Fabric(links, distinct, affected, shares, kinds)
 
 
 def _apart(nodes: int, size: int) -> int:
@@ -230,9 +240,12 @@ def _with_nics(instance: Instance, fabric: _Fabric) -> _Fabric:
     nodes, each = cluster.nodes, nics.per_node
     links, pairs = fabric.links + 2 * nodes * each, nodes * (nodes - 1)
     if not cluster.receives_by_gpu:
-        return _Fabric(links, fabric.distinct + 2 * nodes, fabric.affected + 2, fabric.shares + 2 * pairs * each)
+        more = 2 * pairs * each
+        ends = fabric.distinct + 2 * nodes, fabric.affected + 2
+        return _Fabric(links, *ends, fabric.shares + more, fabric.kinds + more)
     shares = (fabric.shares + pairs * (each + 1)) * cluster.gpus_per_node  # as `verify` has them, for every GPU
-    return _Fabric(links, fabric.distinct + nodes * (1 + cluster.ports), fabric.affected + 2, shares)
+    ends = fabric.distinct + nodes * (1 + cluster.ports), fabric.affected + 2
+    return _Fabric(links, *ends, shares, fabric.kinds + pairs * each)
 
 
 def _gigabytes(value: float) -> str:

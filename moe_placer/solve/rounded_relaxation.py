@@ -11,7 +11,7 @@ from moe_placer.bounds.bounds import Bound, best_bound, beyond, threshold_bound
 from moe_placer.bounds.largest import largest
 from moe_placer.bounds.region_relaxation import weights_by_region
 from moe_placer.bounds.relaxation import relax
-from moe_placer.problem.regions import Region, find_regions, innermost
+from moe_placer.problem.regions import VAST, Region, find_regions, innermost
 from moe_placer.result import LayerResult, Stop
 from moe_placer.result import gap as relative_gap
 from moe_placer.search.local_search import Search, round_shares, search
@@ -27,7 +27,6 @@ AIM = 0.5  # search aims at this share of the gap, so that it does not stop a ha
 _RELAX_WORK = 3e-5  # of the relaxation, per item and node
 _QUICK_RELAX_WORK = 1e-5  # of the one without slots
 _LARGE = 6_000  # items * nodes from which that one bounds
-_VAST = 250_000  # items * nodes from which it is divided
 _CLOSE = 0.01  # gap of what division gives, up to which nothing but search goes on from there
 _NOISE = (0.0, 0.5, 0.5, 0.5)  # of each rounding of a large layer's shares: descents from them end apart
 
@@ -41,7 +40,7 @@ def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     """
     layer = task.layer
     size = layer.items * layer.nodes
-    region = find_regions(layer) if size > _VAST else None
+    region = find_regions(layer) if size > VAST else None
     result, bound, spent = (task.start, best_bound(layer), 0.0) if region is None else _divided(task, region)
     if result is not None and bound.weights is not None and relative_gap(result.z, bound.value) <= _CLOSE:
         return replace(result, bound=bound), spent

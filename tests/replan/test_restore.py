@@ -221,7 +221,7 @@ def test_the_verifier_notices_lies_about_what_is_lost() -> None:
         (Change(slow={0: 0.5}), "expected 1 or more"),
         (Change(failed=(0,), slow={0: 2.0}), "slow and out of service"),
         (Change(added_nodes=-1), "expected 0 or more"),
-        (Change(added_nodes=2000), "expected at most 1,024"),
+        (Change(added_nodes=3000), "expected at most 2,048"),
     ],
 )
 def test_changes_that_cannot_be_are_refused(change: Change, message: str) -> None:

@@ -142,7 +142,7 @@ def test_a_vast_layer_is_bounded_and_placed_by_division(replicas: str) -> None:
     layer = case("two levels", replicas)
     task = LayerTask(layer, 0.05, 0.25, np.random.default_rng(0))
     with (
-        patch.object(rounded_relaxation, "_VAST", 0),
+        patch.object(rounded_relaxation, "VAST", 0),
         patch.object(rounded_relaxation, "_CLOSE", 1.0),
         patch.object(rounded_relaxation, "relax", side_effect=AssertionError),
     ):

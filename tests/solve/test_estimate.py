@@ -48,6 +48,7 @@ def test_sizes_of_a_fabric_are_those_that_it_has(name: str) -> None:
     problem = compile_problem(instance, tiny_traffic(instance))
     assert told.links == len(routes.links)
     assert told.shares >= routes.shares.nnz >= told.shares / 2
+    assert told.kinds >= routes.kinds.nnz >= told.kinds / 2
     assert told.distinct >= len(problem.links) >= told.distinct / 2
     assert told.affected >= problem.affected.shape[1] >= told.affected / 2
 
@@ -136,7 +137,7 @@ def test_what_does_not_fit_is_refused_at_once() -> None:
     with pytest.raises(NothingFoundError) as caught:
         solve(load_instance(NODES_1000), limits=Limits(memory_bytes=0.4e9, workers=1))
     assert time.process_time() - begun < 1.0
-    assert "takes about 0.7 GB of memory, most for routes;" in str(caught.value)
+    assert "takes about 0.5 GB of memory, most for verification;" in str(caught.value)
     assert "0.4 GB are allowed" in str(caught.value)
     assert "limits.memory_bytes" in str(caught.value)
     assert caught.value.exit_code == 4

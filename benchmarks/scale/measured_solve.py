@@ -1,0 +1,65 @@
+"""Solves one instance, and prints what that took as JSON: run as a script, with the code that is to be measured.
+
+Two functions are timed where they are looked up, so that earlier commits can be measured as well.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import moe_placer
+from moe_placer.solvers.auto import Auto
+
+__all__ = ["main"]
+
+
+def main(root: str, tiny: str, file: str, time_limit_s: str) -> None:
+    """Solve ``file`` by the code in ``root``, once libraries are loaded: ``tiny`` is solved first, and not counted."""
+    assert Path(moe_placer.__file__).is_relative_to(root), moe_placer.__file__
+    moe_placer.solve(moe_placer.load_instance(Path(tiny)), limits=moe_placer.Limits(work=0.5))
+    searched, compiled = _timed(Auto, "solve_layer"), _timed(import_module("moe_placer.solve.solve"), "compile_problem")
+    instance = moe_placer.load_instance(Path(file))
+    traffic = moe_placer.load_traffic(instance)
+    limits = moe_placer.Limits(time_s=float(time_limit_s), gap=0.001, workers=1)
+    cpu, wall = time.process_time(), time.monotonic()
+    solution = moe_placer.solve(instance, traffic, limits=limits)
+    row = {
+        "layers": len(instance.moe_layers),
+        "nodes": instance.cluster.nodes,
+        "experts": instance.model.experts,
+        "cpu_s": time.process_time() - cpu,
+        "search_cpu_s": sum(searched),
+        "compile_cpu_s": sum(compiled),
+        "seconds": time.monotonic() - wall,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "z": solution.objective,
+        "bound": solution.bound,
+        "gaps": [float(gap) for gap in solution.gaps],
+        "stop": [str(stop) for stop in solution.stop],
+    }
+    print(json.dumps(row))  # noqa: T201
+
+
+def _timed(owner: Any, name: str) -> list[float]:
+    """Have a function note the CPU seconds of each of its calls in the list that is returned."""
+    spent: list[float] = []
+    plain = getattr(owner, name)
+
+    def timed(*arguments: Any) -> Any:
+        before = time.process_time()
+        result = plain(*arguments)
+        spent.append(time.process_time() - before)
+        return result
+
+    setattr(owner, name, timed)
+    return spent
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
