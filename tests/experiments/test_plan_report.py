@@ -177,15 +177,37 @@ def test_the_batch_of_equal_steps_depends_on_context_network_and_kernel() -> Non
     assert {(state.dispatch, state.receive) for state in curves} == {
         ("per-expert", "shared"), ("per-node", "shared"), ("per-expert", "destination-gpu"),
     }  # fmt: skip
-    at = {state: cross(curve)[0].at for state, curve in curves.items()}
+    at = {state: cross(curve.ratios)[0].at for state, curve in curves.items()}
     crossing = figures.crossing("Batches, prefill")
     assert crossing is not None
     assert at[own] == pytest.approx(crossing.at)
     assert at[own._replace(oversubscription=8.0)] < at[own._replace(oversubscription=4.0)] < at[own]
     assert at[own._replace(receive="destination-gpu")] < at[own] < at[own._replace(dispatch="per-node")]
+    # A curve is of one placement, though those of the sweep of batches have been swept on other networks too.
+    assert curves[own].total_z != curves[own._replace(oversubscription=8.0)].total_z
+    assert set(curves[own._replace(oversubscription=8.0)].ratios) == {24.0, 64.0}
     # What the README says in one sentence.
     said = " ".join((REPO / "README.md").read_text().split())
     assert f"equal at about {at[own]:.0f} (from {min(at.values()):.0f} to {max(at.values()):.0f} over contexts" in said
+
+
+def test_expert_parallelism_over_four_gpus_hardly_fits() -> None:
+    figures = read_figures(read_rows(COMMITTED / "results.jsonl"))
+    four = figures.third_plans()
+    assert {(row["instance"], row["expert_parallelism"]) for row in four} == {("h100-128-ep4", 4)}
+    instance = load_instance(COMMITTED / "instances" / "h100-128-ep4.yaml")
+    assert four[0]["instance_sha256"] == instance.sha256
+    held = 16 * 58 * figures.plan["expert_gb"] + figures.plan["resident_gb"]
+    assert [row["weights_bytes"] / 1e9 for row in four] == pytest.approx([held] * len(four), rel=1e-6)
+    assert {row["tokens_per_gpu"]: row["fits"] for row in four} == {64.0: True, 1024.0: False}
+    steps = {row["tokens_per_gpu"]: row["latency_us"] for row in four}
+    small, large = figures.at_batch(64.0), figures.at_batch(1024.0)
+    assert small is not None
+    assert large is not None
+    assert small < 0.5 * steps[64.0]
+    assert 0.9 * steps[1024.0] < large < steps[1024.0]
+    (sentence,) = (words for number, _, words in judge(figures) if number == 33)
+    assert f"at 64 tokens per GPU this plan's step is {100 * (1 - small / steps[64.0]):.0f}% shorter" in sentence
 
 
 def test_a_plan_that_sends_nothing_between_nodes_is_the_same_on_every_network() -> None:

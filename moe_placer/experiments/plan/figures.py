@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from moe_placer.experiments.sweep.crossing import Crossing, find_crossings
 
-__all__ = ["Figures", "State", "cross", "ms", "percent", "read_figures"]
+__all__ = ["Curve", "Figures", "State", "cross", "ms", "percent", "read_figures"]
 
 Row = Mapping[str, Any]
 EQUAL = 0.02  # steps closer than this count as equally long
@@ -31,6 +31,13 @@ class State(NamedTuple):
     oversubscription: float | None
     dispatch: str
     receive: str
+
+
+class Curve(NamedTuple):
+    """Figures by batch of one placement, told by the sum of its busiest links as its file states it (tokens)."""
+
+    total_z: float
+    ratios: dict[float, float]
 
 
 @dataclass(frozen=True)
@@ -137,34 +144,56 @@ class Figures:
         over = cluster["fabric"].get("oversubscription")
         return State(4096.0, over, self.instance["placement"]["dispatch"], receive)
 
-    def curves(self) -> dict[State, dict[float, float]]:
+    def curves(self) -> dict[State, Curve]:
         """Return this plan's step over the other's by state and batch, prefill in two micro-batches.
 
         The other plan is that of the sweep of batches. Where it sends nothing between nodes, its step is the same on
-        every network and under every kernel, and need not be simulated on each.
+        every network and under every kernel, and need not be simulated on each. A curve is of one placement of each
+        plan: of several, the one swept at most batches.
         """
         own, others = self.plan["sha256"], self.swept("Batches, prefill")
         other = next((row["instance_sha256"] for row in others if row["instance_sha256"] != own), None)
-        steps: dict[str, dict[tuple[State, float], float]] = {own: {}, str(other): {}}
         alone = all(row["dispatch_us"] == 0 for row in others if row["instance_sha256"] == other)
-        for row in self.points:
-            mine = steps.get(row["instance_sha256"])
-            if mine is None or (row["phase"], row["micro_batches"]) != ("prefill", 2):
-                continue
-            state = self._state_of(row)
-            if alone and row["instance_sha256"] == other:
-                state = self.own_state._replace(context=state.context)
-            mine.setdefault((state, float(row["tokens_per_gpu"])), float(row["latency_us"]))
-        found: dict[State, dict[float, float]] = {}
-        for (state, batch), us in sorted(steps[own].items(), key=lambda item: item[0][1]):
+        mine, theirs = self._swept_steps(own), self._swept_steps(str(other), anywhere=alone)
+        found: dict[State, Curve] = {}
+        for state, (total_z, steps) in mine.items():
             at = self.own_state._replace(context=state.context) if alone else state
-            if (at, batch) in steps[str(other)]:
-                found.setdefault(state, {})[batch] = us / steps[str(other)][at, batch]
-        return {state: curve for state, curve in found.items() if len(curve) > 1}
+            beside = theirs[at].ratios if at in theirs else {}
+            ratios = {batch: us / beside[batch] for batch, us in sorted(steps.items()) if batch in beside}
+            if len(ratios) > 1:
+                found[state] = Curve(total_z, ratios)
+        return found
+
+    def _swept_steps(self, instance_sha256: str, *, anywhere: bool = False) -> dict[State, Curve]:
+        """Return µs by state and batch of a plan; ``anywhere``: they are those of the instance's own network."""
+        found: dict[State, dict[float, dict[float, float]]] = {}
+        for row in self.points:
+            swept = row["instance_sha256"], row["phase"], row["micro_batches"]
+            if swept == (instance_sha256, "prefill", 2):
+                state = self._state_of(row)
+                state = self.own_state._replace(context=state.context) if anywhere else state
+                of_placement = found.setdefault(state, {}).setdefault(float(row["total_z"]), {})
+                of_placement.setdefault(float(row["tokens_per_gpu"]), float(row["latency_us"]))
+        # Placements of one instance are told apart by the sum of their busiest links, which every row has.
+        return {state: Curve(*max(of.items(), key=lambda item: len(item[1]))) for state, of in found.items()}
+
+    def at_batch(self, tokens_per_gpu: float) -> float | None:
+        """Return this plan's µs at a swept batch, prefill in its own state; None where that was not swept."""
+        for row in self.points:
+            swept = row["phase"], row["micro_batches"], float(row["tokens_per_gpu"]), row["instance_sha256"]
+            own = "prefill", 2, tokens_per_gpu, self.plan["sha256"]
+            if swept == own and self._state_of(row) == self.own_state:
+                return float(row["latency_us"])
+        return None
+
+    def third_plans(self) -> list[Row]:
+        """Return swept steps of plans that are neither this one, nor its sizes, nor the one it is held against."""
+        known = {row["instance_sha256"] for title in ("Batches, prefill", "Sizes") for row in self.swept(title)}
+        return [row for row in self.points if row["instance_sha256"] not in {*known, self.plan["sha256"]}]
 
     def equal_at(self) -> tuple[float, float] | None:
         """Return the least and the most of the batches at which both steps are equally long, over all states."""
-        found = [one.at for curve in self.curves().values() for one in cross(curve)]
+        found = [one.at for curve in self.curves().values() for one in cross(curve.ratios)]
         return (min(found), max(found)) if found else None
 
     def _state_of(self, row: Row) -> State:

@@ -110,7 +110,10 @@ def _assumptions(f: Figures) -> list[Block]:
         ("placement.kv_cache_gb", f"{f.instance['placement']['kv_cache_gb']:g}", "kept free for keys and values"),
     ]
     table = Table(("field", "here", "what it stands for"), tuple((f"`{a}`", str(b), c) for a, b, c in rows), 3)
-    said = "The plan leaves these open. Change a field of the instance and give the command again."
+    said = (
+        "The plan leaves these open. Change a field of the instance I, place it (`moe-placer solve I -o out` writes "
+        "out/placement.json, P), and make this page again: `moe-placer plan-report I P -o plan`."
+    )
     return [Heading("Assumptions"), Text(said), table]
 
 
@@ -167,6 +170,10 @@ def _statements(judged: list[tuple[int, str, str]]) -> list[Block]:
         (str(number), statement.text, f"**{verdict}**", sentence, f"`{statement.command}`")
         for statement, (number, verdict, sentence) in zip(STATEMENTS, judged, strict=True)
     )
-    said = "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())
+    said = "; ".join(f"{verdict} ({meaning})" for verdict, meaning in VERDICTS.items())
     head = ("", "statement", "verdict", "computed", "command")
-    return [Heading("All statements"), Text(f"I and P are instance and placement. {said}."), Table(head, rows, 5)]
+    files = (
+        "I is the instance, and P a placement of it (`moe-placer solve I -o out` writes out/placement.json). I2 and P2 "
+        "are those of another number of GPUs, I8 and P8 those of another degree of expert parallelism."
+    )
+    return [Heading("All statements"), Text(f"{files} Verdicts are {said}."), Table(head, rows, 5)]

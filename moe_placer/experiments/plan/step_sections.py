@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_placer.experiments.plan.blocks import Block, Heading, Table, Text
-from moe_placer.experiments.plan.figures import Figures, State, cross, percent
+from moe_placer.experiments.plan.figures import Curve, Figures, State, cross, percent
 from moe_placer.experiments.plan.statements import STATEMENTS
 
 __all__ = ["conditions", "kernels", "other_plans", "steps", "targets", "troubles"]
@@ -99,12 +99,44 @@ def other_plans(f: Figures) -> list[Block]:
         sizes[f.plan["gpus"]] = f.step()
         rows = tuple(_size_cells(gpus, row) for gpus, row in sorted(sizes.items()))
         blocks += [Heading("Sizes", 3), Table(("GPUs", "ms", "tokens/s per GPU", "MFU"), rows, 1)]
-    blocks += _crossings(f)
+    blocks += [*_third_plans(f), *_crossings(f)]
     if not blocks:
         return []
     by = " and ".join(dict.fromkeys(row["placed_by"] for row in f.points))
     words = f"All are placed by {by}; steps within 2% count as equally long."
     return [Heading("Other degrees of expert parallelism, other sizes"), Text(words), *blocks]
+
+
+def _third_plans(f: Figures) -> list[Block]:
+    """Return swept steps of plans other than these two, beside this plan's at the same batch."""
+    rows = []
+    for row in f.third_plans():
+        mine = f.at_batch(float(row["tokens_per_gpu"]))
+        margin = f"{100 * (mine / row['latency_us'] - 1):+.1f}%" if mine else "-"
+        most = row["most_tokens_per_gpu"]
+        held = f"{row['high_water_bytes'] / 1e9:,.1f} of {row['memory_bytes'] / 1e9:,.0f}"
+        rows.append(
+            (
+                row["plan"],
+                f"{row['tokens_per_gpu']:,g}",
+                f"{row['latency_us'] / 1e3:,.1f}" + ("" if row["fits"] else " (does not fit)"),
+                margin,
+                f"{row['weights_bytes'] / 1e9:,.1f}",
+                held,
+                "any" if most is None else f"{most:,.0f}",
+            )
+        )
+    if not rows:
+        return []
+    head = (
+        *("plan", "tokens per GPU", "ms", "this plan to it", "weights, GB"),
+        *("memory of the fullest GPU, GB", "tokens per GPU that fit"),
+    )
+    said = (
+        "In two micro-batches, beside this plan at the same batch. Where GPUs of several nodes share attention, every "
+        "node's results go to the others' GPUs before they are summed, and the step of such a plan has that in it."
+    )
+    return [Heading("Further plans, prefill", 3), Text(said), Table(head, tuple(rows), 1)]
 
 
 def _crossings(f: Figures) -> list[Block]:
@@ -114,15 +146,18 @@ def _crossings(f: Figures) -> list[Block]:
         return []
     own = f.own_state
     order = sorted(curves, key=lambda state: (*_differs(state, own), state.oversubscription or 0, state.context))
-    rows = tuple((*_state_cells(state), _crossing_cell(curves[state]), _ends_cell(curves[state])) for state in order)
+    rows = tuple((*_state_cells(state), *_curve_cells(curves[state])) for state in order)
+    sums = [f.plan["total_z"], *(curve.total_z for curve in curves.values())]
     said = (
         "Up to this batch this plan's step is the shorter one, from there on the other's (prefill, two micro-batches), "
         "interpolated on logarithmic axes between the batches beside it. The first row is the instance's own network "
-        "and kernel; the others have the same placements."
+        "and kernel. A row is of one placement for the instance's own kernel, told by the sum of its busiest links; "
+        f"this page's is of {f.plan['total_z']:,.0f} tokens, and all are within "
+        f"{percent(max(sums) / min(sums) - 1, 3)}."
     )
     head = (
         *("context", "oversubscription", "a token is sent", "received at"),
-        *("equal at, tokens per GPU", "first to second"),
+        *("equal at, tokens per GPU", "first to second", "busiest links, tokens"),
     )
     return [Heading("Where the two plans are equal", 3), Text(said), Table(head, rows, 6)]
 
@@ -141,6 +176,10 @@ def _state_cells(state: State) -> tuple[str, ...]:
     over = "-" if state.oversubscription is None else f"{state.oversubscription:g}:1"
     received = {"shared": "the node's NICs together", "destination-gpu": "the NIC of the expert's GPU"}
     return f"{state.context:,g}", over, state.dispatch, received.get(state.receive, state.receive)
+
+
+def _curve_cells(curve: Curve) -> tuple[str, str, str]:
+    return _crossing_cell(curve.ratios), _ends_cell(curve.ratios), f"{curve.total_z:,.0f}"
 
 
 def _crossing_cell(curve: Mapping[float, float]) -> str:

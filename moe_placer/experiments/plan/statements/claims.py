@@ -36,8 +36,25 @@ def _against(f: Figures) -> Judged:
     if crossing and (equal := f.equal_at()) and equal[0] < 0.99 * equal[1]:
         at += f" ({equal[0]:,.0f} to {equal[1]:,.0f} over the contexts, networks and kernels computed)"
     words = f"{at}; at {large:,g} this plan's step is {percent(ratios[large] - 1)} longer. Weights: {weights}; "
-    words += f"EP 4 would need {_weights_of(f, 4):,.1f} GB of {f.instance['cluster']['gpu']['memory_gb']:g} GB"
+    words += _smallest(f)
     return ("partly" if crossing else "holds" if max(ratios.values()) < 1 else "fails"), words
+
+
+def _smallest(f: Figures) -> str:
+    """Say what steps of a smaller degree than the other plan's take, or what its weights would."""
+    size, fewer = f.instance["cluster"]["gpu"]["memory_gb"], f.third_plans()
+    if not fewer:
+        return f"EP 4 would need {_weights_of(f, 4):,.1f} GB of {size:g} GB"
+    words = f"EP {fewer[0]['expert_parallelism']} needs {fewer[0]['weights_bytes'] / 1e9:,.1f} GB of {size:g} GB"
+    for row in sorted(fewer, key=lambda row: float(row["tokens_per_gpu"])):
+        own = f.at_batch(float(row["tokens_per_gpu"]))
+        if own is not None:
+            ratio = own / row["latency_us"]
+            words += (
+                f"; at {row['tokens_per_gpu']:,g} tokens per GPU{'' if row['fits'] else ', which do not fit there,'}"
+            )
+            words += f" this plan's step is {percent(abs(ratio - 1))} {'shorter' if ratio < 1 else 'longer'}"
+    return words
 
 
 def _weights_of(f: Figures, degree: int) -> float:
