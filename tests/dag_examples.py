@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Recording, Traffic
 
 Example = tuple[Instance, Placement, Traffic]
+Written = Callable[[str, str], tuple[Path, ...]]  # the files of an example's view
 
 REFERENCE = Path(__file__).parent.parent / "instances" / "h100-128.yaml"
 

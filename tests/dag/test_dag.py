@@ -11,7 +11,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
-from dag_examples import VARIANTS, contiguous, drawn_traffic, example, placement_of, reference
+from dag_examples import VARIANTS, Written, contiguous, drawn_traffic, example, placement_of, reference
 
 from moe_placer.dag import VIEWS, build_dag, write_dags
 from moe_placer.errors import InputError, UsageError
@@ -127,21 +127,20 @@ def test_how_tensors_travel() -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 @ANY
-def test_files_agree_and_are_the_same_bytes_again(name: str, view: str, tmp_path: Path) -> None:
+def test_files_agree_and_are_the_same_bytes_again(name: str, view: str, tmp_path: Path, written: Written) -> None:
     import pydot
 
-    parts = example(name)
-    first = write_dags(*parts, tmp_path / "a", [view])
-    written = {path.name.partition(".")[2]: path for path in first}
-    assert list(written) == sorted({"dot", "json", "svg"} | ({"html"} if VIEWS[view].page else set()))
+    parts, first = example(name), written(name, view)
+    by_kind = {path.name.partition(".")[2]: path for path in first}
+    assert list(by_kind) == sorted({"dot", "json", "svg"} | ({"html"} if VIEWS[view].page else set()))
     again = write_dags(*parts, tmp_path / "b", [view])
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    graph = nx.node_link_graph(json.loads(written["json"].read_text()), edges="edges")
+    graph = nx.node_link_graph(json.loads(by_kind["json"].read_text()), edges="edges")
     drawn = VIEWS[view].build(*parts)
     assert set(graph) == set(drawn.graph)
     if name != "special-characters":
         return  # pydot's parser is slow; the rest differs in numbers and plainer names only
-    (dot,) = pydot.graph_from_dot_data(written["dot"].read_text())
+    (dot,) = pydot.graph_from_dot_data(by_kind["dot"].read_text())
     assert {json.loads(node.get_name()) for node in dot.get_nodes()} - {"\\n"} == set(graph)
     assert len(dot.get_edges()) == graph.number_of_edges() == drawn.graph.number_of_edges()
 

@@ -7,12 +7,11 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from dag_examples import VARIANTS, example, reference
+from dag_examples import VARIANTS, Written, example, reference
 from svg_geometry import Area, Picture, escaping_texts, inherited, measure, overlapping_texts
 
 from moe_placer.dag import VIEWS, write_dags
@@ -29,15 +28,9 @@ Drawn = Callable[[str, str], Path]
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """Draw an example's view, once for all tests; the seed plan's take seconds."""
-
-    @cache
-    def draw(name: str, view: str) -> Path:
-        parts = reference() if name == "reference" else example(name)
-        return next(path for path in write_dags(*parts, tmp_path_factory.mktemp(view), [view]) if path.suffix == ".svg")
-
-    return draw
+def drawn(written: Written) -> Drawn:
+    """Return the picture of an example's view, drawn once for all tests."""
+    return lambda name, view: next(path for path in written(name, view) if path.suffix == ".svg")
 
 
 @pytest.mark.parametrize("view", VIEWS)
