@@ -29,6 +29,7 @@ MOST_COMPANIONS = 15  # guessed for an expert: more make the file larger and har
 _CANDIDATES = 4  # hot items tried
 _DEEP = 160  # items up to which two members are branched on, beyond one
 _ROUNDS = 10  # of better guesses, on one place
+_AS_HOT = 1e-9  # links that cost the hot item this much less than the worst are tried as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +205,37 @@ class CompanionWork:
     def _on(
         self, place: int, item: int, others: Ints, added: list[tuple[Floats, Floats]], depth: int
     ) -> tuple[float, Ints]:
-        """Return what a place that holds the hot item must receive, and which others would make it so little."""
+        """Return what a place that holds the hot item must receive, and which others would make it so little.
+
+        On the link that the hot item costs most; of links that it costs alike, such as both ends of the way between
+        two nodes of one DP group, on the one where others add most.
+        """
+        cost = self.prices[place, :, self.view[item]] @ self.load[:, self.layer.expert[item]]
+        links = np.flatnonzero(cost >= cost.max(initial=0.0) * (1 - _AS_HOT))
+        prices = np.unique(self.prices[place, links], axis=0)
+        return max((self._at(price, place, item, others, added, depth) for price in prices), key=lambda one: one[0])
+
+    def _at(
+        self, price: Floats, place: int, item: int, others: Ints, added: list[tuple[Floats, Floats]], depth: int
+    ) -> tuple[float, Ints]:
+        """Return the same on one link, with what a token there costs.
+
+        Parameters
+        ----------
+        price : float array [views, files]
+            Cost of all tokens.
+        place : int
+            Of the hot item.
+        item : int
+            The hot one.
+        others : int array
+            Items that may be with it, in the order that is branched on.
+        added : list
+            What `added` says, by view.
+        depth : int
+            How many companions are branched on.
+        """
         expert, view = int(self.layer.expert[item]), int(self.view[item])
-        price = self.prices[place, int((self.prices[place, :, view] @ self.load[:, expert]).argmax())]
         alpha, beta = np.zeros(len(others)), np.zeros((len(others), len(others)))
         for v, (alone, saved) in enumerate(added):
             mine = np.flatnonzero(self.view[others] == v)

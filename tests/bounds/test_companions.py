@@ -127,6 +127,19 @@ def test_the_verifier_derives_what_is_stated(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_links_that_the_hot_item_costs_alike_the_one_counts_where_others_add_most(seed: int) -> None:
+    """What one of two nodes of a DP group sends the other costs the links up and down alike; only down, others add."""
+    instance = tiny_instance(placement={"dispatch": "per-node"})
+    traffic = tiny_tokens(instance, seed)
+    placement = solve(instance, traffic, limits=Limits(time_s=240.0, gap=0.0, work=0.02)).placement
+    checked = verify(instance, placement, traffic)
+    assert {record.proof for record in placement.layers} == {"companions"}
+    assert [record.bound for record in placement.layers] == pytest.approx(
+        [one.bound for one in checked.layers], rel=1e-9
+    )
+
+
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10_000))
