@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from moe_placer.placement import Placement
 from moe_placer.replan.timed import Drop, Timed, in_time
 from moe_placer.replan.transfers import Held, Transfer, Wires, choose_sources, held_by, read_wires
 from moe_placer.traffic import Traffic
-from moe_placer.verifier.serving import serving_loss_us
+from moe_placer.verifier.serving import serving_loss_us, step_gain_us
 from moe_placer.verifier.transfer_file import SCHEMA, DropRecord, ReloadRecord, TransferRecord, Transfers
 
 __all__ = ["Migration", "count_serving", "migrate"]
@@ -67,7 +67,12 @@ class Migration:
         return max(self.layer_us.values(), default=0.0)
 
     def to_file(
-        self, instance: Instance, current: Placement, placement: Placement, gain_us: float | None = None
+        self,
+        instance: Instance,
+        current: Placement,
+        placement: Placement,
+        gain_us: float | None = None,
+        slow: Mapping[int, float] | None = None,
     ) -> Transfers:
         """Return what the file of transfers says.
 
@@ -78,6 +83,8 @@ class Migration:
             Before and after.
         gain_us : float, optional
             Microseconds that a step gains.
+        slow : mapping, optional
+            GPU to how many times as long it takes to compute.
         """
         layers = instance.moe_layers
         gains = gain_us is not None and gain_us > 0
@@ -94,6 +101,7 @@ class Migration:
             extra_experts={str(gpu): count for gpu, count in self.extra.items()},
             lost_gpus=self.lost,
             reloads=tuple(ReloadRecord(layer=layers[row], expert=e, gpu=gpu) for row, e, gpu in self.reloads),
+            slow_gpus={str(gpu): factor for gpu, factor in sorted((slow or {}).items())},
             gain_us=gain_us if gains else None,
             break_even_paused_steps=float(np.ceil(self.us / gain_us)) if gains and gain_us else None,
             transfers=tuple(
@@ -119,6 +127,8 @@ def count_serving(
 ) -> Transfers:
     """Return transfers with what they take from serving, and the steps after which that is won back.
 
+    A step's gain is counted anew, at links' real bandwidths, where the current placement can run.
+
     Parameters
     ----------
     instance : Instance
@@ -128,9 +138,16 @@ def count_serving(
         Before and after.
     transfers : Transfers
     """
-    loss = serving_loss_us(instance, traffic, current, placement, transfers.transfers)
-    steps = float(np.ceil(loss / transfers.gain_us)) if transfers.gain_us else None
-    return transfers.model_copy(update={"serving_loss_us": loss, "break_even_steps": steps})
+    slow = {int(gpu): factor for gpu, factor in transfers.slow_gpus.items()}
+    loss = serving_loss_us(instance, traffic, current, placement, transfers.transfers, slow)
+    counted = step_gain_us(instance, traffic, current, placement, slow)
+    gain = transfers.gain_us if counted is None else counted
+    found: dict[str, float | None] = {"serving_loss_us": loss, "gain_us": None}
+    found |= {"break_even_steps": None, "break_even_paused_steps": None}
+    if gain is not None and gain > 0:
+        steps = {"break_even_steps": loss, "break_even_paused_steps": transfers.us}
+        found |= {"gain_us": gain} | {name: float(np.ceil(us / gain)) for name, us in steps.items()}
+    return transfers.model_copy(update=found)
 
 
 def migrate(

@@ -185,7 +185,7 @@ def replan(
         bound = bound_budget(*task.layers_and_held(), most, weights, guess, deadline)
     record = _record(problem, current, after, most, inside_nodes, bound)
     placement = placement.model_copy(update={"replan": record})
-    transfers = migration.to_file(instance, current, placement, task.gain_us(before, after))
+    transfers = migration.to_file(instance, current, placement, task.gain_us(before, after), change.slow)
     verification = None
     if check:
         transfers = count_serving(instance, traffic, current, placement, transfers)

@@ -145,8 +145,10 @@ class Task:
         has_weights = self.now.has_weights(index)
         return match_gpus(point.layer, point.place, start.layer, self.now.gpu[index], slots, has_weights)
 
-    def gain_us(self, before: Figures, after: Figures) -> float:
-        """Return the microseconds that a step gains: links, there and back, and busiest GPUs."""
+    def gain_us(self, before: Figures, after: Figures) -> float | None:
+        """Return the microseconds that a step gains: links, there and back, and busiest GPUs; None of plain tokens."""
+        if self.instance.objective.metric == "tokens":
+            return None
         us = expert_us(self.instance, 1.0)
         links = us / self.problem.gpu_price if self.problem.gpu_price > 0 else 0.0
         return links * (before.total_z - after.total_z) + us * (before.busiest_gpu - after.busiest_gpu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,20 +35,22 @@ def expert_token_us(instance: Instance) -> float:
     return 1e6 * 2 * weights / (peak_of(instance, "experts") * 1e12 * instance.cluster.gpu.mfu)
 
 
-def busiest_gpu(layer: PlacedLayer, replicas: Sequence[Replica]) -> float:
+def busiest_gpu(layer: PlacedLayer, replicas: Sequence[Replica], slow: Mapping[int, float] | None = None) -> float:
     """Tokens per step of the GPU with most, each of an expert that it holds or shares; 0 where that is not known.
 
     Parameters
     ----------
     replicas : sequence of Replica
         Those of the layer, expert by expert.
+    slow : mapping, optional
+        GPU to how many times as long it takes: each of its tokens counts as so many.
     """
     if layer.demand is None:
         return 0.0
     tokens: Counter[int] = Counter()
     for replica, own in zip(replicas, layer.demand.sum(axis=0).tolist(), strict=True):
         for gpu in replica.gpus:
-            tokens[gpu] += own
+            tokens[gpu] += own * (slow or {}).get(gpu, 1.0)
     return float(max(tokens.values(), default=0.0))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,11 +32,12 @@ from moe_placer.verifier.placed import read_layers
 from moe_placer.verifier.transfer_file import TransferRecord, Transfers
 from moe_placer.verifier.verification import Violation
 
-__all__ = ["check_serving", "serving_loss_us"]
+__all__ = ["check_serving", "serving_loss_us", "step_gain_us"]
 
 Floats = npt.NDArray[np.float64]
 
-TOLERANCE = 1e-6  # relative, of a stated loss
+TOLERANCE = 1e-6  # relative, of a stated loss or gain
+ROUNDING = 1e-12  # of a step: what two sums of the same terms may differ by
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,12 @@ class _Serving:
 
 
 def serving_loss_us(
-    instance: Instance, traffic: Traffic, current: Placement, placement: Placement, transfers: Sequence[TransferRecord]
+    instance: Instance,
+    traffic: Traffic,
+    current: Placement,
+    placement: Placement,
+    transfers: Sequence[TransferRecord],
+    slow: Mapping[int, float] | None = None,
 ) -> float:
     """Return the microseconds that serving stands still for, in effect, while transfers run.
 
@@ -83,11 +89,10 @@ def serving_loss_us(
         Before and after.
     transfers : sequence of TransferRecord
         With their times.
+    slow : mapping, optional
+        GPU to how many times as long it takes to compute.
     """
-    failed = set(instance.placement.failed_gpus)
-    used = {gpu for _, _, gpu in held_by(instance, current)}
-    may_run = not failed & used and max(used, default=0) < instance.gpus
-    serving = _read_serving(instance, traffic, current if may_run else placement)
+    serving = _read_serving(instance, traffic, current if _may_run(instance, current) else placement, slow)
     if not serving.step_us > 0:
         return 0.0
     lost = 0.0
@@ -96,10 +101,38 @@ def serving_loss_us(
     return lost
 
 
+def step_gain_us(
+    instance: Instance,
+    traffic: Traffic,
+    current: Placement,
+    placement: Placement,
+    slow: Mapping[int, float] | None = None,
+) -> float | None:
+    """Return the microseconds that the MoE layers of a step take less after than before, at links' real bandwidths.
+
+    None where GPUs that the current placement uses are out of service: what ran on is neither of the two.
+
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Of the steps.
+    current, placement : Placement
+        Before and after.
+    slow : mapping, optional
+        GPU to how many times as long it takes to compute.
+    """
+    if not _may_run(instance, current):
+        return None
+    before, after = (_read_serving(instance, traffic, one, slow).step_us for one in (current, placement))
+    gain = before - after
+    return 0.0 if abs(gain) <= ROUNDING * before else gain
+
+
 def check_serving(
     instance: Instance, traffic: Traffic, current: Placement, placement: Placement, file: Transfers
 ) -> Iterator[Violation]:
-    """Hold what a file says of serving, and of when a migration is won back, to what follows from its transfers.
+    """Hold what a file says of serving, of a step's gain, and of when a migration is won back, to what follows from it.
 
     Parameters
     ----------
@@ -111,12 +144,16 @@ def check_serving(
     file : Transfers
         Replayed without a violation.
     """
-    lost = file.serving_loss_us
+    lost, slow = file.serving_loss_us, {int(gpu): factor for gpu, factor in file.slow_gpus.items()}
     if lost is not None:
-        loss = serving_loss_us(instance, traffic, current, placement, file.transfers)
+        loss = serving_loss_us(instance, traffic, current, placement, file.transfers, slow)
         if not math.isclose(lost, loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             message = f"states that serving loses {lost:.9g} us, the transfers take {loss:.9g} from it"
             yield Violation("migration", message)
+    if file.gain_us is not None:
+        gain = step_gain_us(instance, traffic, current, placement, slow)
+        if gain is not None and not math.isclose(file.gain_us, gain, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            yield Violation("migration", f"states that a step gains {file.gain_us:.9g} us, it gains {gain:.9g}")
     paused = file.us if lost is None else lost  # older versions know no engine that goes on
     for stated, us in ((file.break_even_steps, paused), (file.break_even_paused_steps, file.us)):
         if stated is None:
@@ -129,14 +166,22 @@ def check_serving(
             yield Violation("migration", f"states that {stated:.9g} steps win it back, its figures give {steps:,.0f}")
 
 
-def _read_serving(instance: Instance, traffic: Traffic, placement: Placement) -> _Serving:
+def _may_run(instance: Instance, current: Placement) -> bool:
+    """Whether no GPU that a placement uses is out of service."""
+    used = {gpu for _, _, gpu in held_by(instance, current)}
+    return not set(instance.placement.failed_gpus) & used and max(used, default=0) < instance.gpus
+
+
+def _read_serving(
+    instance: Instance, traffic: Traffic, placement: Placement, slow: Mapping[int, float] | None
+) -> _Serving:
     network = read_network(instance)
     replicas = rules.read_replicas(instance, placement)
     layers = read_layers(instance, network, traffic, replicas, set(instance.moe_layers))
     of_layer: list[list[rules.Replica]] = [[] for _ in layers]
     for replica in replicas:
         of_layer[replica.row].append(replica)
-    tokens = sum(busiest_gpu(layer, own) for layer, own in zip(layers, of_layer, strict=True))
+    tokens = sum(busiest_gpu(layer, own, slow) for layer, own in zip(layers, of_layer, strict=True))
     model, unit = instance.model, instance.placement
     back = wire_bytes(model, unit.combine_dtype) / wire_bytes(model, unit.dispatch_dtype)
     out_us = np.stack([layer.load for layer in layers]) * network.us_per_token

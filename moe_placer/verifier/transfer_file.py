@@ -72,10 +72,13 @@ class Transfers(_Record):
         GPUs that failed: what they held is not there when it begins.
     reloads : tuple of ReloadRecord
         Experts that no GPU has any more. How long reading them takes is not part of ``us``.
+    slow_gpus : dict
+        GPU to how many times as long as others it takes to compute, in a step's time.
     serving_loss_us : float or None
         Microseconds that serving loses while weights share its links; None where that was not counted.
     gain_us : float or None
-        Microseconds that a step gains; None without a gain.
+        Microseconds that the MoE layers of a step gain, each of dispatch, slowest GPU and combine in turn; None without
+        a gain.
     break_even_steps, break_even_paused_steps : float or None
         Steps after which what serving loses is won back, and after which the time of all transfers is, where the engine
         pauses meanwhile.
@@ -93,6 +96,7 @@ class Transfers(_Record):
     extra_experts: dict[str, Index]
     lost_gpus: tuple[Index, ...] = ()
     reloads: tuple[ReloadRecord, ...] = ()
+    slow_gpus: dict[Annotated[str, Field(pattern="^[0-9]{1,6}$")], Annotated[float, Field(ge=1)]] = {}
     serving_loss_us: NonNegativeFloat | None = None
     gain_us: float | None = None
     break_even_steps: NonNegativeFloat | None = None
@@ -103,7 +107,7 @@ class Transfers(_Record):
     def to_json(self) -> str:
         """Return the file's text, one transfer a line."""
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for name in ("lost_gpus", "reloads"):
+        for name in ("lost_gpus", "reloads", "slow_gpus"):
             if not content[name]:
                 del content[name]
         rows = {key: content.pop(key) for key in ("transfers", "drops")}

@@ -14,7 +14,7 @@ from moe_placer.placement import Placement
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.change import Change
 from moe_placer.replan.migration import count_serving, migrate
-from moe_placer.replan.replan import replan
+from moe_placer.replan.replan import Replanned, replan
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import make_traffic
 from moe_placer.traffic.recording import Traffic
@@ -128,6 +128,18 @@ def test_a_nic_of_its_own_waits_for_its_own_weights_only() -> None:
     assert serving_loss_us(instance, traffic, current, current, [other]) == pytest.approx(0.0)
 
 
+def gained(instance: Instance, traffic: Traffic, current: Placement, after: Placement) -> float:
+    """Microseconds of all layers before, less those after."""
+    before, now = (verify(instance, one, traffic).total_layer_us for one in (current, after))
+    return before - now
+
+
+def plain(instance: Instance, traffic: Traffic, current: Placement, found: Replanned) -> float:
+    """Tokens of the busiest GPUs before, less those after, where none is slow."""
+    before, now = (verify(instance, one, traffic).busiest_gpu.sum() for one in (current, found.placement))
+    return float(before - now)
+
+
 def test_it_is_never_more_than_the_time_of_the_transfers_and_nothing_inside_nodes() -> None:
     changes: dict[str, Any] = {"placement": {"slots_per_gpu": 2}, "parallelism": {"dp": 1}}
     instance = tiny_instance(**changes)
@@ -137,8 +149,11 @@ def test_it_is_never_more_than_the_time_of_the_transfers_and_nothing_inside_node
     counted = count_serving(instance, traffic, current, after, file)
     assert counted.serving_loss_us is not None
     assert 0 < counted.serving_loss_us < file.us
-    assert counted.break_even_steps == np.ceil(counted.serving_loss_us / 2.0)
-    assert counted.break_even_paused_steps == np.ceil(file.us / 2.0)
+    gain = gained(instance, traffic, current, after)
+    assert counted.gain_us == pytest.approx(gain if gain > 0 else None)
+    if gain > 0:
+        assert counted.break_even_steps == np.ceil(counted.serving_loss_us / gain)
+        assert counted.break_even_paused_steps == np.ceil(file.us / gain)
     inside = placed([[[1], [0], [2], [3]]] * 2)
     assert serving_loss_us(instance, traffic, current, inside, [transfer(0, 1, 0.0, 9.0)]) == 0.0
 
@@ -162,9 +177,10 @@ def test_replan_states_it_and_no_lie_about_it_passes(planned: tuple[Instance, Pl
     assert file.break_even_steps <= (file.break_even_paused_steps or 0)
     for lie, said in (
         ({"serving_loss_us": 1.01 * file.serving_loss_us + 1e-3}, "serving loses"),
+        ({"gain_us": 1.01 * file.gain_us + 1e-3, "break_even_steps": None, "break_even_paused_steps": None}, "gains"),
+        ({"gain_us": 0.0, "break_even_steps": None, "break_even_paused_steps": None}, "a step gains 0 us"),
         ({"break_even_steps": file.break_even_steps + 1}, "win it back"),
         ({"break_even_paused_steps": 0.0}, "win it back"),
-        ({"break_even_steps": None, "gain_us": 5e-324}, "its figures give inf"),
         ({"break_even_steps": None, "gain_us": None}, "no gain"),
         ({"break_even_steps": 0.0, "break_even_paused_steps": None, "serving_loss_us": None}, "win it back"),
     ):
@@ -174,6 +190,32 @@ def test_replan_states_it_and_no_lie_about_it_passes(planned: tuple[Instance, Pl
     assert verify(instance, found.placement, traffic, current, silent).ok  # of older versions
     quick = replan(instance, current, traffic, limits=EFFORT, budget=Budget(moves=3), check=False)
     assert quick.transfers.serving_loss_us is None
+
+
+@pytest.mark.parametrize("metric", ["time", "tokens"])
+def test_what_a_step_gains_is_time_whatever_the_metric_counts(metric: str) -> None:
+    """With plain tokens as the metric, 4:1 uplinks still take four times as long."""
+    fabric = {"nodes_per_leaf": 1, "spines": 1, "oversubscription": 4.0}
+    instance = tiny_instance(**merged(FOUR, {"objective": {"metric": metric}, "cluster": {"fabric": fabric}}))
+    traffic, current = tiny_traffic(instance, 5), placed([[[0], [0], [1], [1]]])
+    found = replan(instance, current, traffic, limits=EFFORT, budget=Budget(moves=2))
+    assert found.transfers.gain_us == pytest.approx(gained(instance, traffic, current, found.placement))
+    assert found.transfers.gain_us > 0
+
+
+def test_a_slow_gpu_counts_in_what_a_step_gains(planned: tuple[Instance, Placement]) -> None:
+    instance, current = planned
+    traffic = tiny_traffic(instance, 9)
+    found = replan(instance, current, traffic, limits=EFFORT, minimise="gpus", change=Change(slow={0: 50.0}))
+    file = found.transfers
+    assert file.slow_gpus == {"0": 50.0}
+    token_us = 2 * (2 * 64 * 32) / (400e6 * 0.6)
+    links_us = gained(instance, traffic, current, found.placement) - token_us * plain(instance, traffic, current, found)
+    slow_us = token_us * (found.before.busiest_gpu - found.after.busiest_gpu)
+    assert file.gain_us == pytest.approx(links_us + slow_us)
+    assert verify(instance, found.placement, traffic, current, file).ok
+    forgotten = verify(instance, found.placement, traffic, current, file.model_copy(update={"slow_gpus": {}}))
+    assert any("a step gains" in str(one) for one in forgotten.violations)
 
 
 def test_after_failures_the_new_placement_serves_meanwhile(planned: tuple[Instance, Placement]) -> None:
