@@ -16,7 +16,7 @@ __all__ = ["CALL", "Moves", "excess", "repair"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_BLOCK = 4_000_000  # numbers in one temporary array
+_BLOCK = 250_000  # numbers in one temporary array
 _REPAIRS = 20  # changes per item before a repair is given up
 CALL = 10_000  # link costs that could be looked at in the time that one small numpy call takes
 
@@ -37,13 +37,17 @@ class Moves:
     def __init__(self, layer: LayerProblem, node: Ints) -> None:
         self.evaluated = 0
         self.layer = layer
-        self._shared = _shared_links(layer.affected, layer.links)
-        self._both = self._shared >= 0
+        place = _shared_links(layer.affected, layer.links)
+        both = place >= 0
         # In a fat tree, what two nodes share stands at the same place in both lists.
-        self._aligned = bool((~self._both | (self._shared == np.arange(self._shared.shape[2]))).all())
-        self._apart = (~self._both).astype(np.float64)
-        empty = np.zeros((1, *layer.delta.shape[1:]))  # an empty slot is the last item, also at -1
-        self._delta = np.concatenate([layer.delta, empty]).reshape(-1, layer.delta.shape[2])
+        self._aligned = bool((~both | (place == np.arange(len(both))[:, None, None])).all())
+        self._sharing = np.flatnonzero((both & ~np.eye(layer.nodes, dtype=bool)).any(axis=(1, 2))).tolist()
+        self._both, self._place = both[self._sharing].astype(np.float64), np.maximum(place[self._sharing], 0)
+        # Links come first, so that inner loops are long; an empty slot is the last item, also at -1.
+        empty = np.zeros((1, *layer.delta.shape[1:]))
+        self._delta = np.ascontiguousarray(np.concatenate([layer.delta, empty]).transpose(2, 0, 1))
+        self._by_node = np.ascontiguousarray(self._delta.transpose(0, 2, 1))
+        self._buffers = np.empty(0), np.empty(0)  # new large arrays cost more than what is done with them
         self._replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
         self.reset(node)
@@ -130,38 +134,54 @@ class Moves:
         target : float
             The excess is over this cost.
         """
-        here = self.node[items]
-        pairs = here[:, None], nodes[None, :]
-        at_here = self._delta_at(partners[None, :], here[:, None])
-        at_here -= self._delta_at(items, here)[:, None]
-        at_there = self._delta_at(items[:, None], nodes[None, :])
-        at_there -= self._delta_at(partners, nodes)[None]
+        here, layer = self.node[items], self.layer
+        over = np.append(self.cost, -np.inf) - target  # untouched padding never counts
+        over_here, over_there = over[layer.affected[here].T], over[layer.affected[nodes].T]
+        at_here, at_there = self._filled(items, partners, nodes)
+        at_there -= self._delta[:, partners, nodes][:, None, :]
         # A link that both nodes touch changes by the sum of both; count it once, on this side.
-        both = self._both[pairs]  # [items, partners, M]
-        if self._aligned:
-            shared, apart = at_there, self._apart[pairs]
-        else:
-            shared = np.take_along_axis(at_there, np.maximum(self._shared[pairs], 0), axis=2)
-            apart = self._apart[nodes[None, :], here[:, None]]
-        np.add(at_here, shared, out=at_here, where=both)
-        cost = np.append(self.cost, -np.inf)[self.layer.affected]  # untouched padding never counts
-        old_here, old_there = cost[here], cost[nodes]
-        at_here += old_here[:, None]
-        at_here -= target
-        change = _squares(at_here)
-        change -= _squares(old_here - target)[:, None]
-        at_there += old_there[None]
-        at_there -= target
-        new_there = np.square(np.maximum(at_there, 0.0, out=at_there), out=at_there)
-        new_there -= np.square(_over(old_there - target))[None]
-        change += np.einsum("...m,...m->...", new_there, apart)
+        apart = self._add_shared(at_here, at_there, here, nodes)
+        at_here += (over_here - self._delta[:, items, here])[:, :, None]
+        change: Floats = _squared_over(at_here).sum(axis=0)
+        change -= _squared_over(over_here).sum(axis=0)[:, None]
+        at_there += over_there[:, None, :]
+        _squared_over(at_there)
+        at_there -= _squared_over(over_there)[:, None, :]
+        for m, alone in zip(self._sharing, apart, strict=True):
+            at_there[m] *= alone
+        change += at_there.sum(axis=0)
         change[here[:, None] == nodes[None, :]] = np.inf
         change[self.not_allowed(items, partners, nodes)] = np.inf
         return change
 
-    def _delta_at(self, items: Ints, nodes: Ints) -> Floats:
-        """Cost [..., M] that items (or -1) bring to the links of nodes on which they are; broadcast."""
-        return self._delta.take(items * self.layer.nodes + nodes, axis=0)
+    def _add_shared(self, at_here: Floats, at_there: Floats, here: Ints, nodes: Ints) -> Floats:
+        """Add what changes on the other side to links that nodes share; return where each is not shared [m, ...]."""
+        both = np.take(np.take(self._both, here, axis=1), nodes, axis=2)
+        if self._aligned:
+            for m, shared in zip(self._sharing, both, strict=True):
+                at_here[m] += at_there[m] * shared
+            return np.subtract(1.0, both, out=both)
+        place = np.take(np.take(self._place, here, axis=1), nodes, axis=2)
+        at_here[self._sharing] += np.take_along_axis(at_there, place, axis=0) * both
+        return np.subtract(1.0, np.take(np.take(self._both.transpose(0, 2, 1), here, axis=1), nodes, axis=2))
+
+    def _filled(self, items: Ints, partners: Ints, nodes: Ints) -> tuple[Floats, Floats]:
+        """Return what partners bring to links of the items' nodes, and items to the partners' [M, items, partners].
+
+        Both stand in buffers, which the next call overwrites.
+        """
+        shape = len(self._delta), len(items), len(partners)
+        size = int(np.prod(shape))
+        if len(self._buffers[0]) < size:
+            self._buffers = np.empty(size), np.empty(size)
+        at_here, at_there = (buffer[:size].reshape(shape) for buffer in self._buffers)
+        here = self.node[items]
+        used = np.flatnonzero(np.bincount(here, minlength=self.layer.nodes))
+        of_partners = np.take(np.take(self._by_node, used, axis=1), partners, axis=2)
+        # With another mode, NumPy writes to an array of its own first.
+        np.take(of_partners, np.searchsorted(used, here), axis=1, out=at_here, mode="clip")
+        np.take(np.take(self._delta, items, axis=1), nodes, axis=2, out=at_there, mode="clip")
+        return at_here, at_there
 
     def not_allowed(self, items: Ints, partners: Ints, nodes: Ints) -> npt.NDArray[np.bool_]:
         """Mask [items, partners] of trades that pins or distances between replicas forbid."""
@@ -192,29 +212,25 @@ class Moves:
 
 def excess(cost: Floats, target: float) -> Floats:
     """Sum over the last axis, links, of the squared cost above ``target``."""
-    return _squares(cost - target)
+    return np.asarray(_squared_over(cost - target).sum(axis=-1))
 
 
-def _over(value: Floats) -> Floats:
-    return np.maximum(0.0, value)
-
-
-def _squares(value: Floats) -> Floats:
-    over = _over(value)
-    total: Floats = np.einsum("...m,...m->...", over, over)
-    return total
+def _squared_over(value: Floats) -> Floats:
+    """Square what is above 0, in place, and make all else 0."""
+    np.maximum(value, 0.0, out=value)
+    return np.multiply(value, value, out=value)
 
 
 def _shared_links(affected: Ints, links: int) -> Ints:
-    """``shared[a, b, m]``: where in b's list the m-th link of a is, or -1."""
+    """``shared[m, a, b]``: where in b's list the m-th link of a is, or -1."""
     nodes, most = affected.shape
-    shared = np.full((nodes, nodes, most), -1, dtype=np.int64)
+    shared = np.empty((most, nodes, nodes), dtype=np.int64)
     position = np.full((links + 1, nodes), -1, dtype=np.int64)
     for m in range(most):
         position[affected[:, m], np.arange(nodes)] = m
     position[links] = -1
     for m in range(most):
-        shared[:, :, m] = position[affected[:, m]]
+        shared[m] = position[affected[:, m]]
     return shared
 
 
