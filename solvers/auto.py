@@ -29,14 +29,12 @@ __all__ = ["Auto"]
 
 _LEAST_WORK = 0.1  # that CP-SAT is called with
 _TINY = 200  # items * nodes up to which CP-SAT comes before search
-_SMALL = 600  # up to which it gets half of the effort from the first round on
-_WHOLE = 5_000  # up to which it is called at all
-_REACH_SMALL, _REACH = 0.0015, 0.0002  # of small and of larger layers: how far beyond the gap it is called
+_SMALL = 600  # up to which it is called at all, with half of the effort
+_REACH = 0.0015  # how far beyond the gap it is called there
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before replicas move between layers, and for that
 _REPLICATING = 0.1  # of the effort of search: on other replicas, where these could pay
 _CHOICE_WORK = 0.5  # of CP-SAT on other replicas than those that it has settled
 _APART = 0.5  # share of the limits for the layers apart, where the aggregate counts
-_EXACT_WORK = 1.0  # effort from which CP-SAT gets half of it: before, search finds more
 
 
 class Auto(LayerSolver):
@@ -99,7 +97,7 @@ class Auto(LayerSolver):
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), why_stopped(task.deadline), work=spent)
         size, target = layer.items * layer.nodes, result.bound.value * (1 + AIM * task.gap)
-        settles = size <= _SMALL or (size <= _WHOLE and task.work >= _EXACT_WORK)
+        settles = size <= _SMALL
         half = (task.work - spent) / (1 + settles)
         replicating = _REPLICATING * half if layer.replicas_are_free and could_pay(layer, result.z, target) else 0.0
         if size > _TINY:
@@ -112,7 +110,7 @@ class Auto(LayerSolver):
             if replicated.z < result.z:
                 layer, replicas = replicated.layer, count_replicas(replicated.layer)
                 task = replace(task, layer=layer)
-                result = replace(result, node=replicated.node, z=replicated.z, solver_bound=None)
+                result = replace(result, node=replicated.node, z=replicated.z, solver_bound=None, stop=Stop.WORK)
         if settles and _pays(size, result, task) and _open(result, task):
             exact = _with_choice if layer.replicas_are_free else settle
             work = max(_LEAST_WORK, half if size <= _TINY else task.work - spent)
@@ -130,16 +128,18 @@ def _searched(task: LayerTask, result: LayerResult, target: float, work: float) 
     if work <= 0 or not _open(result, task):
         return result, 0.0
     assert result.node is not None
-    found = search(task.layer, result.node, target, work, task.rng, task.deadline)
-    return (replace(result, node=found.node, z=found.z) if found.z < result.z else result), found.work
+    weights = result.bound.weights
+    found = search(task.layer, result.node, target, work, task.rng, task.deadline, weights)
+    if found.z < result.z:
+        result = replace(result, node=found.node, z=found.z)
+    return replace(result, stop=Stop.FINISHED) if found.exhausted else result, found.work
 
 
 def _pays(size: int, result: LayerResult, task: LayerTask) -> bool:
     """Whether CP-SAT is likely to close what is left of the gap (docs/methods.md has the measurements)."""
-    if size <= _TINY or (size <= _SMALL and task.layer.replicas_are_free):
+    if size <= _TINY or task.layer.replicas_are_free:
         return True
-    beyond_gap = relative_gap(result.z, result.best_bound) - task.gap
-    return beyond_gap <= (_REACH_SMALL if size <= _SMALL else _REACH)
+    return relative_gap(result.z, result.best_bound) - task.gap <= _REACH
 
 
 def _by_shares(

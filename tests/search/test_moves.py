@@ -10,6 +10,7 @@ from builders import VARIANTS, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_placer.bounds.bounds import even_weights
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.layer import LayerProblem
@@ -123,3 +124,21 @@ def test_repair_moves_the_replicas_of_a_single_expert_apart() -> None:
     mended = repair(layer, np.zeros(layer.items, dtype=np.int64), np.random.default_rng(0))
     assert mended is not None
     assert layer.valid(mended)
+
+
+@pytest.mark.parametrize("variant", ["plain", "apart"])
+def test_search_from_new_starts_ends_once_they_find_nothing_else(variant: str) -> None:
+    """Without link weights there are kicks only, for as long as the effort lasts."""
+    layer, node, _ = random_layer(variant, 3)
+    weights, most = even_weights(layer)[0], 0.5
+    found = search(layer, node, 0.0, most, np.random.default_rng(1), Deadline(), weights)
+    kicked = search(layer, node, 0.0, most / 10, np.random.default_rng(1), Deadline())
+    assert layer.valid(found.node)
+    assert found.exhausted
+    assert not kicked.exhausted
+    assert found.work < most
+    assert kicked.work >= most / 10
+    assert found.z == pytest.approx(layer.z(found.node))
+    assert found.z <= kicked.z * (1 + 1e-9)
+    again = search(layer, node, 0.0, most, np.random.default_rng(1), Deadline(), weights)
+    assert again.node.tolist() == found.node.tolist()
