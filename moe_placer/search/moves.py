@@ -48,6 +48,10 @@ class Moves:
         self._delta = np.ascontiguousarray(np.concatenate([layer.delta, empty]).transpose(2, 0, 1))
         self._by_node = np.ascontiguousarray(self._delta.transpose(0, 2, 1))
         self._buffers = np.empty(0), np.empty(0)  # new large arrays cost more than what is done with them
+        self._touches = _touching(layer)
+        self._pins = bool((layer.pinned >= 0).any())
+        self._full = bool(layer.slots.sum() <= layer.items)
+        self._everyone = np.arange(layer.items)
         self._replicas = np.zeros((int(layer.expert.max()) + 1, layer.nodes), dtype=np.int64)
         self._apart_binds = bool(np.bincount(layer.expert).max() > layer.together.min())
         self.reset(node)
@@ -101,8 +105,7 @@ class Moves:
         partners, nodes = self.partners()
         items = np.array([item])
         self.evaluated += CALL + len(partners)
-        blocked = self.not_allowed(items, partners, nodes)[0] | (nodes == self.node[item])
-        allowed = np.flatnonzero(~blocked)
+        allowed = np.flatnonzero(~self.not_allowed(items, partners, nodes)[0])
         if not len(allowed):
             return False
         chosen = int(rng.choice(allowed))
@@ -111,15 +114,16 @@ class Moves:
 
     def items_at_worst(self) -> Ints:
         """Items on nodes that touch the busiest link: one of them must move for z to fall."""
-        touches = (self.layer.affected == int(self.cost.argmax())).any(axis=1)
-        return np.flatnonzero(touches[self.node])
+        touches: npt.NDArray[np.bool_] = self._touches[int(self.cost.argmax())]
+        return touches[self.node].nonzero()[0]
 
     def partners(self) -> tuple[Ints, Ints]:
         """Return every item, and one free slot of every node that has any (item -1), with their nodes."""
+        if self._full:
+            return self._everyone, self.node
         layer = self.layer
         free = np.flatnonzero(np.bincount(self.node, minlength=layer.nodes) < layer.slots)
-        partners = np.concatenate([np.arange(layer.items), np.full(len(free), -1)])
-        return partners, np.concatenate([self.node, free])
+        return np.concatenate([self._everyone, np.full(len(free), -1)]), np.concatenate([self.node, free])
 
     def changes(self, items: Ints, partners: Ints, nodes: Ints, target: float) -> Floats:
         """Change of the excess [items, partners] if they trade places; infinite where that is not allowed.
@@ -135,7 +139,7 @@ class Moves:
             The excess is over this cost.
         """
         here, layer = self.node[items], self.layer
-        over = np.append(self.cost, -np.inf) - target  # untouched padding never counts
+        over = np.concatenate([self.cost - target, [-np.inf]])  # untouched padding never counts
         over_here, over_there = over[layer.affected[here].T], over[layer.affected[nodes].T]
         at_here, at_there = self._filled(items, partners, nodes)
         at_there -= self._delta[:, partners, nodes][:, None, :]
@@ -150,20 +154,19 @@ class Moves:
         for m, alone in zip(self._sharing, apart, strict=True):
             at_there[m] *= alone
         change += at_there.sum(axis=0)
-        change[here[:, None] == nodes[None, :]] = np.inf
         change[self.not_allowed(items, partners, nodes)] = np.inf
         return change
 
     def _add_shared(self, at_here: Floats, at_there: Floats, here: Ints, nodes: Ints) -> Floats:
         """Add what changes on the other side to links that nodes share; return where each is not shared [m, ...]."""
-        both = np.take(np.take(self._both, here, axis=1), nodes, axis=2)
+        both = self._both.take(here, axis=1).take(nodes, axis=2)
         if self._aligned:
             for m, shared in zip(self._sharing, both, strict=True):
                 at_here[m] += at_there[m] * shared
             return np.subtract(1.0, both, out=both)
-        place = np.take(np.take(self._place, here, axis=1), nodes, axis=2)
+        place = self._place.take(here, axis=1).take(nodes, axis=2)
         at_here[self._sharing] += np.take_along_axis(at_there, place, axis=0) * both
-        return np.subtract(1.0, np.take(np.take(self._both.transpose(0, 2, 1), here, axis=1), nodes, axis=2))
+        return np.subtract(1.0, self._both.transpose(0, 2, 1).take(here, axis=1).take(nodes, axis=2))
 
     def _filled(self, items: Ints, partners: Ints, nodes: Ints) -> tuple[Floats, Floats]:
         """Return what partners bring to links of the items' nodes, and items to the partners' [M, items, partners].
@@ -171,24 +174,28 @@ class Moves:
         Both stand in buffers, which the next call overwrites.
         """
         shape = len(self._delta), len(items), len(partners)
-        size = int(np.prod(shape))
+        size = shape[0] * shape[1] * shape[2]
         if len(self._buffers[0]) < size:
             self._buffers = np.empty(size), np.empty(size)
-        at_here, at_there = (buffer[:size].reshape(shape) for buffer in self._buffers)
+        at_here, at_there = self._buffers[0][:size].reshape(shape), self._buffers[1][:size].reshape(shape)
         here = self.node[items]
-        used = np.flatnonzero(np.bincount(here, minlength=self.layer.nodes))
-        of_partners = np.take(np.take(self._by_node, used, axis=1), partners, axis=2)
+        used = np.bincount(here, minlength=self.layer.nodes).nonzero()[0]
+        of_partners = self._by_node.take(used, axis=1).take(partners, axis=2)
         # With another mode, NumPy writes to an array of its own first.
-        np.take(of_partners, np.searchsorted(used, here), axis=1, out=at_here, mode="clip")
-        np.take(np.take(self._delta, items, axis=1), nodes, axis=2, out=at_there, mode="clip")
+        of_partners.take(used.searchsorted(here), axis=1, out=at_here, mode="clip")
+        self._delta.take(items, axis=1).take(nodes, axis=2, out=at_there, mode="clip")
         return at_here, at_there
 
     def not_allowed(self, items: Ints, partners: Ints, nodes: Ints) -> npt.NDArray[np.bool_]:
-        """Mask [items, partners] of trades that pins or distances between replicas forbid."""
+        """Mask [items, partners] of trades within a node, and of those that pins or distances of replicas forbid."""
         layer, here = self.layer, self.node[items]
+        blocked = here[:, None] == nodes
+        if not (self._pins or self._apart_binds or self._spread is not None):
+            return blocked
         real = partners >= 0
-        stuck = np.where(real, layer.pinned[partners] >= 0, False)
-        blocked = (layer.pinned[items] >= 0)[:, None] | stuck[None, :]
+        if self._pins:
+            stuck = np.where(real, layer.pinned[partners] >= 0, False)
+            blocked |= (layer.pinned[items] >= 0)[:, None] | stuck
         if self._apart_binds:
             mine, theirs = layer.expert[items], np.where(real, layer.expert[partners], -1)
             same = mine[:, None] == theirs[None, :]
@@ -219,6 +226,13 @@ def _squared_over(value: Floats) -> Floats:
     """Square what is above 0, in place, and make all else 0."""
     np.maximum(value, 0.0, out=value)
     return np.multiply(value, value, out=value)
+
+
+def _touching(layer: LayerProblem) -> npt.NDArray[np.bool_]:
+    """Mask [links, nodes] of who touches which link."""
+    touches = np.zeros((layer.links + 1, layer.nodes), dtype=bool)
+    touches[layer.affected.T, np.arange(layer.nodes)] = True
+    return touches[:-1]
 
 
 def _shared_links(affected: Ints, links: int) -> Ints:

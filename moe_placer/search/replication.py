@@ -190,7 +190,20 @@ def replicate(
     Where no change of replicas helps, one of the least harmful leaves the local optimum. Other replicas must pay: what
     they save on links is never less than what they cost the GPU of the hottest replica (`layer_time`).
 
-    Parameters as of `moe_placer.search.local_search.search`.
+    Parameters
+    ----------
+    layer : LayerProblem
+        One MoE layer.
+    node : int array [items]
+        Node of each item.
+    target : float
+        Stop when z is at this or below, tokens at node-link speed.
+    work : float
+        Deterministic effort, seconds of an average core.
+    rng : Generator
+        Source of everything random.
+    deadline : Deadline
+        When to stop, whatever has been reached.
     """
     best = home = State(layer, node)
     best_time = layer_time(layer, best.z)
