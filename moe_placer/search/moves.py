@@ -189,7 +189,7 @@ class Moves:
     def not_allowed(self, items: Ints, partners: Ints, nodes: Ints) -> npt.NDArray[np.bool_]:
         """Mask [items, partners] of trades within a node, and of those that pins or distances of replicas forbid."""
         layer, here = self.layer, self.node[items]
-        blocked = here[:, None] == nodes
+        blocked: npt.NDArray[np.bool_] = here[:, None] == nodes
         if not (self._pins or self._apart_binds or self._spread is not None):
             return blocked
         real = partners >= 0
