@@ -36,9 +36,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("experiments", "watch"),
     ("decisions",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LOOSE = {"errors", "files", "limits", "placement", "result", "plugin"}
+LOOSE = {"errors", "files", "limits", "placement", "result", "plugin", "__main__"}
 HEAVY = ("ortools", "scipy.optimize")
 
 

@@ -9,7 +9,15 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import counted, instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.options import (
+    checked_executor,
+    counted,
+    executor_option,
+    instance_argument,
+    json_option,
+    open_instance,
+    trace_option,
+)
 from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +63,7 @@ Examples:
 @click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="What is minimised, as for `replan`.")
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search per replan.")
 @click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
+@executor_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same plans.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows and page there.")
 @json_option
@@ -70,6 +79,7 @@ def follow(
     minimise: Minimise | None,
     time_limit: float,
     work: float | None,
+    executor: str | None,
     seed: int,
     output: Path | None,
     json_: bool,
@@ -92,6 +102,7 @@ def follow(
 
     if bool(files) == (windows is not None):
         raise UsageError("give either --windows N or a --window FILE for each window")
+    checked_executor(executor)
     if output is not None:
         require_libraries()
     opened, now = open_instance(instance, traces), load_placement(current)
@@ -102,7 +113,7 @@ def follow(
     limits = Limits(time_s=time_limit, work=work, bounds=False)
     rows = compare(
         opened, now, parts, ways=ways or None, budget=Budget(max_moves, max_bytes), minimise=minimise,
-        limits=limits, seed=seed,
+        limits=limits, seed=seed, executor=executor,
     )  # fmt: skip
     if output is not None:
         names = [file.name for file in files] or [one.name.split(", window ")[0] for one in parts[0].recordings]

@@ -19,6 +19,7 @@ from moe_placer.replan.migration import migrate
 from moe_placer.replan.next_plans import Planner, SlotOrder, Window
 from moe_placer.replan.task import Figures, Minimise
 from moe_placer.traffic import Traffic
+from moe_placer.workers import find_engine, run_each
 
 __all__ = ["WAYS", "Followed", "follow", "gain_kept", "ways_for"]
 
@@ -120,6 +121,7 @@ def follow(
     minimise: Minimise | None = None,
     limits: Limits | None = None,
     seed: int = 0,
+    executor: str | None = None,
 ) -> list[Followed]:
     """Follow windows of traffic in several ways; the plan for each window is made from those before it.
 
@@ -139,11 +141,14 @@ def follow(
     limits : Limits, optional
         Of each replan; absent: 4 s.
     seed : int
+    executor : str, optional
+        What runs the ways, each over all of its windows, as ``--executor``; absent: this process, one after the other.
 
     Raises
     ------
     UsageError
-        A way that is unknown, or does not know the instance, or fewer than two windows.
+        A way that is unknown, or does not know the instance, or fewer than two windows; an executor that is not there,
+        or a shard.
     InputError, NothingFoundError
         As for `moe_placer.replan`.
     """
@@ -155,17 +160,51 @@ def follow(
         raise UsageError(f"flashlb cannot follow {instance.name}: {reason}")
     if len(windows) < 2:
         raise UsageError(f"{len(windows)} windows, expected 2 or more: a plan for one is measured on the next")
-    each = [Window(window, compile_problem(instance, window)) for window in windows]
-    planner = Planner(instance, each, budget, minimise, limits or Limits(time_s=4.0), seed)
-    rows = []
-    for way in ways:
-        before, slots = current, SlotOrder(current, instance.gpus)
-        for at in range(1, len(each)):
-            plan = planner.plans[way](at, before)
-            now = each[at]
-            figures = measure(instance, before, plan, now.traffic, planner.minimise, problem=now.problem)
-            us = 0.0 if before.gpu == plan.gpu else migrate(instance, before, plan).us
-            written = slots.written(plan, each[at - 1].problem) if way == "eplb" else figures.moves
-            rows.append(Followed(way, at, figures, us, written))
-            before = plan
+    asked = _Asked(instance, current, windows, budget, minimise, limits or Limits(time_s=4.0), seed)
+    if executor is None:
+        planner = asked.planner()
+        return [row for way in ways for row in _rows(planner, current, way)]
+    engine = find_engine(executor)
+    if engine.shard is not None:
+        raise UsageError(
+            f"--executor {executor} divides rows over commands; give each command some of the --way instead"
+        )
+    # Every plan of a way starts from the one before it, so a way is a task, and its windows are not.
+    found = dict(run_each(_follow_one, asked, ways, len(ways), executor=executor))
+    return [row for at in range(len(ways)) for row in found[at]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What all ways have alike."""
+
+    instance: Instance
+    current: Placement
+    windows: Sequence[Traffic]
+    budget: Budget | None
+    minimise: Minimise | None
+    limits: Limits
+    seed: int
+
+    def planner(self) -> Planner:
+        each = [Window(window, compile_problem(self.instance, window)) for window in self.windows]
+        return Planner(self.instance, each, self.budget, self.minimise, self.limits, self.seed)
+
+
+def _follow_one(asked: _Asked, way: str) -> list[Followed]:
+    return _rows(asked.planner(), asked.current, way)
+
+
+def _rows(planner: Planner, current: Placement, way: str) -> list[Followed]:
+    """Follow the planner's windows in one way."""
+    instance, each, rows = planner.instance, planner.windows, []
+    before, slots = current, SlotOrder(current, instance.gpus)
+    for at in range(1, len(each)):
+        plan = planner.plans[way](at, before)
+        now = each[at]
+        figures = measure(instance, before, plan, now.traffic, planner.minimise, problem=now.problem)
+        us = 0.0 if before.gpu == plan.gpu else migrate(instance, before, plan).us
+        written = slots.written(plan, each[at - 1].problem) if way == "eplb" else figures.moves
+        rows.append(Followed(way, at, figures, us, written))
+        before = plan
     return rows

@@ -140,7 +140,10 @@ def _ray(argument: str) -> Engine:
 def _mpi(argument: str) -> Engine:
     if argument:
         raise UsageError(f"--executor mpi:{argument}: expected mpi alone; mpiexec says how many processes there are")
-    futures = _needs("mpi4py.futures", "mpi")
+    futures, core = _needs("mpi4py.futures", "mpi"), _needs("mpi4py.futures._core", "mpi")
+    if getattr(core, "SharedPool", True) is None:  # its workers would have to be started, which few clusters allow
+        command = "mpiexec -n 9 python -m mpi4py.futures -m moe_placer ..."
+        raise UsageError(f"--executor mpi: this process has no MPI workers; start the command as {command}")
     return Engine(
         start=futures.MPIPoolExecutor,
         workers=lambda executor: executor.num_workers,  # type: ignore[attr-defined]

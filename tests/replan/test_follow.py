@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from moe_placer.replan.budget import Budget
 from moe_placer.replan.follow import WAYS, Followed, follow
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import cut_in_windows, make_traffic
+from moe_placer.workers import Engine
+from moe_placer.workers.engines import ENGINES
 
 PLACEMENT = {"slots_per_gpu": 2, "replica_routing": "even", "replicas": {"redundant_slots": 8}}
 FOLLOWED: dict[str, Any] = {"model": {"experts": 8, "top_k": 2}, "placement": PLACEMENT}
@@ -102,3 +105,29 @@ def test_the_command_adds_up_what_its_rows_say(tmp_path: Path, planned: tuple[In
     assert line.split()[1] == f"{moves:,}"
     assert "after 2 windows" in done.stdout
     fails(2, "follow", file, plan, says="either --windows N or a --window FILE")
+    fails(2, *given, "--executor", "slurm:4", says="there is no executor 'slurm'")
+
+
+@pytest.mark.parametrize(
+    "executor", ["threads:2", pytest.param("processes:2", marks=pytest.mark.slow),
+                 pytest.param("dask:local:2", marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_every_executor_follows_to_the_same_rows(
+    executor: str, planned: tuple[Instance, Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if executor.startswith("dask"):
+        pytest.importorskip("distributed")
+    threads = Engine(lambda: ThreadPoolExecutor(2), lambda _: 2)
+    monkeypatch.setitem(ENGINES, "threads", lambda _: threads)
+    instance, current = planned
+    windows = [tiny_traffic(instance, seed) for seed in range(3)]
+    given: dict[str, Any] = {"ways": ["never", "eplb", "replan", "vllm"], "budget": Budget(moves=4), "limits": EFFORT}
+    here = follow(instance, current, windows, **given)
+    elsewhere = follow(instance, current, windows, **given, executor=executor)
+    assert [row.plain() for row in here] == [row.plain() for row in elsewhere]
+
+
+def test_parts_of_a_replay_are_its_ways(planned: tuple[Instance, Placement]) -> None:
+    windows = [tiny_traffic(planned[0], seed) for seed in range(2)]
+    with pytest.raises(UsageError, match="give each command some of the --way instead"):
+        follow(*planned, windows, executor="shard:1/2", limits=EFFORT)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
 import pytest
+from command_line import TINY, run
 
 from moe_placer.errors import NothingFoundError, UsageError
 from moe_placer.workers import Engine, Workers, engines, find_engine, run_each, stated_workers
@@ -246,8 +250,41 @@ def test_a_text_states_how_many_workers_there_are() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["ray:local:2", "mpi"])
-def test_other_engines_give_the_same_rows(executor: str) -> None:
-    pytest.importorskip("ray" if executor.startswith("ray") else "mpi4py.futures")
-    found = dict(run_each(row, None, range(6), 2, executor=executor))
+def test_ray_gives_the_same_rows() -> None:
+    pytest.importorskip("ray")
+    found = dict(run_each(row, None, range(6), 2, executor="ray:local:2"))
     assert sorted(found.values()) == sorted(row(None, task) for task in range(6))
+
+
+@pytest.mark.parametrize(("pool", "served"), [(None, False), (object(), True)])
+def test_mpi_needs_workers_that_mpiexec_has_started(
+    pool: object, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    futures, core = ModuleType("mpi4py.futures"), ModuleType("mpi4py.futures._core")
+    futures.MPIPoolExecutor, core.SharedPool = ThreadPoolExecutor, pool  # type: ignore[attr-defined]
+    for module in (ModuleType("mpi4py"), futures, core):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    if served:
+        assert find_engine("mpi").shard is None
+        return
+    with pytest.raises(UsageError, match=r"mpiexec -n 9 python -m mpi4py\.futures -m moe_placer \.\.\."):
+        find_engine("mpi")
+
+
+@pytest.mark.slow
+def test_mpi_gives_the_same_placement_and_exit_codes(tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        pytest.skip("there is no mpiexec")
+    started = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", "-m", "moe_placer"]
+    asked = ["--work", "2", "--no-dag", "-q", "--workers", "2"]
+    on_mpi = [*started, "solve", str(TINY), *asked, "--executor", "mpi", "-o", str(tmp_path / "mpi")]
+    done = subprocess.run(on_mpi, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert run("solve", TINY, *asked, "--executor", "processes:2", "-o", tmp_path / "here").returncode == 0
+    mpi, here = (tmp_path / name / "placement.json" for name in ("mpi", "here"))
+    assert mpi.read_bytes() == here.read_bytes()
+    wrong = [*started, "solve", str(tmp_path / "nothing.yaml"), "--executor", "mpi"]
+    assert subprocess.run(wrong, capture_output=True, timeout=600).returncode == 1

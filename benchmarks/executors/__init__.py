@@ -1,0 +1,1 @@
+"""What executors cost beside the solves that they run."""
