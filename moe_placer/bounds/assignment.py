@@ -12,6 +12,8 @@ __all__ = ["assign", "price", "transport"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_MOST_PAIRS = 30_000_000  # of an item and a slot, whose exact assignment is looked for
+
 
 def price(problem: LayerProblem, weights: Floats) -> Floats:
     """Return the weighted cost [I, N] that item i on node n adds, for link weights [K]."""
@@ -19,7 +21,14 @@ def price(problem: LayerProblem, weights: Floats) -> Floats:
 
 
 def transport(problem: LayerProblem, prices: Floats) -> tuple[float, bool]:
-    """Cheapest assignment of items to nodes with at most ``widest`` items a node, and whether there is one."""
+    """Cheapest assignment of items to nodes with at most ``widest`` items a node, and whether there is one.
+
+    Above 30 million pairs of an item and a slot, whose table would take 240 MB, slots do not count: less, by some
+    millionths where demand differs from item to item, and what the verifier derives too.
+    """
+    if problem.items * int(np.minimum(problem.widest, problem.items).sum()) > _MOST_PAIRS:
+        cost = float(prices[:, problem.widest > 0].min(axis=1).sum())
+        return cost, bool(np.isfinite(cost))
     node = assign(problem, prices)
     return (np.inf, False) if node is None else (float(prices[np.arange(len(node)), node].sum()), True)
 

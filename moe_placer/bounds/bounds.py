@@ -200,7 +200,8 @@ def hot_replicas_bound(problem: LayerProblem, weights: Floats | None = None) -> 
 
 def dual_bound(problem: LayerProblem, weights: Floats) -> Bound:
     """Bound z by a weighted mean of the link costs: an exact transportation problem."""
-    return cheapest(problem, weights)[0]
+    cost = transport(problem, price(problem, weights))[0]
+    return Bound(_safe(float(weights @ problem.base) + cost), "dual", weights)
 
 
 def cheapest(problem: LayerProblem, weights: Floats) -> tuple[Bound, Ints | None]:
@@ -235,19 +236,19 @@ def _floor(problem: LayerProblem) -> Floats:
     """``floor[i, n]``: what some link carries at least if item i is on node n (docs/bounds.md)."""
     items, nodes = problem.items, problem.nodes
     widest = problem.widest
-    least = np.maximum(0, items - (widest.sum() - widest))
-    floor = np.zeros((items, nodes))
-    for n in range(nodes):
-        for m in np.flatnonzero(problem.incoming[n]):
-            cost = problem.delta[:, n, m]
-            others = int(least[n]) - 1
-            companions: Floats | float = 0.0
-            if others > 0:
-                order = np.sort(cost)
+    others = np.maximum(0, items - (widest.sum() - widest)) - 1
+    floor = np.zeros((nodes, items))
+    for m in range(problem.affected.shape[1]):
+        for count in np.unique(others[problem.incoming[:, m]]).tolist():
+            at = np.flatnonzero(problem.incoming[:, m] & (others == count))
+            cost = np.ascontiguousarray(problem.delta[:, at, m].T)
+            if count > 0:
+                order = np.sort(np.partition(cost, count, axis=1)[:, : count + 1], axis=1)
                 # The cheapest others; an item that is itself among them makes room for the next.
-                companions = order[:others].sum() + np.where(cost <= order[others - 1], order[others] - cost, 0.0)
-            floor[:, n] = np.maximum(floor[:, n], cost + companions)
-    return floor
+                among = np.where(cost <= order[:, count - 1 : count], order[:, count:] - cost, 0.0)
+                cost = cost + (order[:, :count].sum(axis=1, keepdims=True) + among)
+            floor[at] = np.maximum(floor[at], cost)
+    return floor.T
 
 
 def _safe(value: float) -> float:

@@ -89,7 +89,7 @@ def busiest_gpus(problem: Problem, results: Sequence[LayerResult]) -> Floats:
     """Return the tokens of each layer's busiest GPU [MoE layers], with the GPUs that `pack` chooses."""
     found = np.zeros(len(problem))
     for index, gpus in enumerate(pack(problem, results)):
-        load = problem.layer(index, results[index].replicas).load / problem.shards
+        load = problem.rules(index, results[index].replicas).load / problem.shards
         tokens = np.zeros(len(problem.capacity.memory_slots))
         for item, own in enumerate(gpus):
             tokens[list(own)] += load[item]

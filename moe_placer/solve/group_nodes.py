@@ -77,6 +77,10 @@ def _best_trade(problem: Problem, moves: Moves, most: float, frees: bool) -> tup
     leaves = real & ~outside[partners]  # a partner that is home now
     back = theirs[None, :] == group[node[items]][:, None]
     gain = home.astype(np.int64) - leaves[None, :] + back
+    helps = (gain > 0).any(axis=0)  # few: a partner that is home leaves it
+    if not helps.any():
+        return None
+    gain, partners, nodes = gain[:, helps], partners[helps], nodes[helps]
     change = moves.changes(items, partners, nodes, most)
     gain[~(change <= 0)] = 0
     i, j = divmod(int(gain.argmax()), len(partners))

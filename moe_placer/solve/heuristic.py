@@ -87,7 +87,7 @@ class EngineRule(OnePass):
         result = self.place_in_groups(problem, index, rng)
         if not problem.groups or result.node is None:
             return result
-        layer = problem.layer(index, result.replicas)
+        layer = problem.rules(index, result.replicas)
         strays = (problem.group_of_node[result.node] != layer.replica) & (layer.pinned < 0)
         return replace(result, repaired=result.repaired + int(strays.sum()))
 

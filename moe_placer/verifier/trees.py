@@ -54,11 +54,12 @@ def read_tree(instance: Instance) -> tuple[dict[str, float], Entries]:
         (down[target], source, target, np.ones(len(source))),
     ]
     far = first != last
+    pairs = source[far], target[far], np.full(int(far.sum()), 1 / max(1, spines))
+    first, last = first[far], last[far]
     for k in range(spines):
-        share = np.full(int(far.sum()), 1 / spines)
         up = np.array([index[f"leaf{j}->spine{k}"] for j in range(leaves)])
         under = np.array([index[f"spine{k}->leaf{j}"] for j in range(leaves)])
-        parts += [(link, source[far], target[far], share) for link in (up[first[far]], under[last[far]])]
+        parts += [(link, *pairs) for link in (up[first], under[last])]
     link, sources, targets, shares = (np.concatenate(column) for column in zip(*parts, strict=True))
     return bandwidths, (link, sources, targets, shares)
 

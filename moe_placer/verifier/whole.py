@@ -22,6 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 BITS = 58  # of the largest price on the grid: sums of a price, a price of memory and a slot price stay below 2**63
 _MODERATE = 600  # numbers beyond 2**600, or all below 2**-600, prove nothing: their products may not be in range
+_MOST_PAIRS = 30_000_000  # of an item and a slot, whose cheapest assignment is looked for
 _FAR = 2**60  # larger than any slot price that is needed
 
 
@@ -63,13 +64,16 @@ def least_cost(price: Ints, slots: Ints) -> int | None:
     Returns
     -------
     int or None
-        The cost of the cheapest assignment, unless the routine that looks for it errs; then less.
+        The cost of the cheapest assignment, unless the routine that looks for it errs, or there are so many items and
+        slots that it is not asked: then less.
     """
     price, slots = price[:, slots > 0], np.minimum(slots[slots > 0], len(price))
     if slots.sum() < len(price):
         return None
     freely = price.argmin(axis=1)
     if (np.bincount(freely, minlength=len(slots)) <= slots).all():
+        return _weighed(price, np.zeros_like(slots), slots)
+    if len(price) * int(slots.sum()) > _MOST_PAIRS:
         return _weighed(price, np.zeros_like(slots), slots)
     found = _slot_prices(price, _cheapest(price, slots), slots)
     return max(_weighed(price, own, slots) for own in (found, np.zeros_like(slots)))

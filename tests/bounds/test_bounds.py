@@ -10,11 +10,13 @@ from builders import proof_claims, recomputed, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_placer.bounds import assignment
 from moe_placer.bounds.assignment import transport
 from moe_placer.bounds.bounds import beyond, dual_bound, even_weights, hot_expert_bound, threshold_bound
 from moe_placer.bounds.relaxation import relax
 from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.layer import LayerProblem
+from moe_placer.verifier import whole
 
 CASES = {
     "plain": {"cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}},
@@ -69,6 +71,18 @@ def test_the_relaxations_weights_are_the_best(name: str, seed: int) -> None:
         assert dual_bound(layer, weights).value <= best * (1 + 1e-6) + 1e-6
 
 
+def test_transport_of_many_pairs_is_not_above_the_cheapest_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = case("plain", 0)
+    price = np.random.default_rng(0).random((layer.items, layer.nodes))
+    price[:, 0] /= 10  # all want the first node
+    exact = transport(layer, price)[0]
+    monkeypatch.setattr(assignment, "_MOST_PAIRS", 0)
+    cost, possible = transport(layer, price)
+    assert possible
+    assert cost == pytest.approx(price.min(axis=1).sum())
+    assert cost < exact
+
+
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
 def test_transport_is_the_cheapest_assignment(seed: int) -> None:
@@ -85,6 +99,16 @@ def test_transport_is_the_cheapest_assignment(seed: int) -> None:
     assert possible == np.isfinite(least)
     if possible:
         assert cost == pytest.approx(least)
+
+
+@pytest.mark.parametrize("proof", ["dual", "hot-experts", "threshold"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_verifier_derives_the_same_where_slots_do_not_count(
+    name: str, proof: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (assignment, whole):
+        monkeypatch.setattr(module, "_MOST_PAIRS", 0)
+    test_the_verifier_derives_the_same(name, proof)
 
 
 @pytest.mark.parametrize("proof", ["dual", "hot-experts", "threshold"])
