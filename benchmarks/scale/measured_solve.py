@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def main(root: str, tiny: str, file: str, time_limit_s: str) -> None:
     """Solve ``file`` by the code in ``root``, once libraries are loaded: ``tiny`` is solved first, and not counted."""
     assert Path(moe_placer.__file__).is_relative_to(root), moe_placer.__file__
     moe_placer.solve(moe_placer.load_instance(Path(tiny)), limits=moe_placer.Limits(work=0.5))
-    searched, compiled = _timed(Auto, "solve_layer"), _timed(import_module("moe_placer.solve.solve"), "compile_problem")
+    searched = _timed(Auto, "solve_layer", lambda _, task: task.layer.layer)
+    compiled = _timed(import_module("moe_placer.solve.solve"), "compile_problem", lambda *_: 0)
     instance = moe_placer.load_instance(Path(file))
     traffic = moe_placer.load_traffic(instance)
     limits = moe_placer.Limits(time_s=float(time_limit_s), gap=0.001, workers=1)
@@ -34,8 +36,8 @@ def main(root: str, tiny: str, file: str, time_limit_s: str) -> None:
         "nodes": instance.cluster.nodes,
         "experts": instance.model.experts,
         "cpu_s": time.process_time() - cpu,
-        "search_cpu_s": sum(searched),
-        "compile_cpu_s": sum(compiled),
+        "search_cpu_s": [searched.get(layer, 0.0) for layer in instance.moe_layers],
+        "compile_cpu_s": sum(compiled.values()),
         "seconds": time.monotonic() - wall,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "z": solution.objective,
@@ -46,15 +48,15 @@ def main(root: str, tiny: str, file: str, time_limit_s: str) -> None:
     print(json.dumps(row))  # noqa: T201
 
 
-def _timed(owner: Any, name: str) -> list[float]:
-    """Have a function note the CPU seconds of each of its calls in the list that is returned."""
-    spent: list[float] = []
+def _timed(owner: Any, name: str, of: Callable[..., int]) -> dict[int, float]:
+    """Have a function add up the CPU seconds of its calls, by what ``of`` says of their arguments."""
+    spent: dict[int, float] = {}
     plain = getattr(owner, name)
 
     def timed(*arguments: Any) -> Any:
-        before = time.process_time()
+        before, key = time.process_time(), of(*arguments)
         result = plain(*arguments)
-        spent.append(time.process_time() - before)
+        spent[key] = spent.get(key, 0.0) + time.process_time() - before
         return result
 
     setattr(owner, name, timed)

@@ -27,9 +27,10 @@ slots*: 512 experts (half as many as GPUs where these are fewer), and as many re
 
 Every row is the default solver on four layers and one core, until each is within its gap of 0.1% (`solve` in Python:
 heuristics, bounds, search, verification; loading the program, its libraries and the traffic is left out), in a process
-of its own. **Once** is compiling the problem; what else there is, by four, is the CPU time of **a layer**. Of that,
-**search** is what goes to workers, and the rest stays with the coordinator: heuristics, tables, writing, verification.
-Memory is the peak of the process. The law is a fit by least squares in logarithms.
+of its own. **Once** is compiling the problem. Of the rest, **search** is what goes to workers: that of the median
+layer, since one that stays outside its gap goes on until its effort is spent. What the coordinator does for a layer
+(heuristics, tables, writing, verification) is added to **a layer**. Memory is the peak of the process. The law is a fit
+by least squares in logarithms.
 
 Workers: the least W with `once + L (layer - search) + L search / W <= {ANSWER_S:.0f} s` for L = {MODEL_LAYERS} layers.
 Where the coordinator alone takes longer, its time is given instead. The model's layers can also be solved as several
@@ -52,9 +53,10 @@ class Cost:
 
 
 def cost_of(row: Row) -> Cost:
-    """Tell apart what is done once and for every layer."""
-    layers = row["layers"]
-    return Cost(row["compile_cpu_s"], (row["cpu_s"] - row["compile_cpu_s"]) / layers, row["search_cpu_s"] / layers)
+    """Tell apart what is done once and for every layer; the search is that of the median layer."""
+    searched = row["search_cpu_s"]
+    rest, median = (row["cpu_s"] - row["compile_cpu_s"] - sum(searched)) / row["layers"], float(np.median(searched))
+    return Cost(row["compile_cpu_s"], rest + median, median)
 
 
 def power_law(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
