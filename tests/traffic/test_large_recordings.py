@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from builders import tiny_instance
+from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -302,3 +303,26 @@ def test_a_sample_is_part_of_what_an_instance_asks() -> None:
     assert tiny_instance(traffic={"kind": "trace", "sample_tokens": None}).sha256 == plain.sha256
     kept = tiny_instance(traffic={"kind": "trace", "sample_tokens": 9}).with_traces(["a.npz"])
     assert getattr(kept.traffic, "sample_tokens", None) == 9
+
+
+def test_a_placement_of_a_large_recording_is_that_of_the_same_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, solved for copies per node on a sample, which the file names; and verified from either."""
+    topk = choices(np.random.default_rng(7), 300)
+    saved(tmp_path, "packed", topk=topk)
+    instance = tiny_instance(
+        traffic={"kind": "trace", "files": ["recording.npz"], "sample_tokens": 120},
+        placement={"dispatch": "per-node", "slots_per_gpu": 2},
+    )
+    (tmp_path / "tiny.json").write_text(instance.model_dump_json())
+    for folder, most in (("memory", 10**6), ("mapped", 0)):
+        monkeypatch.setattr(stored_choices, "_IN_MEMORY_BYTES", most)
+        monkeypatch.setattr(stored_choices, "_BLOCK_BYTES", 40)
+        done = run("solve", tmp_path / "tiny.json", "-o", tmp_path / folder, "--solver", "greedy", "--no-dag", "-q")
+        assert done.returncode == 0, done.stderr
+        verified = run("verify", tmp_path / "tiny.json", tmp_path / folder / "placement.json")
+        assert verified.returncode == 0, verified.stdout
+    written = (tmp_path / "mapped" / "placement.json").read_text()
+    assert written == (tmp_path / "memory" / "placement.json").read_text()
+    assert "recording.npz, 120 of 300 tokens" in written
