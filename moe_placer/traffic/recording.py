@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,15 @@ class Recording:
     load: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.float64]
     topk: npt.NDArray[np.integer] | None = None
+
+    def blocks(self) -> Iterator[npt.NDArray[np.integer]]:
+        """Yield every token's choice in blocks [tokens, MoE layers, top_k]; of recordings that have choices.
+
+        A block is good until the next is asked for.
+        """
+        assert self.topk is not None
+        for _, ids in in_blocks(self.topk):
+            yield ids
 
     def choices_in(self, layer: int) -> npt.NDArray[np.integer]:
         """Every token's choice in one MoE layer, counted from 0 [tokens, top_k]; of recordings that have choices."""

@@ -12,6 +12,7 @@ from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, ThreeLevelTree
 from moe_placer.traffic.recording import Recording, Traffic
+from moe_placer.verifier.counted import count_recording
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 from moe_placer.verifier.links import Network, link_speeds
 from moe_placer.verifier.nics import nvlink_domains, with_nics
@@ -88,8 +89,10 @@ def _find_mistake(instance: Instance, recording: Recording) -> tuple[str, str] |
             return "loads that are no counts", "finite numbers, 0 or more"
     elif topk.ndim != 3 or topk.shape[1] != layers or not topk.size:
         return f"topk of shape {topk.shape}", f"[tokens, {layers} MoE layers, top_k]"
-    elif topk.min() < 0 or topk.max() >= experts:
-        return f"expert ids from {topk.min()} to {topk.max()}", f"ids from 0 to {experts - 1}"
+    else:
+        counted = count_recording(recording, experts)
+        if counted.load is None:
+            return f"expert ids from {counted.least} to {counted.most}", f"ids from 0 to {experts - 1}"
     return None
 
 
@@ -109,8 +112,9 @@ def _count(recording: Recording, experts: int) -> tuple[Floats, Floats]:
     if recording.topk is None:
         return recording.load, recording.tokens
     tokens, layers = recording.topk.shape[:2]
-    load = [np.bincount(recording.topk[:, layer].ravel(), minlength=experts) for layer in range(layers)]
-    return np.stack(load).astype(np.float64), np.full(layers, float(tokens))
+    load = count_recording(recording, experts).load
+    assert load is not None  # `find_traffic_mistakes` has refused other ids
+    return load.astype(np.float64), np.full(layers, float(tokens))
 
 
 def replica_demand(instance: Instance, traffic: Traffic, choices: Floats, replicas: Ints) -> Floats:

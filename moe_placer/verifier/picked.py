@@ -76,8 +76,7 @@ def _reached(instance: Instance, traffic: Traffic, row: int, chance: Floats, pla
     flow = np.zeros((instance.cluster.nodes, places))
     started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     for file, recording in enumerate(traffic.recordings):
-        assert recording.topk is not None
-        by_place = reached(recording.topk[:, row], chance).reshape(places, -1).sum(axis=1)
+        by_place = reached(recording.choices_in(row), chance).reshape(places, -1).sum(axis=1)
         flow += np.outer(started * traffic.mix[:, file], by_place)
     return flow
 

@@ -23,6 +23,8 @@ from moe_placer.traffic import token_sets as sets_module
 from moe_placer.traffic.stored_choices import by_group, count_all, find_repeated, in_blocks, is_mapped, joined
 from moe_placer.traffic.token_sets import token_sets, token_sets_of_layers
 from moe_placer.traffic.trace_reader import read_trace
+from moe_placer.verifier import counted
+from moe_placer.verifier.counted import count_recording
 
 Ids = npt.NDArray[np.integer]
 
@@ -326,3 +328,26 @@ def test_a_placement_of_a_large_recording_is_that_of_the_same_in_memory(
     written = (tmp_path / "mapped" / "placement.json").read_text()
     assert written == (tmp_path / "memory" / "placement.json").read_text()
     assert "recording.npz, 120 of 300 tokens" in written
+
+
+def test_verification_counts_large_recordings_once_and_small_ones_every_time(
+    tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mapped cannot be written to, so that a count of it stays right; by its own code, for any ids."""
+    topk = choices(np.random.default_rng(8), 40).astype(np.uint8)
+    mapped = read_trace(saved(tmp_path, "npz", topk=topk), tiny_instance())
+    small = Recording("small", mapped.load, mapped.tokens, topk)
+    assert mapped.topk is not None
+    assert not mapped.topk.flags.writeable
+    for recording in (mapped, small):
+        monkeypatch.setattr(counted, "_IDS", 13)
+        seen = count_recording(recording, 4)
+        assert (seen.least, seen.most) == (0, 3)
+        assert seen.load is not None
+        assert seen.load.tolist() == defined_load(topk, 4).tolist()
+        assert count_recording(recording, 3).load is None
+        assert (count_recording(recording, 4) is seen) == (recording is mapped)
+    topk[0, 0] = [0, 1] if topk[0, 0, 0] + topk[0, 0, 1] != 1 else [2, 3]
+    again = count_recording(small, 4).load
+    assert again is not None
+    assert again.tolist() == defined_load(topk, 4).tolist()
