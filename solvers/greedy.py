@@ -33,7 +33,7 @@ class Greedy(Heuristic):
                 allowed = (free > 0) & (replicas[layer.expert[i]] < layer.together)
                 node[i] = _coolest(cost, layer, i, allowed if allowed.any() else free > 0)
             n = node[i]
-            np.add.at(cost, layer.affected[n], layer.delta[i, n])
+            cost[layer.affected[n]] += layer.delta[i, n]  # what stands for no link adds nothing, however often
             free[n] -= 1
             replicas[layer.expert[i], n] += 1
         return node
@@ -51,7 +51,8 @@ def _coolest(cost: npt.NDArray[np.float64], layer: LayerProblem, item: int, allo
     """Return the node whose busiest link stays coolest; of equals, the one whose links rise least in squares."""
     before = cost[layer.affected]  # [N, M]
     after = before + layer.delta[item]
-    worst = np.maximum(after.max(axis=1), cost[:-1].max(initial=0.0))
-    rise = (after**2 - before**2).sum(axis=1)
-    best = np.where(allowed, worst, np.inf).min()
-    return int(np.where(allowed & (worst <= best * (1 + 1e-9)), rise, np.inf).argmin())
+    worst = np.maximum(np.maximum.reduce(after, axis=1), np.maximum.reduce(cost[:-1], initial=0.0))
+    worst[~allowed] = np.inf
+    rise = np.add.reduce(after * after - before * before, axis=1)
+    rise[~(worst <= np.minimum.reduce(worst) * (1 + 1e-9))] = np.inf
+    return int(rise.argmin())

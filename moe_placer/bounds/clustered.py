@@ -144,11 +144,15 @@ def _directions(delta: Floats, mass: Floats) -> Floats:
 
 def _clustered(at: Floats, mass: Floats, clusters: int) -> Ints:
     """Cluster points [J] that weigh ``mass``: k-means from points that are far apart."""
-    centre = at[[int(mass.argmax())]]
-    distance = _squared(at, centre)[:, 0]
-    while len(centre) < min(clusters, len(at)):
-        centre = np.vstack([centre, at[int((mass * distance).argmax())]])
-        distance = np.minimum(distance, _squared(at, centre[-1:])[:, 0])
+    if clusters >= len(at):
+        return np.arange(len(at))
+    far = [int(mass.argmax())]
+    distance = np.full(len(at), np.inf)
+    for _ in range(clusters - 1):
+        away = at - at[far[-1]]
+        np.minimum(distance, np.einsum("ja,ja->j", away, away), out=distance)
+        far.append(int((mass * distance).argmax()))
+    centre = at[far]
     for _ in range(_MEANS):
         of = np.unique(_squared(at, centre).argmin(axis=1), return_inverse=True)[1].ravel()
         centre = _centres(at, of, mass)

@@ -122,7 +122,9 @@ def merge(layer: LayerProblem, regions: Sequence[Region], items: Ints, outside: 
     for r, region in enumerate(regions):
         delta[:, r] = _mean_delta(layer, region.nodes, items)
         for m, touched in enumerate(layer.affected[region.nodes].T):
-            links, times = np.unique(touched[touched < layer.links], return_counts=True)
+            links, times = touched[touched < layer.links], np.ones(1, dtype=np.int64)
+            if len(links) > 1:
+                links, times = np.unique(links, return_counts=True)
             if not len(links) or not (outside or (times == touching[links]).all()):
                 delta[:, r, m] = 0.0
                 continue

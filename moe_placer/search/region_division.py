@@ -68,14 +68,26 @@ def divide(
             node[items] = whole.nodes[0]
             continue
         own = merge(layer, whole.parts, items, outside=False).layer
-        dealt = None if deadline.over else _dealt(own, deadline)
-        if dealt is None:
-            return None
-        moves = Moves(own, dealt)
-        _trade(moves, target, rng, deadline)
-        evaluated += moves.evaluated
-        open_ += [(part, items[moves.node == p]) for p, part in enumerate(whole.parts)]
+        place = None if any(part.parts for part in whole.parts) else _in_turn(own)
+        if place is None or own.z(place) > target:
+            dealt = None if deadline.over else _dealt(own, deadline)
+            if dealt is None:
+                return None
+            moves = Moves(own, dealt)
+            _trade(moves, target, rng, deadline)
+            evaluated, place = evaluated + moves.evaluated, moves.node
+        open_ += [(part, items[place == p]) for p, part in enumerate(whole.parts)]
     return Division(node, evaluated / EVALUATIONS_PER_WORK)
+
+
+def _in_turn(layer: LayerProblem) -> Ints:
+    """Deal items to places in turn, there and back, the heaviest first: enough where links of nodes do not bind."""
+    turn = np.concatenate([np.arange(slots) for slots in layer.slots])
+    place = np.repeat(np.arange(layer.nodes), layer.slots)
+    order = np.lexsort((np.where(turn % 2 == 0, place, -place), turn))
+    node = np.empty(layer.items, dtype=np.int64)
+    node[np.argsort(-layer.load, kind="stable")] = place[order][: layer.items]
+    return node
 
 
 def _dealt(layer: LayerProblem, deadline: Deadline) -> Ints | None:

@@ -115,6 +115,10 @@ def pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) ->
     slots = problem.capacity.slots[index]
     load = problem.item_demand(index, expert, replica).sum(axis=0)
     memory_left = problem.capacity.memory_slots - held
+    if problem.shards == 1 and not problem.pinned and slots.max(initial=0) <= 1:
+        gpu = _one_each(problem, result.node, expert, held, (slots > 0) & (memory_left > 0))
+        if gpu is not None:
+            return [(g,) for g in gpu.tolist()]
     packed: list[Gpus] = [()] * len(result.node)
     for n in np.unique(result.node):
         first = int(n) * problem.gpus_per_node
@@ -125,6 +129,22 @@ def pack_layer(problem: Problem, index: int, result: LayerResult, held: Ints) ->
         for i, taken in _choose(problem, here, expert, load, pins, free, held).items():
             packed[i] = taken
     return packed
+
+
+def _one_each(problem: Problem, node: Ints, expert: Ints, held: Ints, able: npt.NDArray[np.bool_]) -> Ints | None:
+    """Give items of all nodes a GPU each [I], as `_choose` does where GPUs take one item; None if they are too few."""
+    gpus = np.flatnonzero(able)
+    gpus = gpus[np.lexsort((gpus, held[gpus], gpus // problem.gpus_per_node))]
+    needed, there = (np.bincount(of, minlength=problem.nodes) for of in (node, gpus // problem.gpus_per_node))
+    if (needed > there).any():
+        return None
+    together = np.zeros((int(expert.max()) + 1, problem.nodes), dtype=np.int64)
+    np.add.at(together, (expert, node), 1)
+    order = np.lexsort((-together[expert, node], node))
+    nth = np.arange(len(node)) - np.repeat(np.cumsum(needed) - needed, needed)
+    gpu = np.empty(len(node), dtype=np.int64)
+    gpu[order] = gpus[np.repeat(np.cumsum(there) - there, needed) + nth]
+    return gpu
 
 
 def _choose(

@@ -27,7 +27,8 @@ AIM = 0.5  # search aims at this share of the gap, so that it does not stop a ha
 _RELAX_WORK = 3e-5  # of the relaxation, per item and node
 _QUICK_RELAX_WORK = 1e-5  # of the one without slots
 _LARGE = 6_000  # items * nodes from which that one bounds
-_CLOSE = 0.01  # gap of what division gives, up to which nothing but search goes on from there
+_DIVIDING = 0.4  # share of the gap that division aims at
+_CLOSE = 0.01  # gap of what it gives of a vast layer, up to which nothing but search goes on from there
 _NOISE = (0.0, 0.5, 0.5, 0.5)  # of each rounding of a large layer's shares: descents from them end apart
 
 
@@ -35,23 +36,27 @@ def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     """Bound the layer by its relaxation's duals, and take the better of the start and of what rounding gives.
 
     Without slots the relaxation is several times faster and hardly weaker, so it bounds large layers; where replicas
-    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded. A layer that
-    is larger still is divided among the fabric's regions, where it has any.
+    are free, it bounds them all. What it places overfills nodes, so that of a large layer is not rounded. But before, a
+    large layer is divided among the fabric's regions, where it has any: that often suffices.
     """
     layer = task.layer
     size = layer.items * layer.nodes
-    region = find_regions(layer) if size > VAST else None
+    region = find_regions(layer) if size > _LARGE else None
     result, bound, spent = (task.start, best_bound(layer), 0.0) if region is None else _divided(task, region)
-    if result is not None and bound.weights is not None and relative_gap(result.z, bound.value) <= _CLOSE:
+    close = _CLOSE if size > VAST else task.gap
+    if result is not None and bound.weights is not None and relative_gap(result.z, bound.value) <= close:
         return replace(result, bound=bound), spent
+    # Where single nodes are bottlenecks, weights of regions are weak; all of a vast layer is too much to relax.
+    bounded = size > VAST and bound.weights is not None
     for without_slots in (True, False) if layer.replicas_are_free or size > _LARGE else (False,):
-        bounded = bound.weights is not None
+        if bounded and without_slots and size > _LARGE:
+            continue
         relaxation = relax(layer, task.seconds, any_replicas=without_slots, to_round=bounded)
         spent += size * (_QUICK_RELAX_WORK if without_slots else _RELAX_WORK)
         if relaxation is None:
             break
         if not bounded:
-            bound = largest([best_bound(layer, relaxation.weights), bound])
+            bound, bounded = largest([best_bound(layer, relaxation.weights), bound]), True
         for noise in () if without_slots and size > _LARGE else _NOISE if size > _LARGE else (0.0,):
             found = _rounded(task, relaxation.share, noise, bound.value)
             spent += 0.0 if found is None else found.work
@@ -75,7 +80,7 @@ def _divided(task: LayerTask, region: Region) -> tuple[LayerResult | None, Bound
     bound = best_bound(layer, weights)
     if weights is None:
         return task.start, bound, spent
-    divided = divide(layer, region, bound.value * (1 + AIM * task.gap), task.rng, task.deadline)
+    divided = divide(layer, region, bound.value * (1 + _DIVIDING * task.gap), task.rng, task.deadline)
     if divided is None:
         return task.start, bound, spent
     node, z = repair(layer, divided.node, task.rng), np.inf

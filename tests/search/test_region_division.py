@@ -143,6 +143,7 @@ def test_a_vast_layer_is_bounded_and_placed_by_division(replicas: str) -> None:
     task = LayerTask(layer, 0.05, 0.25, np.random.default_rng(0))
     with (
         patch.object(rounded_relaxation, "VAST", 0),
+        patch.object(rounded_relaxation, "_LARGE", 0),
         patch.object(rounded_relaxation, "_CLOSE", 1.0),
         patch.object(rounded_relaxation, "relax", side_effect=AssertionError),
     ):
@@ -157,3 +158,20 @@ def test_a_vast_layer_is_bounded_and_placed_by_division(replicas: str) -> None:
     assert plain is not None
     assert result.bound.value <= plain.z * (1 + 1e-9)
     assert plain.bound.value <= result.z * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("replicas", REPLICAS)
+def test_a_large_layer_is_relaxed_whole_where_division_leaves_a_wider_gap(replicas: str) -> None:
+    layer = case("two levels", replicas)
+    task = LayerTask(layer, 1.0, 0.25, np.random.default_rng(0))
+    with patch.object(rounded_relaxation, "_LARGE", 0):
+        with patch.object(rounded_relaxation, "relax", side_effect=AssertionError):
+            divided, _ = rounded_relaxation.from_relaxation(task)
+        whole_too, _ = rounded_relaxation.from_relaxation(replace(task, gap=0.0, rng=np.random.default_rng(0)))
+    plain, _ = rounded_relaxation.from_relaxation(replace(task, gap=0.0))
+    assert divided is not None
+    assert whole_too is not None
+    assert plain is not None
+    assert whole_too.z <= divided.z
+    assert divided.bound.value <= whole_too.bound.value
+    assert plain.bound.value * (1 - 1e-4) <= whole_too.bound.value <= plain.z
