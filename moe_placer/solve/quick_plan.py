@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from moe_placer.errors import NothingFoundError, UsageError
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import Objective
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.problem.replica_counts import replica_order, replicas_by_load
 from moe_placer.search.layers_at_once import Batch, choose_nodes, even_ranks, even_replicas
@@ -190,7 +191,7 @@ class QuickPlanner:
     Parameters
     ----------
     instance : Instance
-        The deployment; its traffic does not count.
+        The deployment; neither its traffic counts, nor what it minimises beside busiest links.
 
     Raises
     ------
@@ -219,7 +220,8 @@ class QuickPlanner:
             if holds:
                 raise UsageError(f"{instance.name} {reason}, which quick plans do not: solve it with moe_placer.solve")
         even = np.ones((len(instance.moe_layers), instance.model.experts))
-        problem = compile_problem(instance, make_traffic(instance, load=[even]))
+        one_traffic = instance.model_copy(update={"objective": Objective(metric=instance.objective.metric)})
+        problem = compile_problem(one_traffic, make_traffic(instance, load=[even]))
         self._problem = (problem if problem.by_node is None else problem.by_node).evenly()
         self.instance = instance
 

@@ -140,6 +140,30 @@ def test_busiest_links_are_better_than_eplb_s_and_busiest_gpus_not_hotter(name: 
     assert gpus <= min(other for _, other in others) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"traffic": {"kind": "trace", "tokens_per_gpu": 100.0}, "objective": {"scenarios": "windows", "windows": 2}},
+        {"objective": {"minimise": "layer-time"}},
+        {"placement": {"replica_routing": "vllm-hash"}},
+        {"cluster": {"nics": {"per_node": 2, "gb_per_s": 200.0, "receive": "destination-gpu"}}},
+    ],
+)
+def test_loads_are_planned_for_whatever_else_an_instance_asks(changes: dict[str, Any]) -> None:
+    placement = {
+        "slots_per_gpu": 2,
+        "replicas": {"redundant_slots": 4},
+        **changes.get("placement", {"replica_routing": "even"}),
+    }
+    planner = QuickPlanner(tiny_instance(**{**changes, "placement": placement, "parallelism": {"dp": 1}}))
+    plan = planner.plan(np.random.default_rng(0).gamma(0.7, 100.0, (2, 4)))
+    for slots in plan.experts:
+        held = slots[slots >= 0]
+        assert len(held) == 8
+        assert set(held.tolist()) == {0, 1, 2, 3}
+        assert all(len(set(own[own >= 0].tolist())) == (own >= 0).sum() for own in slots)
+
+
 def test_what_a_planner_does_not_know_is_refused() -> None:
     pinned = {"pinned": [{"layer": 1, "expert": 0, "replica": 1, "gpu": 5}]}
     for words, changes in {
