@@ -27,10 +27,12 @@ __all__ = [
     "instance_argument",
     "json_option",
     "open_instance",
+    "open_placed",
     "open_verified",
     "placed_arguments",
     "refute_dags",
     "share",
+    "sharing_option",
     "trace_option",
     "trace_words",
     "with_workers",
@@ -127,8 +129,29 @@ def open_instance(path: Path, traces: tuple[Path, ...], engine: Engine | None = 
     return instance.with_engine(engine) if engine else instance
 
 
+sharing_option = click.option(
+    "--sharing",
+    type=click.Choice(["exact", "fine", "coarse"]),
+    default="fine",
+    show_default=True,
+    help="When links are shared out anew: where any flow starts or ends; the same, with ends that are close as one; "
+    "about 30 times while a transfer runs, for large clusters (docs/network.md).",
+)
+
+
 def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tuple[Instance, Placement, Traffic]:
     """Read an instance, a placement of it and its traffic; what breaks a rule is refused."""
+    return _opened(path, placement, traces, bounds=True)
+
+
+def open_placed(path: Path, placement: Path, traces: tuple[Path, ...]) -> tuple[Instance, Placement, Traffic]:
+    """Do the same without deriving bounds anew, for what no bound matters to."""
+    return _opened(path, placement, traces, bounds=False)
+
+
+def _opened(
+    path: Path, placement: Path, traces: tuple[Path, ...], *, bounds: bool
+) -> tuple[Instance, Placement, Traffic]:
     from moe_placer.errors import VerificationError
     from moe_placer.placement import load_placement
     from moe_placer.traffic import load_traffic
@@ -136,7 +159,7 @@ def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tupl
 
     instance, placed = open_instance(path, traces), load_placement(placement)
     traffic = load_traffic(instance)
-    verification = verify(instance, placed, traffic)
+    verification = verify(instance, placed, traffic, bounds=bounds)
     if not verification.ok:
         raise VerificationError(f"{placement} is not used, since it breaks a rule: {verification.violations[0]}")
     return instance, placed, traffic

@@ -12,21 +12,27 @@ from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
     json_option,
-    open_verified,
+    open_placed,
     placed_arguments,
+    sharing_option,
 )
+from moe_placer.cli.step_progress import telling_progress
 from moe_placer.cli.target_answers import held_to, refuse_missed, target_content, target_lines
 from moe_placer.cli.what_if_options import answer_content, answer_lines, build_question, what_if_options
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.simulated import ScheduleResult
     from moe_placer.instance import Instance
+    from moe_placer.placement import Placement
+    from moe_placer.schedule.coarse_network import Sharing
     from moe_placer.schedule.explain import Explanation
     from moe_placer.schedule.simulate import Timeline
     from moe_placer.schedule.step_figures import Figures
     from moe_placer.schedule.targets import Answer as TargetAnswer
     from moe_placer.schedule.what_if import Answer as WhatIfAnswer
     from moe_placer.schedule.what_if import Question
+    from moe_placer.schedule.workload import Workload
+    from moe_placer.traffic.recording import Traffic
 
 __all__ = ["schedule"]
 
@@ -70,6 +76,7 @@ __all__ = ["schedule"]
     type=click.Choice(["plain", "deepep"]),
     help="Preset of what kernels charge (docs/kernels.md).  [the instance's]",
 )
+@sharing_option
 @what_if_options
 @click.option(
     "--chrome-trace",
@@ -113,6 +120,7 @@ def schedule(
     context: float,
     micro_batches: int,
     kernels: str | None,
+    sharing: Sharing,
     required: tuple[str, ...],
     slow_gpus: tuple[str, ...],
     slow_links: tuple[str, ...],
@@ -134,42 +142,85 @@ def schedule(
     Targets (--require) are held against the step without them: what was asked, what came out, what limits it.
     """
     from moe_placer.engines.simulators.chakra import write_execution_traces
-    from moe_placer.errors import UsageError
     from moe_placer.schedule.explain import explain, find_task
-    from moe_placer.schedule.program import compile_program
-    from moe_placer.schedule.simulate import simulate
     from moe_placer.schedule.step_figures import find_figures
     from moe_placer.schedule.targets import read_target
-    from moe_placer.schedule.what_if import ask
     from moe_placer.schedule.workload import Workload
-    from moe_placer.solve.estimate import useful_workers
 
-    if layer is not None and pictures is None and chakra is None:
-        raise UsageError("--layer says what to draw or trace, and needs --pictures DIR or --chakra DIR")
+    record = chrome_trace is not None or pictures is not None
+    _refuse(layer, drawn=pictures is not None or chakra is not None, recorded=record, sharing=sharing)
     workload = Workload(phase, tokens_per_gpu, context, micro_batches)  # type: ignore[arg-type]  # click checks it
     targets = [read_target(text) for text in required]
     question = build_question(slow_gpus, slow_links, failed)
-    opened, placed, traffic = open_verified(instance, placement, traces)
-    opened = opened.with_kernels(kernels)
-    record = chrome_trace is not None or pictures is not None
-    timeline = simulate(compile_program(opened, placed, traffic), workload, record=record)
+    opened, placed, traffic = open_placed(instance, placement, traces)
+    parts = opened.with_kernels(kernels), placed, traffic
+    timeline = _simulated(*parts, workload, record=record, sharing=sharing, json_=json_)
     explanation = None if explained is None else explain(timeline, find_task(timeline, explained))
     figures = find_figures(timeline)
     answers = held_to(targets, timeline, figures)
     # Files first: where one cannot be written, nothing else is said.
     written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
     if chakra is not None:
-        write_execution_traces(opened, placed, traffic, chakra, layer)
+        write_execution_traces(*parts, chakra, layer)
         written.append(chakra)
-    answer = None
-    if question:
-        before, workers = figures.latency_us, useful_workers(opened)
-        answer = ask(opened, placed, traffic, workload, question, before_us=before, most=replicas, workers=workers)
-    beside = list(_beside(opened, explanation, question, answer, answers))
+    answer = _answered(*parts, timeline, question, figures.latency_us, replicas) if question else None
+    beside = list(_beside(parts[0], explanation, question, answer, answers))
     _print(timeline, figures, placed.solver.name, beside, json_)
     for path in written:
         log.info(f"Written: {path}", file=str(path))
     refuse_missed(answers)
+
+
+def _refuse(layer: int | None, *, drawn: bool, recorded: bool, sharing: Sharing) -> None:
+    """Refuse options that do not go together."""
+    from moe_placer.errors import UsageError
+
+    if layer is not None and not drawn:
+        raise UsageError("--layer says what to draw or trace, and needs --pictures DIR or --chakra DIR")
+    if recorded and sharing == "coarse":
+        raise UsageError("--chrome-trace and --pictures show links over time, and need --sharing fine or exact")
+
+
+def _simulated(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    workload: Workload,
+    *,
+    record: bool,
+    sharing: Sharing,
+    json_: bool,
+) -> Timeline:
+    from moe_placer.schedule.program import compile_program
+    from moe_placer.schedule.simulate import simulate
+
+    program, tell = compile_program(instance, placement, traffic), telling_progress(json_)
+    return simulate(program, workload, record=record, sharing=sharing, tell=tell)
+
+
+def _answered(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    timeline: Timeline,
+    question: Question,
+    before_us: float,
+    most: int,
+) -> WhatIfAnswer:
+    from moe_placer.schedule.what_if import ask
+    from moe_placer.solve.estimate import useful_workers
+
+    return ask(
+        instance,
+        placement,
+        traffic,
+        timeline.workload,
+        question,
+        before_us=before_us,
+        most=most,
+        workers=useful_workers(instance),
+        sharing=timeline.sharing,
+    )
 
 
 def _beside(
@@ -212,6 +263,7 @@ def _print(
         click.echo(as_json({**_content(timeline, figures, name), **{key: content for key, content, _ in beside}}))
         return
     print_figures(timeline, figures, name)
+    click.echo("Verified: rules and loads. Bounds were not derived anew: they do not matter here (`verify` does it).")
     for _, _, lines in beside:
         click.echo("\n" + "\n".join(lines))
 
@@ -249,6 +301,8 @@ def _content(timeline: Timeline, figures: Figures, name: str) -> ScheduleResult:
             "micro_batches": workload.micro_batches,
         },
         "timing": timeline.timing,
+        "sharing": timeline.sharing,
+        "not_rederived": ["bounds"],
         "latency_us": figures.latency_us,
         "layer_us": figures.layer_us.tolist(),
         "tokens": figures.tokens,

@@ -14,12 +14,20 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, finish, listen
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import checked_executor, executor_option, json_option, open_verified, trace_option
+from moe_placer.cli.options import (
+    checked_executor,
+    executor_option,
+    json_option,
+    open_placed,
+    sharing_option,
+    trace_option,
+)
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.simulated import SweepResult
     from moe_placer.experiments.sweep.sweep import Grid, Plan
+    from moe_placer.schedule.coarse_network import Sharing
 
 __all__ = ["sweep"]
 
@@ -68,6 +76,7 @@ Examples:
     show_default=True,
     help="Micro-batches of a step, as in schedule.",
 )
+@sharing_option
 @click.option("--workers", default=usable_cores, show_default="all cores", metavar="N", type=int, help="Processes.")
 @executor_option
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows, page and plot there.")
@@ -83,6 +92,7 @@ def sweep(
     units: str | None,
     receives: str | None,
     micro_batches: int,
+    sharing: Sharing,
     workers: int,
     executor: str | None,
     output: Path | None,
@@ -100,7 +110,10 @@ def sweep(
 
     shard = _shard(checked_executor(executor), output)
     grid = replace(
-        _grid(phases, tokens, contexts, overs, micro_batches), dispatches=_names(units), receives=_names(receives)
+        _grid(phases, tokens, contexts, overs, micro_batches),
+        dispatches=_names(units),
+        receives=_names(receives),
+        sharing=sharing,
     )
     plans = _plans(files, traces, grid)
     points = list_points(plans, grid)
@@ -172,7 +185,7 @@ def _plans(files: Sequence[Path], traces: tuple[Path, ...], grid: Grid) -> list[
 
     if not files or len(files) % 2:
         raise UsageError(f"{len(files)} files are given, expected pairs: INSTANCE PLACEMENT [INSTANCE PLACEMENT ...]")
-    opened = [open_verified(*pair, traces) for pair in zip(files[::2], files[1::2], strict=True)]
+    opened = [open_placed(*pair, traces) for pair in zip(files[::2], files[1::2], strict=True)]
     names = [f"{instance.name} by {placed.solver.name}" for instance, placed, _ in opened]
     # Placements of one solver are told apart by their files.
     labels = [f"{name} ({files[2 * i + 1]})" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -19,13 +19,13 @@ from moe_placer.schedule.in_flight import InFlight
 from moe_placer.schedule.nic_ends import Ends, NicEnds
 from moe_placer.schedule.sharing import Crossings, share_out
 
-__all__ = ["Network"]
+__all__ = ["ROUNDING", "Network"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _US = 1e6  # µs in a second
-_ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes is left
+ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes is left
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ class Network:
     def carried(self) -> Floats:
         """Bytes that each link has carried so far [K]."""
         self._settle()
-        return self._carried_but(self._flows, self._flows.left)
+        return self._carried_but(self._flows)
 
     def start(self, now: float, sent: Floats, ends: Ends | None = None) -> int:
         """Start a transfer; what has ended by then, the next `advance` reports.
@@ -186,32 +186,39 @@ class Network:
     def _begin(self, now: float, size: Floats, path: Ints, ends: Ends | None) -> int:
         if not (np.isfinite(size) & (size >= 0)).all():
             raise ValueError("bytes must be finite and not negative")
-        if now != self._now:  # what starts together is shared out once
-            self._move(now)
-        self._settle()
-        if self.history is not None and not self._ids:
-            self.history.note(now, self._carried_but(self._flows, self._flows.left))  # nothing since the last end
+        self._until(now)
         some = np.flatnonzero(size)
         path, size, crossed = path[some], size[some], None
         if ends is not None:
             row, share, crossed = ends.flows(self._paths[path] % self._shape[1])
             path, size = path[row], size[row] * share
         self._by_path += np.bincount(path, size, len(self._paths))
-        self._flows = self._flows.joined(self._flow(now, path, size, crossed))
-        self._ahead.clear()
-        self._ids.append(self._started)
-        self._started += 1
-        return self._ids[-1]
+        transfer, self._started = self._started, self._started + 1
+        self._take_in(self._flow(now, transfer, path, size, crossed), transfer)
+        return transfer
 
-    def _flow(self, now: float, path: Ints, size: Floats, crossed: Ints | None) -> InFlight:
+    def _until(self, now: float) -> None:
+        """Let everything flow until a transfer starts."""
+        if now != self._now:  # what starts together is shared out once
+            self._move(now)
+        self._settle()
+        if self.history is not None and not self._ids:
+            self.history.note(now, self._carried_but(self._flows))  # nothing was carried since the last end
+
+    def _take_in(self, flows: InFlight, transfer: int) -> None:
+        """Take flows into what is in flight, of a transfer that starts now."""
+        self._flows = self._flows.joined(flows)
+        self._ahead.clear()
+        self._ids.append(transfer)
+
+    def _flow(self, now: float, transfer: int, path: Ints, size: Floats, crossed: Ints | None) -> InFlight:
         """Return the flows of a transfer that starts; ``crossed`` are the NIC groups of each [F, E]."""
         links, use = self._crossings.links[:, path], self._crossings.use[:, path]
         if crossed is not None:
             self._by_group += self._by_groups(crossed.T, size)
             links = np.vstack([links, crossed.T + self._first_group])
             use = np.vstack([use, (self._part / self._of_groups[crossed]).T])
-        same = np.full(len(path), self._started)
-        return InFlight(same, np.full(len(path), now), path, size, size, links, use)
+        return InFlight(np.full(len(path), transfer), np.full(len(path), now), path, size, size, links, use)
 
     def next_end(self, before: float = np.inf) -> tuple[float, int] | None:
         """Return when (µs) and which transfer ends next if no other starts.
@@ -249,7 +256,7 @@ class Network:
         """Take what is in flight at a time."""
         self._now, self._flows = now, flows
         if self.history is not None:
-            self.history.note(now, self._carried_but(flows, flows.left))
+            self.history.note(now, self._carried_but(flows))
 
     def _settle(self) -> None:
         """Cut the span that time is in: what it has delivered by now, and its rest."""
@@ -270,15 +277,16 @@ class Network:
         passed = (self._part[:, None] * size).ravel()
         return np.bincount(crossed.ravel(), passed, len(self._by_group)).astype(np.float64)
 
-    def _carried_but(self, flows: InFlight, left: Floats) -> Floats:
+    def _carried_but(self, *in_flight: InFlight) -> Floats:
         """Bytes that each link has carried: of all that has started, but what some flows have left."""
-        carried = np.asarray(self._shares @ (self._by_path - np.bincount(flows.path, left, len(self._paths))))
-        if self.nics is None:
-            return carried
-        groups = self._by_group
-        if len(flows):
-            groups = groups - self._by_groups(flows.links[len(self._crossings.links) :] - self._first_group, left)
-        return np.append(carried, self.nics.by_nic(groups))
+        paths, groups = self._by_path.copy(), self._by_group.copy()
+        for flows in in_flight:
+            paths -= np.bincount(flows.path, flows.left, len(paths))
+            if len(groups) and len(flows):
+                crossed = flows.links[len(self._crossings.links) :] - self._first_group
+                groups -= self._by_groups(crossed, flows.left)
+        carried = np.asarray(self._shares @ paths)
+        return carried if self.nics is None else np.append(carried, self.nics.by_nic(groups))
 
     def _look_ahead(self, until: float) -> list[_Span]:
         """Return the spans from now to the next end of a transfer, or to the first that ends after ``until``."""
@@ -301,14 +309,14 @@ class Network:
         if length:
             rates = self._rates(flows, flows.left / length)
             length, next_end, time = _ends(now, flows, rates)
-        if not length or next_end <= length * (1 + _ROUNDING):  # a transfer ends, and not slowed down
+        if not length or next_end <= length * (1 + ROUNDING):  # a transfer ends, and not slowed down
             rates = self._rates(flows)
             first, next_end, time = _ends(now, flows, rates)
             length = min(max(first, self._tolerance * time), next_end)
             if length > first:
                 rates = self._rates(flows, flows.left / length)
         left = flows.left - rates * length
-        left[left <= _ROUNDING * flows.sent] = 0.0
+        left[left <= ROUNDING * flows.sent] = 0.0
         going = np.logical_or.reduceat(left > 0, flows.first)
         over = (
             []

@@ -81,7 +81,9 @@ def max_min_rates(crossings: Crossings, paths: Ints, ceilings: Floats | None = N
     return share_out(crossings.links[:, paths], crossings.use[:, paths], crossings.count, ceilings)
 
 
-def share_out(links: Ints, use: Floats, count: int, ceilings: Floats | None = None) -> Floats:
+def share_out(
+    links: Ints, use: Floats, count: int, ceilings: Floats | None = None, *, offered: Floats | None = None
+) -> Floats:
     """Share links max-min fairly, given what each flow crosses itself (`max_min_rates`).
 
     Parameters
@@ -94,6 +96,8 @@ def share_out(links: Ints, use: Floats, count: int, ceilings: Floats | None = No
         Links.
     ceilings : float array [F], optional
         Bytes/µs that a flow does not want more than.
+    offered : float array [F], optional
+        Filled with what links left to each flow when its rate was settled: its rate, or more above its ceiling.
     """
     size, most = count + 1, ceilings
     rates, free, flows = np.zeros(links.shape[1]), np.ones(size), np.arange(links.shape[1])
@@ -101,15 +105,17 @@ def share_out(links: Ints, use: Floats, count: int, ceilings: Floats | None = No
         flat = links.ravel()
         full = free / np.maximum(np.bincount(flat, use.ravel(), size), _UNUSED)  # the level at which each link is full
         at = full.take(links)
-        level = at.min(axis=0, initial=np.inf)
+        left = level = at.min(axis=0, initial=np.inf)
         if most is not None:
-            np.minimum(level, most, out=level)
+            level = np.minimum(left, most)
         decides = np.ones(size, dtype=bool)
         decides[flat.compress((at > level * (1 + _SAME)).ravel())] = False
         decides[-1] = False
         settled = decides.take(links).any(axis=0)
         if most is not None:
             settled |= level >= most
+        if offered is not None:
+            offered[flows.compress(settled)] = left.compress(settled)
         if settled.all():
             rates[flows] = level
             return rates

@@ -8,13 +8,16 @@ although one operation got shorter; Graham's bound limits by how much, and measu
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.schedule.coarse_network import CoarseNetwork, Sharing
 from moe_placer.schedule.durations import Durations, find_durations
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.program import Program, compile_program
@@ -27,6 +30,8 @@ __all__ = ["Timeline", "simulate", "simulate_placement"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_BETWEEN = 500  # operations that end between two reports of how many have
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +50,8 @@ class Timeline:
         The task whose end let each start: the last that it needed, or that left its streams; -1 for the first.
     network : Network
         After the step: ``carried`` has the bytes that each link carried, ``history`` when, if that was recorded.
+    sharing : str
+        How finely links were shared out over time.
     """
 
     program: Program
@@ -55,6 +62,7 @@ class Timeline:
     end: Floats
     cause: Ints
     network: Network
+    sharing: Sharing = "fine"
 
     @property
     def makespan(self) -> float:
@@ -116,6 +124,8 @@ def simulate(
     condition: Condition | None = None,
     *,
     record: bool = False,
+    sharing: Sharing = "fine",
+    tell: Callable[[float], None] | None = None,
 ) -> Timeline:
     """Simulate one step of a program.
 
@@ -131,6 +141,10 @@ def simulate(
         What is slow or has failed; None: nothing.
     record : bool
         Keep what every link carries over time, which traces and pictures show.
+    sharing : str
+        How finely links are shared out over time (`moe_placer.schedule.coarse_network.Sharing`).
+    tell : callable, optional
+        Is told now and then which share of the operations has ended.
 
     Raises
     ------
@@ -140,11 +154,17 @@ def simulate(
     timing, condition = timing or timing_of(program.instance, workload.phase), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
     slowdown = timing.stretch(workload.micro_batches)
-    network = Network(program.instance, condition.slow_links, slowdown=slowdown, record=record)
+    instance, slow = program.instance, condition.slow_links
+    if sharing == "coarse":
+        network: Network = CoarseNetwork(instance, slow, slowdown=slowdown, record=record)
+    elif sharing == "exact":
+        network = Network(instance, slow, slowdown=slowdown, tolerance=0.0, record=record)
+    else:
+        network = Network(instance, slow, slowdown=slowdown, record=record)
     run = _Run(program, durations, network, timing.staged)
-    run.whole_step()
+    run.whole_step(tell)
     start, end = np.array(run.start), np.array(run.end)
-    return Timeline(program, durations, workload, timing, start, end, np.array(run.cause), network)
+    return Timeline(program, durations, workload, timing, start, end, np.array(run.cause), network, sharing)
 
 
 class _Run:
@@ -154,7 +174,13 @@ class _Run:
         self.program, self.network, self.durations = program, network, durations
         self.next_batch, self.next_layer = stage_order(program) if staged and durations.batches > 1 else ({}, {})
         size, count = len(program), len(program) * durations.batches
+        self.size, self.batches = size, durations.batches
         self.once = durations.once.tolist()
+        linked = {*self.next_batch, *self.next_layer}
+        self.within = [  # whether what waits for an operation is of its own micro-batch
+            not (self.once[p] or p in linked or any(self.once[other] for other in after))
+            for p, after in enumerate(program.after)
+        ]
         self.overhead, self.busy, self.latency = (
             array.tolist() for array in (durations.overhead, durations.busy, durations.latency)
         )
@@ -169,37 +195,42 @@ class _Run:
         self.local_end: dict[int, float] = {}  # of a send, inside its node
 
     def _count_needs(self, count: int) -> list[int]:
-        needs = [0] * count
-        for p in range(len(self.program)):
-            for batch in self._batches(p):
+        within = [p for p in range(self.size) if self.within[p]]
+        waits = np.fromiter(chain.from_iterable(self.program.after[p] for p in within), dtype=np.int64)
+        needs: list[int] = np.tile(np.bincount(waits, minlength=self.size), self.batches)[:count].tolist()
+        for p in range(self.size):
+            for batch in self._batches(p) if not self.within[p] else ():
                 for after in self._after(p, batch):
                     needs[after] += 1
         return needs
 
     def _batches(self, operation: int) -> range:
-        return range(1 if self.once[operation] else self.durations.batches)
+        return range(1 if self.once[operation] else self.batches)
 
-    def _after(self, operation: int, batch: int) -> list[int]:
+    def _after(self, operation: int, batch: int) -> Sequence[int]:
         """Tasks that wait for one: those of its micro-batch; what is done once waits for all, and all wait for it.
 
         In the order of stages, also some of the next micro-batch.
         """
-        size, tasks = len(self.program), []
+        if self.within[operation]:
+            first, after = batch * self.size, self.program.after[operation]
+            return [first + p for p in after] if first else after
+        size, tasks = self.size, []
         for p in self.program.after[operation]:
             if self.once[p]:
                 tasks.append(p)
             elif self.once[operation]:
-                tasks += [b * size + p for b in range(self.durations.batches)]
+                tasks += [b * size + p for b in range(self.batches)]
             else:
                 tasks.append(batch * size + p)
-        if batch + 1 < self.durations.batches:
+        if batch + 1 < self.batches:
             return tasks + [(batch + 1) * size + p for p in self.next_batch.get(operation, ())]
         return tasks + self.next_layer.get(operation, [])
 
-    def whole_step(self) -> None:
-        size = len(self.program)
+    def whole_step(self, tell: Callable[[float], None] | None = None) -> None:
+        size = self.size
         ready = [b * size + p for p in range(size) for b in self._batches(p) if not self.needs[b * size + p]]
-        now = 0.0
+        now, ended, told = 0.0, 0, 0
         while True:
             self._start_all(ready, now)
             moment = self._next_moment()
@@ -208,15 +239,19 @@ class _Run:
             now, ready = moment, []
             for task in self._ended_by(now):
                 self._finish(task, now, ready)
+                ended += 1
+            if tell is not None and ended >= told + _BETWEEN:
+                told = ended
+                tell(ended / len(self.start))
 
     def _order(self, task: int) -> tuple[int, int]:
         """Put first what is earlier in the step, the first micro-batch before the second."""
-        batch, operation = divmod(task, len(self.program))
-        return self.turn[operation] * self.durations.batches + batch, task
+        batch, operation = divmod(task, self.size)
+        return self.turn[operation] * self.batches + batch, task
 
     def _start_all(self, ready: list[int], now: float) -> None:
         for _, task in sorted(map(self._order, ready)):
-            streams = self.streams[task % len(self.program)]
+            streams = self.streams[task % self.size]
             taken = next((stream for stream in streams if stream in self.taken), None)
             if taken is not None:
                 heapq.heappush(self.waiting.setdefault(taken, []), self._order(task))
@@ -226,7 +261,7 @@ class _Run:
             self._begin(task, now)
 
     def _begin(self, task: int, now: float) -> None:
-        operation = task % len(self.program)
+        operation = task % self.size
         self.start[task] = now
         begun = now + self.overhead[operation]
         if operation in self.program.sent:
@@ -246,7 +281,7 @@ class _Run:
         ended = []
         for transfer in self.network.advance(now):
             task = self.transfers.pop(transfer)
-            end = max(now, self.local_end.pop(task)) + self.latency[task % len(self.program)]
+            end = max(now, self.local_end.pop(task)) + self.latency[task % self.size]
             heapq.heappush(self.events, (end, task, True))
         while self.events and self.events[0][0] <= now:
             _, task, ends = heapq.heappop(self.events)
@@ -257,14 +292,14 @@ class _Run:
         return ended
 
     def _send(self, task: int, now: float) -> None:
-        operation = task % len(self.program)
+        operation = task % self.size
         sent, ends = self.program.sent[operation] * self.durations.scale, self.program.ends.get(operation)
         self.transfers[self.network.send(now, int(self.program.home[operation]), sent, ends)] = task
 
     def _finish(self, task: int, now: float, ready: list[int]) -> None:
         """End a task: what needs it, and what waits for its streams, may start."""
         self.end[task] = now
-        batch, operation = divmod(task, len(self.program))
+        batch, operation = divmod(task, self.size)
         for stream in self.streams[operation]:
             del self.taken[stream]
         for stream in self.streams[operation]:

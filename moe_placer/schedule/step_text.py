@@ -19,6 +19,10 @@ __all__ = ["explanation_lines", "print_figures", "question", "verdict"]
 
 _LINKS = 3  # busiest ones shown
 
+_SHARED = {
+    "exact": "shared out anew wherever a flow starts or ends",
+    "coarse": "shared out anew about 30 times while a transfer runs: steps may be off by some 1%",
+}
 _MEANING = {
     "computation": "",
     "communication": "hidden by no computation",
@@ -84,10 +88,16 @@ def explanation_lines(explanation: Explanation) -> list[str]:
 
 def _headlines(timeline: Timeline, figures: Figures) -> list[str]:
     gpu = timeline.program.instance.cluster.gpu
+    told = (
+        []
+        if timeline.sharing == "fine"
+        else [f"  links       {_SHARED[timeline.sharing]} (--sharing {timeline.sharing})"]
+    )
     return [
         f"  latency     {_ms(figures.latency_us)} per step",
         f"  throughput  {figures.tokens_per_s:,.0f} tokens/s in all, {figures.tokens_per_s_per_gpu:,.1f} per GPU",
         f"  MFU         {figures.mfu:.1%} of {gpu.peak_tflops:g} TFLOP/s per GPU",
+        *told,
     ]
 
 

@@ -9,6 +9,7 @@ from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.added_replicas import AddedReplica, Wish, find_candidates, free_slots, with_added_replicas
+from moe_placer.schedule.coarse_network import Sharing
 from moe_placer.schedule.failure import Survivors, after_failure
 from moe_placer.schedule.program import compile_program
 from moe_placer.schedule.simulate import simulate
@@ -93,6 +94,7 @@ class _Scene:
     traffic: Traffic
     workload: Workload
     condition: Condition
+    sharing: Sharing
 
 
 def ask(
@@ -105,6 +107,7 @@ def ask(
     before_us: float,
     most: int = 4,
     workers: int = 1,
+    sharing: Sharing = "fine",
 ) -> Answer:
     """Simulate the step under other conditions, and then with further replicas.
 
@@ -124,6 +127,8 @@ def ask(
         Single replicas to simulate; 0 gives no advice.
     workers : int
         Processes for the simulations.
+    sharing : str
+        How finely links are shared out over time.
 
     Raises
     ------
@@ -138,7 +143,7 @@ def ask(
     survivors = after_failure(instance, placement, question.failed)
     if not survivors.runs:
         return Answer(before_us, None, False, survivors, 0, ())
-    scene = _Scene(survivors.instance, survivors.placement, traffic, workload, question.condition)
+    scene = _Scene(survivors.instance, survivors.placement, traffic, workload, question.condition, sharing)
     after_us, fits = _step(scene, ())
     spare, tries = _tries(scene, question, placement, most)
     found = [
@@ -156,7 +161,7 @@ def _step(scene: _Scene, replicas: tuple[AddedReplica, ...]) -> tuple[float, boo
     """Latency of the step with further replicas, µs, and whether memory holds it."""
     placement = with_added_replicas(scene.instance, scene.placement, replicas)
     program = compile_program(scene.instance, placement, scene.traffic, stand_ins=True)
-    figures = find_figures(simulate(program, scene.workload, condition=scene.condition))
+    figures = find_figures(simulate(program, scene.workload, condition=scene.condition, sharing=scene.sharing))
     return figures.latency_us, figures.memory.fits
 
 

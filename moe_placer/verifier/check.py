@@ -36,6 +36,8 @@ def verify(
     traffic: Traffic | None = None,
     current: Placement | None = None,
     transfers: Transfers | None = None,
+    *,
+    bounds: bool = True,
 ) -> Verification:
     """Recompute everything about a placement and list every violation; a bad placement never raises.
 
@@ -51,6 +53,8 @@ def verify(
         What ran before: moves from it, their budget and the bound within that are checked.
     transfers : Transfers, optional
         The way from there to here, which is replayed.
+    bounds : bool
+        Whether to derive bounds anew; otherwise there are none, and stated ones are held against loads only.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def verify(
     whole = set(instance.moe_layers[: len(placement.gpu)]) - {violation.layer for violation in structure}
     of_mix = read_layers(instance, network, traffic, replicas, whole)
     network, layers = judge(instance, network, traffic, replicas, whole, of_mix)
-    checker = Checker(instance, network, traffic, layers, valid, violations)
+    checker = Checker(instance, network, traffic, layers, valid, violations, bounds)
     stated = [*placement.layers[: len(layers)], *[None] * (len(layers) - len(placement.layers))]
     checks = tuple(checker.check_layer(layer, record) for layer, record in zip(layers, stated, strict=True))
     aggregate_bound = checker.check_aggregate(placement.aggregate)
@@ -90,7 +94,6 @@ def verify(
         violations += check_migration(instance, current, placement, transfers) or [
             *check_serving(instance, traffic, current, placement, transfers)
         ]
-    unchecked = ("replan",) if placement.replan is not None and current is None else ()
     load, model = np.stack([layer.load for layer in layers]), instance.model
     found = Verification(
         violations=tuple(violations),
@@ -110,10 +113,14 @@ def verify(
         expert_token_us=expert_token_us(instance),
         cost_us=_least_us(network) / most_over_busiest(instance, count_scenarios(instance, traffic)),
         facts_checked=facts.checked,
-        facts_not_checked=(*facts.not_checked, *unchecked),
+        facts_not_checked=(*facts.not_checked, *_unchecked(placement, current)),
     )
-    times = tuple(check_layer_time(placement.layer_time, found)) if len(whole) == len(layers) else ()
+    times = tuple(check_layer_time(placement.layer_time, found, bounds)) if len(whole) == len(layers) else ()
     return replace(found, violations=(*found.violations, *times))
+
+
+def _unchecked(placement: Placement, current: Placement | None) -> tuple[str, ...]:
+    return ("replan",) if placement.replan is not None and current is None else ()
 
 
 def _fitting_traffic(instance: Instance, traffic: Traffic | None) -> Traffic:

@@ -45,6 +45,8 @@ class Checker:
         Whether the placement respects every constraint: then nothing that is proved can be above what it has.
     violations : list of Violation
         What was found so far.
+    bounds : bool
+        Whether to derive bounds anew.
     """
 
     instance: Instance
@@ -53,6 +55,7 @@ class Checker:
     layers: Sequence[PlacedLayer]
     valid: bool
     violations: list[Violation]
+    bounds: bool = True
 
     @cached_property
     def _slots(self) -> Ints:
@@ -86,7 +89,7 @@ class Checker:
         lacking = [*proofs.check_proof(self.instance, record, layer.layer, self.network.links, replicas)]
         self.violations.extend([*records.check_order(record, layer.layer), *lacking])
         given, bound = None, 0.0
-        derivable = not lacking and record.proof != "solver"
+        derivable = self.bounds and not lacking and record.proof != "solver"
         if derivable:
             proved = self._believed(self._derive(layer, record), z, [layer], "its z")
             if proofs.replicas_are_free(self.instance) and not record.any_copies:
@@ -114,7 +117,7 @@ class Checker:
         self.violations.extend(replanned.check_moves(self.instance, record, current, placement))
         lacking = [*replanned.check_budget_proof(self.instance, record, self.network.links)]
         self.violations.extend(lacking)
-        if record.bound is None or lacking or any(layer.demand is None for layer in self.layers):
+        if not self.bounds or record.bound is None or lacking or any(one.demand is None for one in self.layers):
             return 0.0
         lawful = record.model_copy(update={"weights": tuple(self._lawful(own) for own in record.weights or ())})
         derived = replanned.budget_bound(self.instance, self.network, self.layers, self._slots, lawful, current)
@@ -162,7 +165,7 @@ class Checker:
         load = np.sum([layer.load for layer in self.layers], axis=0)
         totals = load * self.network.scale
         derived = None
-        if record.proof is not None and not lacking:
+        if self.bounds and record.proof is not None and not lacking:
             terms = [self._weighted(layer, record.weights or {}, record.any_copies) for layer in self.layers]
             largest = float(totals.max(initial=0.0))
             derived = self._believed(sum_below(terms), largest, self.layers, "its busiest link over all layers")
@@ -181,7 +184,7 @@ class Checker:
         unproved = any(violation.rule in {"weights", "proof"} for violation in self.violations)
         self.violations.extend(lacking)
         whole = len(weights) == len(self.layers) and all(layer.demand is not None for layer in self.layers)
-        if lacking or unproved or not whole:
+        if lacking or unproved or not whole or not self.bounds:
             return 0.0
         pairs = zip(self.layers, weights, strict=True)
         prices = [link_prices(self.network, layer, self._lawful(own or {})) for layer, own in pairs]

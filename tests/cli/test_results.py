@@ -112,7 +112,12 @@ def test_what_looks_at_a_placement(solved: Path, tmp_path: Path, monkeypatch: py
 
 def test_what_simulates(solved: Path) -> None:
     placed = (TINY, solved / "placement.json")
-    check("schedule", told("schedule", *placed, "--json").json)
+    fine = told("schedule", *placed, "--json").json
+    check("schedule", fine)
+    coarse = told("schedule", *placed, "--sharing", "coarse", "--json").json
+    check("schedule", coarse)
+    assert (fine["sharing"], coarse["sharing"], fine["not_rederived"]) == ("fine", "coarse", ["bounds"])
+    assert 0 < abs(coarse["latency_us"] / fine["latency_us"] - 1) < 0.05
     slow = told("schedule", *placed, "--slow-gpu", "0=2", "--copies", 1, "--json").json
     check("schedule", slow)
     assert slow["what_if"]["later_us"] > 0

@@ -7,6 +7,7 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from moe_placer.cli.results.documented import InstanceName, documented
+from moe_placer.schedule.coarse_network import Sharing
 from moe_placer.schedule.explain import Explanation
 from moe_placer.schedule.timing import Timing
 
@@ -166,6 +167,10 @@ class ScheduleResult(TypedDict):
     """The workload of the step."""
     timing: Timing
     """What hardware charges beside FLOPs and bytes."""
+    sharing: Sharing
+    """When links were shared out anew (`--sharing`)."""
+    not_rederived: list[Literal["bounds"]]
+    """What the placement file states and this command took no look at; `verify` does."""
     latency_us: float
     """Of the step, in microseconds."""
     layer_us: list[float]
@@ -240,6 +245,8 @@ class SweepPoint(TypedDict):
     """Likewise."""
     micro_batches: int
     """Likewise."""
+    sharing: Sharing
+    """When links were shared out anew (`--sharing`)."""
     fabric: str
     """Kind of network."""
     oversubscription: float | None

@@ -15,6 +15,7 @@ from moe_placer.experiments.compare.metrics import find_dispatch_us
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import FatTree, RailPods, ThreeLevelTree
 from moe_placer.placement import Placement
+from moe_placer.schedule.coarse_network import Sharing
 from moe_placer.schedule.memory_limits import most_tokens
 from moe_placer.schedule.program import Program, compile_program
 from moe_placer.schedule.simulate import simulate
@@ -102,6 +103,8 @@ class Grid:
         Units of dispatch: the same placement under other kernels.
     receives : tuple of str or None
         Which NIC receives, likewise.
+    sharing : str
+        How finely links are shared out over time, in all.
     """
 
     phases: tuple[Phase, ...] = ("prefill",)
@@ -111,6 +114,7 @@ class Grid:
     micro_batches: int = 2
     dispatches: tuple[str | None, ...] = (None,)
     receives: tuple[str | None, ...] = (None,)
+    sharing: Sharing = "fine"
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -120,12 +124,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Point:
-    """One step to simulate: the index of its plan, its fabric's oversubscription, its workload, its kernel."""
+    """One step to simulate: the index of its plan, its fabric's oversubscription, its workload, its kernel, and how."""
 
     plan: int
     oversubscription: float | None
     workload: Workload
     kernel: Kernel = (None, None)
+    sharing: Sharing = "fine"
 
 
 def make_plan(
@@ -194,7 +199,7 @@ def list_points(plans: Sequence[Plan], grid: Grid) -> list[Point]:
     for plan, value, kernel in itertools.product(plans, grid.oversubscriptions, grid.kernels):
         on_fabric(plan.under(kernel), value)
     return [
-        Point(index, over, Workload(phase, tokens, context, grid.micro_batches), kernel)
+        Point(index, over, Workload(phase, tokens, context, grid.micro_batches), kernel, grid.sharing)
         for index, _ in enumerate(plans)
         for kernel, phase, context, over, tokens in itertools.product(
             grid.kernels, grid.phases, grid.contexts, grid.oversubscriptions, grid.tokens_per_gpu
@@ -288,7 +293,7 @@ def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
     plan = plans[point.plan]
     program = on_fabric(plan.under(point.kernel), point.oversubscription)
     instance, workload = program.instance, point.workload
-    figures = find_figures(simulate(program, workload))
+    figures = find_figures(simulate(program, workload, sharing=point.sharing))
     memory = figures.memory
     tokens = workload.batch(instance)
     fullest = int((memory.high_water - memory.size).argmax())
@@ -307,6 +312,7 @@ def simulate_point(plans: Sequence[Plan], point: Point) -> Row:
         "tokens_per_gpu": float(tokens),
         "context": float(workload.context),
         "micro_batches": workload.micro_batches,
+        "sharing": point.sharing,
         "fabric": instance.cluster.fabric.kind,
         "oversubscription": getattr(instance.cluster.fabric, "oversubscription", None),
         "dispatch": instance.placement.dispatch,

@@ -1,0 +1,69 @@
+"""``--sharing``: what steps say of it, and what it does not go together with; bounds that steps do not look at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builders import honest, tiny_instance, tiny_traffic
+from command_line import TINY, fails, run
+
+from moe_placer.placement import Placement
+from moe_placer.verifier import verify
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharing")
+    done = run("solve", TINY, "-o", folder, "--workers", 1, "--solver", "contiguous", "--no-dag")
+    assert done.returncode == 0, done.stderr
+    return folder / "placement.json"
+
+
+def test_a_step_says_how_its_links_were_shared_and_what_was_not_derived(placed: Path) -> None:
+    fine, coarse = run("schedule", TINY, placed), run("schedule", TINY, placed, "--sharing", "coarse")
+    assert "--sharing" not in fine.stdout
+    assert "about 30 times while a transfer runs" in coarse.stdout
+    assert "Bounds were not derived anew" in fine.stdout
+
+
+def test_links_over_time_need_fine_spans(placed: Path, tmp_path: Path) -> None:
+    for option in ("--pictures", "--chrome-trace"):
+        fails(
+            2, "schedule", TINY, placed, "--sharing", "coarse", option, tmp_path / "out", says="--sharing fine or exact"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_points_of_a_sweep_have_it(placed: Path) -> None:
+    done = run("sweep", TINY, placed, "--tokens-per-gpu", 64, "--sharing", "coarse", "--workers", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [point["sharing"] for point in json.loads(done.stdout)["points"]] == ["coarse"]
+
+
+def test_without_bounds_rules_and_loads_are_checked_all_the_same() -> None:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    data = honest(instance, traffic)
+    good = verify(instance, Placement.model_validate(data), traffic)
+    known = verify(instance, Placement.model_validate(data), traffic, bounds=False)
+    assert good.ok
+    assert known.ok
+    assert good.total_bound > known.total_bound == 0
+    assert known.total_z == good.total_z
+    # A bound between what its proof gives and z is told by deriving it, one above z by z itself.
+    low, high = [json.loads(json.dumps(data)) for _ in range(2)]
+    low["layers"][0]["bound"] = (good.layers[0].bound + good.layers[0].z) / 2
+    high["layers"][0]["bound"] = good.layers[0].z * 1.01
+    broken = [
+        [one.rule for one in verify(instance, Placement.model_validate(wrong), traffic, bounds=bounds).violations]
+        for wrong in (low, high)
+        for bounds in (True, False)
+    ]
+    assert broken[:2] == [["bound"], []]
+    assert broken[3] == ["bound"]
+    data["layers"][0]["z"] *= 1.01
+    assert [one.rule for one in verify(instance, Placement.model_validate(data), traffic, bounds=False).violations] == [
+        "z"
+    ]
