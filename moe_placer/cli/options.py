@@ -135,7 +135,7 @@ sharing_option = click.option(
     default="fine",
     show_default=True,
     help="When links are shared out anew: where any flow starts or ends; the same, with ends that are close as one; "
-    "about 30 times while a transfer runs, for large clusters (docs/network.md).",
+    "in spans of 1% to 10% of a transfer's time, for large clusters (docs/network.md).",
 )
 
 

@@ -20,9 +20,10 @@ Floats = npt.NDArray[np.float64]
 
 Sharing = Literal["exact", "fine", "coarse"]
 """When links are shared out anew: whenever a flow starts or ends; with ends within 2% of what transfers take as one
-(``Network``); about 30 times in the time of a transfer (``CoarseNetwork``)."""
+(``Network``); in spans of 1% to 10% of what a transfer takes (``CoarseNetwork``)."""
 
-GRAIN = 0.03  # a span over the time that the mean transfer in flight takes in all
+GRAIN = 0.01  # of a transfer's time: how soon links are shared out anew after a start, and around ends of transfers
+_LONGEST = 0.1  # likewise: a span in which no transfer starts or ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +34,20 @@ class _Shared:
     ----------
     flows : InFlight
     waited : float array [F]
-        µs since the start of those that have had no share yet; 0 of others.
+        µs from the start of those that have had no share yet to that of the span, which may be before; 0 of others.
+    told : set of int
+        Transfers whose ends are told already, although they have bytes left.
     length : float
         µs of the span, unless nothing ends in it; 0 where that is not known yet.
+    earliest : float
+        µs; nothing is told to end before.
     """
 
     flows: InFlight
     waited: Floats
+    told: frozenset[int]
     length: float
+    earliest: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,49 +57,48 @@ class _Span:
     Attributes
     ----------
     start, end : float
-    flows : InFlight
+    shared : _Shared
         At its start.
-    waited : float array [F]
-        µs before it for which flows get their rate too.
     rates : float array [F]
         Bytes/µs.
     ends : list of (float, int)
         When transfers end in it, and which, in order.
-    asked, length : float
-        µs that it was to have, and that the next one is to have.
+    length, soon : float
+        µs that the next span is to have, and at most from a start within this one to its end.
     """
 
     start: float
     end: float
-    flows: InFlight
-    waited: Floats
+    shared: _Shared
     rates: Floats
     ends: list[tuple[float, int]]
-    asked: float
     length: float
+    soon: float
 
     def left(self, now: float) -> Floats:
         """Bytes of each flow that are not delivered by then [F]."""
-        left = self.flows.left - self.rates * (now - self.start + self.waited)
-        left[left <= ROUNDING * self.flows.sent] = 0.0
+        flows = self.shared.flows
+        left = flows.left - self.rates * np.maximum(now - self.start + self.shared.waited, 0.0)
+        left[left <= ROUNDING * flows.sent] = 0.0
         return left
 
 
 class CoarseNetwork(Network):
-    """A `Network` whose links are shared out anew about 30 times while a transfer of the mean length is in flight.
+    """A `Network` whose links are shared out anew in spans of 1% to 10% of the time that the mean transfer takes.
 
-    In between, nothing that starts or ends changes rates. What starts has its first share at the end of the span, and
-    then all that it would have had since its start. Flows that end within a span are slowed down to end with it, and
-    what they leave is shared out; their transfer ends when they would have by the share that their links offered. So a
-    link can be asked for more than its capacity for as long as a span, and ends of transfers are off by some share of
-    one, to either side (docs/network.md has how much). No byte is lost.
+    In between, nothing that starts or ends changes rates. A span is short where transfers end, and is over soon after
+    one starts. What starts in it has its share when it ends, and links are then taken to be shared out from the mean of
+    these starts on: what starts later or earlier than that has less or more, in all as much as links can carry. Flows
+    that end within a span are slowed down to end with it, and what they leave is shared out; their transfer ends when
+    it would have by the share that its links offered. So ends of transfers are off by some share of a span, to either
+    side (docs/network.md has how much). No byte is lost.
 
     Parameters
     ----------
-    instance, link_factor, slowdown, record
+    instance, link_factor, slowdown
         As of `Network`.
     grain : float
-        A span over the time that the mean transfer in flight takes in all; above 0, at most 0.5.
+        The shortest span over the time that the mean transfer in flight takes in all; above 0, at most 0.1.
     """
 
     def __init__(
@@ -102,11 +108,10 @@ class CoarseNetwork(Network):
         *,
         slowdown: float = 1.0,
         grain: float = GRAIN,
-        record: bool = False,
     ) -> None:
-        if not 0 < grain <= 0.5:
-            raise ValueError(f"grain: {grain} is not above 0 and at most 0.5")
-        super().__init__(instance, link_factor, slowdown=slowdown, record=record)
+        if not 0 < grain <= _LONGEST:
+            raise ValueError(f"grain: {grain} is not above 0 and at most {_LONGEST}")
+        super().__init__(instance, link_factor, slowdown=slowdown)
         self._grain = grain
         self._spans: list[_Span] = []  # from the one that time is in to the last that was asked for
         self._fresh: _Shared | None = None  # what is to be shared out from now on, instead of a first span
@@ -119,11 +124,10 @@ class CoarseNetwork(Network):
         if not self._spans:
             return self._carried_but(self._flows)
         span = self._spans[0]
-        rest = (span.end - self._now) / (span.end - span.start)
-        after = span.left(span.end)
-        left = after + rest * (span.flows.left - after)
-        left[np.isin(span.flows.owner, list(self._told))] = 0.0
-        return self._carried_but(span.flows.having(left), *self._waiting)
+        flows, after = span.shared.flows, span.left(span.end)
+        left = after + (span.end - self._now) / (span.end - span.start) * (flows.left - after)
+        left[np.isin(flows.owner, [*self._told, *span.shared.told])] = 0.0
+        return self._carried_but(flows.having(left), *self._waiting)
 
     def next_end(self, before: float = np.inf) -> tuple[float, int] | None:
         """Return when (µs) and which transfer ends next if no other starts, unless nothing ends by ``before``."""
@@ -144,8 +148,6 @@ class CoarseNetwork(Network):
 
     def _until(self, now: float) -> None:
         self._move(now)
-        if self.history is not None and not len(self._flows):
-            self.history.note(now, self.carried)  # nothing was carried since the last end
 
     def _take_in(self, flows: InFlight, transfer: int) -> None:
         if not len(flows):
@@ -153,15 +155,15 @@ class CoarseNetwork(Network):
             return
         first = self._spans[0] if self._spans else None
         if first is not None and first.start < self._now:  # to be shared out when the span ends, which is soon
-            end = min(first.end, self._now + first.length)
+            end = min(first.end, self._now + first.soon)
             self._spans = [replace(first, end=end, ends=[one for one in first.ends if one[0] <= end])]
             self._waiting.append(flows)
             return
-        if first is not None:
-            self._fresh = _Shared(first.flows, first.waited, first.asked)
-        before = self._fresh or _Shared(self._flows, np.zeros(0), 0.0)
-        self._flows = before.flows.joined(flows)
-        self._fresh = _Shared(self._flows, np.append(before.waited, np.zeros(len(flows))), before.length)
+        before = first.shared if first is not None else self._fresh
+        if before is None:
+            before = _Shared(self._flows, np.zeros(0), frozenset(), 0.0, self._now)
+        waited = np.append(before.waited, np.zeros(len(flows)))
+        self._fresh = replace(before, flows=before.flows.joined(flows), waited=waited)
         self._spans.clear()
 
     def _share_out(self) -> None:
@@ -181,7 +183,6 @@ class CoarseNetwork(Network):
             self._ended += [name for _, name in span.ends if name not in self._told]
             self._told.clear()
             self._waiting.clear()
-            self._go_on(span.end, self._spans[0].flows if self._spans else InFlight.none(len(span.flows.links)))
         if self._spans:
             due = [name for end, name in self._spans[0].ends if end <= now]
             self._ended += [name for name in due if name not in self._told]
@@ -190,28 +191,36 @@ class CoarseNetwork(Network):
 
     def _look_on(self) -> None:
         """Add the span that follows the last one, if anything is in flight then."""
-        last = self._spans[-1]
-        left = last.left(last.end)
-        known = {name for _, name in last.ends}
-        last.ends.extend((last.end, name) for name in last.flows.over(left) if name not in known)
-        left[np.isin(last.flows.owner, [name for _, name in last.ends])] = 0.0
-        flows = last.flows.having(left)
+        last, waiting = self._spans[-1], self._waiting if len(self._spans) == 1 else []
+        start = last.end
+        if waiting:
+            start = max(last.start, float(np.mean([flows.begun[0] for flows in waiting])))
+        flows, left = last.shared.flows, last.left(start)
+        known = last.shared.told.union(name for _, name in last.ends)
+        late = [name for name in flows.over(left) if name not in known]
+        last.ends.extend((last.end, name) for name in late)
+        flows = flows.having(left)
         waited = np.zeros(len(flows))
-        for waiting in self._waiting if len(self._spans) == 1 else ():
-            flows, waited = flows.joined(waiting), np.append(waited, last.end - waiting.begun)
+        for some in waiting:
+            flows, waited = flows.joined(some), np.append(waited, start - some.begun)
         if len(flows):
-            self._spans.append(self._span(last.end, _Shared(flows, waited, last.length)))
+            told = known.union(late).intersection(flows.transfers)
+            length = (last.soon if waiting else last.length) + last.end - start  # what starts may end soon
+            self._spans.append(self._span(start, _Shared(flows, waited, told, length, last.end)))
 
     def _span(self, start: float, shared: _Shared) -> _Span:
-        flows, offered = shared.flows, np.zeros(len(shared.flows))
-        most = flows.left / shared.length if shared.length else None
+        flows, offered, waited = shared.flows, np.zeros(len(shared.flows)), shared.waited
+        most = flows.left / (shared.length + waited) if shared.length else None
         rates = share_out(flows.links, flows.use, self._crossings.count, most, offered=offered)
-        lasts = np.maximum(flows.left / offered - shared.waited, 0.0)
-        slowest = flows.slowest(lasts)
-        length = self._grain * float((start - flows.begun[flows.first] + slowest).mean())
-        end = start + max(float(lasts.min()), shared.length or length)
-        span = _Span(start, end, flows, shared.waited, rates, [], shared.length, length)
+        lasts = flows.left / offered - waited
+        slowest = np.maximum(flows.slowest(lasts), shared.earliest - start)
+        whole = float((start - flows.begun[flows.first] + slowest).mean())
+        soon = self._grain * whole
+        end = max(start + max(float(lasts.min()), shared.length or soon), shared.earliest)
+        pairs = zip((start + slowest).tolist(), flows.transfers, strict=True)
+        coming = sorted((last, name) for last, name in pairs if name not in shared.told)
+        later = next((last - end for last, _ in coming if last > end), 0.0)  # to the next end of a transfer
+        span = _Span(start, end, shared, rates, [], min(max(later, soon), _LONGEST * whole), soon)
         over = set(flows.over(span.left(end)))
-        pairs = zip(flows.transfers, (start + slowest).tolist(), strict=True)
-        span.ends.extend(sorted((min(last, end), name) for name, last in pairs if name in over))
+        span.ends.extend((min(last, end), name) for last, name in coming if name in over)
         return span

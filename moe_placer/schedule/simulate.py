@@ -15,6 +15,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.errors import UsageError
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.schedule.coarse_network import CoarseNetwork, Sharing
@@ -149,14 +150,16 @@ def simulate(
     Raises
     ------
     UsageError, InputError
-        ``condition`` names a GPU or a link that is not there.
+        What links carry over time is to be kept of coarse spans; ``condition`` names a GPU or a link that is not there.
     """
     timing, condition = timing or timing_of(program.instance, workload.phase), condition or Condition()
     durations = find_durations(program, workload, timing, condition)
     slowdown = timing.stretch(workload.micro_batches)
     instance, slow = program.instance, condition.slow_links
+    if sharing == "coarse" and record:
+        raise UsageError("coarse spans do not tell what links carry over time, expected sharing: fine or exact")
     if sharing == "coarse":
-        network: Network = CoarseNetwork(instance, slow, slowdown=slowdown, record=record)
+        network: Network = CoarseNetwork(instance, slow, slowdown=slowdown)
     elif sharing == "exact":
         network = Network(instance, slow, slowdown=slowdown, tolerance=0.0, record=record)
     else:

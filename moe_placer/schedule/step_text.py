@@ -21,7 +21,7 @@ _LINKS = 3  # busiest ones shown
 
 _SHARED = {
     "exact": "shared out anew wherever a flow starts or ends",
-    "coarse": "shared out anew about 30 times while a transfer runs: steps may be off by some 1%",
+    "coarse": "shared out anew in spans of 1% to 10% of a transfer's time: the step may be off by 1%",
 }
 _MEANING = {
     "computation": "",
