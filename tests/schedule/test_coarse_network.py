@@ -11,6 +11,7 @@ from dag_examples import example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_placer.cli import log
 from moe_placer.cli.step_progress import telling_progress
 from moe_placer.schedule.coarse_network import CoarseNetwork
 from moe_placer.schedule.network import Network
@@ -161,6 +162,7 @@ def test_exact_sharing_has_an_end_for_every_flow() -> None:
 
 
 def test_progress_is_told_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    log.use_json(False, "schedule")  # whatever tests before have asked for
     times = iter([0.0, 4.0, 5.0, 14.0, 15.5])
     tell = telling_progress(False, lambda: next(times))
     assert tell is not None
