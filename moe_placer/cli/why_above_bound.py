@@ -63,7 +63,7 @@ def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> 
     problem = problem.scenarios[int(scenario)] if scenario else problem.by_node or problem
     expert, replica = problem.items(index, replicas)
     first = [solution.placement.shards(index, e)[r][0] for e, r in zip(expert.tolist(), replica.tolist(), strict=True)]
-    network = read_network(instance)
+    network = read_network(instance).whole
     size = instance.gpus // len(network.home)  # GPUs of a place
     on_way = network.link == network.links.index(link)
     crossing = np.zeros((instance.cluster.nodes, len(network.home)))  # [source, destination]

@@ -210,7 +210,7 @@ def link_prices(network: Network, layer: PlacedLayer, weights: Mapping[str, floa
     np.add.at(
         per_token,
         (network.source, network.target),
-        (weight * network.scale)[network.link] * network.share,
+        np.bincount(network.alike, weight * network.scale, len(network.links))[network.link] * network.share,
     )
     return _safely_below(layer.demand.T @ per_token, network, layer)
 

@@ -150,7 +150,7 @@ class Companions:
 
     def _prices(self, node: int, weight: Floats) -> Floats:
         """Weighted cost on each link that leads to a node if all tokens that the sources of a view start go there."""
-        network, cluster = self.network, self.instance.cluster
+        network, cluster = self.network.whole, self.instance.cluster
         views = 1 if self.even else self.instance.parallelism.dp
         group = np.arange(cluster.nodes) * views // cluster.nodes
         started = self.instance.traffic.tokens_per_gpu * cluster.gpus_per_node * self.traffic.mix

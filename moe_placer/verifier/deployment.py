@@ -107,7 +107,7 @@ class Deployment:
         """Links from node s to node d, each with its share of the traffic, by ``s>d``; not which GPU receives."""
         network = self.network
         table: dict[str, dict[str, float]] = {}
-        columns = (network.link, network.source, network.target, network.share)
+        columns = (network.whole.link, network.whole.source, network.whole.target, network.whole.share)
         for link, source, target, share in zip(*(column.tolist() for column in columns), strict=True):
             if not self.receives[link]:
                 table.setdefault(f"{source}>{network.home[target]}", {})[network.links[link]] = share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,6 +40,9 @@ class Network:
         ... with this share. No two entries have the same link, source and target.
     home : int array [places]
         Node of each place.
+    alike : int array [links]
+        The link whose entries are those of each link too, which has none then: what is as fast and carries the
+        same, as links to parallel spines do. A link with entries of its own is alike to itself.
     """
 
     links: tuple[str, ...]
@@ -51,17 +54,40 @@ class Network:
     target: Ints
     share: Floats
     home: Ints
+    alike: Ints
+
+    @cached_property
+    def whole(self) -> Network:
+        """The same with entries of every link."""
+        every = np.arange(len(self.links))
+        if (self.alike == every).all():
+            return self
+        order = np.argsort(self.link, kind="stable")
+        count = np.bincount(self.link, minlength=len(self.links))
+        first = (np.cumsum(count) - count)[self.alike]
+        size = count[self.alike]
+        at = order[np.arange(size.sum()) - np.repeat(np.cumsum(size) - size - first, size)]
+        return replace(
+            self,
+            link=np.repeat(every, size),
+            source=self.source[at],
+            target=self.target[at],
+            share=self.share[at],
+            alike=every,
+        )
 
     def load(self, flow: Floats) -> Floats:
         """Tokens on each link, given ``flow[s, d]`` tokens from node s to place d."""
         tokens = self.share * flow[self.source, self.target]
-        return np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
+        carried = np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
+        return np.asarray(carried[self.alike])
 
     @cached_property
     def longest(self) -> int:
         """Most links that the traffic from one node to one place crosses, over all of its routes."""
         nodes = int(max(self.source.max(initial=0), self.target.max(initial=0))) + 1
-        return int(np.bincount(self.source * nodes + self.target).max(initial=0))
+        times = np.bincount(self.alike, minlength=len(self.links))[self.link]
+        return int(np.bincount(self.source * nodes + self.target, times).max(initial=0))
 
     @cached_property
     def arrivals(self) -> tuple[Floats, list[Ints]]:

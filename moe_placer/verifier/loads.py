@@ -40,9 +40,9 @@ def _read_fabric(instance: Instance) -> Network:
     if isinstance(instance.cluster.fabric, Dragonfly):
         return _read_dragonfly(instance)
     read = next((read for kind, read in _READ.items() if isinstance(instance.cluster.fabric, kind)), read_mesh)
-    bandwidths, (link, source, target, share) = read(instance)
+    bandwidths, (link, source, target, share), alike = read(instance)
     speeds, home = link_speeds(instance, bandwidths.values()), np.arange(instance.cluster.nodes)
-    return Network(tuple(bandwidths), *speeds, link, source, target, share, home)
+    return Network(tuple(bandwidths), *speeds, link, source, target, share, home, alike)
 
 
 def _read_dragonfly(instance: Instance) -> Network:
@@ -56,7 +56,7 @@ def _read_dragonfly(instance: Instance) -> Network:
     column = np.array(entries, dtype=np.float64).reshape(-1, 4).T
     link, sources, targets = column[:3].astype(np.int64)
     speeds, home = link_speeds(instance, bandwidths.values()), np.arange(instance.cluster.nodes)
-    return Network(tuple(bandwidths), *speeds, link, sources, targets, column[3], home)
+    return Network(tuple(bandwidths), *speeds, link, sources, targets, column[3], home, np.arange(len(bandwidths)))
 
 
 def find_traffic_mistakes(instance: Instance, traffic: Traffic) -> list[Mistake]:

@@ -320,7 +320,8 @@ def routes_of_pairs(network: Network) -> dict[tuple[int, int], dict[int, float]]
     first = {int(node): place for place, node in reversed(list(enumerate(network.home.tolist())))}
     wanted = {place: node for node, place in first.items()}
     routes: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
-    columns = (network.link, network.source, network.target, network.share)
+    whole = network.whole
+    columns = (whole.link, whole.source, whole.target, whole.share)
     for link, source, target, share in zip(*(column.tolist() for column in columns), strict=True):
         if target in wanted and "/nic" not in network.links[link]:
             routes[source, wanted[target]][link] = share

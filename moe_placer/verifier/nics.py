@@ -74,6 +74,7 @@ def with_nics(instance: Instance, fabric: Network) -> Network:
         source=np.concatenate(source),
         target=np.concatenate(target),
         share=np.concatenate(share),
+        alike=np.concatenate([network.alike, known + np.arange(len(names))]),
     )
 
 

@@ -147,6 +147,7 @@ def _repeated(network: Network, nodes: int, times: int) -> Network:
         source=np.concatenate([network.source + scenario * nodes for scenario in range(times)]),
         target=np.tile(network.target, times),
         share=np.tile(network.share, times),
+        alike=np.concatenate([network.alike + scenario * links for scenario in range(times)]),
     )
 
 

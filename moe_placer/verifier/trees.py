@@ -16,19 +16,24 @@ Ints = npt.NDArray[np.int64]
 Entries = tuple[Ints, Ints, Ints, Floats]  # link, source and target node, share of what goes from one to the other
 
 
-def read_mesh(instance: Instance) -> tuple[dict[str, float], Entries]:
-    """Return the bandwidth of every link by name, in GB/s, and which traffic crosses it: that of its own two nodes."""
+def read_mesh(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
+    """Return the bandwidth of every link by name, in GB/s, and which traffic crosses it: that of its own two nodes.
+
+    Third, the link whose entries each has: here its own.
+    """
     nodes = instance.cluster.nodes
     source, target = _pairs(nodes)
     names = [f"node{s}->node{d}" for s, d in zip(source.tolist(), target.tolist(), strict=True)]
     bandwidths = dict.fromkeys(names, instance.cluster.fabric.node_gb_per_s)
-    return bandwidths, (np.arange(len(names)), source, target, np.ones(len(names)))
+    every = np.arange(len(names))
+    return bandwidths, (every, source, target, np.ones(len(names))), every
 
 
-def read_tree(instance: Instance) -> tuple[dict[str, float], Entries]:
+def read_tree(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
     """Return the same of a fat tree: up to the leaf, between leaves by every spine alike, and down.
 
-    Links come in the order of the vertex that they start from: nodes, then leaves (down before up), then spines.
+    Links come in the order of the vertex that they start from: nodes, then leaves (down before up), then spines. Those
+    between a leaf and its spines all have the entries of the first.
     """
     fabric, nodes = instance.cluster.fabric, instance.cluster.nodes
     assert isinstance(fabric, FatTree)
@@ -54,17 +59,26 @@ def read_tree(instance: Instance) -> tuple[dict[str, float], Entries]:
         (down[target], source, target, np.ones(len(source))),
     ]
     far = first != last
-    pairs = source[far], target[far], np.full(int(far.sum()), 1 / max(1, spines))
-    first, last = first[far], last[far]
-    for k in range(spines):
-        up = np.array([index[f"leaf{j}->spine{k}"] for j in range(leaves)])
-        under = np.array([index[f"spine{k}->leaf{j}"] for j in range(leaves)])
-        parts += [(link, *pairs) for link in (up[first], under[last])]
-    link, sources, targets, shares = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return bandwidths, (link, sources, targets, shares)
+    if spines:
+        pairs = source[far], target[far], np.full(int(far.sum()), 1 / spines)
+        up, under = ([index[name] for name in names] for names in (_up(leaves, 0), _under(leaves, 0)))
+        parts += [(np.array(up)[first[far]], *pairs), (np.array(under)[last[far]], *pairs)]
+    alike = np.arange(len(bandwidths))
+    for k in range(1, spines):
+        alike[[index[name] for name in _up(leaves, k)]] = up
+        alike[[index[name] for name in _under(leaves, k)]] = under
+    return bandwidths, _joined(parts), alike
 
 
-def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries]:
+def _up(leaves: int, spine: int) -> list[str]:
+    return [f"leaf{j}->spine{spine}" for j in range(leaves)]
+
+
+def _under(leaves: int, spine: int) -> list[str]:
+    return [f"spine{spine}->leaf{j}" for j in range(leaves)]
+
+
+def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
     """Return the same of a fat tree of three levels: as far up as the two nodes need, over all that is there alike."""
     fabric, nodes = instance.cluster.fabric, instance.cluster.nodes
     assert isinstance(fabric, ThreeLevelTree)
@@ -103,10 +117,10 @@ def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries]:
         carries(apart, 1 / S, [f"{a}->{b}" for a, b in ways], [f"{b}->{a}" for a, b in ways])
         for core in [f"core{k * C + c}" for c in range(C if pod[-1] > 0 else 0)]:
             carries(far, 1 / (S * C), [f"{at}->{core}" for at in high], [f"{core}->{at}" for at in high])
-    return bandwidths, _joined(parts)
+    return bandwidths, _joined(parts), np.arange(len(bandwidths))
 
 
-def read_rail_pods(instance: Instance) -> tuple[dict[str, float], Entries]:
+def read_rail_pods(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
     """Return the same of pods of rails: by every rail alike, between pods from any over any spine to any."""
     fabric, nodes = instance.cluster.fabric, instance.cluster.nodes
     assert isinstance(fabric, RailPods)
@@ -133,7 +147,7 @@ def read_rail_pods(instance: Instance) -> tuple[dict[str, float], Entries]:
             out = np.array([index[f"leaf{leaf[n]}->spine{k}"] for n in range(nodes)])
             into = np.array([index[f"spine{k}->leaf{leaf[n]}"] for n in range(nodes)])
             parts += [(way, source[far], target[far], share) for way in (out[source[far]], into[target[far]])]
-    return bandwidths, _joined(parts)
+    return bandwidths, _joined(parts), np.arange(len(bandwidths))
 
 
 def _both_ways(links: list[tuple[str, str, float]], ranks: tuple[str, ...]) -> dict[str, float]:

@@ -57,6 +57,18 @@ def test_links_to_parallel_spines_are_kept_once() -> None:
     assert share(routes, "leaf1->spine7", 2, 0) == 1 / 8
 
 
+def test_the_verifier_reads_links_to_parallel_spines_once() -> None:
+    network = read_network(tiny_instance(cluster={"fabric": {"spines": 8}}))
+    pairs, apart = 4 * 3, 4 * 2  # of nodes, and of those on two leaves
+    assert len(network.link) == 2 * pairs + 2 * apart
+    assert len(network.whole.link) == 2 * pairs + 2 * 8 * apart
+    assert network.whole.whole is network.whole
+    flow = np.random.default_rng(0).random((4, 4))
+    assert network.load(flow).tolist() == network.whole.load(flow).tolist()
+    assert network.longest == network.whole.longest == 2 + 2 * 8
+    assert network.arrivals[0].tolist() == network.whole.arrivals[0].tolist()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -133,7 +145,7 @@ def test_the_verifier_reads_the_same_dragonfly_from_its_definition(
     parallel = data.draw(st.integers(1, routers_per_group))
     shape = {"nodes_per_router": nodes_per_router, "routers_per_group": routers_per_group, "global_links": parallel}
     instance = tiny_instance(**dragonfly(nodes, local_gb_per_s=200.0, **shape))
-    routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance)
+    routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance).whole
     scale = dict(zip(routes.links, 400.0 / routes.bandwidth, strict=True))
     assert dict(zip(network.links, network.scale, strict=True)) == pytest.approx(scale)
     theirs = np.zeros((len(network.links), nodes, nodes))
@@ -204,7 +216,7 @@ def test_the_verifier_reads_the_same_trees_and_rails(nodes: int, leaf: int, pod:
     rails = {**RAILS, "nodes_per_pod": leaf, "rails": pod, "spines": spines}
     for fabric in (levels, {**levels, "uplinks": "hashed", "flows_per_pair": pod}, rails):
         instance = tiny_instance(cluster={"nodes": nodes, "fabric": fabric}, parallelism={"dp": 1})
-        routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance)
+        routes, network = compile_routes(build_fabric(instance), nodes), read_network(instance).whole
         assert network.links == routes.links
         assert network.bandwidth == pytest.approx(routes.bandwidth)
         theirs = np.zeros((len(network.links), nodes, nodes))
@@ -224,7 +236,7 @@ def test_nvlink_joins_the_nodes_of_a_domain() -> None:
     apart = domain[:, None] != domain[None, :]
     assert (table[: len(plain.links), apart] == plain.shares.toarray().reshape(-1, 6, 6)[:, apart]).all()
     assert routes.hops[0].tolist() == [0, 0, 0, 0, 4, 4]
-    network = read_network(instance)
+    network = read_network(instance).whole
     theirs = np.zeros_like(table)
     theirs[network.link, network.source, network.target] = network.share
     assert network.links == routes.links
