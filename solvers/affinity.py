@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 TOLERANCE = 0.10  # of the busiest node's load, over the mean
+_LEAST = 1e-9  # of a node's load: what sums differ by in rounding would be traded to and fro for ever
 
 
 class Affinity(Heuristic):
@@ -75,8 +76,8 @@ def _lower_the_busiest(layer: LayerProblem, node: Ints, items: Ints, together: F
     if by_node[busiest] <= (1 + tolerance) * by_node[used].mean():
         return False
     here, there = np.flatnonzero(place == busiest), np.flatnonzero(place != busiest)
-    shift = load[here][:, None] - load[there][None, :]
-    lower = (shift > 0) & (by_node[place[there]][None, :] + shift < by_node[busiest])
+    shift, least = load[here][:, None] - load[there][None, :], _LEAST * by_node[busiest]
+    lower = (shift > least) & (by_node[place[there]][None, :] + shift < by_node[busiest] - least)
     if not lower.any():
         return False
     bond = np.zeros((len(items), layer.nodes))  # of an item with what each node holds
