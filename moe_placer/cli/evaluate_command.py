@@ -61,7 +61,7 @@ def evaluate(
 
     def tell(name: str) -> None:
         if not json_:
-            log.info(f"simulating steps: {name}")
+            log.info(f"{'simulating steps' if step else 'counting tokens'}: {name}")
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
     found = measure(opened, placed, routing=routing, dispatch=dispatch, step=step, tell=tell)

@@ -152,7 +152,7 @@ def evaluate(
     limits : Limits, optional
         Of what bounds the links; absent: 60 s, one worker.
     tell : callable, optional
-        Told of each plan before its step is simulated.
+        Told of each plan before its step is simulated, or its tokens are counted by a named rule: what takes seconds.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def _evaluated(
     def costs(name: str, plan: Placement | str) -> PlanCosts | str:
         if isinstance(plan, str):
             return plan
-        if step:
+        if step or rule is not None:
             tell(name)
         return costs_of(instance, plan, traffic, network, step=step, rule=rule)
 

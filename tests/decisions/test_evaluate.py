@@ -102,6 +102,9 @@ def test_steps_are_simulated_on_request() -> None:
     assert told == ["the placement", "contiguous", "eplb", "greedy"]
     assert found.placement.step_us is not None
     assert found.placement.step_one_batch_us is not None
+    told.clear()
+    evaluate(instance, placed(instance, traffic), traffic, routing="nearest", tell=told.append)
+    assert told == ["the placement", "contiguous", "eplb", "greedy"]
     with pytest.raises(UsageError, match="leave out the step"):
         evaluate(instance, placed(instance, traffic), traffic, routing="nearest", step=True)
 
