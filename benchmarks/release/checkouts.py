@@ -1,4 +1,4 @@
-"""Solves an instance with the code of this checkout or of an earlier commit, in a process of its own."""
+"""Runs commands with the code of this checkout or of an earlier commit, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-__all__ = ["Checkout", "Solved", "earlier_checkout", "this_checkout"]
+__all__ = ["Checkout", "Ran", "Solved", "earlier_checkout", "this_checkout"]
 
 REPOSITORY = Path(__file__).parents[2]
 # An installed package of the same name would be measured twice, without a word.
-_SOLVE = (
+_COMMAND = (
     "import os, pathlib, moe_placer;"
     "assert pathlib.Path(moe_placer.__file__).is_relative_to(os.environ['PYTHONPATH']), moe_placer.__file__;"
     "from moe_placer.cli import main; main()"
 )
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one run of a command took and printed: CPU seconds of its processes, and the peak of the largest one."""
+
+    code: int
+    cpu_s: float
+    peak_bytes: int
+    out: str
+    err: str
 
 
 @dataclass(frozen=True)
@@ -41,21 +52,28 @@ class Checkout:
     commit: str
     folder: Path
 
-    def solve(self, instance: Path, output: Path) -> Solved:
-        """Solve an instance with the default solver, on one core, until it is within its gap."""
-        command = [sys.executable, "-c", _SOLVE, "solve", str(instance.resolve()), "-o", str(output), "--no-dag"]
-        command += ["--time-limit", "120", "--workers", "1", "--seed", "0"]
+    def run(self, arguments: Sequence[str], directory: Path) -> Ran:
+        """Run a command of moe-placer in a directory, with one thread for linear algebra."""
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "OPENBLAS_NUM_THREADS": "1"}
-        with tempfile.TemporaryFile() as said:
-            child = subprocess.Popen(command, env=environment, cwd=output.parent, stdout=said, stderr=said)  # noqa: S603
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            command = [sys.executable, "-c", _COMMAND, *arguments]
+            child = subprocess.Popen(command, env=environment, cwd=directory, stdout=out, stderr=err)  # noqa: S603
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-            said.seek(0)
-            text = said.read().decode(errors="replace")
+            said = []
+            for stream in (out, err):
+                stream.seek(0)
+                said.append(stream.read().decode(errors="replace"))
+        return Ran(child.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, *said)
+
+    def solve(self, instance: Path, output: Path) -> Solved:
+        """Solve an instance with the default solver, on one core, until it is within its gap."""
+        options = ["-o", str(output), "--no-dag", "--time-limit", "120", "--workers", "1", "--seed", "0"]
+        ran = self.run(["solve", str(instance.resolve()), *options], output.parent)
         file = output / "placement.json"
-        if child.returncode or not file.exists():
-            return Solved(usage.ru_utime + usage.ru_stime, None, text[-300:])
-        return Solved(usage.ru_utime + usage.ru_stime, file)
+        if ran.code or not file.exists():
+            return Solved(ran.cpu_s, None, (ran.out + ran.err)[-300:])
+        return Solved(ran.cpu_s, file)
 
 
 def this_checkout() -> Checkout:
