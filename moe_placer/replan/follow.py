@@ -14,6 +14,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.budget import Budget
+from moe_placer.replan.current import read_current
 from moe_placer.replan.fresh import measure
 from moe_placer.replan.migration import migrate
 from moe_placer.replan.next_plans import Planner, SlotOrder, Window
@@ -150,7 +151,7 @@ def follow(
         A way that is unknown, or does not know the instance, or fewer than two windows; an executor that is not there,
         or a shard.
     InputError, NothingFoundError
-        As for `moe_placer.replan`.
+        As for `moe_placer.replan`: also where ``current`` is of another instance, or breaks a rule.
     """
     ways = ways_for(instance, current) if ways is None else ways
     for way in ways:
@@ -160,6 +161,7 @@ def follow(
         raise UsageError(f"flashlb cannot follow {instance.name}: {reason}")
     if len(windows) < 2:
         raise UsageError(f"{len(windows)} windows, expected 2 or more: a plan for one is measured on the next")
+    read_current(compile_problem(instance, windows[0]), current)  # refuses what cannot run
     asked = _Asked(instance, current, windows, budget, minimise, limits or Limits(time_s=4.0), seed)
     if executor is None:
         planner = asked.planner()

@@ -77,6 +77,22 @@ def test_flashlb_does_not_know_gpus_with_unequal_numbers_of_experts() -> None:
         follow(instance, current, [traffic] * 2, ways=["flashlb"], limits=EFFORT)
 
 
+def test_a_current_placement_of_another_cluster_is_bad_input(planned: tuple[Instance, Placement]) -> None:
+    instance, current = planned
+    windows = [tiny_traffic(instance, 0)] * 2
+    fewer = tiny_instance(
+        model=FOLLOWED["model"],
+        cluster={"nodes": 3},
+        parallelism={"dp": 1},
+        placement={**PLACEMENT, "slots_per_gpu": 3},
+    )
+    for ways in (["eplb"], None):
+        with pytest.raises(InputError, match="found GPU 7 in layer 1, expected GPUs 0 to 5"):
+            follow(fewer, current, [tiny_traffic(fewer, 0)] * 2, ways=ways, limits=EFFORT)
+    with pytest.raises(InputError, match="found 1 MoE layers, expected 2"):
+        follow(instance, current.model_copy(update={"gpu": current.gpu[:1]}), windows, limits=EFFORT)
+
+
 def test_windows_have_all_tokens_once_and_in_order() -> None:
     instance = tiny_instance()
     traffic = tiny_tokens(instance, 0)
