@@ -71,7 +71,7 @@ def print_summary(
     console.print(f"Cost: {COST[instance.objective.metric]}.")
     if said := verdict(plans, solution.verification.back):
         console.print(said, style="bold", markup=False)
-    for line in _findings(instance, solution):
+    for line in _findings(instance, solution, unbounded=left_out is not None and left_out.bounds):
         console.print(line, markup=False)
     if left_out is not None and left_out.baselines:
         console.print(left_out.sentence, markup=False)
@@ -126,7 +126,7 @@ def _ms(us: float) -> str:
     return f"{us / 1e3:,.2f}" if us == 0 or us >= 100 else f"{us / 1e3:.2g}"
 
 
-def _findings(instance: Instance, solution: Solution) -> list[str]:
+def _findings(instance: Instance, solution: Solution, unbounded: bool) -> list[str]:
     from moe_placer.cli.why_above_bound import why_above_bound
     from moe_placer.solve.nic_words import busiest_nics, floors_of, nic_lines
 
@@ -135,8 +135,8 @@ def _findings(instance: Instance, solution: Solution) -> list[str]:
     if any(record.solver_bound is not None for record in solution.placement.layers):
         both = f"{_share(np.median(own))} median, {_share(own.max())} worst"
         lines.append(f"By the solver's word, which cannot be re-checked: {both}.")
-    if why := why_above_bound(instance, solution):
-        lines.append(why)
+    if not unbounded:  # else the gap is that of a bound which nobody tried to raise
+        lines.append(why_above_bound(instance, solution) or "")
     if _is_bounded(solution) and not solution.placement.replicas.get("bound_covers_choice_of_copies", True):
         lines.append("The bound holds for this number of replicas of each expert; other choices may beat it.")
     lines += [*nic_lines(instance, floors_of(instance, solution.traffic)), busiest_nics(solution.verification) or ""]

@@ -40,6 +40,7 @@ def test_a_method_s_quick_plan_is_its_plan(made: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert ("Left out (--quick)" in done.stdout) == (flags == ("--quick",))
         assert ("contiguous" in done.stdout) == (flags != ("--quick",))
+        assert ("above the gap of" in done.stdout) == (flags != ("--quick",))
     quick, whole = (load_placement(made / flag / "placement.json") for flag in ("--quick", "--no-dag"))
     assert quick.gpu == whole.gpu
 
