@@ -23,8 +23,8 @@ _WORTH_WORKERS = 10_000  # layers x replicas x nodes: a worker starts in about t
 _WORKER = 185e6  # bytes of a worker process with its solver library
 _FLOAT = 8
 _PER_LINK = 600  # bytes of the fabric's graph
-_PER_KIND_SHARE = 60  # bytes while routes are compiled, for each pair of nodes whose traffic crosses a kind of link
-_PER_SHARE_CHECKED = 48  # bytes of the same while verifying
+_PER_SHARE = 60  # bytes while routes are compiled, for each link and pair of nodes whose traffic crosses it
+_PER_SHARE_CHECKED = 72  # bytes of the same while verifying
 _LAYERS_HELD = 11  # times a layer's table of costs: it, and the linear relaxation made of it
 _VAST_LAYERS_HELD = 5  # where the layer is divided among regions
 _PER_FLOW = 15e3  # bytes of a DAG for each pair of nodes between which tokens flow
@@ -77,14 +77,13 @@ class Estimate:
 class _Fabric:
     """Sizes of routes: links, distinct ones, those a node touches, and (link, source, target) with traffic on it.
 
-    ``kinds`` counts the last anew where parallel links count once.
+    Of the last, parallel links to spines, cores and leaves of rails count once, as they are stored.
     """
 
     links: int
     distinct: int
     affected: int
     shares: int
-    kinds: int
 
 
 def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: bool = False) -> Estimate:
@@ -113,13 +112,13 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
     kept = _PROCESS + demand + tables
     memory = {
         "traffic": _PROCESS + _traffic(instance),
-        "routes": _PROCESS + 3 * demand + tables + _PER_LINK * fabric.links + _PER_KIND_SHARE * fabric.kinds,
+        "routes": _PROCESS + 3 * demand + tables + _PER_LINK * fabric.links + _PER_SHARE * fabric.shares,
         "search": kept + held * costs * max(started, together) + started * (_WORKER + costs),
         "verification": kept + 1.5 * _FLOAT * layers * nodes * replicas + _PER_SHARE_CHECKED * fabric.shares
         + 8 * _FLOAT * nodes * nodes,
     }  # fmt: skip
     seconds = {
-        "start": _S_PER_SHARE * fabric.kinds + _S_PER_LINK * fabric.links + _S_PER_COST_BYTE * layers * costs,
+        "start": _S_PER_SHARE * fabric.shares + _S_PER_LINK * fabric.links + _S_PER_COST_BYTE * layers * costs,
         "verification": _S_PER_SHARE_CHECKED * fabric.shares + _S_PER_LINK_CHECKED * fabric.links
         + _S_PER_PRODUCT * 3 * nodes**2 * replicas * layers,
     }  # fmt: skip
@@ -188,27 +187,25 @@ def _fabric(instance: Instance) -> _Fabric:
     if isinstance(fabric, FatTree):
         leaves, size = instance.leaves, fabric.nodes_per_leaf
         if leaves == 1:
-            return _Fabric(2 * nodes, 2 * nodes, 2, 2 * pairs, 2 * pairs)
-        shares = 2 * pairs + 2 * fabric.spines * _apart(nodes, size)
-        kinds = 2 * pairs + 2 * _apart(nodes, size)
-        return _Fabric(2 * nodes + 2 * leaves * fabric.spines, 2 * nodes + 2 * leaves, 4, shares, kinds)
+            return _Fabric(2 * nodes, 2 * nodes, 2, 2 * pairs)
+        shares = 2 * pairs + 2 * _apart(nodes, size)
+        return _Fabric(2 * nodes + 2 * leaves * fabric.spines, 2 * nodes + 2 * leaves, 4, shares)
     if isinstance(fabric, ThreeLevelTree):
         return _three_levels(nodes, fabric)
     if isinstance(fabric, RailPods):
         rails, pods = instance.cluster.rails, -(-nodes // fabric.nodes_per_pod)
         up = 2 * pods * rails * fabric.spines if pods > 1 else 0
-        shares = 2 * rails * (pairs + fabric.spines * _apart(nodes, fabric.nodes_per_pod))
+        shares = 2 * pairs + 2 * _apart(nodes, fabric.nodes_per_pod)
         ends = (2 * nodes + 2 * pods, 4) if up else (2 * nodes, 2)
-        kinds = 2 * pairs + 2 * _apart(nodes, fabric.nodes_per_pod)
-        return _Fabric(2 * nodes * rails + up, *ends, shares, kinds)
+        return _Fabric(2 * nodes * rails + up, *ends, shares)
     if isinstance(fabric, Dragonfly):
         size, parallel = fabric.routers_per_group, fabric.global_links
         groups = -(-nodes // (fabric.nodes_per_router * size))
         links = 2 * nodes + groups * size * (size - 1) + groups * (groups - 1) * parallel
         # Its own two, the local ones to its router, and in every other group a link to its group and those before it.
         affected = min(links, 2 + (size - 1) + (groups - 1) * parallel * (1 + size - parallel))
-        return _Fabric(links, links, affected, 6 * pairs, 6 * pairs)
-    return _Fabric(pairs, pairs, max(1, nodes - 1), pairs, pairs)
+        return _Fabric(links, links, affected, 6 * pairs)
+    return _Fabric(pairs, pairs, max(1, nodes - 1), pairs)
 
 
 def _three_levels(nodes: int, fabric: ThreeLevelTree) -> _Fabric:
@@ -218,12 +215,11 @@ def _three_levels(nodes: int, fabric: ThreeLevelTree) -> _Fabric:
     links, distinct, affected, shares = 2 * nodes, 2 * nodes, 2, 2 * nodes * (nodes - 1)
     if leaves > 1:
         links, distinct, affected = links + 2 * leaves * spines, distinct + 2 * leaves, affected + 2
-        shares += 2 * spines * _apart(nodes, size)
+        shares += 2 * _apart(nodes, size)
     if pods > 1:
         links, distinct, affected = links + 2 * pods * spines * cores, distinct + 2 * pods, affected + 2
-        shares += 2 * spines * cores * _apart(nodes, size * fabric.leaves_per_pod)
-    kinds = 2 * nodes * (nodes - 1) + 2 * _apart(nodes, size) + 2 * _apart(nodes, size * fabric.leaves_per_pod)
-    return _Fabric(links, distinct, affected, shares, kinds)
+        shares += 2 * _apart(nodes, size * fabric.leaves_per_pod)
+    return _Fabric(links, distinct, affected, shares)
 
 
 def _apart(nodes: int, size: int) -> int:
@@ -240,12 +236,9 @@ def _with_nics(instance: Instance, fabric: _Fabric) -> _Fabric:
     nodes, each = cluster.nodes, nics.per_node
     links, pairs = fabric.links + 2 * nodes * each, nodes * (nodes - 1)
     if not cluster.receives_by_gpu:
-        more = 2 * pairs * each
-        ends = fabric.distinct + 2 * nodes, fabric.affected + 2
-        return _Fabric(links, *ends, fabric.shares + more, fabric.kinds + more)
+        return _Fabric(links, fabric.distinct + 2 * nodes, fabric.affected + 2, fabric.shares + 2 * pairs * each)
     shares = (fabric.shares + pairs * (each + 1)) * cluster.gpus_per_node  # as `verify` has them, for every GPU
-    ends = fabric.distinct + nodes * (1 + cluster.ports), fabric.affected + 2
-    return _Fabric(links, *ends, shares, fabric.kinds + pairs * each)
+    return _Fabric(links, fabric.distinct + nodes * (1 + cluster.ports), fabric.affected + 2, shares)
 
 
 def _gigabytes(value: float) -> str:

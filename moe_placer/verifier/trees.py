@@ -32,8 +32,8 @@ def read_mesh(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
 def read_tree(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
     """Return the same of a fat tree: up to the leaf, between leaves by every spine alike, and down.
 
-    Links come in the order of the vertex that they start from: nodes, then leaves (down before up), then spines. Those
-    between a leaf and its spines all have the entries of the first.
+    Links come in the order of the vertex that they start from: nodes, then leaves (down before up), then spines.
+    Third, the link whose entries each has: all between a leaf and its spines those of the first.
     """
     fabric, nodes = instance.cluster.fabric, instance.cluster.nodes
     assert isinstance(fabric, FatTree)
@@ -61,21 +61,11 @@ def read_tree(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
     far = first != last
     if spines:
         pairs = source[far], target[far], np.full(int(far.sum()), 1 / spines)
-        up, under = ([index[name] for name in names] for names in (_up(leaves, 0), _under(leaves, 0)))
-        parts += [(np.array(up)[first[far]], *pairs), (np.array(under)[last[far]], *pairs)]
-    alike = np.arange(len(bandwidths))
-    for k in range(1, spines):
-        alike[[index[name] for name in _up(leaves, k)]] = up
-        alike[[index[name] for name in _under(leaves, k)]] = under
-    return bandwidths, _joined(parts), alike
-
-
-def _up(leaves: int, spine: int) -> list[str]:
-    return [f"leaf{j}->spine{spine}" for j in range(leaves)]
-
-
-def _under(leaves: int, spine: int) -> list[str]:
-    return [f"spine{spine}->leaf{j}" for j in range(leaves)]
+        up = np.array([index[f"leaf{j}->spine0"] for j in range(leaves)])
+        under = np.array([index[f"spine0->leaf{j}"] for j in range(leaves)])
+        parts += [(link, *pairs) for link in (up[first[far]], under[last[far]])]
+    like = {(f"leaf{j}", f"spine{k}"): (f"leaf{j}", "spine0") for j in range(leaves) for k in range(spines)}
+    return bandwidths, _joined(parts), _alike(index, like)
 
 
 def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
@@ -111,13 +101,24 @@ def read_three_levels(instance: Instance) -> tuple[dict[str, float], Entries, In
     far = pod[leaf[source]] != pod[leaf[target]]
     low = [f"leaf{j}" for j in leaf]
     carries(whole, 1.0, [f"node{n}->{at}" for n, at in enumerate(low)], [f"{at}->node{n}" for n, at in enumerate(low)])
-    for k in range(S if len(leaves) > 1 else 0):
-        high = [f"spine{pod[j] * S + k}" for j in leaf]
+    high = [f"spine{pod[j] * S}" for j in leaf]
+    if len(leaves) > 1:
         ways = list(zip(low, high, strict=True))
         carries(apart, 1 / S, [f"{a}->{b}" for a, b in ways], [f"{b}->{a}" for a, b in ways])
-        for core in [f"core{k * C + c}" for c in range(C if pod[-1] > 0 else 0)]:
-            carries(far, 1 / (S * C), [f"{at}->{core}" for at in high], [f"{core}->{at}" for at in high])
-    return bandwidths, _joined(parts), np.arange(len(bandwidths))
+    if pod[-1] > 0:
+        carries(far, 1 / (S * C), [f"{at}->core0" for at in high], [f"core0->{at}" for at in high])
+    like = {
+        (f"leaf{j}", f"spine{pod[j] * S + k}"): (f"leaf{j}", f"spine{pod[j] * S}")
+        for j in leaves
+        for k in range(S if len(leaves) > 1 else 0)
+    }
+    like |= {
+        (f"spine{p * S + k}", f"core{k * C + c}"): (f"spine{p * S}", "core0")
+        for p in range(pod[-1] + 1 if pod[-1] > 0 else 0)
+        for k in range(S)
+        for c in range(C)
+    }
+    return bandwidths, _joined(parts), _alike(index, like)
 
 
 def read_rail_pods(instance: Instance) -> tuple[dict[str, float], Entries, Ints]:
@@ -137,17 +138,21 @@ def read_rail_pods(instance: Instance) -> tuple[dict[str, float], Entries, Ints]
     source, target = _pairs(nodes)
     far = pod[source] != pod[target]
     parts: list[Entries] = []
-    for r in range(R):
-        leaf = pod * R + r
-        out = np.array([index[f"node{n}->leaf{leaf[n]}"] for n in range(nodes)])
-        into = np.array([index[f"leaf{leaf[n]}->node{n}"] for n in range(nodes)])
-        parts += [(way, source, target, np.full(len(source), 1 / R)) for way in (out[source], into[target])]
-        for k in range(spines if pods > 1 else 0):
-            share = np.full(int(far.sum()), 1 / (R * spines))
-            out = np.array([index[f"leaf{leaf[n]}->spine{k}"] for n in range(nodes)])
-            into = np.array([index[f"spine{k}->leaf{leaf[n]}"] for n in range(nodes)])
-            parts += [(way, source[far], target[far], share) for way in (out[source[far]], into[target[far]])]
-    return bandwidths, _joined(parts), np.arange(len(bandwidths))
+    leaf = pod * R
+    out = np.array([index[f"node{n}->leaf{leaf[n]}"] for n in range(nodes)])
+    into = np.array([index[f"leaf{leaf[n]}->node{n}"] for n in range(nodes)])
+    parts += [(way, source, target, np.full(len(source), 1 / R)) for way in (out[source], into[target])]
+    if pods > 1:
+        share = np.full(int(far.sum()), 1 / (R * spines))
+        out = np.array([index[f"leaf{leaf[n]}->spine0"] for n in range(nodes)])
+        into = np.array([index[f"spine0->leaf{leaf[n]}"] for n in range(nodes)])
+        parts += [(way, source[far], target[far], share) for way in (out[source[far]], into[target[far]])]
+    like = {(f"node{n}", f"leaf{leaf[n] + r}"): (f"node{n}", f"leaf{leaf[n]}") for n in range(nodes) for r in range(R)}
+    if pods > 1:
+        like |= {
+            (f"leaf{j}", f"spine{k}"): (f"leaf{j // R * R}", "spine0") for j in range(pods * R) for k in range(spines)
+        }
+    return bandwidths, _joined(parts), _alike(index, like)
 
 
 def _both_ways(links: list[tuple[str, str, float]], ranks: tuple[str, ...]) -> dict[str, float]:
@@ -160,6 +165,15 @@ def _both_ways(links: list[tuple[str, str, float]], ranks: tuple[str, ...]) -> d
 
     found.sort(key=lambda link: (place(link[0]), place(link[1])))
     return {f"{start}->{end}": rate for start, end, rate in found}
+
+
+def _alike(index: dict[str, int], like: dict[tuple[str, str], tuple[str, str]]) -> Ints:
+    """Return the link whose entries each has, both ways: that between two ends, or its own."""
+    found = np.arange(len(index))
+    for ends, others in like.items():
+        for one, other in ((ends, others), (ends[::-1], others[::-1])):
+            found[index["->".join(one)]] = index["->".join(other)]
+    return found
 
 
 def _joined(parts: list[Entries]) -> Entries:
