@@ -81,7 +81,7 @@ def _declared(file: Path) -> tuple[tuple[int, ...], np.dtype[Any], Ints]:
 def _blocks(file: Path) -> Iterator[Ids]:
     """Yield all choices in order, in blocks of tokens."""
     if file.suffix.lower() in TABLE_SUFFIXES:
-        for block in open_token_table(file).blocks():
+        for block in open_token_table(file).blocks(("token",)):
             if block.ids.min() < 0 or block.ids.max() > _MOST_ID:
                 found = f"ids from {block.ids.min()} to {block.ids.max()}"
                 raise wrong(file, "experts", found, f"ids from 0 to {_MOST_ID:,}")

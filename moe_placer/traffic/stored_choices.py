@@ -123,10 +123,17 @@ def map_choices(
 
     Raises
     ------
+    InputError
+        There is no room for it among the addresses that this process may use.
     ValueError
         The file is shorter.
     """
-    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    try:
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        found = f"choices of {shape[0]:,} tokens that cannot be mapped ({error.strerror})"
+        expected = f"addresses for {math.prod(shape) * dtype.itemsize / 1e9:,.1f} GB, which `ulimit -v` limits"
+        raise InputError(Mistake(found, expected, "topk")) from None
     flat = np.frombuffer(mapped, dtype, math.prod(shape), offset)
     return flat.reshape(shape, order="F" if fortran else "C")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class TableBlock:
     ----------
     ids : int array [tokens, layers, top_k]
     of_tokens : mapping
-        ``source`` and ``seq`` [tokens], as far as they are there and were asked for.
+        ``token``, ``source`` and ``seq`` [tokens], as far as they are there and were asked for.
     """
 
     ids: Ids
@@ -67,8 +67,8 @@ class TokenTable:
     top_k: int
     names: tuple[str, ...]
 
-    def blocks(self) -> Iterator[TableBlock]:
-        """Read all tokens.
+    def blocks(self, names: Collection[str] = OF_TOKENS) -> Iterator[TableBlock]:
+        """Read all tokens, and of the columns of tokens those that are asked for and there.
 
         Raises
         ------
@@ -79,7 +79,8 @@ class TokenTable:
         rest: Columns = {}
         with _refused(self.file):
             step = max(1, _BLOCK_BYTES // (8 * self.top_k * each)) * each
-            for batch in _batches(self.file, ("layer", "experts", *self.names), step):
+            wanted = [name for name in self.names if name in names]
+            for batch in _batches(self.file, ("layer", "experts", *wanted), step):
                 here = _columns(self.file, batch, first + len(rest.get("layer", ())))
                 columns = {name: np.concatenate([rest[name], here[name]]) if rest else here[name] for name in here}
                 whole = len(columns["layer"]) // each * each

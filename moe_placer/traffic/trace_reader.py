@@ -78,7 +78,7 @@ def _of_table(file: Path, instance: Instance) -> _Choices:
 
     def blocks() -> Iterator[tuple[int, Ids]]:
         start = 0
-        for block in table.blocks():
+        for block in table.blocks(("token",)):
             yield start, block.ids.reshape(-1)
             start += block.ids.size
 

@@ -221,6 +221,17 @@ def test_what_a_full_disk_does_not_take_is_refused_before_it_is_read(
         read_trace(file, tiny_instance())
 
 
+def test_too_few_addresses_are_told(tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(tmp_path, "npz", topk=choices(np.random.default_rng(2), 30).astype(np.uint8))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(stored_choices.mmap, "mmap", fail)
+    with pytest.raises(InputError, match=r"cannot be mapped \(Cannot allocate memory\), expected addresses for 0.0 GB"):
+        read_trace(file, tiny_instance())
+
+
 def test_groups_and_joined_parts_keep_the_order(small_blocks: None, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     topk = choices(rng, 50).astype(np.uint8)
