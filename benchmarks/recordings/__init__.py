@@ -1,0 +1,1 @@
+"""What a recording larger than memory takes to inspect and to solve."""
