@@ -12,7 +12,7 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.interrupts import finish, listen
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import checked_executor, executor_option, json_option, trace_option
+from moe_placer.cli.options import checked_executor, executor_option, gap_option, json_option, trace_option
 from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ Examples:
     "[the contiguous plan]",
 )
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for each run.")
-@click.option(
-    "--gap", default=0.001, show_default=True, metavar="G", help="Stop a layer at this gap to its bound: 0.01 is 1%."
-)
+@gap_option
 @click.option("--seeds", default="0", show_default=True, metavar="0,1,...", help="Seeds: one run for each.")
 @click.option("--workers", default=1, show_default=True, metavar="N", type=int, help="Worker processes of each run.")
 @click.option(

@@ -24,6 +24,7 @@ __all__ = [
     "counted",
     "engine_option",
     "executor_option",
+    "gap_option",
     "instance_argument",
     "json_option",
     "open_instance",
@@ -68,6 +69,14 @@ trace_option = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Recorded routing (.npz with `topk`), one per domain; replaces the instance's traffic. Repeatable.",
+)
+gap_option = click.option(
+    "--gap",
+    default="0.1%",
+    show_default=True,
+    metavar="G",
+    type=share,
+    help="Stop a layer at this gap to its bound: 1% or 0.01.",
 )
 engine_option = click.option(
     "--engine",

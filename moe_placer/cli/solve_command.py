@@ -18,10 +18,12 @@ from moe_placer.cli.options import (
     checked_executor,
     engine_option,
     executor_option,
+    gap_option,
     instance_argument,
     json_option,
     open_instance,
     refute_dags,
+    share,
     trace_option,
     trace_words,
     with_workers,
@@ -71,9 +73,7 @@ Examples:
     help="Method, see `moe-placer solvers`.",
 )
 @click.option("--time-limit", default=60.0, show_default=True, metavar="S", help="Seconds for the whole solve.")
-@click.option(
-    "--gap", default=0.001, show_default=True, metavar="G", help="Stop a layer at this gap to its bound: 0.01 is 1%."
-)
+@gap_option
 @workers_option
 @executor_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
@@ -103,8 +103,8 @@ Examples:
 @click.option(
     "--fail-above-gap",
     metavar="G",
-    type=float,
-    help="Exit code 6 if the objective is not within this of its re-checkable bound: 0.01 is 1%.",
+    type=share,
+    help="Exit code 6 if the objective is not within this of its re-checkable bound: 1% or 0.01.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 @json_option

@@ -136,6 +136,7 @@ def test_wrong_usage_is_2() -> None:
     fails(2, "solve", TINY, "--solver", "nope", says="there is no solver 'nope'")
     fails(2, "solve", TINY, "--time-limit", "-1", says="time limit is -1 s")
     fails(2, "solve", TINY, "--gap", "nan", says="gap is nan")
+    fails(2, "solve", TINY, "--gap", "one", says="'one' is not a share, expected one such as 1% or 0.01")
     fails(2, "solve", TINY, "--workers", "0", says="0 workers")
     fails(2, "solve", TINY, "--nonsense", says="--nonsense", apart=True)
     fails(2, "solve", says="INSTANCE")

@@ -148,7 +148,7 @@ def test_solve_prints_steps_and_gates_on_the_gap(tmp_path: Path) -> None:
     assert "Verdict: placing" in done.stdout
     assert "Steps simulated in" in done.stdout
     assert "Cost: tokens at node-link speed (a token on a link of half" in done.stdout
-    failed = run(*common, "--json", "--fail-above-gap", "0.0001")
+    failed = run(*common, "--json", "--gap", "0.1%", "--fail-above-gap", "0.01%")
     assert failed.returncode == 6
     content = json.loads(failed.stdout)
     assert content["objective_gap"] > 0.0001
