@@ -206,12 +206,10 @@ def link_prices(network: Network, layer: PlacedLayer, weights: Mapping[str, floa
     weight /= math.fsum(weight) or 1.0
     weight[weight < _SMALLEST_WEIGHT] = 0.0
     # What a token from node s to place n costs, over all links of its routes.
-    per_token = np.zeros((len(layer.demand), len(network.home)))
-    np.add.at(
-        per_token,
-        (network.source, network.target),
-        np.bincount(network.alike, weight * network.scale, len(network.links))[network.link] * network.share,
-    )
+    shape, cost = (len(layer.demand), len(network.home)), np.bincount(network.alike, weight * network.scale)
+    some = np.flatnonzero(cost[network.link])  # of most links nothing is counted
+    pair = network.source[some] * shape[1] + network.target[some]
+    per_token = np.bincount(pair, cost[network.link[some]] * network.share[some], shape[0] * shape[1]).reshape(shape)
     return _safely_below(layer.demand.T @ per_token, network, layer)
 
 

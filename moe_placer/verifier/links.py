@@ -78,7 +78,7 @@ class Network:
 
     def load(self, flow: Floats) -> Floats:
         """Tokens on each link, given ``flow[s, d]`` tokens from node s to place d."""
-        tokens = self.share * flow[self.source, self.target]
+        tokens = self.share * flow.ravel()[self.source * flow.shape[1] + self.target]
         carried = np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
         return np.asarray(carried[self.alike])
 

@@ -15,6 +15,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.verifier.assignment import cheapest_by_moves
+
 __all__ = ["BITS", "find_unit", "least_cost", "on_grid", "steps_up_to", "value_of"]
 
 Floats = npt.NDArray[np.float64]
@@ -24,6 +26,7 @@ BITS = 58  # of the largest price on the grid: sums of a price, a price of memor
 _MODERATE = 600  # numbers beyond 2**600, or all below 2**-600, prove nothing: their products may not be in range
 _MOST_PAIRS = 30_000_000  # of an item and a slot, whose cheapest assignment is looked for
 _FAR = 2**60  # larger than any slot price that is needed
+_BITS_OF_SEARCH = 50  # as far as floating point finds the cheapest assignment
 
 
 def find_unit(largest: float, bits: int = BITS) -> int | None:
@@ -70,13 +73,35 @@ def least_cost(price: Ints, slots: Ints) -> int | None:
     price, slots = price[:, slots > 0], np.minimum(slots[slots > 0], len(price))
     if slots.sum() < len(price):
         return None
+    none = np.zeros_like(slots)
     freely = price.argmin(axis=1)
     if (np.bincount(freely, minlength=len(slots)) <= slots).all():
-        return _weighed(price, np.zeros_like(slots), slots)
-    if len(price) * int(slots.sum()) > _MOST_PAIRS:
-        return _weighed(price, np.zeros_like(slots), slots)
-    found = _slot_prices(price, _cheapest(price, slots), slots)
-    return max(_weighed(price, own, slots) for own in (found, np.zeros_like(slots)))
+        return _weighed(price, none, slots)
+    of_few = _by_moves(*_merged(price, slots))
+    if of_few is not None:
+        return of_few
+    found = _weighed(price, _slot_prices(price, _cheapest(price, slots), slots), slots)
+    return max(found, _weighed(price, none, slots))
+
+
+def _by_moves(price: Ints, slots: Ints) -> int | None:
+    """Return what `least_cost` does; None unless an assignment shows that there is hardly more to prove."""
+    node = cheapest_by_moves(price, slots)
+    if node is None:
+        return None
+    found = _weighed(price, _slot_prices(price, node, slots), slots)
+    cost = sum(price[np.arange(len(price)), node].tolist())
+    return found if cost - found <= cost >> _BITS_OF_SEARCH else None
+
+
+def _merged(price: Ints, slots: Ints) -> tuple[Ints, Ints]:
+    """Take nodes on which every item costs the same as one node with the slots of all."""
+    columns = np.ascontiguousarray(price.T)
+    first: dict[bytes, int] = {}
+    into = np.array([first.setdefault(column.tobytes(), n) for n, column in enumerate(columns)])
+    kept = np.unique(into)
+    together = np.bincount(np.searchsorted(kept, into), slots, len(kept)).astype(np.int64)
+    return np.ascontiguousarray(columns[kept].T), np.minimum(together, len(price))
 
 
 def _weighed(price: Ints, slot_prices: Ints, slots: Ints) -> int:

@@ -52,15 +52,39 @@ def test_any_assignment_that_the_routine_returns_gives_a_bound(seed: int, bits: 
     slots = rng.integers(1, 4, 3)
     exact = cheapest(price, slots)
     wrong = np.repeat(np.arange(3), slots)[rng.permutation(slots.sum())[:5]] if slots.sum() >= 5 else np.zeros(5, int)
-    original = whole._cheapest
-    try:
-        whole._cheapest = lambda *_: wrong  # type: ignore[assignment]
-        derived = least_cost(price, slots)
-    finally:
-        whole._cheapest = original
-    assert (derived is None) == (exact is None)
-    if derived is not None and exact is not None:
-        assert derived <= exact
+    routines = "_cheapest", "cheapest_by_moves"
+    for routine in routines:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(whole, "cheapest_by_moves", lambda *_: None)
+            patched.setattr(whole, "_merged", lambda *given: given)  # so that nodes keep their numbers
+            patched.setattr(whole, routine, lambda *_: wrong)
+            derived = least_cost(price, slots)
+        assert (derived is None) == (exact is None)
+        if derived is not None and exact is not None:
+            assert derived <= exact
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), alike=st.booleans(), spare=st.integers(0, 9))
+def test_moves_find_what_the_other_routine_finds(seed: int, alike: bool, spare: int) -> None:
+    rng = np.random.default_rng(seed)
+    price = rng.integers(0, 2**BITS, (40, 6))[:, np.arange(6) // (2 if alike else 1)]
+    price -= price.min(axis=1, keepdims=True) // 2  # of a size, as tokens' costs are
+    slots = rng.multinomial(40 + spare, np.ones(6) / 6)
+    quick = least_cost(price, slots)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(whole, "cheapest_by_moves", lambda *_: None)
+        slow = least_cost(price, slots)
+    assert quick is not None
+    assert slow is not None
+    assert abs(quick - slow) <= max(quick, slow) >> 49
+
+
+def test_alike_nodes_are_one_with_the_slots_of_all() -> None:
+    price = np.array([[1, 5, 1, 5], [2, 7, 2, 7], [9, 3, 9, 3]])
+    columns, slots = whole._merged(price, np.array([1, 1, 1, 3]))
+    assert columns.tolist() == [[1, 5], [2, 7], [9, 3]]
+    assert slots.tolist() == [2, 3]  # of more than there are items, none is needed
 
 
 @settings(max_examples=200, deadline=None)
