@@ -206,11 +206,16 @@ def link_prices(network: Network, layer: PlacedLayer, weights: Mapping[str, floa
     weight /= math.fsum(weight) or 1.0
     weight[weight < _SMALLEST_WEIGHT] = 0.0
     # What a token from node s to place n costs, over all links of its routes.
-    shape, cost = (len(layer.demand), len(network.home)), np.bincount(network.alike, weight * network.scale)
+    shape = (len(layer.demand), len(network.home))
+    cost = np.bincount(network.alike, weight * network.scale, len(network.links))
     some = np.flatnonzero(cost[network.link])  # of most links nothing is counted
     pair = network.source[some] * shape[1] + network.target[some]
     per_token = np.bincount(pair, cost[network.link[some]] * network.share[some], shape[0] * shape[1]).reshape(shape)
-    return _safely_below(layer.demand.T @ per_token, network, layer)
+    # Places that tokens reach alike cost alike, to the last bit: each kind is computed once.
+    kinds: dict[bytes, int] = {}
+    kind = [kinds.setdefault(column.tobytes(), len(kinds)) for column in np.ascontiguousarray(per_token.T)]
+    _, first = np.unique(kind, return_index=True)
+    return _safely_below(layer.demand.T @ per_token[:, first], network, layer)[:, kind]
 
 
 def _safely_below(values: Floats, network: Network, layer: PlacedLayer) -> Floats:

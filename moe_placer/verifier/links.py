@@ -78,9 +78,14 @@ class Network:
 
     def load(self, flow: Floats) -> Floats:
         """Tokens on each link, given ``flow[s, d]`` tokens from node s to place d."""
-        tokens = self.share * flow.ravel()[self.source * flow.shape[1] + self.target]
+        tokens = self.share * flow.ravel()[self._pair]
         carried = np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
         return np.asarray(carried[self.alike])
+
+    @cached_property
+    def _pair(self) -> Ints:
+        """Place of each entry's source and target in a table [nodes, places]."""
+        return self.source * len(self.home) + self.target
 
     @cached_property
     def longest(self) -> int:

@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.verifier.assignment import cheapest_by_moves
+from moe_placer.verifier.item_moves import cheapest_by_moves
 
 __all__ = ["BITS", "find_unit", "least_cost", "on_grid", "steps_up_to", "value_of"]
 

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _MOST_NODES = 64  # of more, scipy's routine is as fast
-_MOST_MOVES = 100
+_MOST_CHAINS = 400
 _SWEEPS = 8
 _BEYOND = 2**61  # above every price with a slot price
 
@@ -34,18 +34,32 @@ def cheapest_by_moves(price: Ints, slots: Ints) -> Ints | None:
     if len(slots) > _MOST_NODES:
         return None
     node = np.asarray((price + _raised(price, slots)).argmin(axis=1))
-    count = np.bincount(node, minlength=len(slots))
-    if np.maximum(count - slots, 0).sum() > _MOST_MOVES:
-        return None
-    while (count > slots).any():
-        chain = _cheapest_chain(_least_changes(price, node), count > slots, count < slots)
+    least = np.full((len(slots), len(slots)), np.inf)  # of moving an item from each node to each
+    changed = list(range(len(slots)))
+    for _ in range(_MOST_CHAINS):
+        spare = slots - np.bincount(node, minlength=len(slots))
+        if (spare >= 0).all():
+            return node
+        for n in changed:
+            least[n] = _least_changes(price[node == n], n)
+        chain = _cheapest_chain(least, spare < 0, spare > 0)
         if chain is None:
             return None
-        for start, end in chain:
-            here = np.flatnonzero(node == start)
-            node[here[(price[here, end] - price[here, start]).argmin()]] = end
-        count = np.bincount(node, minlength=len(slots))
-    return node
+        changed = sorted({n for link in chain for n in link})
+        _move(price, node, chain, min(-int(spare[chain[-1][0]]), int(spare[chain[0][1]])))
+    return None
+
+
+def _move(price: Ints, node: Ints, chain: list[tuple[int, int]], most: int) -> None:
+    """Move an item along every link of a chain, or several where they cost the same."""
+    movable = []
+    for start, end in chain:
+        here = np.flatnonzero(node == start)
+        change = price[here, end] - price[here, start]
+        movable.append(here[change == change.min()])
+    moved = min(most, *map(len, movable))
+    for (_, end), items in zip(chain, movable, strict=True):
+        node[items[:moved]] = end
 
 
 def _raised(price: Ints, slots: Ints) -> Ints:
@@ -65,15 +79,12 @@ def _raised(price: Ints, slots: Ints) -> Ints:
     return own
 
 
-def _least_changes(price: Ints, node: Ints) -> Floats:
-    """Return what the item costs that it costs least to move from each node to each; infinite where there is none."""
-    nodes = price.shape[1]
-    least = np.full((nodes, nodes), np.inf)
-    for n in range(nodes):
-        here = price[node == n]
-        if len(here):
-            least[n] = (here - here[:, n : n + 1]).min(axis=0)
-        least[n, n] = np.inf
+def _least_changes(price: Ints, n: int) -> Floats:
+    """Return what the item on node n costs that it costs least to move to each other node; infinite without items."""
+    if not len(price):
+        return np.full(price.shape[1], np.inf)
+    least: Floats = (price - price[:, n : n + 1]).min(axis=0).astype(np.float64)
+    least[n] = np.inf
     return least
 
 
