@@ -149,7 +149,6 @@ class _Model:
         self.most = np.where((widest > 0) & any_replicas, problem.items, widest)
         # Costs are scaled to about 1, since tolerances are absolute.
         self.scale = 1 / max(1e-9, float(problem.base.max(initial=0.0)), float(problem.delta.max(initial=0.0)))
-        self.cost = sparse.csc_array(self.scale * link_matrix(problem, item))
         extra = 0.0 if memory_prices is None else memory_prices
         self.memory_prices = np.broadcast_to(extra, (problem.items, nodes))
 
@@ -164,17 +163,20 @@ class _Model:
         classes, nodes = offered.shape
         class_, node = np.nonzero(offered)
         count, links = len(class_), self.problem.links
-        ones, at = np.ones(count), np.arange(count)
-        link_rows = sparse.hstack([self.cost[:, class_ * nodes + node], -np.ones((links, 1))])
-        slot_rows = sparse.csr_array((ones, (node, at)), shape=(nodes, count + 1))
-        class_rows = sparse.csr_array((ones, (class_, at)), shape=(classes, count + 1))
+        touched, cost = self.problem.affected[node], self.problem.delta[self.classes.item[class_], node]
+        at, real = np.arange(count), touched < links
+        column = np.broadcast_to(at[:, None], touched.shape)[real]
+        # What items cost on links, less z, and how many each node and each class has.
+        values = np.concatenate([self.scale * cost[real], -np.ones(links), np.ones(2 * count)])
+        rows = np.concatenate([touched[real], np.arange(links), links + node, links + nodes + class_])
+        columns = np.concatenate([column, np.full(links, count), at, at])
         objective = np.zeros(count + 1)
         objective[:-1] = self.scale * self.memory_prices[self.classes.item[class_], node]
         objective[-1] = 1.0
         each = self.classes.count.astype(np.float64)
         return minimise(
             objective,
-            sparse.vstack([link_rows, slot_rows, class_rows]),
+            sparse.csr_array((values, (rows, columns)), shape=(links + nodes + classes, count + 1)),
             np.concatenate([np.full(links + nodes, -np.inf), each]),
             np.concatenate([-self.scale * self.problem.base, self.most, each]),
             time_limit_s,

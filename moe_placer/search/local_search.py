@@ -24,7 +24,7 @@ _NOISE = 0.03  # of new starts, per mean range of an item's prices
 _MOST_STARTS, _LEAST_STARTS = 0.5, 0.05  # of the effort, for new starts: less where kicks find more
 _TRADES = 40  # that a descent from a new start is expected to take
 _PER_PAIR = 4  # link costs that could be looked at while an item is assigned to a slot, per pair of these
-_AGAIN = 32  # new starts that end in the best placement's z, for search to end
+_AGAIN = 16  # new starts that end in the best placement's z, for search to end
 _SAME = 1e-9  # relative, of a z
 HELPS = 1e-9  # smaller relative changes of the excess are rounding
 

@@ -57,11 +57,10 @@ def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
             break
         if not bounded:
             bound, bounded = largest([best_bound(layer, relaxation.weights), bound]), True
-        for noise in () if without_slots and size > _LARGE else _NOISE if size > _LARGE else (0.0,):
-            found = _rounded(task, relaxation.share, noise, bound.value)
-            spent += 0.0 if found is None else found.work
-            if found is not None and (result is None or found.z < result.z):
-                result = LayerResult(found.node, found.z, bound, Stop.WORK)
+        if not (without_slots and size > _LARGE):
+            noises = _NOISE if size > _LARGE else (0.0,)
+            result, used = _best_rounded(task, relaxation.share, noises, result, bound)
+            spent += used
         if result is not None and relative_gap(result.z, bound.value) <= AIM * task.gap:
             break
     if result is None:
@@ -83,11 +82,26 @@ def _divided(task: LayerTask, region: Region) -> tuple[LayerResult | None, Bound
     divided = divide(layer, region, bound.value * (1 + _DIVIDING * task.gap), task.rng, task.deadline)
     if divided is None:
         return task.start, bound, spent
-    node, z = repair(layer, divided.node, task.rng), np.inf
+    node, z, spent = repair(layer, divided.node, task.rng), np.inf, spent + divided.work
     if node is not None:
         z = layer.z(node)
     better = node is not None and (task.start is None or z < task.start.z)
-    return (LayerResult(node, z, bound, Stop.WORK) if better else task.start), bound, spent + divided.work
+    return (LayerResult(node, z, bound, Stop.WORK) if better else task.start), bound, spent
+
+
+def _best_rounded(
+    task: LayerTask, share: Floats, noises: tuple[float, ...], result: LayerResult | None, bound: Bound
+) -> tuple[LayerResult | None, float]:
+    """Round shares with each of some noises until that is good enough; return the best result, and the effort."""
+    spent = 0.0
+    for noise in noises:
+        found = _rounded(task, share, noise, bound.value)
+        spent += 0.0 if found is None else found.work
+        if found is not None and (result is None or found.z < result.z):
+            result = LayerResult(found.node, found.z, bound, Stop.WORK)
+        if result is not None and relative_gap(result.z, bound.value) <= AIM * task.gap:
+            break
+    return result, spent
 
 
 def _rounded(task: LayerTask, share: Floats, noise: float, target: float) -> Search | None:
