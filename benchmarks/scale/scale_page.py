@@ -17,6 +17,7 @@ __all__ = ["Cost", "build_page", "cost_of", "power_law", "workers_needed"]
 Row = dict[str, Any]
 
 ANSWER_S, MODEL_LAYERS = 60.0, 58
+GAP = 0.001
 TARGET_SIZES = (8_192, 16_384)
 
 _HEAD = f"""# What a layer costs, by the number of GPUs
@@ -30,7 +31,7 @@ heuristics, bounds, search, verification; loading the program, its libraries and
 of its own. **Once** is compiling the problem. Of the rest, **search** is what goes to workers: that of the median
 layer, since one that stays outside its gap goes on until its effort is spent. What the coordinator does for a layer
 (heuristics, tables, writing, verification) is added to **a layer**. Memory is the peak of the process. The law is a fit
-by least squares in logarithms.
+by least squares in logarithms over the sizes at which every layer came within its gap.
 
 Workers: the least W with `once + L (layer - search) + L search / W <= {ANSWER_S:.0f} s` for L = {MODEL_LAYERS} layers.
 Where the coordinator alone takes longer, its time is given instead. The model's layers can also be solved as several
@@ -92,7 +93,8 @@ def _family(rows: list[Row]) -> Iterator[str]:
         if "error" in row:
             lines.append([f"{row['gpus']:,}", row["error"], *[""] * (len(_COLUMNS) + len(_LAST) - 2)])
             continue
-        known[row["gpus"]] = cost_of(row)
+        if max(row["gaps"]) <= GAP:
+            known[row["gpus"]] = cost_of(row)
         lines.append(_measured_cells(row, known))
     fits = {name: power_law([*known], values) for name, values in _series(known)} if len(known) > 1 else {}
     if fits:
@@ -114,10 +116,9 @@ def _series(known: dict[int, Cost]) -> Iterator[tuple[str, list[float]]]:
 
 
 def _measured_cells(row: Row, known: dict[int, Cost]) -> list[str]:
-    growth = ""
-    for (fewer, before), (more, after) in pairwise(list(known.items())[-2:]):
+    growth, cost = "", cost_of(row)
+    for (fewer, before), (more, after) in pairwise(list(known.items())[-2:] if row["gpus"] in known else []):
         growth = f"{math.log(after.layer_s / before.layer_s) / math.log(more / fewer):.2f}"
-    cost = known[row["gpus"]]
     figures = [f"{row['peak_bytes'] / 1e6:,.0f}", f"{max(row['gaps']):.3%}", growth]
     return [f"{row['gpus']:,}", f"{row['experts']:,}", *_seconds(cost), *figures, *_workers(cost)]
 

@@ -12,7 +12,7 @@ __all__ = ["assign", "price", "transport"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_MOST_PAIRS = 30_000_000  # of an item and a slot, whose exact assignment is looked for
+_MOST_PAIRS = 10_000_000  # of an item and a slot, whose exact assignment is looked for
 
 
 def price(problem: LayerProblem, weights: Floats) -> Floats:
@@ -23,8 +23,8 @@ def price(problem: LayerProblem, weights: Floats) -> Floats:
 def transport(problem: LayerProblem, prices: Floats) -> tuple[float, bool]:
     """Cheapest assignment of items to nodes with at most ``widest`` items a node, and whether there is one.
 
-    Above 30 million pairs of an item and a slot, whose table would take 240 MB, slots do not count: less, by some
-    millionths where demand differs from item to item, and what the verifier derives too.
+    Above 10 million pairs of an item and a slot, whose table would take 80 MB, slots do not count: less, by some
+    millionths where demand differs from item to item, and never more than the verifier derives.
     """
     if problem.items * int(np.minimum(problem.widest, problem.items).sum()) > _MOST_PAIRS:
         cost = float(prices[:, problem.widest > 0].min(axis=1).sum())

@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 BITS = 58  # of the largest price on the grid: sums of a price, a price of memory and a slot price stay below 2**63
 _MODERATE = 600  # numbers beyond 2**600, or all below 2**-600, prove nothing: their products may not be in range
-_MOST_PAIRS = 30_000_000  # of an item and a slot, whose cheapest assignment is looked for
+_MOST_PAIRS = 10_000_000  # of an item and a slot, whose cheapest assignment is looked for
 _FAR = 2**60  # larger than any slot price that is needed
 _BITS_OF_SEARCH = 50  # as far as floating point finds the cheapest assignment
 
@@ -80,6 +80,8 @@ def least_cost(price: Ints, slots: Ints) -> int | None:
     of_few = _by_moves(*_merged(price, slots))
     if of_few is not None:
         return of_few
+    if len(price) * int(slots.sum()) > _MOST_PAIRS:
+        return _weighed(price, none, slots)
     found = _weighed(price, _slot_prices(price, _cheapest(price, slots), slots), slots)
     return max(found, _weighed(price, none, slots))
 

@@ -44,8 +44,10 @@ def test_workers_share_the_search_and_the_coordinator_does_the_rest() -> None:
 
 def test_the_page_has_measured_sizes_the_law_and_what_failed() -> None:
     measured = [row(1024, 5.0, 2.0), row(2048, 9.0, 4.0), row(4096, 17.0, 8.0)]
-    page = build_page([*measured, row(4096, 0, 0, commit="old", error="no memory")])
+    hard = row(128, 99.0, 80.0, gaps=[0.0005, 0.002])  # effort ran out: shown, and not in the law
+    page = build_page([hard, *measured, row(4096, 0, 0, commit="old", error="no memory")])
     lines = {cells(line)[0]: cells(line) for line in page.splitlines() if line.startswith("| ") and "GPUs" not in line}
+    assert lines["128"][3:8] == ["24.50", "20.00", "500", "0.200%", ""]
     assert lines["2,048"][:8] == ["2,048", "1,024", "1.00", "2.00", "1.00", "500", "0.050%", "1.00"]
     assert lines["8,192 (by the law)"][3] == "8.00"
     assert "x (GPUs / 1,000)^**1.00**, from 1,024 to 4,096 GPUs" in page
