@@ -179,9 +179,8 @@ class Network:
         ends : Ends, optional
             NICs between this node and each other one, for all transfers or for none.
         """
-        others = np.delete(np.arange(len(sent)), home)
-        path = home * (len(sent) - 1) + np.arange(len(others))
-        return self._begin(now, np.asarray(sent, dtype=np.float64)[others], path, ends)
+        others = np.concatenate([sent[:home], sent[home + 1 :]])
+        return self._begin(now, others, home * len(others) + np.arange(len(others)), ends)
 
     def _begin(self, now: float, size: Floats, path: Ints, ends: Ends | None) -> int:
         if not (np.isfinite(size) & (size >= 0)).all():
@@ -192,7 +191,7 @@ class Network:
         if ends is not None:
             row, share, crossed = ends.flows(self._paths[path] % self._shape[1])
             path, size = path[row], size[row] * share
-        self._by_path += np.bincount(path, size, len(self._paths))
+        np.add.at(self._by_path, path, size)
         transfer, self._started = self._started, self._started + 1
         self._take_in(self._flow(now, transfer, path, size, crossed), transfer)
         return transfer
