@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from docutils import nodes
 from library_page import library_page
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from tutorials import with_outputs
 
@@ -32,7 +34,16 @@ def setup(app: Sphinx) -> dict[str, bool]:
             source[0] = with_outputs(source[0], Path(app.srcdir).resolve())
 
     app.connect("source-read", append)
+    app.connect("doctree-read", leave_words)
     return {"parallel_read_safe": True}
+
+
+def leave_words(_app: Sphinx, page: nodes.document) -> None:
+    """Leave words in types of arrays, such as [layers, experts], as text: they name no attribute of those names."""
+    for found in list(page.findall(addnodes.pending_xref)):
+        target = found["reftarget"]
+        if (found.get("refdomain"), found.get("reftype")) == ("py", "class") and target.islower() and "." not in target:
+            found.replace_self(found.children)
 
 
 def navigation(root: Path) -> str:
