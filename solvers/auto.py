@@ -29,7 +29,7 @@ __all__ = ["Auto"]
 
 _LEAST_WORK = 0.1  # that CP-SAT is called with
 _TINY = 200  # items * nodes up to which CP-SAT comes before search
-_SMALL = 600  # up to which it is called at all, with half of the effort
+_SMALL, _CHOOSING = 400, 600  # up to which it is called at all, with half of the effort; where replicas are free
 _REACH = 0.0015  # how far beyond the gap it is called there
 _FIRST_PART, _SHARING = 0.5, 0.25  # of the effort: before replicas move between layers, and for that
 _REPLICATING = 0.1  # of the effort of search: on other replicas, where these could pay
@@ -97,7 +97,7 @@ class Auto(LayerSolver):
         if result is None:
             return LayerResult(None, np.inf, best_bound(layer), why_stopped(task.deadline), work=spent)
         size, target = layer.items * layer.nodes, result.bound.value * (1 + AIM * task.gap)
-        settles = size <= _SMALL
+        settles = size <= (_CHOOSING if layer.replicas_are_free else _SMALL)
         half = (task.work - spent) / (1 + settles)
         replicating = _REPLICATING * half if layer.replicas_are_free and could_pay(layer, result.z, target) else 0.0
         if size > _TINY:
