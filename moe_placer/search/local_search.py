@@ -12,7 +12,7 @@ from moe_placer.limits import Deadline
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.search.moves import Moves, repair
 
-__all__ = ["EVALUATIONS_PER_WORK", "HELPS", "Search", "descend", "round_shares", "search"]
+__all__ = ["EVALUATIONS_PER_WORK", "HELPS", "Search", "deal_in_turn", "descend", "round_shares", "search"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -21,6 +21,7 @@ EVALUATIONS_PER_WORK = 2e7  # link costs that a slow core evaluates in a second
 _KICKS = 3  # trades made at random to leave a local optimum
 _MOST_TRADES = 200
 _NOISE = 0.03  # of new starts, per mean range of an item's prices
+_LOAD_NOISE = 0.6  # of each item, where the heaviest are dealt first
 _MOST_STARTS, _LEAST_STARTS = 0.5, 0.05  # of the effort, for new starts: less where kicks find more
 _TRADES = 40  # that a descent from a new start is expected to take
 _PER_PAIR = 4  # link costs that could be looked at while an item is assigned to a slot, per pair of these
@@ -41,12 +42,16 @@ class Search:
 
 def round_shares(layer: LayerProblem, share: Floats, rng: np.random.Generator) -> Ints | None:
     """Round fractional shares [I, N] to the valid placement that keeps most of them; None if repair fails."""
+    return repair(layer, _assigned(layer, share), rng)
+
+
+def _assigned(layer: LayerProblem, share: Floats) -> Ints:
+    """Return the node of each item for which the sum of shares [I, N] is most; only slots are respected."""
     from scipy.optimize import linear_sum_assignment  # here, for it is slow to import
 
     slots = np.minimum(layer.slots, layer.items)
-    keep = np.repeat(share, slots, axis=1)
-    _, column = linear_sum_assignment(keep, maximize=True)
-    return repair(layer, np.repeat(np.arange(layer.nodes), slots)[column], rng)
+    _, column = linear_sum_assignment(np.repeat(share, slots, axis=1), maximize=True)
+    return np.asarray(np.repeat(np.arange(layer.nodes), slots)[column])
 
 
 def descend(moves: Moves, target: float, deadline: Deadline) -> None:
@@ -98,14 +103,14 @@ def search(
     descend(moves, target, deadline)
     best, best_z = moves.node.copy(), moves.z
     home, home_excess = best, moves.excess(target)
-    prices, started, again = None if weights is None else price(layer, weights), 0, 0
+    starts, started, again = None if weights is None else _Starts(layer, weights), 0, 0
     part = _MOST_STARTS
     most, each = work * EVALUATIONS_PER_WORK, _TRADES * layer.items**2 * layer.affected.shape[1] // 2
     while best_z > target and moves.evaluated < most and not deadline.over:
         before, fresh = moves.evaluated, started <= part * moves.evaluated and 2 * (started + each) <= most
-        fresh = fresh and prices is not None
-        if prices is not None and fresh:
-            start = _near_cheapest(layer, prices, rng)
+        fresh = fresh and starts is not None
+        if starts is not None and fresh:
+            start = starts.draw(rng)
             moves.evaluated += _PER_PAIR * layer.items * min(int(layer.slots.sum()), layer.items * layer.nodes)
             moves.reset(home if start is None else start)
         else:
@@ -127,10 +132,38 @@ def search(
     return Search(best, best_z, moves.evaluated / EVALUATIONS_PER_WORK, again >= _AGAIN)
 
 
-def _near_cheapest(layer: LayerProblem, prices: Floats, rng: np.random.Generator) -> Ints | None:
-    """Return a placement that is nearly the cheapest at prices [I, N], another one each time; None if repair fails."""
-    noise = _NOISE * float(np.ptp(prices[:, layer.slots > 0], axis=1).mean())
-    return round_shares(layer, -(prices + noise * rng.random(prices.shape)), rng)
+class _Starts:
+    """Placements that are nearly the cheapest under link weights, another one each time.
+
+    Prices get a little noise. Nodes that the weights do not tell apart, those of a leaf, are dealt what they get
+    together in turn, so that none of them is a bottleneck: by load, with noise, too.
+    """
+
+    def __init__(self, layer: LayerProblem, weights: Floats) -> None:
+        self.layer, self.prices = layer, price(layer, weights)
+        self.noise = _NOISE * float(np.ptp(self.prices[:, layer.slots > 0], axis=1).mean())
+        like = np.round(self.prices / max(1e-300, float(np.abs(self.prices).max())), 9)
+        of = np.unique(like, axis=1, return_inverse=True)[1].ravel()  # NumPy 2.0 gives it a second dimension
+        self.alike = [nodes for kind in range(int(of.max()) + 1) if len(nodes := np.flatnonzero(of == kind)) > 1]
+
+    def draw(self, rng: np.random.Generator) -> Ints | None:
+        """Return such a placement; None if repair fails."""
+        layer = self.layer
+        node = _assigned(layer, -(self.prices + self.noise * rng.random(self.prices.shape)))
+        load = layer.load * (1 + _LOAD_NOISE * rng.random(layer.items))
+        for nodes in self.alike:
+            items = np.flatnonzero(np.isin(node, nodes))
+            node[items] = nodes[deal_in_turn(load[items], layer.slots[nodes])]
+        return repair(layer, node, rng)
+
+
+def deal_in_turn(load: Floats, slots: Ints) -> Ints:
+    """Deal items to places with ``slots`` in turn, there and back, the heaviest first; return each item's place."""
+    turn, place = np.concatenate([np.arange(some) for some in slots]), np.repeat(np.arange(len(slots)), slots)
+    order = np.lexsort((np.where(turn % 2 == 0, place, -place), turn))
+    dealt = np.empty(len(load), dtype=np.int64)
+    dealt[np.argsort(-load, kind="stable")] = place[order][: len(load)]
+    return dealt
 
 
 def _kick(moves: Moves, rng: np.random.Generator) -> bool:

@@ -17,7 +17,7 @@ from moe_placer.limits import Deadline
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.regions import Region, merge
 from moe_placer.problem.symmetry import SymmetryClasses
-from moe_placer.search.local_search import EVALUATIONS_PER_WORK, HELPS
+from moe_placer.search.local_search import EVALUATIONS_PER_WORK, HELPS, deal_in_turn
 from moe_placer.search.moves import CALL, Moves
 
 __all__ = ["Division", "divide"]
@@ -68,7 +68,8 @@ def divide(
             node[items] = whole.nodes[0]
             continue
         own = merge(layer, whole.parts, items, outside=False).layer
-        place = None if any(part.parts for part in whole.parts) else _in_turn(own)
+        # Dealing in turn is enough where links of nodes do not bind.
+        place = None if any(part.parts for part in whole.parts) else deal_in_turn(own.load, own.slots)
         if place is None or own.z(place) > target:
             dealt = None if deadline.over else _dealt(own, deadline)
             if dealt is None:
@@ -78,16 +79,6 @@ def divide(
             evaluated, place = evaluated + moves.evaluated, moves.node
         open_ += [(part, items[place == p]) for p, part in enumerate(whole.parts)]
     return Division(node, evaluated / EVALUATIONS_PER_WORK)
-
-
-def _in_turn(layer: LayerProblem) -> Ints:
-    """Deal items to places in turn, there and back, the heaviest first: enough where links of nodes do not bind."""
-    turn = np.concatenate([np.arange(slots) for slots in layer.slots])
-    place = np.repeat(np.arange(layer.nodes), layer.slots)
-    order = np.lexsort((np.where(turn % 2 == 0, place, -place), turn))
-    node = np.empty(layer.items, dtype=np.int64)
-    node[np.argsort(-layer.load, kind="stable")] = place[order][: layer.items]
-    return node
 
 
 def _dealt(layer: LayerProblem, deadline: Deadline) -> Ints | None:

@@ -14,7 +14,7 @@ from moe_placer.bounds.bounds import even_weights
 from moe_placer.limits import Deadline
 from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.layer import LayerProblem
-from moe_placer.search.local_search import descend, round_shares, search
+from moe_placer.search.local_search import deal_in_turn, descend, round_shares, search
 from moe_placer.search.moves import Moves, repair
 
 VARIANTS_HERE = {
@@ -142,3 +142,11 @@ def test_search_from_new_starts_ends_once_they_find_nothing_else(variant: str) -
     assert found.z <= kicked.z * (1 + 1e-9)
     again = search(layer, node, 0.0, most, np.random.default_rng(1), Deadline(), weights)
     assert again.node.tolist() == found.node.tolist()
+
+
+@pytest.mark.parametrize(
+    ("load", "slots", "place"),
+    [([5, 4, 3, 2, 1, 0], [3, 3], [0, 1, 1, 0, 0, 1]), ([1, 2, 3], [1, 2], [1, 1, 0]), ([7, 9], [2, 0, 2], [2, 0])],
+)
+def test_items_are_dealt_there_and_back(load: list[int], slots: list[int], place: list[int]) -> None:
+    assert deal_in_turn(np.array(load, dtype=float), np.array(slots)).tolist() == place
