@@ -44,6 +44,7 @@ class Case:
 
 _LONG = ("--time-limit", "600")
 _STEP = ("--replicas", "0")
+_COARSE = (*_STEP, "--sharing", "coarse")
 CASES = (
     Case("h100-128", "solve"),
     Case("h100-128", "solve", ("--no-dag",)),
@@ -54,7 +55,9 @@ CASES = (
     Case("scale-1024", "solve", ("--no-dag", *_LONG), before=False),
     Case("h100-128", "schedule", _STEP, "solve --no-dag"),
     Case("dsv3-320", "schedule", _STEP, "solve --no-dag"),
-    Case("scale-1024", "schedule", _STEP, " ".join(["solve", "--no-dag", *_LONG]), before=False),
+    Case("h100-128", "schedule", _COARSE, "solve --no-dag", before=False),
+    Case("dsv3-320", "schedule", _COARSE, "solve --no-dag", before=False),
+    Case("scale-1024", "schedule", _COARSE, " ".join(["solve", "--no-dag", *_LONG]), before=False),
     Case("h100-128", "verify", ("--no-dag",), "solve --no-dag"),
     Case("dsv3-320", "verify", ("--no-dag",), "solve --no-dag"),
     Case("scale-1024", "verify", ("--no-dag",), " ".join(["solve", "--no-dag", *_LONG])),
