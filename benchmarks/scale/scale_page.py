@@ -38,7 +38,9 @@ Where the coordinator alone takes longer, its time is given instead. The model's
 instances of fewer layers each, on as many machines: the last column is the least number n of these with
 `once + L / n layers` in time.
 
-`python -m benchmarks.scale --before COMMIT` appends a run to `rows.jsonl`, and makes this page anew.
+`python -m benchmarks.scale --before COMMIT` appends a run to `rows.jsonl`, and makes this page anew. `quick.jsonl`,
+`executors.jsonl` and `recordings.jsonl` are what `python -m benchmarks.quick --commands`, `benchmarks.executors` and
+`benchmarks.recordings` last printed on the same machine, idle.
 """
 _COLUMNS = ("GPUs", "experts", "once, s", "a layer, s", "of it search, s", "memory, MB", "largest gap", "growth")
 _LAST = ("workers for a 60 s answer", "instances of fewer layers")
