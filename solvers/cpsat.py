@@ -29,9 +29,10 @@ from moe_placer.problem.replicas import count_replicas, with_replicas
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, stop_at, why_stopped
 from moe_placer.result import gap as relative_gap
+from moe_placer.search.local_search import search
 from moe_placer.solve.base import says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
-from moe_placer.solve.rounded_relaxation import from_relaxation
+from moe_placer.solve.rounded_relaxation import AIM, from_relaxation
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -44,6 +45,8 @@ Floats = npt.NDArray[np.float64]
 SCALE = 1e8  # integer steps in the largest cost: rounding is below 1e-6 of z for up to 200 items on a link
 _POLL_S = 0.05
 _LEAST_WORK = 0.1  # that the model is searched with, whatever the relaxation took
+_TRADING = 0.5  # share of the effort for trades from the warm start, of models of more than so many items * nodes
+_SETTLED = 400
 _SEARCHED = 0.1  # effort of the search before the model of dispatch once per place
 _MOST_CHOICES = 5_000  # expert, number of replicas and node: up to so many, replicas are chosen by the model
 
@@ -80,13 +83,24 @@ class CpSat(LayerSolver):
             start, spent = from_relaxation(replace(task, layer=layer))
         if start is None:
             return Model(layer, best_bound(layer).value, None).solve(task, best_bound(layer))
-        start = replace(start, replicas=replicas)
+        start, used = _traded(replace(task, layer=layer), replace(start, replicas=replicas))
+        spent += used
         here = relative_gap(start.z, start.best_bound)
         if here <= task.gap:
             return replace(start, stop=stop_at(here, task.gap, start.stop), work=spent)
         work = max(_LEAST_WORK, task.work - spent)
         result = settle(replace(task, layer=layer, work=work, start=start))
         return replace(result, work=result.work + spent)
+
+
+def _traded(task: LayerTask, start: LayerResult) -> tuple[LayerResult, float]:
+    """Improve the warm start by trades with a little of the effort, where the model is large; also say what it took."""
+    layer, work = task.layer, _TRADING * task.work
+    if start.node is None or work <= 0 or layer.items * layer.nodes <= _SETTLED:
+        return start, 0.0
+    target = start.bound.value * (1 + AIM * task.gap)
+    found = search(layer, start.node, target, work, task.rng, task.deadline, start.bound.weights)
+    return (replace(start, node=found.node, z=found.z) if found.z < start.z else start), found.work
 
 
 def settle(task: LayerTask) -> LayerResult:
