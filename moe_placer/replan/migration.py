@@ -256,20 +256,34 @@ def _migration(
         carried += wires.share[wires.between(one.transfer)]
     carried *= size * link_bandwidths(instance, wires.links) / own
     links = {wires.links[k]: float(carried[k]) for k in np.flatnonzero(carried)}
-    return Migration(tuple(timed), tuple(drops), *times, layer_us, _extra(timed, drops, now, then, reloads), links)
+    extra = _extra(timed, drops, now, then, reloads, _ROUNDING * times[0])
+    return Migration(tuple(timed), tuple(drops), *times, layer_us, extra, links)
 
 
 def _extra(
-    timed: Sequence[Timed], drops: Sequence[Drop], now: Held, then: Held, reloads: Sequence[tuple[int, int, int]]
+    timed: Sequence[Timed],
+    drops: Sequence[Drop],
+    now: Held,
+    then: Held,
+    reloads: Sequence[tuple[int, int, int]],
+    same_us: float,
 ) -> dict[int, int]:
-    """Count the experts that each GPU holds at most, beyond what it holds before and after."""
+    """Count the experts that each GPU holds at most, beyond what it holds before and after.
+
+    Of what happens at one moment, up to ``same_us`` microseconds of rounding, drops come first.
+    """
     named = [gpu for _, _, gpu in now | then] + [one.transfer.target for one in timed]
     gpus = max(named, default=0) + 1
     before, after = (np.bincount([gpu for _, _, gpu in held], minlength=gpus) for held in (now, then))
     held, most = before.copy(), before.copy()
     events = [(one.start, 1, one.transfer.target) for one in timed] + [(drop.at, 0, drop.gpu) for drop in drops]
     events += [(0.0, 1, gpu) for _, _, gpu in reloads]
-    for _, comes, gpu in sorted(events):
+    ordered, first, moment = [], -np.inf, 0
+    for at, comes, gpu in sorted(events):
+        if at - first > same_us:
+            first, moment = at, moment + 1
+        ordered.append((moment, comes, gpu))
+    for _, comes, gpu in sorted(ordered):
         held[gpu] += 1 if comes else -1
         most[gpu] = max(most[gpu], held[gpu])
     extra = most - np.maximum(before, after)

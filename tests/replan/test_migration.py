@@ -18,7 +18,10 @@ from moe_placer.placement import Placement
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.edge_colouring import colour_edges, relieve
 from moe_placer.replan.migration import Migration, migrate
+from moe_placer.replan.migration import _extra as count_extra
 from moe_placer.replan.replan import replan
+from moe_placer.replan.timed import Drop, Timed
+from moe_placer.replan.transfers import Transfer
 from moe_placer.solve.solve import solve
 from moe_placer.verifier.migration import check_migration
 from moe_placer.verifier.transfer_file import Transfers, load_transfers
@@ -297,3 +300,11 @@ def test_nothing_is_sent_to_a_gpu_out_of_service() -> None:
     forged = file.model_copy(update={"transfers": (halfway, onward), "drops": drops, "us": onward.end_us})
     found = check_migration(instance, placed(before), placed(after), forged)
     assert any("sent to GPU 3, which is out of service" in str(one) for one in found)
+
+
+def test_what_leaves_when_something_comes_makes_room_for_it_up_to_rounding() -> None:
+    """Expert 0 leaves GPU 1 0.1 ps after expert 1 begins to come, of two seconds: at one moment."""
+    timed, drops = [Timed(Transfer(0, 1, 0, 1), 1e6, 2e6)], [Drop(0, 0, 1, 1e6 + 1e-7)]
+    now, then = {(0, 0, 1), (0, 1, 0)}, {(0, 1, 0), (0, 1, 1)}
+    assert count_extra(timed, drops, now, then, (), 2e-3) == {}
+    assert count_extra(timed, drops, now, then, (), 0.0) == {1: 1}
