@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
+from benchmarks.kept_runs import Row, page_of_runs
 from moe_placer.experiments.markdown_table import markdown_table
 
 __all__ = ["build_page"]
-
-Row = dict[str, Any]
 
 _HEAD = """# What commands cost
 
@@ -25,16 +23,11 @@ _COLUMNS = ("instance", "command", "before, CPU s", "now, CPU s", "before / now"
 
 def build_page(rows: Sequence[Row]) -> str:
     """Return the page in Markdown, the latest run first."""
-    runs = [list(run) for _, run in groupby(rows, key=lambda row: row["run"])]
-    return "\n".join([_HEAD, *(line for run in reversed(runs) for line in _run(run))])
+    return page_of_runs(_HEAD, rows, _run)
 
 
 def _run(rows: list[Row]) -> Iterator[str]:
-    first = rows[0]
-    against = f" against {first['before']}" if first["before"] else ""
-    yield f"## {first['run']}: {first['now']}{against}\n"
-    yield f"{first['machine']}, Python {first['python']}, load average {first['load']:.1f} at the start.\n"
-    lines = []
+    first, lines = rows[0], []
     for (instance, command), own in groupby(rows, key=lambda row: (row["instance"], row["command"])):
         by_commit = {row["commit"]: row for row in own}
         now, before = by_commit.get(first["now"]), by_commit.get(first["before"])

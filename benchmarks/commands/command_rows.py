@@ -6,13 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.release.checkouts import REPOSITORY, Checkout
+from benchmarks.checkouts import REPOSITORY, Checkout
+from benchmarks.kept_runs import Row
 
 __all__ = ["CASES", "Case", "command_rows"]
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,19 @@ executor costs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
 from typing import NamedTuple
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # as the command line does
     os.environ.setdefault(_variable, "1")
 
-from pathlib import Path  # noqa: E402
-
+from benchmarks.checkouts import REPOSITORY  # noqa: E402
+from benchmarks.kept_runs import print_row  # noqa: E402
 from moe_placer import Instance, Limits, Traffic, load_instance, load_traffic, solve  # noqa: E402
 from moe_placer.workers import run_each, stated_workers  # noqa: E402
 
-PLAN = Path(__file__).parents[2] / "instances" / "h100-128.yaml"
+PLAN = REPOSITORY / "instances" / "h100-128.yaml"
 EXECUTORS = ("processes:2", "dask:local:2")
 
 
@@ -78,20 +76,18 @@ def _measure(executor: str, shared: Shared, count: int) -> None:
     first, last = min(solved.began for solved in found.values()), max(solved.ended for solved in found.values())
     solving = sum(solved.ended - solved.began for solved in found.values())
     paid = workers * (last - first)
-    row = {
-        "executor": executor,
-        "solves": len(found),
-        "workers": workers,
-        "seconds": round(all_s, 3),
-        "seconds_to_start": round(first - begun, 3),
-        "solving_share": round(solving / paid, 4),
-        "overhead_ms_per_task": round(1e3 * (paid - solving) / len(found), 3),
-        "solve_ms": round(1e3 * solving / len(found), 2),
-        "solve_cpu_ms": round(1e3 * sum(solved.cpu_s for solved in found.values()) / len(found), 2),
-        "sum_of_z": round(sum(solved.z for solved in found.values()), 6),
-    }
-    sys.stdout.write(json.dumps(row) + "\n")
-    sys.stdout.flush()
+    print_row(
+        executor=executor,
+        solves=len(found),
+        workers=workers,
+        seconds=round(all_s, 3),
+        seconds_to_start=round(first - begun, 3),
+        solving_share=round(solving / paid, 4),
+        overhead_ms_per_task=round(1e3 * (paid - solving) / len(found), 3),
+        solve_ms=round(1e3 * solving / len(found), 2),
+        solve_cpu_ms=round(1e3 * sum(solved.cpu_s for solved in found.values()) / len(found), 2),
+        sum_of_z=round(sum(solved.z for solved in found.values()), 6),
+    )
 
 
 if __name__ == "__main__":

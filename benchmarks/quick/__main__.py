@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,13 +15,15 @@ from typing import Any
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # as the command line does
     os.environ.setdefault(_variable, "1")
 
+from benchmarks.checkouts import REPOSITORY, this_checkout  # noqa: E402
+from benchmarks.kept_runs import print_row  # noqa: E402
 from moe_placer import Instance, Limits, QuickPlanner, load_instance, load_traffic  # noqa: E402
 from moe_placer.problem.compile import Problem, compile_problem  # noqa: E402
 from moe_placer.solve.coolest_gpus import busiest_gpus  # noqa: E402
 from moe_placer.solve.gpu_assignment import fit_to_gpus  # noqa: E402
 from moe_placer.solve.registry import find_solver  # noqa: E402
 
-INSTANCES = Path(__file__).parents[2] / "instances"
+INSTANCES = REPOSITORY / "instances"
 METHODS = ("eplb", "eplb-global", "greedy")
 
 
@@ -58,14 +56,16 @@ def _compare(instance: Instance, calls: int) -> None:
     problem = compile_problem(instance, load_traffic(instance))
     began = time.process_time()
     planner = QuickPlanner(instance)
-    _print(instance=instance.name, method="quick", what="once per deployment", cpu_ms=_ms(time.process_time() - began))
+    print_row(
+        instance=instance.name, method="quick", what="once per deployment", cpu_ms=_ms(time.process_time() - began)
+    )
     for what, load in (("by node", problem.demand), ("in all", problem.demand.sum(axis=1))):
         times, plan = _timed(partial(planner.plan, load), calls)
         figures = {"z": float(plan.z.sum()), "busiest_gpus": float(plan.busiest_gpu.sum())}
-        _print(instance=instance.name, method="quick", what=f"loads {what}", **times, **figures)
+        print_row(instance=instance.name, method="quick", what=f"loads {what}", **times, **figures)
     for name in METHODS:
         times, figures = _heuristic(problem, name, calls)
-        _print(instance=instance.name, method=name, what="method alone", **times, **figures)
+        print_row(instance=instance.name, method=name, what="method alone", **times, **figures)
 
 
 def _heuristic(problem: Problem, name: str, calls: int) -> tuple[dict[str, Any], dict[str, float]]:
@@ -90,22 +90,16 @@ def _command(name: str, flags: list[str], calls: int) -> None:
     used: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         words = ["solve", str(INSTANCES / f"{name}.yaml"), "--workers", "1", "-q", "-o", folder, *flags]
-        command = [sys.executable, "-c", "from moe_placer.cli import main; main()", *words]
         for _ in range(min(calls, 3)):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own command
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    _print(instance=name, method=" ".join(["solve", *flags]), what="command", cpu_ms=_ms(statistics.median(used)))
+            ran = this_checkout().run(words, Path(folder))
+            if ran.code:
+                raise SystemExit(ran.err)
+            used.append(ran.cpu_s)
+    print_row(instance=name, method=" ".join(["solve", *flags]), what="command", cpu_ms=_ms(statistics.median(used)))
 
 
 def _ms(seconds: float) -> float:
     return round(1e3 * seconds, 2)
-
-
-def _print(**row: Any) -> None:
-    sys.stdout.write(json.dumps(row) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.checkouts import this_checkout
+from benchmarks.kept_runs import print_row
 
 LAYERS, EXPERTS, TOP_K, DIFFERENT = 60, 256, 8, 20_000
 SPREAD = 0.7  # standard deviation of ln popularity, as real routing has it
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the recording goes, and stays")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = asked.keep or Path(scratch)
+        folder = (asked.keep or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "recording.npz", asked.tokens)
         traffic = {"kind": "trace", "files": ["recording.npz"]}
@@ -54,8 +54,7 @@ def main() -> None:
         size = (folder / "recording.npz").stat().st_size
         for words in (["inspect"], ["solve", "--solver", "greedy", "--no-dag", "-q", "-o", f"{scratch}/out"]):
             row = {"command": words[0], "tokens": asked.tokens, "gb": size / 1e9, "load": os.getloadavg()[0]}
-            sys.stdout.write(json.dumps({**row, **_measured([*words, str(folder / "instance.json")])}) + "\n")
-            sys.stdout.flush()
+            print_row(**row, **_measured([*words, str(folder / "instance.json")], Path(scratch)))
 
 
 def _write(file: Path, tokens: int) -> None:
@@ -79,18 +78,12 @@ def _block(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     return block
 
 
-def _measured(words: list[str]) -> dict[str, float]:
+def _measured(words: list[str], folder: Path) -> dict[str, float]:
     """Run a command; return its CPU and wall seconds and the most memory it had."""
-    began = time.perf_counter()
-    command = [sys.executable, "-c", "from moe_placer.cli import main; main()", *words]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{words[0]} ended with exit code {child.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = used.ru_maxrss * unit / 1e9
-    return {"wall_s": time.perf_counter() - began, "cpu_s": used.ru_utime + used.ru_stime, "peak_gb": peak}
+    ran = this_checkout().run(words, folder)
+    if ran.code:
+        raise SystemExit(f"{words[0]} ended with exit code {ran.code}")
+    return {"wall_s": ran.seconds, "cpu_s": ran.cpu_s, "peak_gb": ran.peak_bytes / 1e9}
 
 
 if __name__ == "__main__":

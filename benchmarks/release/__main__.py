@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.release.checkouts import REPOSITORY, earlier_checkout, this_checkout
+from benchmarks.checkouts import REPOSITORY, earlier_checkout, this_checkout
+from benchmarks.kept_runs import describe_run, keep_rows
 from benchmarks.release.release_page import build_page
 from benchmarks.release.release_rows import ENGINE_SOURCES, engine_row, solved_rows
-from moe_placer.experiments.environment import describe_environment
-from moe_placer.files import write_atomically
 
 __all__ = ["main"]
 
@@ -37,10 +32,10 @@ INSTANCES = ("tiny", "eplb-288", "h100-128", "dsv3-320")
 def main(folder: Path, before: str, names: tuple[str, ...], repeat: int, engines: Path) -> None:
     """Measure this checkout, an earlier commit and SGLang's EPLB; append rows to FOLDER, and make its page."""
     files = [REPOSITORY / "instances" / f"{name}.yaml" for name in names]
-    load = os.getloadavg()[0]
     rows: list[dict[str, Any]] = []
     with earlier_checkout(before) as old, tempfile.TemporaryDirectory() as scratch:
         now = this_checkout()
+        head = describe_run(now, old)
         for file in files:
             for checkout in (now, old):
                 rows += solved_rows(checkout, [file], repeat, Path(scratch))
@@ -48,22 +43,7 @@ def main(folder: Path, before: str, names: tuple[str, ...], repeat: int, engines
                 theirs = engine_row(file, engines, Path(scratch))
                 rows += [] if theirs is None else [theirs]
             click.echo(f"{file.stem}: {len(rows)} rows so far", err=True)
-        environment = describe_environment()
-        head = {
-            "run": datetime.now(UTC).isoformat(timespec="seconds"),
-            "now": now.commit,
-            "before": old.commit,
-            "python": platform.python_version(),
-            "machine": f"{environment['cpu']}, {environment['cores']} cores",
-            "load": load,
-        }
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "results.jsonl"
-    kept = file.read_text() if file.exists() else ""
-    text = kept + "".join(json.dumps(head | row) + "\n" for row in rows)
-    write_atomically(file, text)
-    write_atomically(folder / "README.md", build_page([json.loads(line) for line in text.splitlines()]))
-    click.echo(folder / "README.md")
+    click.echo(keep_rows(folder / "results.jsonl", [head | row for row in rows], build_page))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from statistics import median
-from typing import Any
+
+from benchmarks.kept_runs import Row, page_of_runs
 
 __all__ = ["build_page"]
-
-Row = dict[str, Any]
 
 _HEAD = """# Figures by release
 
@@ -27,18 +26,14 @@ _RATIOS = ("CPU", "links", "GPUs", "step")
 
 def build_page(rows: Sequence[Row]) -> str:
     """Return the page in Markdown, the latest run first."""
-    runs = [list(run) for _, run in groupby(rows, key=lambda row: row["run"])]
-    return "\n".join([_HEAD, *(line for run in reversed(runs) for line in _run(run))])
+    return page_of_runs(_HEAD, rows, _run)
 
 
 def _run(rows: list[Row]) -> Iterator[str]:
-    first = rows[0]
-    yield f"## {first['run']}: {first['now']} against {first['before']}\n"
-    yield f"{first['machine']}, Python {first['python']}, load average {first['load']:.1f} at the start.\n"
     yield "| " + " | ".join((*_COLUMNS, *(f"{name}, ratio" for name in _RATIOS))) + " |"
     yield "|---|---|" + "---:|" * (len(_COLUMNS) - 2 + len(_RATIOS))
     for _, of_instance in groupby(rows, key=lambda row: row["instance"]):
-        yield from _instance(list(of_instance), first["now"])
+        yield from _instance(list(of_instance), rows[0]["now"])
     yield ""
 
 

@@ -6,13 +6,13 @@ import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 import moe_placer
-from benchmarks.release.checkouts import Checkout
+from benchmarks.checkouts import Checkout
+from benchmarks.kept_runs import Row
 from moe_placer.engines.plans.plan import Plan, read_deployment
 from moe_placer.engines.plans.to_placement import placement_from_plan
 from moe_placer.problem.compile import compile_problem
@@ -20,7 +20,6 @@ from moe_placer.problem.compile import compile_problem
 __all__ = ["ENGINE_SOURCES", "engine_row", "solved_rows"]
 
 ENGINE_SOURCES = "sglang-0.5.23"
-Row = dict[str, Any]
 
 
 def solved_rows(checkout: Checkout, files: Sequence[Path], repeat: int, scratch: Path) -> Iterator[Row]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import tempfile
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from benchmarks.release.checkouts import REPOSITORY, earlier_checkout, this_checkout
+from benchmarks.checkouts import REPOSITORY, earlier_checkout, this_checkout
+from benchmarks.kept_runs import describe_run, keep_rows
 from benchmarks.scale.ladder import ladder_rows
 from benchmarks.scale.scale_page import build_page
-from moe_placer.experiments.environment import describe_environment
-from moe_placer.files import write_atomically
 
 __all__ = ["main"]
 
@@ -33,25 +28,15 @@ SIZES = (128, 256, 512, 1024, 2048, 4096)
 @click.option("--time-limit", default=300.0, show_default=True, metavar="SECONDS", help="Of each solve.")
 def main(folder: Path, sizes: tuple[int, ...], before: str | None, time_limit: float) -> None:
     """Measure what a layer costs by the number of GPUs; append rows to FOLDER, and make its page."""
-    load, environment = os.getloadavg()[0], describe_environment()
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
     with ExitStack() as stack:
         now = this_checkout()
-        checkouts = [now, *([stack.enter_context(earlier_checkout(before))] if before else [])]
+        earlier = stack.enter_context(earlier_checkout(before)) if before else None
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        head = {
-            "run": datetime.now(UTC).isoformat(timespec="seconds"),
-            "now": now.commit,
-            "python": platform.python_version(),
-            "machine": f"{environment['cpu']}, {environment['cores']} cores",
-            "load": load,
-        }
-        for checkout in checkouts:
+        head = describe_run(now, earlier)
+        for checkout in (now, *([earlier] if earlier else [])):
             for row in ladder_rows(checkout, sorted(sizes), scratch, time_limit):
-                text = (file.read_text() if file.exists() else "") + json.dumps(head | row) + "\n"
-                write_atomically(file, text)
-                write_atomically(folder / "README.md", build_page([json.loads(line) for line in text.splitlines()]))
+                keep_rows(file, [head | row], build_page)
                 took = row.get("error") or f"{row['cpu_s']:.2f} CPU s"
                 click.echo(f"{row['commit']} {row['family']}, {row['gpus']:,} GPUs: {took}", err=True)
     click.echo(folder / "README.md")

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from benchmarks.release.checkouts import REPOSITORY, Checkout
+from benchmarks.checkouts import REPOSITORY, Checkout
+from benchmarks.kept_runs import Row
 
 __all__ = ["FAMILIES", "LAYERS", "instance_of", "ladder_rows"]
 
-Row = dict[str, Any]
 
 FAMILIES = ("two replicas", "redundant slots")
 LAYERS = 4

@@ -6,15 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any
 
 import numpy as np
 
+from benchmarks.kept_runs import Row, page_of_runs
 from moe_placer.experiments.markdown_table import markdown_table
 
 __all__ = ["Cost", "build_page", "cost_of", "power_law", "workers_needed"]
-
-Row = dict[str, Any]
 
 ANSWER_S, MODEL_LAYERS = 60.0, 58
 GAP = 0.001
@@ -76,14 +74,10 @@ def workers_needed(cost: Cost) -> int | None:
 
 def build_page(rows: Sequence[Row]) -> str:
     """Return the page in Markdown, the latest run first."""
-    runs = [list(run) for _, run in groupby(rows, key=lambda row: row["run"])]
-    return "\n".join([_HEAD, *(line for run in reversed(runs) for line in _run(run))])
+    return page_of_runs(_HEAD, rows, _run)
 
 
 def _run(rows: list[Row]) -> Iterator[str]:
-    first = rows[0]
-    yield f"## {first['run']}: {first['now']}\n"
-    yield f"{first['machine']}, Python {first['python']}, load average {first['load']:.1f} at the start.\n"
     for (family, commit), of_family in groupby(rows, key=lambda row: (row["family"], row["commit"])):
         yield f"### {family.capitalize()}, {commit}\n"
         yield from _family(list(of_family))

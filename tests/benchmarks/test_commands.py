@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kept_rows import HEAD, cells
+
+from benchmarks.checkouts import REPOSITORY, this_checkout
 from benchmarks.commands.command_page import build_page
 from benchmarks.commands.command_rows import CASES, Case, command_rows
-from benchmarks.release.checkouts import REPOSITORY, this_checkout
-
-HEAD = {
-    "run": "2026-11-28T10:00:00+00:00",
-    "now": "new",
-    "before": "old",
-    "python": "3.11.7",
-    "machine": "m",
-    "load": 0.1,
-}
 
 
 def row(commit: str, cpu: float, **more: Any) -> dict[str, Any]:
@@ -24,9 +17,8 @@ def row(commit: str, cpu: float, **more: Any) -> dict[str, Any]:
     return {**HEAD, **found, "z": 100.0, "median_gap": 0.0005, "largest_gap": 0.001, **more}
 
 
-def cells(page: str) -> list[list[str]]:
-    lines = [line for line in page.splitlines() if line.startswith("| i ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def table(page: str) -> list[list[str]]:
+    return [cells(line) for line in page.splitlines() if line.startswith("| i ")]
 
 
 def test_ratios_are_over_the_newer_commit_and_what_failed_is_told() -> None:
@@ -34,7 +26,7 @@ def test_ratios_are_over_the_newer_commit_and_what_failed_is_told() -> None:
         row("new", 2.0, command="schedule", step_us=2500.0),
         row("old", 9.0, command="schedule", exit=4, error="x"),
     ]
-    (solved, step) = cells(build_page([row("new", 2.0), row("old", 7.0), *steps]))
+    (solved, step) = table(build_page([row("new", 2.0), row("old", 7.0), *steps]))
     gaps = "cost 100, gap 0.050% median, 0.100% largest"
     assert solved == ["i", "`solve`", "7.00", "2.00", "3.5", "500", gaps, gaps]
     assert step == ["i", "`schedule`", "9.00", "2.00", "-", "500", "exit 4", "step 2.50 ms"]
@@ -43,7 +35,7 @@ def test_ratios_are_over_the_newer_commit_and_what_failed_is_told() -> None:
 def test_an_earlier_run_stays_below_the_latest() -> None:
     page = build_page([row("new", 2.0), row("new", 1.0, run="2026-11-29T10:00:00+00:00", before=None)])
     assert page.index("2026-11-29") < page.index("2026-11-28")
-    assert cells(page)[0][2:5] == ["-", "1.00", "-"]
+    assert table(page)[0][2:5] == ["-", "1.00", "-"]
 
 
 def test_commands_are_run_on_what_was_placed(tmp_path: Path) -> None:

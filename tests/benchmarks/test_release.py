@@ -7,19 +7,12 @@ from typing import Any
 
 import pytest
 from command_line import SEED_PLAN, TINY
+from kept_rows import HEAD, cells
 
-from benchmarks.release.checkouts import REPOSITORY, Checkout, earlier_checkout
+from benchmarks.checkouts import REPOSITORY, Checkout, earlier_checkout
+from benchmarks.kept_runs import keep_rows
 from benchmarks.release.release_page import build_page
 from benchmarks.release.release_rows import engine_row, solved_rows
-
-HEAD = {
-    "run": "2026-11-28T10:00:00+00:00",
-    "now": "new",
-    "before": "old",
-    "python": "3.11.7",
-    "machine": "m",
-    "load": 0.1,
-}
 
 
 def row(by: str, commit: str, **figures: Any) -> dict[str, Any]:
@@ -28,10 +21,6 @@ def row(by: str, commit: str, **figures: Any) -> dict[str, Any]:
 
 def figures(cpu: float, links: float) -> dict[str, float]:
     return {"cpu_s": cpu, "busiest_links": links, "bound": 100.0, "busiest_gpus": 50.0, "step_us": 2000.0}
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_ratios_are_over_the_newer_commit_and_cpu_is_the_median() -> None:
@@ -67,3 +56,11 @@ def test_commits_are_measured_by_their_own_code(tmp_path: Path) -> None:
     broken = Checkout("broken", tmp_path)
     (row,) = solved_rows(broken, [TINY], 1, tmp_path)
     assert "AssertionError" in row["error"]
+
+
+def test_rows_are_kept_and_the_page_is_made_from_all(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "results.jsonl"
+    for number in range(2):
+        page = keep_rows(file, [{"run": str(number)}, {"run": str(number)}], lambda rows: f"{len(rows)} rows")
+        assert page.read_text() == f"{2 * number + 2} rows"
+    assert len(file.read_text().splitlines()) == 4

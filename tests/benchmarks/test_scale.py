@@ -7,24 +7,19 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from kept_rows import HEAD, cells
 
 import moe_placer
-from benchmarks.release.checkouts import REPOSITORY, Checkout
+from benchmarks.checkouts import REPOSITORY, Checkout
 from benchmarks.scale import ladder
 from benchmarks.scale.ladder import FAMILIES, instance_of, ladder_rows
 from benchmarks.scale.scale_page import Cost, build_page, cost_of, power_law, workers_needed
-
-HEAD = {"run": "2026-11-28T10:00:00+00:00", "now": "new", "python": "3.11.7", "machine": "m", "load": 0.1}
 
 
 def row(gpus: int, cpu: float, search: float, **more: Any) -> dict[str, Any]:
     found = {"layers": 4, "experts": gpus // 2, "cpu_s": cpu, "compile_cpu_s": 1.0, "search_cpu_s": [search / 4] * 4}
     rest = {"peak_bytes": 5e8, "gaps": [0.0001, 0.0005]}
     return {**HEAD, "commit": "new", "family": "two replicas", "gpus": gpus, **found, **rest, **more}
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_the_law_is_found_again() -> None:

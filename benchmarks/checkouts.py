@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 __all__ = ["Checkout", "Ran", "Solved", "earlier_checkout", "this_checkout"]
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 # An installed package of the same name would be measured twice, without a word.
 _COMMAND = (
     "import os, pathlib, moe_placer;"
@@ -27,9 +28,13 @@ _COMMAND = (
 
 @dataclass(frozen=True)
 class Ran:
-    """What one run of a command took and printed: CPU seconds of its processes, and the peak of the largest one."""
+    """What one run of a command took and printed: CPU seconds of its processes, and the peak of the largest one.
+
+    Linux counts the peak of the process that started it as well, so a smaller one is not seen.
+    """
 
     code: int
+    seconds: float
     cpu_s: float
     peak_bytes: int
     out: str
@@ -57,14 +62,17 @@ class Checkout:
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "OPENBLAS_NUM_THREADS": "1"}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             command = [sys.executable, "-c", _COMMAND, *arguments]
+            began = time.perf_counter()
             child = subprocess.Popen(command, env=environment, cwd=directory, stdout=out, stderr=err)  # noqa: S603
             _, status, usage = os.wait4(child.pid, 0)
+            seconds = time.perf_counter() - began
             child.returncode = os.waitstatus_to_exitcode(status)
             said = []
             for stream in (out, err):
                 stream.seek(0)
                 said.append(stream.read().decode(errors="replace"))
-        return Ran(child.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, *said)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Ran(child.returncode, seconds, usage.ru_utime + usage.ru_stime, peak, *said)
 
     def solve(self, instance: Path, output: Path) -> Solved:
         """Solve an instance with the default solver, on one core, until it is within its gap."""
