@@ -6,52 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import DRAGONFLY, MESH, tiny_instance
+from builders import MESH, tiny_instance
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_flows import FABRICS, NODE_SPEED, drawn, ends_of, sent
 from scipy import sparse
 
 from moe_placer.errors import InputError
 from moe_placer.schedule.network import Network
 from moe_placer.schedule.sharing import Crossings, max_min_rates
 
-FABRICS: dict[str, dict[str, Any]] = {
-    "fat tree": {},
-    "mesh": {"cluster": {"fabric": MESH}},
-    "uneven leaves": {"cluster": {"nodes": 5}, "parallelism": {"dp": 1}},
-    "one leaf": {"cluster": {"fabric": {"nodes_per_leaf": 4}}},
-    "dragonfly": {"cluster": {"nodes": 6, "fabric": DRAGONFLY}},
-}
-# 1 GB/s is 1000 bytes/µs: 400 GB/s at 80% are 320,000 bytes/µs.
-NODE_SPEED = 320_000.0
-
 
 def network(fabric: str = "fat tree", **arguments: Any) -> Network:
     return Network(tiny_instance(**FABRICS[fabric]), **arguments)
-
-
-def sent(net: Network, flows: dict[tuple[int, int], float]) -> np.ndarray:
-    nodes = len(net.routes.hops)
-    matrix = np.zeros((nodes, nodes))
-    for pair, amount in flows.items():
-        matrix[pair] = amount
-    return matrix
-
-
-def drawn(net: Network, seed: int) -> np.ndarray:
-    """Draw skewed bytes between all nodes, some of them none."""
-    rng = np.random.default_rng(seed)
-    shape = net.routes.hops.shape
-    return np.asarray(rng.gamma(0.5, 1e8, shape) * (rng.random(shape) < 0.8))
-
-
-def ends_of(net: Network) -> dict[int, float]:
-    """Let everything end."""
-    ends = {}
-    while (coming := net.next_end()) is not None:
-        for name in net.advance(coming[0]):
-            ends[name] = coming[0]
-    return ends
 
 
 def bottleneck(net: Network, matrix: np.ndarray) -> float:
