@@ -44,8 +44,7 @@ def relax_clustered(problem: LayerProblem, time_limit_s: float | None = None) ->
     until = np.inf if time_limit_s is None else time.monotonic() + time_limit_s
     classes = SymmetryClasses.of_layer(problem)
     node = np.flatnonzero(problem.widest > 0)
-    delta = problem.delta[classes.item][:, node] * classes.count[:, None, None]
-    mass = problem.load[classes.item] * classes.count
+    delta, mass = _brought(problem, classes, node)
     of = _clustered(_directions(delta, mass), mass, _CLUSTERS)
     best, weights, share = -np.inf, None, None
     for _ in range(_MOST_ROUNDS):
@@ -123,8 +122,7 @@ def parts_by_direction(
         Which part of each cluster each node gets.
     """
     node = np.flatnonzero(most > 0)
-    delta = problem.delta[classes.item][:, node] * classes.count[:, None, None]
-    mass = problem.load[classes.item] * classes.count
+    delta, mass = _brought(problem, classes, node)
     at = _directions(delta, mass)
     of = _clustered(at, mass, clusters)
     items = np.bincount(of, classes.count).astype(np.float64)
@@ -134,6 +132,12 @@ def parts_by_direction(
     parts = np.zeros((len(items), problem.nodes))
     parts[:, node] = solved[2]
     return at, mass, of, parts
+
+
+def _brought(problem: LayerProblem, classes: SymmetryClasses, node: Ints) -> tuple[Floats, Floats]:
+    """Return what the items of each class [J] cost on the links of some nodes together, and what they weigh."""
+    delta = problem.delta[classes.item][:, node] * classes.count[:, None, None]
+    return delta, problem.load[classes.item] * classes.count
 
 
 def _directions(delta: Floats, mass: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,7 +71,7 @@ class InFlight:
         """Return these flows with what they have left; without those that have nothing."""
         going = left > 0
         if going.all():
-            return InFlight(self.owner, self.begun, self.path, self.sent, left, self.links, self.use)
+            return replace(self, left=left)
         return InFlight(
             self.owner.compress(going),
             self.begun.compress(going),

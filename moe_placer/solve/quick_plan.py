@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -148,16 +148,13 @@ def _with_free_slots(problem: Problem, batch: Batch, gpu: Ints, slots: Ints) -> 
     open_[row, turn] = at
     none = np.full((layers, more), -1, dtype=np.int64)
     reach = batch.reach
-    wider = Batch(
+    wider = replace(
+        batch,
         load=np.append(batch.load, np.zeros((layers, more)), axis=1),
         expert=np.append(batch.expert, none, axis=1),
         pinned=np.append(batch.pinned, none, axis=1),
         reach=None if reach is None else np.append(reach, np.ones((layers, more, reach.shape[2]), dtype=bool), axis=1),
-        base=batch.base,
-        affected=batch.affected,
         delta=np.append(batch.delta, np.zeros((layers, more, *batch.affected.shape), dtype=np.float32), axis=1),
-        slots=batch.slots,
-        together=batch.together,
     )
     return wider, np.append(gpu, open_, axis=1)
 
