@@ -161,7 +161,6 @@ def follow(
         raise UsageError(f"flashlb cannot follow {instance.name}: {reason}")
     if len(windows) < 2:
         raise UsageError(f"{len(windows)} windows, expected 2 or more: a plan for one is measured on the next")
-    read_current(compile_problem(instance, windows[0]), current)  # refuses what cannot run
     asked = _Asked(instance, current, windows, budget, minimise, limits or Limits(time_s=4.0), seed)
     if executor is None:
         planner = asked.planner()
@@ -189,7 +188,9 @@ class _Asked:
     seed: int
 
     def planner(self) -> Planner:
+        """Compile all windows; refuse a current placement that cannot run."""
         each = [Window(window, compile_problem(self.instance, window)) for window in self.windows]
+        read_current(each[0].problem, self.current)
         return Planner(self.instance, each, self.budget, self.minimise, self.limits, self.seed)
 
 
