@@ -14,13 +14,12 @@ from moe_placer.problem.compile import Problem
 from moe_placer.problem.replicas import could_pay, count_replicas, with_replicas
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, stop_at, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.search.local_search import search
 from moe_placer.search.replica_budget import share_out
 from moe_placer.search.replication import replicate
 from moe_placer.solve.base import Start
 from moe_placer.solve.layer_time import shorten
 from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
-from moe_placer.solve.rounded_relaxation import AIM, from_relaxation
+from moe_placer.solve.rounded_relaxation import AIM, from_relaxation, search_on
 from moe_placer.solve.scenario_placement import place_judged
 from moe_placer.solvers.coverage import CoverageSolver
 from moe_placer.solvers.cpsat import Model, choosing_model, settle
@@ -127,11 +126,7 @@ def _searched(task: LayerTask, result: LayerResult, target: float, work: float) 
     """Improve a result that is still open by search; also return the effort that it took."""
     if work <= 0 or not _open(result, task):
         return result, 0.0
-    assert result.node is not None
-    weights = result.bound.weights
-    found = search(task.layer, result.node, target, work, task.rng, task.deadline, weights)
-    if found.z < result.z:
-        result = replace(result, node=found.node, z=found.z)
+    result, found = search_on(task, result, target, work)
     return replace(result, stop=Stop.FINISHED) if found.exhausted else result, found.work
 
 

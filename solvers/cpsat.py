@@ -29,10 +29,9 @@ from moe_placer.problem.replicas import count_replicas, with_replicas
 from moe_placer.problem.symmetry import SymmetryClasses
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, stop_at, why_stopped
 from moe_placer.result import gap as relative_gap
-from moe_placer.search.local_search import search
 from moe_placer.solve.base import says_missing
 from moe_placer.solve.layerwise import LayerSolver, LayerTask
-from moe_placer.solve.rounded_relaxation import AIM, from_relaxation
+from moe_placer.solve.rounded_relaxation import AIM, from_relaxation, search_on
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -98,9 +97,8 @@ def _traded(task: LayerTask, start: LayerResult) -> tuple[LayerResult, float]:
     layer, work = task.layer, _TRADING * task.work
     if start.node is None or work <= 0 or layer.items * layer.nodes <= _SETTLED:
         return start, 0.0
-    target = start.bound.value * (1 + AIM * task.gap)
-    found = search(layer, start.node, target, work, task.rng, task.deadline, start.bound.weights)
-    return (replace(start, node=found.node, z=found.z) if found.z < start.z else start), found.work
+    start, found = search_on(task, start, start.bound.value * (1 + AIM * task.gap), work)
+    return start, found.work
 
 
 def settle(task: LayerTask) -> LayerResult:

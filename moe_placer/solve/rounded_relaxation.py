@@ -19,7 +19,7 @@ from moe_placer.search.moves import repair
 from moe_placer.search.region_division import divide
 from moe_placer.solve.layerwise import LayerTask
 
-__all__ = ["AIM", "from_relaxation"]
+__all__ = ["AIM", "from_relaxation", "search_on"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,6 +66,25 @@ def from_relaxation(task: LayerTask) -> tuple[LayerResult | None, float]:
     if result is None:
         return None, spent
     return replace(result, bound=_with_threshold(task, bound, result.z)), spent
+
+
+def search_on(task: LayerTask, result: LayerResult, target: float, work: float) -> tuple[LayerResult, Search]:
+    """Search from a result's placement and near what its bound's weights ask for; return the better, and the search.
+
+    Parameters
+    ----------
+    task : LayerTask
+        Its layer, source of randomness and deadline count.
+    result : LayerResult
+        With a placement of that layer.
+    target : float
+        Stop when z is at this or below.
+    work : float
+        Deterministic effort.
+    """
+    assert result.node is not None
+    found = search(task.layer, result.node, target, work, task.rng, task.deadline, result.bound.weights)
+    return (replace(result, node=found.node, z=found.z) if found.z < result.z else result), found
 
 
 def _divided(task: LayerTask, region: Region) -> tuple[LayerResult | None, Bound, float]:

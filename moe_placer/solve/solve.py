@@ -185,7 +185,7 @@ def solve(
     problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
     cools = _cools(method, problem, cool_gpus)
     improves = _improves(method)
-    beside = run_baselines(problem, seed) if baselines or improves else Baselines({}, {}, [None] * len(problem))
+    beside = run_baselines(problem, seed) if baselines or improves else Baselines.none(problem)
     place_baselines = partial(_place_baselines, instance, traffic, problem, seed, beside.plans)
     by_load, first = problem.replicas, beside.start
     if start is not None:
@@ -206,8 +206,7 @@ def solve(
     results, cooling = cool_busiest(problem, bring_to_groups(problem, results), limits) if cools else (results, None)
     results = bound_any_numbers(problem, results, limits.deadline)
     placement = build(results)
-    verification = verify(instance, placement, traffic)
-    _insist(verification, method)
+    verification = _verified(instance, placement, traffic, method)
     return Solution(
         placement,
         verification,
@@ -384,10 +383,11 @@ def _word(result: LayerResult) -> float | None:
     return said or None
 
 
-def _insist(verification: Verification, method: Solver) -> None:
-    """Raise where solver and verifier disagree, whoever is right."""
+def _verified(instance: Instance, placement: Placement, traffic: Traffic, method: Solver) -> Verification:
+    """Verify a placement; raise where solver and verifier disagree, whoever is right."""
+    verification = verify(instance, placement, traffic)
     if verification.ok:
-        return
+        return verification
     shown = [f"  {violation}" for violation in verification.violations[:_SHOWN]]
     more = len(verification.violations) - len(shown)
     rest = [f"  ... and {more:,} more"] if more > 0 else []

@@ -46,10 +46,15 @@ class Baselines:
     plans: dict[str, list[LayerResult]]
     start: list[LayerResult | None]
 
+    @classmethod
+    def none(cls, problem: Problem) -> Baselines:
+        """Return those of nothing that was run."""
+        return cls({}, {}, [None] * len(problem))
+
 
 def run_baselines(problem: Problem, seed: int) -> Baselines:
     """Run the quick heuristics: what users have today, and where the search starts from."""
-    found = Baselines({}, {}, [None] * len(problem))
+    found = Baselines.none(problem)
     for name in (*BASELINES, *(_OF_COVERAGE if problem.coverage else ())):
         method = find_solver(name)
         if reason := method.unavailable() or method.refuses(problem_for(method, problem)):
