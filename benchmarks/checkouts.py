@@ -97,7 +97,10 @@ def earlier_checkout(commit: str) -> Iterator[Checkout]:
     name = _git("rev-parse", "--short=9", f"{commit}^{{commit}}").decode().strip()
     packed = _git("archive", name, "moe_placer", "solvers")
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="data")
+        else:  # before Python 3.11.4; the archive is our own
+            archive.extractall(folder)  # noqa: S202
         compileall.compile_dir(folder, quiet=2)
         yield Checkout(name, Path(folder))
 

@@ -34,7 +34,10 @@ def build(repository: Path, site: Path) -> list[str]:
     _sphinx(repository, site, repository / "build" / "doctrees", listed)
     for tag in names:
         with tempfile.TemporaryDirectory() as folder, _archive(repository, tag) as archive:
-            archive.extractall(folder, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                archive.extractall(folder, filter="data")
+            else:  # before Python 3.11.4; the archive is our own
+                archive.extractall(folder)  # noqa: S202
             settings = listed | {"DOCS_VERSION": tag, "PYTHONPATH": folder}
             _sphinx(Path(folder), site / "versions" / tag, Path(folder) / "build" / "doctrees", settings)
     return names
