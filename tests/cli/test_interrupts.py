@@ -138,7 +138,7 @@ def test_a_signal_after_the_result_is_there_changes_nothing(tmp_path: Path, solv
 
 AT_START, AT_END, DRAWING = (
     f"enter:moe_placer.{name}"
-    for name in ("solve.solve:solve", "solve.solve:_insist", "dag.draw_detailed:draw_detailed")
+    for name in ("solve.solve:solve", "solve.solve:_verified", "dag.draw_detailed:draw_detailed")
 )
 INSPECT, FINISHING = ["inspect", "missing.yaml"], "enter:moe_placer.cli.interrupts:finish"
 SCENARIOS: dict[str, Scenario] = {
