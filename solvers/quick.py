@@ -47,7 +47,9 @@ class Quick(OnePass):
         return results
 
     def _results(self, problem: Problem, rows: slice, seed: int) -> list[LayerResult]:
-        placed = place_at_once(problem, problem.demand[rows], problem.replicas[rows], rows.start, seed)
+        placed = place_at_once(
+            problem, problem.demand.of(range(len(problem))[rows]), problem.replicas[rows], rows.start, seed
+        )
         return [_result(problem, index, placed, index - rows.start, seed) for index in range(rows.start, rows.stop)]
 
 

@@ -74,7 +74,7 @@ def metrics(instance: Instance, placement: Placement, traffic: Traffic) -> dict[
     key = placement.instance.model_copy(update={"traffic_sha256": traffic.sha256})
     stated = placement.model_copy(update={"instance": key})
     checked = verify(instance, stated, traffic)
-    demand = compile_problem(instance, traffic).demand.sum(axis=1)
+    demand = compile_problem(instance, traffic).demand.load
     gpus = instance.cluster.nodes * instance.cluster.gpus_per_node
     load = np.zeros((len(demand), gpus))
     for layer, experts in enumerate(placement.gpu):

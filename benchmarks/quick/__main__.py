@@ -59,7 +59,7 @@ def _compare(instance: Instance, calls: int) -> None:
     print_row(
         instance=instance.name, method="quick", what="once per deployment", cpu_ms=_ms(time.process_time() - began)
     )
-    for what, load in (("by node", problem.demand), ("in all", problem.demand.sum(axis=1))):
+    for what, load in (("by node", problem.demand.of(range(len(problem)))), ("in all", problem.demand.load)):
         times, plan = _timed(partial(planner.plan, load), calls)
         figures = {"z": float(plan.z.sum()), "busiest_gpus": float(plan.busiest_gpu.sum())}
         print_row(instance=instance.name, method="quick", what=f"loads {what}", **times, **figures)

@@ -71,7 +71,7 @@ def engine_row(file: Path, engines: Path, scratch: Path) -> Row | None:
     instance = instance.model_copy(update={"placement": given})
     traffic = moe_placer.load_traffic(instance)
     load, out = scratch / f"{file.stem}.load.npy", scratch / f"{file.stem}.slots.npy"
-    np.save(load, compile_problem(instance, traffic).demand.sum(axis=1))
+    np.save(load, compile_problem(instance, traffic).demand.load)
     sizes = (instance.model.experts + replicas, instance.cluster.nodes, instance.gpus)
     script = Path(__file__).with_name("engine_eplb.py")
     command = [engines / "bin" / "python", script, engines / "sources" / ENGINE_SOURCES, load, out, *sizes]

@@ -24,7 +24,7 @@ from moe_placer.instance.sizes import (
 )
 from moe_placer.problem.advice import Advice, advise, memory_binds
 from moe_placer.problem.capacity import why_infeasible
-from moe_placer.problem.compile import demand
+from moe_placer.problem.demand import demand
 from moe_placer.problem.shortage import slots_of_layer
 from moe_placer.solve.estimate import Estimate, estimate, useful_workers
 from moe_placer.solve.nic_words import floors_of, nic_facts, nic_lines

@@ -290,13 +290,13 @@ def _spread(wanted: Ints, layers: int, per_gpu: int) -> Ints:
     return slots
 
 
-def choose_replicas(instance: Instance, tokens: npt.NDArray[np.float64], capacity: Capacity) -> Ints:
-    """Return the replicas of each expert [MoE layers, experts]; a budget of redundant slots goes to experts by load."""
+def choose_replicas(instance: Instance, load: npt.NDArray[np.float64], capacity: Capacity) -> Ints:
+    """Return the replicas of each expert [MoE layers, experts]; redundant slots go to experts by load."""
     layers, experts = len(instance.moe_layers), instance.model.experts
     if instance.placement.replicas == "dp":
         return np.full((layers, experts), instance.parallelism.dp, dtype=np.int64)
     replicas = np.empty((layers, experts), dtype=np.int64)
-    for index, (load, total) in enumerate(zip(tokens.sum(axis=1), capacity.replicas.tolist(), strict=True)):
+    for index, (own, total) in enumerate(zip(load, capacity.replicas.tolist(), strict=True)):
         fits = partial(capacity.allows, index)
-        replicas[index] = replicas_by_load(load, total, int(capacity.places.sum()), fits, capacity.least)
+        replicas[index] = replicas_by_load(own, total, int(capacity.places.sum()), fits, capacity.least)
     return replicas

@@ -8,6 +8,7 @@ that node n touches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -21,6 +22,7 @@ from moe_placer.instance.schema import SharedSlots
 from moe_placer.instance.sizes import back_ratio, expert_us, token_us
 from moe_placer.problem.capacity import Capacity, choose_replicas, find_capacity
 from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.demand import Demand, demand_of, mixed
 from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.layer import LayerProblem
@@ -32,7 +34,7 @@ from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.replica_shares import ReplicaShares, replica_shares
 
-__all__ = ["Problem", "compile_problem", "demand"]
+__all__ = ["Problem", "compile_problem"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -53,8 +55,8 @@ class Problem:
         How many real links each of them stands for.
     token_cost : float array [K]
         Cost of one token on each of the named links.
-    demand : float array [MoE layers, nodes, experts]
-        ``T[l, s, e]``: tokens per step that start on node s and choose expert e.
+    demand : Demand
+        ``demand[l][s, e]``: tokens per step that start on node s and choose expert e.
     replicas : int array [MoE layers, experts]
         Replicas of each expert.
     groups : int
@@ -105,7 +107,7 @@ class Problem:
     links: tuple[str, ...]
     multiplicity: tuple[int, ...]
     token_cost: Floats
-    demand: Floats
+    demand: Demand
     replicas: Ints
     groups: int
     replicas_are_free: bool
@@ -137,7 +139,7 @@ class Problem:
     @property
     def nodes(self) -> int:
         """Nodes of the cluster."""
-        return int(self.demand.shape[1])
+        return self.demand.nodes
 
     @property
     def shares_replicas(self) -> bool:
@@ -183,7 +185,7 @@ class Problem:
 
     def _layer(self, index: int, replicas: Ints | None, costs: bool = True) -> LayerProblem:
         expert, replica = self.items(index, replicas)
-        tokens = self.item_demand(index, expert, replica)
+        sent, load = self._sent_and_load(index, expert, replica)
         pinned = np.full(len(expert), -1, dtype=np.int64)
         for i, (e, r) in enumerate(zip(expert.tolist(), replica.tolist(), strict=True) if self.pinned else ()):
             gpu = self.pinned.get((index, e, r))
@@ -199,10 +201,10 @@ class Problem:
             together=self.capacity.together[index],
             pinned=pinned,
             coverage=self.coverage[index] if self.coverage else None,
-            base=self._reference @ tokens.sum(axis=1),
+            base=np.einsum("ks,s->k", self._reference, sent),
             affected=self.affected,
-            delta=self._delta(index, expert, replica, tokens) if costs else np.zeros((len(expert), 0, 0)),
-            load=tokens.sum(axis=0),
+            delta=self._delta(index, expert, replica) if costs else np.zeros((len(expert), 0, 0)),
+            load=load,
             replicas_are_free=self.replicas_are_free,
             shares_replicas=self.shares_replicas,
             gpu_price=self.gpu_price,
@@ -212,8 +214,19 @@ class Problem:
             domain=self.domain,
         )
 
-    def _delta(self, index: int, expert: Ints, replica: Ints, tokens: Floats) -> Floats:
-        """Return ``delta`` of a layer with `item_demand` ``tokens``; GPUs of one node differ in their NIC only.
+    def _sent_and_load(self, index: int, expert: Ints, replica: Ints) -> tuple[Floats, Floats]:
+        """Tokens per step that each node sends to all items [nodes], and that all nodes send to each [I]."""
+        if self.shares is not None:
+            tokens = self.item_demand(index, expert, replica)
+            return tokens.sum(axis=1), tokens.sum(axis=0)
+        sent, load = np.zeros(self.nodes), np.zeros(len(expert))
+        for items, sources, mix, chosen in self._senders(index, expert, replica):
+            sent[sources] += np.einsum("sf,f->s", mix, chosen.sum(axis=1))
+            load[items] = np.einsum("f,fi->i", mix.sum(axis=0), chosen)
+        return sent, load
+
+    def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:
+        """Return ``delta`` of a layer; GPUs of one node differ in their NIC only.
 
         Parameters
         ----------
@@ -221,35 +234,42 @@ class Problem:
             The MoE layer, counted among MoE layers.
         expert, replica : int array [I]
             The items.
-        tokens : float array [N, I]
-            What `item_demand` says of them.
         """
         if self.by_node is not None:
             of_nodes = self.by_node.item_demand(index, expert, replica)
-            delta = self.by_node._delta(index, expert, replica, of_nodes)
-            return delta_by_gpu(delta, of_nodes, self._change[:, -1])
+            return delta_by_gpu(self.by_node._delta(index, expert, replica), of_nodes, self._change[:, -1])
         nodes, touching = self.affected.shape
         rows = self._change.reshape(nodes * touching, nodes)
-        delta = np.zeros((len(expert), nodes * touching))
-        if self.shares is None and not self.groups:  # replicas of one expert are alike
-            _, first, of = np.unique(expert, return_index=True, return_inverse=True)
-            alike = np.ascontiguousarray(tokens[:, first].T) @ rows.T
-            np.take(alike, of, axis=0, out=delta, mode="clip")  # the default mode would fill a copy first
-        else:
-            for items, sources in self._senders(replica):
-                np.matmul(np.ascontiguousarray(tokens[sources, items].T), rows[:, sources].T, out=delta[items])
+        if self.shares is not None:
+            return (self.item_demand(index, expert, replica).T @ rows.T).reshape(-1, nodes, touching)
+        delta = np.empty((len(expert), nodes * touching))
+        for items, sources, mix, chosen in self._senders(index, expert, replica):
+            per_token = mixed(mix, rows[:, sources].T)
+            if self.groups:
+                mixed(chosen, per_token, out=delta[items])
+            else:  # replicas of one expert are alike; the default mode would fill a copy first
+                _, first, of = np.unique(expert, return_index=True, return_inverse=True)
+                np.take(mixed(chosen[:, first], per_token), of, axis=0, out=delta, mode="clip")
         return delta.reshape(-1, nodes, touching)
 
-    def _senders(self, replica: Ints) -> list[tuple[slice, slice]]:
-        """Items of each DP group, and the nodes whose tokens these get; without groups, all of both."""
+    def _senders(self, index: int, expert: Ints, replica: Ints) -> Iterator[tuple[slice, slice, Floats, Floats]]:
+        """Yield the items of each DP group, the nodes whose tokens these get, and how much; without groups, all.
+
+        How much is ``mix @ chosen``: tokens of each recording that start on these nodes [nodes, recordings], and how
+        often one of them goes to each of these items [recordings, items]. Recordings that none of the nodes has are
+        left out.
+        """
+        share = self.demand.share[index]
         if not self.groups:
-            return [(slice(None), slice(None))]
+            yield slice(None), slice(None), self.demand.per_recording, share[:, expert] / np.bincount(expert)[expert]
+            return
         numbers = np.arange(self.groups)
-        items, nodes = (
-            (np.searchsorted(of, numbers), np.searchsorted(of, numbers, "right"))
-            for of in (replica, self.group_of_node)
-        )
-        return [(slice(a, b), slice(c, d)) for a, b, c, d in zip(*items, *nodes, strict=True)]
+        first, last = (np.searchsorted(replica, numbers, side) for side in ("left", "right"))
+        start, end = (np.searchsorted(self.group_of_node, numbers, side) for side in ("left", "right"))
+        for a, b, c, d in zip(first, last, start, end, strict=True):
+            mix = self.demand.per_recording[c:d]
+            there = mix.any(axis=0)
+            yield slice(a, b), slice(c, d), mix[:, there], share[there][:, expert[a:b]]
 
     def _most_items(self, items: int) -> int:
         """Return how many items a layer that has some may have, whatever replicas are chosen."""
@@ -276,7 +296,7 @@ class Problem:
         node = np.arange(self.nodes * self.gpus_per_node) // self.gpus_per_node
         return replace(
             self,
-            demand=self.demand[:, node] / self.gpus_per_node,
+            demand=self.demand.split(node),
             capacity=capacity_by_gpu(self.capacity),
             gpus_per_node=1,
             domain=None if self.domain is None else self.domain[node],
@@ -321,14 +341,14 @@ def compile_problem(instance: Instance, traffic: Traffic) -> Problem:
     if instance.objective.scenarios == "mix":
         return problem
     # Of fabric and slots nothing differs; replicas are those of the mix.
-    scenarios = tuple(replace(problem, demand=demand(instance, one)) for one in scenarios_of(instance, traffic))
+    scenarios = tuple(replace(problem, demand=demand_of(instance, one)) for one in scenarios_of(instance, traffic))
     judge = Judge(len(scenarios), instance.objective.sigmas) if instance.objective.take == "mean" else None
     named = links_of_all(problem.links, problem.multiplicity, problem.token_cost, len(scenarios))
     return replace(problem, scenarios=scenarios, judge=judge, **named)
 
 
 def _compiled(instance: Instance, traffic: Traffic) -> Problem:
-    capacity, tokens, placement = find_capacity(instance), demand(instance, traffic), instance.placement
+    capacity, wanted, placement = find_capacity(instance), demand_of(instance, traffic), instance.placement
     routes, of_replicas = node_routes(instance), replica_shares(instance)
     scale = token_cost(instance, routes.bandwidth)
     keep, multiplicity = distinct_links(routes, scale)
@@ -343,8 +363,8 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         links=tuple(routes.links[k] for k in keep),
         multiplicity=tuple(multiplicity),
         token_cost=scale[keep],
-        demand=tokens,
-        replicas=choose_replicas(instance, tokens, capacity),
+        demand=wanted,
+        replicas=choose_replicas(instance, wanted.load, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
         replicas_are_free=instance.redundant_slots > 0 and of_replicas is None,
         redundant_in_all=instance.redundant_slots if isinstance(placement.replicas, SharedSlots) else None,
@@ -369,10 +389,3 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
     if nics is not None:
         return problem.received_by(nics, float(token_cost(instance, np.array([nics.gb_per_s]))[0]))
     return problem.on_gpus() if problem.coverage and placement.dispatch == "per-gpu" else problem
-
-
-def demand(instance: Instance, traffic: Traffic) -> Floats:
-    """Return the expected demand ``T[l, s, e]`` [MoE layers, nodes, experts] in tokens per step."""
-    per_node = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
-    share = np.stack([recording.load / recording.tokens[:, None] for recording in traffic.recordings])
-    return np.ascontiguousarray(per_node * np.einsum("sf,fle->lse", traffic.mix, share))

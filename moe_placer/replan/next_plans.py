@@ -91,7 +91,7 @@ class Planner:
 def _by_flashlb(windows: Sequence[Window], flashlb: FlashLB, at: int, plan: Placement) -> Placement:
     """Let FlashLB plan from what runs, and from the loads of the window that has ended."""
     seen = windows[at - 1].problem
-    load = np.stack([demand.sum(axis=0) for demand in seen.demand])
+    load = seen.demand.load
     gpus, experts = len(seen.capacity.memory_slots), load.shape[1]
     held = np.array([_by_gpu(plan, row, gpus) for row in range(len(plan.gpu))], dtype=np.int64)
     rows = []
@@ -127,7 +127,7 @@ class SlotOrder:
         """Count slots that hold another expert than before, and go on from there."""
         gpus, written = len(problem.capacity.memory_slots), 0
         for index, row in enumerate(plan.gpu):
-            load = problem.demand[index].sum(axis=0) / np.array([len(own) for own in row])
+            load = problem.demand.load[index] / np.array([len(own) for own in row])
             held = [sorted(own, key=lambda expert: -load[expert]) for own in _by_gpu(plan, index, gpus)]
             for old, new in zip(self._held[index], held, strict=True):
                 written += sum(new[at] != old[at] if at < len(old) else True for at in range(len(new)))

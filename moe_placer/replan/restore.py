@@ -149,7 +149,7 @@ def _replicas_of(problem: Problem, index: int, row: Sequence[Held], before: int)
     """Return the replicas of each expert [experts]: what is left, with as few changes as the instance allows."""
     if not problem.replicas_are_free:
         return np.asarray(problem.replicas[index])
-    load = problem.demand[index].sum(axis=0)
+    load = problem.demand.load[index]
     replicas = np.array([len(held) for held in row])
     room = int(problem.capacity.node_slots[index].sum())
     shared = problem.redundant_in_all is not None

@@ -307,7 +307,7 @@ def _replica_facts(
     others = (replicas != by_load).any(axis=1)
     facts["copies"] = "chosen by load"
     if others.any():
-        load = problem.demand.sum(axis=1)
+        load = problem.demand.load
         hottest, usual = (load / replicas).max(axis=1), (load / by_load).max(axis=1)
         growth = np.where(usual > 0, hottest / np.where(usual > 0, usual, 1.0), 1.0)
         facts["copies"] = f"chosen by {method}, other than by load in {others.sum()} of {len(others)} MoE layers"

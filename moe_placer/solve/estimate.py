@@ -104,7 +104,7 @@ def estimate(instance: Instance, workers: int = 1, searches: bool = True, dags: 
     nodes = instance.gpus if instance.cluster.receives_by_gpu else instance.cluster.nodes
     replicas, fabric = instance.replicas_per_layer, _with_nics(instance, _fabric(instance))
     started = min(workers, layers, usable_cores()) if searches and workers > 1 else 0
-    demand = _FLOAT * layers * nodes * experts  # T of docs/solving.md
+    demand = _FLOAT * experts * (layers * _recordings(instance) + nodes)  # T of docs/solving.md: of one layer whole
     tables = _FLOAT * nodes * (fabric.distinct + fabric.affected * nodes)
     costs = _FLOAT * replicas * nodes * fabric.affected  # of one layer: delta of docs/solving.md
     together = layers if instance.objective.minimise == "aggregate" else 1
@@ -179,6 +179,14 @@ def _traffic(instance: Instance) -> float:
     layers, model = len(instance.moe_layers), instance.model
     popularity = 1.1 * _FLOAT * layers * TOPICS * model.experts
     return popularity + 1.3 * 2 * DOMAINS * layers * TOKENS * model.top_k
+
+
+def _recordings(instance: Instance) -> int:
+    """Return the recordings of which nodes' tokens are mixed: no more than there are nodes."""
+    traffic, nodes = instance.traffic, instance.cluster.nodes
+    if isinstance(traffic, SyntheticTraffic):
+        return min(DOMAINS, nodes)
+    return min(len(traffic.files), nodes) if traffic.files and traffic.sources == "mix" else nodes
 
 
 def _fabric(instance: Instance) -> _Fabric:

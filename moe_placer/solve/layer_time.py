@@ -54,7 +54,7 @@ def least_busiest(problem: Problem, index: int) -> float:
     layer, capacity = problem.layer(index), problem.capacity
     hottest = float(layer.load.max(initial=0.0))
     if problem.replicas_are_free:
-        load, replicas = problem.demand[index].sum(axis=0), int(problem.replicas[index].sum())
+        load, replicas = problem.demand.load[index], int(problem.replicas[index].sum())
         if problem.redundant_in_all is not None:
             slots = int(np.minimum(capacity.usable, capacity.per_gpu).sum())
             replicas = min(len(load) + problem.redundant_in_all, slots)

@@ -21,6 +21,7 @@ from moe_placer.errors import UsageError
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
+from moe_placer.problem.layer_part import LayerPart, part_of, with_part, without_layers
 from moe_placer.result import LayerResult, Report, Stop, gap, stop_at, why_stopped
 from moe_placer.solve.base import Solver, Start
 from moe_placer.workers import Engine, Workers, asked_to_stop, find_engine, local_processes, usable_cores
@@ -147,7 +148,7 @@ def solve_layers(
     elif (engine := _engine(limits, len(problem))) is None:
         run.in_rounds(run.round_here)
     else:
-        with Pool(_in_worker, solver, engine, _MOST_TRIES) as pool:
+        with Pool(_in_worker, (solver, without_layers(problem)), engine, _MOST_TRIES) as pool:
             run.in_rounds(lambda layers, work, number: run.round_in_pool(pool, layers, work, number))
     return [result if result is not None else _nothing(limits) for result in run.best]
 
@@ -175,14 +176,28 @@ def _nothing(limits: Limits) -> LayerResult:
     return LayerResult(None, np.inf, Bound(0.0, "solver"), why_stopped(limits.deadline))
 
 
-Timed = tuple[LayerTask, float]  # a task, and the seconds left for it
-Pool = Workers[int, LayerSolver, Timed, LayerResult]
+@dataclass(frozen=True, eq=False)
+class _SentLayer:
+    """A `LayerTask` as it travels: with what only its layer has of the problem, and the seconds left for it."""
+
+    index: int
+    part: LayerPart
+    gap: float
+    work: float
+    rng: np.random.Generator
+    start: LayerResult | None
+    seconds: float
 
 
-def _in_worker(solver: LayerSolver, timed: Timed) -> LayerResult:
+Pool = Workers[int, tuple[LayerSolver, Problem], _SentLayer, LayerResult]
+
+
+def _in_worker(shared: tuple[LayerSolver, Problem], sent: _SentLayer) -> LayerResult:
     """Run in a worker process: clocks differ between processes, so the deadline comes as seconds left."""
-    task, seconds = timed
-    return solver.solve_layer(replace(task, deadline=Deadline(time.monotonic() + seconds, asked_to_stop)))
+    deadline = Deadline(time.monotonic() + sent.seconds, asked_to_stop)
+    solver, common = shared
+    layer = with_part(common, sent.index, sent.part).layer(sent.index)
+    return solver.solve_layer(LayerTask(layer, sent.gap, sent.work, sent.rng, sent.start, deadline))
 
 
 class _Run:
@@ -239,7 +254,7 @@ class _Run:
         """
         give_up = float("inf")
         for index in layers:
-            pool.put(index, partial(self._timed, index, work, number))
+            pool.put(index, partial(self._sent, index, work, number))
         while pool.pending and time.monotonic() < give_up:
             for index, result in pool.take(_POLL_S):
                 if result is not None:
@@ -254,16 +269,17 @@ class _Run:
                 pool.ask_to_stop()
                 give_up = time.monotonic() + _PATIENCE_S
 
-    def _timed(self, index: int, work: float, number: int) -> Timed:
-        return self._task(index, work, number), self.limits.deadline.left
+    def _sent(self, index: int, work: float, number: int) -> _SentLayer:
+        part, rng, left = part_of(self.problem, index), self._rng(index, number), self.limits.deadline.left
+        return _SentLayer(index, part, self.limits.gap, work, rng, self.best[index], left)
 
     def _solve_here(self, index: int, work: float, number: int) -> LayerResult:
-        return self.solver.solve_layer(replace(self._task(index, work, number), deadline=self.limits.deadline))
+        layer, rng = self.problem.layer(index), self._rng(index, number)
+        limits, start = self.limits, self.best[index]
+        return self.solver.solve_layer(LayerTask(layer, limits.gap, work, rng, start, limits.deadline))
 
-    def _task(self, index: int, work: float, number: int) -> LayerTask:
-        """Return the task without its deadline, which is not one of other processes."""
-        rng = np.random.default_rng((self.seed, index, number))
-        return LayerTask(self.problem.layer(index), self.limits.gap, work, rng, self.best[index])
+    def _rng(self, index: int, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, index, number))
 
     def _accept(self, index: int, result: LayerResult) -> None:
         before = self.best[index]

@@ -32,7 +32,7 @@ def instance() -> Instance:
 
 def by_hand(instance: Instance, solution: Solution) -> dict[str, float]:
     """Work the figures out from the definitions: every replica of an expert takes an equal part of its tokens."""
-    from moe_placer.problem.compile import demand
+    from moe_placer.problem.demand import demand
 
     placement, found = solution.placement, solution.verification
     imbalance, busiest = 0.0, 0.0

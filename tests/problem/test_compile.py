@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from moe_placer.fabric import build_fabric, compile_routes
 from moe_placer.instance import Instance
-from moe_placer.problem.compile import Problem, compile_problem, demand
+from moe_placer.problem.compile import Problem, compile_problem
+from moe_placer.problem.demand import demand
 from moe_placer.problem.replica_counts import replicas_by_load
 from moe_placer.traffic import Traffic
 

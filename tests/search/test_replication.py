@@ -195,7 +195,7 @@ def test_where_gpus_are_dear_replicas_stay_by_load() -> None:
         traffic = tiny_traffic(instance, seed)
         by_load = compile_problem(instance, traffic).replicas[0]
         placement = solve(instance, traffic, limits=Limits(time_s=240, gap=0.0, work=10.0)).placement
-        load = compile_problem(instance, traffic).demand[0].sum(axis=0)
+        load = compile_problem(instance, traffic).demand.load[0]
         hottest = max(load[e] / len(gpus) for e, gpus in enumerate(placement.gpu[0]))
         assert hottest <= (load / by_load).max() * (1 + 1e-9)
 
@@ -227,7 +227,7 @@ def test_the_placement_file_says_how_replicas_were_chosen(rechosen: tuple[Instan
     instance, traffic, solution = rechosen
     problem, facts = compile_problem(instance, traffic), solution.placement.replicas
     replicas = np.array([len(gpus) for gpus in solution.placement.gpu[0]])
-    load = problem.demand[0].sum(axis=0)
+    load = problem.demand.load[0]
     growth = (load / replicas).max() / (load / problem.replicas[0]).max()
     assert facts["copies"] == "chosen by auto, other than by load in 1 of 1 MoE layers"
     assert facts["hottest_copy_over_by_load"] == pytest.approx({"mean": growth, "most": growth})

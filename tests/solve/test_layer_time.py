@@ -81,7 +81,7 @@ def test_a_bound_for_other_replicas_is_not_said_of_those_by_load() -> None:
     problem, rng = compile_problem(instance, tiny_traffic(instance, 1)), np.random.default_rng(0)
     results, start = [], []
     for index, own in enumerate(problem.replicas):
-        coldest = problem.demand[index].sum(axis=0).argsort()
+        coldest = problem.demand.load[index].argsort()
         other = np.ones_like(own)
         other[coldest[:2]] += 1
         layers = problem.layer(index, other), problem.layer(index)

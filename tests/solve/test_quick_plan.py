@@ -45,7 +45,7 @@ def compiled(case: str, seed: int) -> Problem:
 @given(case=st.sampled_from(sorted(CASES)), seed=st.integers(0, 10**6))
 def test_figures_are_those_of_the_layer_and_slots_pins_and_distances_hold(case: str, seed: int) -> None:
     problem = compiled(case, seed)
-    found = place_at_once(problem, problem.demand, problem.replicas, 0, seed)
+    found = place_at_once(problem, problem.demand.of(range(len(problem))), problem.replicas, 0, seed)
     for index in range(len(problem)):
         layer = problem.layer(index)
         node, gpu = found.node[index, : layer.items], found.gpu[index, : layer.items]
@@ -94,7 +94,7 @@ def test_the_planner_and_the_solver_make_the_same_plan(case: str) -> None:
     instance = tiny_instance(**CASES[case])
     traffic = tiny_traffic(instance, 3)
     problem = compile_problem(instance, traffic)
-    plan = QuickPlanner(instance).plan(problem.demand)
+    plan = QuickPlanner(instance).plan(problem.demand.of(range(len(problem))))
     solution = solve(instance, traffic, solver="quick", baselines=False)
     assert solution.repaired == 0
     for index, rows in enumerate(plan.experts.tolist()):

@@ -11,7 +11,7 @@ from builders import tiny_instance
 
 from moe_placer.errors import InputError
 from moe_placer.instance import Instance
-from moe_placer.problem.compile import demand
+from moe_placer.problem.demand import demand
 from moe_placer.traffic import load_traffic
 
 
