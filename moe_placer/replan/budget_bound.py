@@ -137,10 +137,14 @@ class _Part:
         self.now = layer.cost(node)
 
     def choose(self, guess: float) -> None:
-        """Take the best of some weights that cost nothing: known ones, even ones, those of the links that are busy."""
+        """Take the best of some weights that cost nothing: known ones, even ones, those of links that are busy.
+
+        Once moves are dear, the busiest link alone proves what the placement of now costs.
+        """
         busy = np.exp(_HOT * (self.now / max(float(self.now.max(initial=0.0)), 1e-300) - 1.0))
         known = [] if self.known is None else [self.known]
-        tried = [self.weights, *known, busy / busy.sum(), *even_weights(self.layer)]
+        busiest = np.eye(1, self.layer.links, int(self.now.argmax()))[0]
+        tried = [self.weights, *known, busy / busy.sum(), busiest, *even_weights(self.layer)]
         self.weights = max(tried, key=lambda weights: self.cheapest(guess, weights)[0])
 
     def refine(self, move: float, seconds: float) -> float:

@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 NUMBERS_PER_WORK = 3e8  # numbers that a slow core looks at in a second
 SAMPLE = 8192  # tokens of each file that search looks at; what is stated counts all
-_BLUNT, _SHARP = 30.0, 100.0  # of the smoothed busiest link: first all hot links count, then mostly the hottest
+_SHARPNESS = (3.0, 10.0, 30.0, 100.0)  # of the smoothed busiest link: first all links count, at last mostly the hottest
 _EVALUATED = 256  # trades evaluated exactly in each step: 64 end 0.5% higher after the same effort, 24 end 3%
 _MOST_STEPS = 2_000  # of one descent
 _HELPS = 1e-9
@@ -59,7 +59,7 @@ class CoverageSearch:
         best, best_z = self.node, np.inf
         for start in starts:
             self.trades.reset(start)
-            for sharpness in (_BLUNT, _SHARP):
+            for sharpness in _SHARPNESS:
                 self.descend(sharpness, max(self.trades.z, 1e-9))
             self._note()
             if self.trades.z < best_z:
@@ -73,14 +73,14 @@ class CoverageSearch:
         trades = self.trades
         trades.reset(home)
         scale = max(trades.z, 1e-9)
-        level = float(trades.smooth(trades.cost, scale, _SHARP))
+        level = float(trades.smooth(trades.cost, scale, _SHARPNESS[-1]))
         while self.z > target and self.work < work and not self.deadline.over:
             trades.reset(home)
             if not self._kick(int(self.rng.integers(_FEW, _MANY))):
                 return
-            self.descend(_SHARP, scale)
+            self.descend(_SHARPNESS[-1], scale)
             self._note()
-            here = float(trades.smooth(trades.cost, scale, _SHARP))
+            here = float(trades.smooth(trades.cost, scale, _SHARPNESS[-1]))
             if here <= level:
                 home, level = trades.node.copy(), here
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import tiny_instance, tiny_traffic
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moe_placer.instance import Instance
@@ -121,6 +121,7 @@ def least_within(instance: Instance, current: Placement, traffic: Traffic, most:
 
 
 @settings(max_examples=10)
+@example(seed=749, most=0, variant="NICs")  # the weights of all busy links proved 0.14% less than is there
 @given(seed=st.integers(0, 1000), most=st.integers(0, 5), variant=st.sampled_from(sorted(VARIANTS)))
 def test_bound_optimum_and_what_is_found_are_in_this_order(seed: int, most: int, variant: str) -> None:
     instance = tiny_instance(parallelism={"dp": 1}, **VARIANTS[variant])
