@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.schedule.in_flight import InFlight
-from moe_placer.schedule.network import ROUNDING, Network
+from moe_placer.schedule.network import Network
 from moe_placer.schedule.sharing import share_out
 
 __all__ = ["GRAIN", "CoarseNetwork", "Sharing"]
@@ -65,6 +65,8 @@ class _Span:
         When transfers end in it, and which, in order.
     length, soon : float
         µs that the next span is to have, and at most from a start within this one to its end.
+    known : dict
+        What `left` has found out.
     """
 
     start: float
@@ -74,13 +76,16 @@ class _Span:
     ends: list[tuple[float, int]]
     length: float
     soon: float
+    known: dict[float, Floats] = field(default_factory=dict)
 
     def left(self, now: float) -> Floats:
         """Bytes of each flow that are not delivered by then [F]."""
-        flows = self.shared.flows
-        left = flows.left - self.rates * np.maximum(now - self.start + self.shared.waited, 0.0)
-        left[left <= ROUNDING * flows.sent] = 0.0
-        return left
+        if now not in self.known:
+            flows = self.shared.flows
+            left = flows.left - self.rates * np.maximum(now - self.start + self.shared.waited, 0.0)
+            left[left <= flows.amounts[1]] = 0.0
+            self.known[now] = left
+        return self.known[now]
 
 
 class CoarseNetwork(Network):
@@ -138,7 +143,7 @@ class CoarseNetwork(Network):
         while at < len(self._spans):
             coming = next((end for end in self._spans[at].ends if at or end[1] not in self._told), None)
             if coming is not None:
-                return coming if coming[0] <= before else None
+                return coming
             if self._spans[at].end > before:
                 break
             at += 1
@@ -194,15 +199,16 @@ class CoarseNetwork(Network):
         last, waiting = self._spans[-1], self._waiting if len(self._spans) == 1 else []
         start = last.end
         if waiting:
-            start = max(last.start, float(np.mean([flows.begun[0] for flows in waiting])))
+            start = max(last.start, float(np.mean([flows.amounts[0, 0] for flows in waiting])))
         flows, left = last.shared.flows, last.left(start)
         known = last.shared.told.union(name for _, name in last.ends)
         late = [name for name in flows.over(left) if name not in known]
         last.ends.extend((last.end, name) for name in late)
         flows = flows.having(left)
         waited = np.zeros(len(flows))
-        for some in waiting:
-            flows, waited = flows.joined(some), np.append(waited, start - some.begun)
+        if waiting:
+            waited = np.concatenate([waited, *(start - some.amounts[0] for some in waiting)])
+            flows = flows.joined(*waiting)
         if len(flows):
             told = known.union(late).intersection(flows.transfers)
             length = (last.soon if waiting else last.length) + last.end - start  # what starts may end soon
@@ -214,13 +220,13 @@ class CoarseNetwork(Network):
         rates = share_out(flows.links, flows.use, self._crossings.count, most, offered=offered)
         lasts = flows.left / offered - waited
         slowest = np.maximum(flows.slowest(lasts), shared.earliest - start)
-        whole = float((start - flows.begun[flows.first] + slowest).mean())
+        whole = float(np.add.reduce(start - flows.begun + slowest) / len(slowest))
         soon = self._grain * whole
-        end = max(start + max(float(lasts.min()), shared.length or soon), shared.earliest)
+        end = max(start + max(float(np.minimum.reduce(lasts)), shared.length or soon), shared.earliest)
         pairs = zip((start + slowest).tolist(), flows.transfers, strict=True)
         coming = sorted((last, name) for last, name in pairs if name not in shared.told)
         later = next((last - end for last, _ in coming if last > end), 0.0)  # to the next end of a transfer
         span = _Span(start, end, shared, rates, [], min(max(later, soon), _LONGEST * whole), soon)
-        over = set(flows.over(span.left(end)))
-        span.ends.extend((min(last, end), name) for last, name in coming if name in over)
+        if over := flows.over(span.left(end)):
+            span.ends.extend((min(last, end), name) for last, name in coming if name in over)
         return span

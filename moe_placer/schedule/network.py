@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,17 +15,16 @@ from moe_placer.fabric import Routes, link_bandwidths, node_routes, routes_betwe
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB
 from moe_placer.schedule.history import History
-from moe_placer.schedule.in_flight import InFlight
+from moe_placer.schedule.in_flight import ROUNDING, InFlight
 from moe_placer.schedule.nic_ends import Ends, NicEnds
 from moe_placer.schedule.sharing import Crossings, share_out
 
-__all__ = ["ROUNDING", "Network"]
+__all__ = ["Network"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _US = 1e6  # µs in a second
-ROUNDING = 1e-9  # a flow has ended when no more than this share of its bytes is left
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +216,7 @@ class Network:
             self._by_group += self._by_groups(crossed.T, size)
             links = np.vstack([links, crossed.T + self._first_group])
             use = np.vstack([use, (self._part / self._of_groups[crossed]).T])
-        return InFlight(np.full(len(path), transfer), np.full(len(path), now), path, size, size, links, use)
+        return InFlight.of_transfer(transfer, now, path, size, links, use)
 
     def next_end(self, before: float = np.inf) -> tuple[float, int] | None:
         """Return when (µs) and which transfer ends next if no other starts.
@@ -262,7 +261,7 @@ class Network:
         if self._ahead and self._ahead[0].start < self._now:
             span, now = self._ahead[0], self._now
             rest = (span.end - now) / (span.end - span.start)
-            flows = replace(span.before, left=span.left + rest * (span.before.left - span.left))
+            flows = span.before.with_left(span.left + rest * (span.before.left - span.left))
             self._ahead[0] = _Span(now, span.end, flows, span.left, span.over, span.ahead)
             self._go_on(now, flows)
 
@@ -315,14 +314,8 @@ class Network:
             if length > first:
                 rates = self._rates(flows, flows.left / length)
         left = flows.left - rates * length
-        left[left <= ROUNDING * flows.sent] = 0.0
-        going = np.logical_or.reduceat(left > 0, flows.first)
-        over = (
-            []
-            if going.all()
-            else [name for name, goes in zip(flows.transfers, going.tolist(), strict=True) if not goes]
-        )
-        return _Span(now, now + length, flows, left, over, max(0.0, time - length))
+        left[left <= flows.amounts[1]] = 0.0
+        return _Span(now, now + length, flows, left, flows.over(left), max(0.0, time - length))
 
     def _rates(self, flows: InFlight, ceilings: Floats | None = None) -> Floats:
         return share_out(flows.links, flows.use, self._crossings.count, ceilings)
@@ -336,8 +329,9 @@ def _ends(now: float, flows: InFlight, rates: Floats) -> tuple[float, float, flo
     """
     lasts = flows.left / rates
     slowest = flows.slowest(lasts)
-    shortest = float((now - flows.begun[flows.first] + slowest).min())
-    return float(lasts.min()), float(slowest.min()), min(float(slowest.mean()), shortest)
+    shortest = float(np.minimum.reduce(now - flows.begun + slowest))
+    mean = float(np.add.reduce(slowest) / len(slowest))
+    return float(np.minimum.reduce(lasts)), float(np.minimum.reduce(slowest)), min(mean, shortest)
 
 
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:

@@ -99,31 +99,37 @@ def share_out(
     offered : float array [F], optional
         Filled with what links left to each flow when its rate was settled: its rate, or more above its ceiling.
     """
+    # Some dozens of flows, so the number of calls is what costs: one for each step, on indices instead of masks.
     size, most = count + 1, ceilings
     rates, free, flows = np.zeros(links.shape[1]), np.ones(size), np.arange(links.shape[1])
+    each = np.ones(size, dtype=bool)
+    each[-1] = False
     while True:
-        flat = links.ravel()
-        full = free / np.maximum(np.bincount(flat, use.ravel(), size), _UNUSED)  # the level at which each link is full
+        full = np.bincount(links.ravel(), use.ravel(), size)
+        np.divide(free, np.maximum(full, _UNUSED, out=full), out=full)  # the level at which each link is full
         at = full.take(links)
-        left = level = at.min(axis=0, initial=np.inf)
+        left = level = np.minimum.reduce(at, axis=0, initial=np.inf)
         if most is not None:
             level = np.minimum(left, most)
-        decides = np.ones(size, dtype=bool)
-        decides[flat.compress((at > level * (1 + _SAME)).ravel())] = False
-        decides[-1] = False
-        settled = decides.take(links).any(axis=0)
+        decides = each.copy()
+        decides[links[at > level * (1 + _SAME)]] = False
+        settled = np.logical_or.reduce(decides.take(links), axis=0)
         if most is not None:
             settled |= level >= most
-        if offered is not None:
-            offered[flows.compress(settled)] = left.compress(settled)
-        if settled.all():
+        now = settled.nonzero()[0]
+        if len(now) == len(flows):
+            if offered is not None:
+                offered[flows] = left
             rates[flows] = level
             return rates
-        level = level.compress(settled)
-        rates[flows.compress(settled)] = level
-        taken = use.compress(settled, axis=1) * level
-        free -= np.bincount(links.compress(settled, axis=1).ravel(), taken.ravel(), size)
+        if offered is not None:
+            offered[flows.take(now)] = left.take(now)
+        level = level.take(now)
+        rates[flows.take(now)] = level
+        taken = use.take(now, axis=1)
+        taken *= level
+        free -= np.bincount(links.take(now, axis=1).ravel(), taken.ravel(), size)
         np.maximum(free, 0.0, out=free)
-        going = ~settled
-        flows, links, use = flows.compress(going), links.compress(going, axis=1), use.compress(going, axis=1)
-        most = most if most is None else most.compress(going)
+        going = np.logical_not(settled, out=settled).nonzero()[0]
+        flows, links, use = flows.take(going), links.take(going, axis=1), use.take(going, axis=1)
+        most = most if most is None else most.take(going)

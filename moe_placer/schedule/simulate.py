@@ -192,10 +192,12 @@ class _Run:
         self.start, self.end, self.cause = [np.nan] * count, [np.nan] * count, [-1] * count
         self.needs = self._count_needs(count)
         self.taken: dict[int, int] = {}  # stream to its task
-        self.waiting: dict[int, list[tuple[int, int]]] = {}  # stream to a heap of tasks that found it taken
+        self.waiting: dict[int, list[int]] = {}  # stream to tasks that found it taken
         self.events: list[tuple[float, int, bool]] = []  # time, task, whether it ends (else its transfer starts)
         self.transfers: dict[int, int] = {}  # of the network to task
         self.local_end: dict[int, float] = {}  # of a send, inside its node
+        self.coming = np.inf  # when the next transfer ends, µs, where the network said so
+        self.quiet = -np.inf  # else until when none does
 
     def _count_needs(self, count: int) -> list[int]:
         within = [p for p in range(self.size) if self.within[p]]
@@ -253,15 +255,19 @@ class _Run:
         return self.turn[operation] * self.batches + batch, task
 
     def _start_all(self, ready: list[int], now: float) -> None:
-        for _, task in sorted(map(self._order, ready)):
+        if len(ready) > 1:
+            ready.sort(key=self._order)
+        taken = self.taken
+        for task in ready:
             streams = self.streams[task % self.size]
-            taken = next((stream for stream in streams if stream in self.taken), None)
-            if taken is not None:
-                heapq.heappush(self.waiting.setdefault(taken, []), self._order(task))
-                continue
             for stream in streams:
-                self.taken[stream] = task
-            self._begin(task, now)
+                if stream in taken:
+                    self.waiting.setdefault(stream, []).append(task)
+                    break
+            else:
+                for stream in streams:
+                    taken[stream] = task
+                self._begin(task, now)
 
     def _begin(self, task: int, now: float) -> None:
         operation = task % self.size
@@ -275,17 +281,24 @@ class _Run:
 
     def _next_moment(self) -> float | None:
         event = self.events[0][0] if self.events else np.inf
-        transfer = self.network.next_end(before=event)
-        moment = event if transfer is None else min(event, transfer[0])
+        if self.coming == np.inf and event > self.quiet:
+            transfer = self.network.next_end(before=event)
+            if transfer is None:
+                self.quiet = event
+            else:
+                self.coming = transfer[0]
+        moment = min(event, self.coming)
         return moment if moment < np.inf else None
 
     def _ended_by(self, now: float) -> list[int]:
         """Tasks that end now; transfers that begin or end now are begun, and their ends planned."""
         ended = []
-        for transfer in self.network.advance(now):
-            task = self.transfers.pop(transfer)
-            end = max(now, self.local_end.pop(task)) + self.latency[task % self.size]
-            heapq.heappush(self.events, (end, task, True))
+        if self.coming <= now:
+            self.coming, self.quiet = np.inf, -np.inf
+            for transfer in self.network.advance(now):
+                task = self.transfers.pop(transfer)
+                end = max(now, self.local_end.pop(task)) + self.latency[task % self.size]
+                heapq.heappush(self.events, (end, task, True))
         while self.events and self.events[0][0] <= now:
             _, task, ends = heapq.heappop(self.events)
             if ends:
@@ -298,20 +311,24 @@ class _Run:
         operation = task % self.size
         sent, ends = self.program.sent[operation] * self.durations.scale, self.program.ends.get(operation)
         self.transfers[self.network.send(now, int(self.program.home[operation]), sent, ends)] = task
+        self.coming, self.quiet = np.inf, -np.inf  # it shares links with the others
 
     def _finish(self, task: int, now: float, ready: list[int]) -> None:
         """End a task: what needs it, and what waits for its streams, may start."""
         self.end[task] = now
         batch, operation = divmod(task, self.size)
-        for stream in self.streams[operation]:
+        streams = self.streams[operation]
+        for stream in streams:
             del self.taken[stream]
-        for stream in self.streams[operation]:
-            for _, waiting in self.waiting.pop(stream, []):
-                self.cause[waiting] = task
-                ready.append(waiting)
+        if self.waiting:
+            for stream in streams:
+                for waiting in self.waiting.pop(stream, ()):
+                    self.cause[waiting] = task
+                    ready.append(waiting)
+        needs = self.needs
         for after in self._after(operation, batch):
-            self.needs[after] -= 1
-            if not self.needs[after]:
+            needs[after] -= 1
+            if not needs[after]:
                 self.cause[after] = task
                 ready.append(after)
 
