@@ -141,7 +141,6 @@ def schedule(
     What-ifs simulate the step again: how much later is it, and which further replica of an expert would help most?
     Targets (--require) are held against the step without them: what was asked, what came out, what limits it.
     """
-    from moe_placer.engines.simulators.chakra import write_execution_traces
     from moe_placer.schedule.explain import explain, find_task
     from moe_placer.schedule.step_figures import find_figures
     from moe_placer.schedule.targets import read_target
@@ -161,6 +160,8 @@ def schedule(
     # Files first: where one cannot be written, nothing else is said.
     written = list(_written(timeline, placed.solver.name, chrome_trace, pictures, layer))
     if chakra is not None:
+        from moe_placer.engines.simulators.chakra import write_execution_traces
+
         write_execution_traces(*parts, chakra, layer)
         written.append(chakra)
     answer = _answered(*parts, timeline, question, figures.latency_us, replicas) if question else None

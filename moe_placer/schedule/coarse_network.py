@@ -33,8 +33,9 @@ class _Shared:
     Attributes
     ----------
     flows : InFlight
-    waited : float array [F]
+    waited : float array [F] or None
         µs from the start of those that have had no share yet to that of the span, which may be before; 0 of others.
+        None where it is 0 of all.
     told : set of int
         Transfers whose ends are told already, although they have bytes left.
     length : float
@@ -44,7 +45,7 @@ class _Shared:
     """
 
     flows: InFlight
-    waited: Floats
+    waited: Floats | None
     told: frozenset[int]
     length: float
     earliest: float
@@ -81,8 +82,8 @@ class _Span:
     def left(self, now: float) -> Floats:
         """Bytes of each flow that are not delivered by then [F]."""
         if now not in self.known:
-            flows = self.shared.flows
-            left = flows.left - self.rates * np.maximum(now - self.start + self.shared.waited, 0.0)
+            flows, waited, passed = self.shared.flows, self.shared.waited, now - self.start
+            left = flows.left - self.rates * (passed if waited is None else np.maximum(passed + waited, 0.0))
             left[left <= flows.amounts[1]] = 0.0
             self.known[now] = left
         return self.known[now]
@@ -166,8 +167,8 @@ class CoarseNetwork(Network):
             return
         before = first.shared if first is not None else self._fresh
         if before is None:
-            before = _Shared(self._flows, np.zeros(0), frozenset(), 0.0, self._now)
-        waited = np.append(before.waited, np.zeros(len(flows)))
+            before = _Shared(self._flows, None, frozenset(), 0.0, self._now)
+        waited = before.waited if before.waited is None else np.append(before.waited, np.zeros(len(flows)))
         self._fresh = replace(before, flows=before.flows.joined(flows), waited=waited)
         self._spans.clear()
 
@@ -197,28 +198,31 @@ class CoarseNetwork(Network):
     def _look_on(self) -> None:
         """Add the span that follows the last one, if anything is in flight then."""
         last, waiting = self._spans[-1], self._waiting if len(self._spans) == 1 else []
-        start = last.end
+        start, waited, late = last.end, None, []
         if waiting:
-            start = max(last.start, float(np.mean([flows.amounts[0, 0] for flows in waiting])))
-        flows, left = last.shared.flows, last.left(start)
-        known = last.shared.told.union(name for _, name in last.ends)
-        late = [name for name in flows.over(left) if name not in known]
-        last.ends.extend((last.end, name) for name in late)
-        flows = flows.having(left)
-        waited = np.zeros(len(flows))
+            began = [float(flows.begun[0]) for flows in waiting]
+            start = max(last.start, float(np.add.reduce(began) / len(began)))
+        left, told = last.left(start), last.shared.told.union(name for _, name in last.ends)
+        flows = last.shared.flows.having(left)
         if waiting:
-            waited = np.concatenate([waited, *(start - some.amounts[0] for some in waiting)])
+            late = [name for name in last.shared.flows.over(left) if name not in told]
+            last.ends.extend((last.end, name) for name in late)
+            waited = np.concatenate([np.zeros(len(flows)), *(start - some.amounts[0] for some in waiting)])
             flows = flows.joined(*waiting)
         if len(flows):
-            told = known.union(late).intersection(flows.transfers)
+            if told or late:
+                told = told.union(late).intersection(flows.transfers)
             length = (last.soon if waiting else last.length) + last.end - start  # what starts may end soon
             self._spans.append(self._span(start, _Shared(flows, waited, told, length, last.end)))
 
     def _span(self, start: float, shared: _Shared) -> _Span:
         flows, offered, waited = shared.flows, np.zeros(len(shared.flows)), shared.waited
-        most = flows.left / (shared.length + waited) if shared.length else None
+        length = shared.length if waited is None else shared.length + waited
+        most = flows.left / length if shared.length else None
         rates = share_out(flows.links, flows.use, self._crossings.count, most, offered=offered)
-        lasts = flows.left / offered - waited
+        lasts = flows.left / offered
+        if waited is not None:
+            lasts -= waited
         slowest = np.maximum(flows.slowest(lasts), shared.earliest - start)
         whole = float(np.add.reduce(start - flows.begun + slowest) / len(slowest))
         soon = self._grain * whole

@@ -179,18 +179,21 @@ class Network:
             NICs between this node and each other one, for all transfers or for none.
         """
         others = np.concatenate([sent[:home], sent[home + 1 :]])
-        return self._begin(now, others, home * len(others) + np.arange(len(others)), ends)
+        return self._begin(now, others, np.arange(home * len(others), (home + 1) * len(others)), ends)
 
     def _begin(self, now: float, size: Floats, path: Ints, ends: Ends | None) -> int:
-        if not (np.isfinite(size) & (size >= 0)).all():
+        if len(size) and not 0 <= np.minimum.reduce(size) <= np.maximum.reduce(size) < np.inf:  # nan is neither
             raise ValueError("bytes must be finite and not negative")
         self._until(now)
-        some = np.flatnonzero(size)
-        path, size, crossed = path[some], size[some], None
-        if ends is not None:
+        some, crossed = size.nonzero()[0], None
+        if len(some) < len(size):
+            path, size = path[some], size[some]
+        if ends is None:  # a flow for each path
+            self._by_path[path] += size
+        else:
             row, share, crossed = ends.flows(self._paths[path] % self._shape[1])
             path, size = path[row], size[row] * share
-        np.add.at(self._by_path, path, size)
+            np.add.at(self._by_path, path, size)
         transfer, self._started = self._started, self._started + 1
         self._take_in(self._flow(now, transfer, path, size, crossed), transfer)
         return transfer
@@ -211,7 +214,7 @@ class Network:
 
     def _flow(self, now: float, transfer: int, path: Ints, size: Floats, crossed: Ints | None) -> InFlight:
         """Return the flows of a transfer that starts; ``crossed`` are the NIC groups of each [F, E]."""
-        links, use = self._crossings.links[:, path], self._crossings.use[:, path]
+        links, use = self._crossings.links.take(path, axis=1), self._crossings.use.take(path, axis=1)
         if crossed is not None:
             self._by_group += self._by_groups(crossed.T, size)
             links = np.vstack([links, crossed.T + self._first_group])

@@ -217,7 +217,9 @@ def _over_nvlink(ledger: Ledger, forwarders: dict[int, int]) -> Floats:
 
 def _expert_tokens(instance: Instance, operations: list[Operation], tokens: Floats) -> Floats:
     found = np.zeros((instance.model.layers, instance.gpus))
-    for op, arriving in zip(operations, tokens.tolist(), strict=True):
-        if op.kind == "expert" and op.layer is not None:
-            found[op.layer, list(op.gpus)] += arriving
+    experts = [(op, n) for op, n in zip(operations, tokens.tolist(), strict=True) if op.kind == "expert"]
+    at = [(op.layer, gpu) for op, _ in experts if op.layer is not None for gpu in op.gpus]
+    arriving = [n for op, n in experts if op.layer is not None for _ in op.gpus]
+    layer, on = np.array(at, dtype=np.int64).reshape(-1, 2).T
+    np.add.at(found, (layer, on), arriving)
     return found

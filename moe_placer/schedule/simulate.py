@@ -239,12 +239,10 @@ class _Run:
         while True:
             self._start_all(ready, now)
             moment = self._next_moment()
-            if moment is None:
+            if moment == np.inf:
                 return
             now, ready = moment, []
-            for task in self._ended_by(now):
-                self._finish(task, now, ready)
-                ended += 1
+            ended += self._end_all(now, ready)
             if tell is not None and ended >= told + _BETWEEN:
                 told = ended
                 tell(ended / len(self.start))
@@ -255,11 +253,13 @@ class _Run:
         return self.turn[operation] * self.batches + batch, task
 
     def _start_all(self, ready: list[int], now: float) -> None:
+        """Start those of some tasks whose streams are free; the others wait."""
         if len(ready) > 1:
             ready.sort(key=self._order)
-        taken = self.taken
+        taken, size = self.taken, self.size
         for task in ready:
-            streams = self.streams[task % self.size]
+            operation = task % size
+            streams = self.streams[operation]
             for stream in streams:
                 if stream in taken:
                     self.waiting.setdefault(stream, []).append(task)
@@ -267,19 +267,17 @@ class _Run:
             else:
                 for stream in streams:
                     taken[stream] = task
-                self._begin(task, now)
+                self.start[task] = now
+                begun = now + self.overhead[operation]
+                end = begun + self.busy[operation]
+                if operation in self.program.sent:
+                    self.local_end[task] = end
+                    heapq.heappush(self.events, (begun, task, False))
+                else:
+                    heapq.heappush(self.events, (end, task, True))
 
-    def _begin(self, task: int, now: float) -> None:
-        operation = task % self.size
-        self.start[task] = now
-        begun = now + self.overhead[operation]
-        if operation in self.program.sent:
-            self.local_end[task] = begun + self.busy[operation]
-            heapq.heappush(self.events, (begun, task, False))
-        else:
-            heapq.heappush(self.events, (begun + self.busy[operation], task, True))
-
-    def _next_moment(self) -> float | None:
+    def _next_moment(self) -> float:
+        """Return when something ends next, or a transfer starts; infinite after the last."""
         event = self.events[0][0] if self.events else np.inf
         if self.coming == np.inf and event > self.quiet:
             transfer = self.network.next_end(before=event)
@@ -287,25 +285,29 @@ class _Run:
                 self.quiet = event
             else:
                 self.coming = transfer[0]
-        moment = min(event, self.coming)
-        return moment if moment < np.inf else None
+        return min(event, self.coming)
 
-    def _ended_by(self, now: float) -> list[int]:
-        """Tasks that end now; transfers that begin or end now are begun, and their ends planned."""
-        ended = []
+    def _end_all(self, now: float, ready: list[int]) -> int:
+        """End what ends now, start transfers that start, and add to ``ready`` what may start; return how many ended."""
         if self.coming <= now:
-            self.coming, self.quiet = np.inf, -np.inf
-            for transfer in self.network.advance(now):
-                task = self.transfers.pop(transfer)
-                end = max(now, self.local_end.pop(task)) + self.latency[task % self.size]
-                heapq.heappush(self.events, (end, task, True))
-        while self.events and self.events[0][0] <= now:
-            _, task, ends = heapq.heappop(self.events)
+            self._end_transfers(now)
+        events, count = self.events, 0
+        while events and events[0][0] <= now:
+            _, task, ends = heapq.heappop(events)
             if ends:
-                ended.append(task)
+                self._finish(task, now, ready)
+                count += 1
             else:
                 self._send(task, now)
-        return ended
+        return count
+
+    def _end_transfers(self, now: float) -> None:
+        """Plan the ends of tasks whose transfers have ended."""
+        self.coming, self.quiet = np.inf, -np.inf
+        for transfer in self.network.advance(now):
+            task = self.transfers.pop(transfer)
+            end = max(now, self.local_end.pop(task)) + self.latency[task % self.size]
+            heapq.heappush(self.events, (end, task, True))
 
     def _send(self, task: int, now: float) -> None:
         operation = task % self.size
@@ -317,19 +319,17 @@ class _Run:
         """End a task: what needs it, and what waits for its streams, may start."""
         self.end[task] = now
         batch, operation = divmod(task, self.size)
-        streams = self.streams[operation]
-        for stream in streams:
-            del self.taken[stream]
-        if self.waiting:
-            for stream in streams:
-                for waiting in self.waiting.pop(stream, ()):
-                    self.cause[waiting] = task
+        needs, cause, taken = self.needs, self.cause, self.taken
+        for stream in self.streams[operation]:
+            del taken[stream]
+            if stream in self.waiting:
+                for waiting in self.waiting.pop(stream):
+                    cause[waiting] = task
                     ready.append(waiting)
-        needs = self.needs
         for after in self._after(operation, batch):
             needs[after] -= 1
             if not needs[after]:
-                self.cause[after] = task
+                cause[after] = task
                 ready.append(after)
 
 

@@ -170,25 +170,36 @@ def _communication_us(timeline: Timeline) -> float:
 
 def _shares(timeline: Timeline) -> dict[str, float]:
     """Divide the time of every GPU that works: what hides something else counts first."""
-    program, latency = timeline.program, timeline.makespan
-    busy: list[list[tuple[float, float, int]]] = [[] for _ in range(program.instance.gpus)]
-    overhead = timeline.durations.overhead
-    for task in timeline.tasks().tolist():
-        p = timeline.operation(task)
-        streams = program.streams(p)
-        begin, end = float(timeline.start[task]), float(timeline.end[task])
-        begun = begin + float(overhead[p])
-        kind = 0 if program.kinds[p] in COMPUTATION else 1
-        for stream in streams:
-            busy[stream // len(STREAMS)] += [(begun, end, kind), (begin, begun, 2)]
-    total = np.zeros(3)
-    for spans in busy:
-        if spans:
-            table = np.array(spans)
+    latency, total, working = timeline.makespan, np.zeros(3), 0
+    for table in _busy(timeline):
+        if len(table):
+            working += 1
             total += [_covered(table[table[:, 2] <= kind]) for kind in range(3)]
-    computing, moving, starting = total / (sum(map(bool, busy)) * latency)
+    computing, moving, starting = total / (working * latency)
     parts = (computing, moving - computing, 1 - starting, starting - moving)
     return {name: max(0.0, float(part)) for name, part in zip(SHARES, parts, strict=True)}
+
+
+def _busy(timeline: Timeline) -> list[Floats]:
+    """Return when each GPU does what: begin, end, and 0 for computing, 1 for moving, 2 for starting either [spans, 3].
+
+    They are in the order of the tasks' starts, what a task does before its start.
+    """
+    program, tasks = timeline.program, timeline.tasks()
+    on = [stream // len(STREAMS) for p in range(len(program)) for stream in program.streams(p)]
+    count = np.array([len(program.streams(p)) for p in range(len(program))])
+    first, operation = np.cumsum(count) - count, tasks % len(program)
+    of_task = np.repeat(np.arange(len(tasks)), count[operation])
+    within = np.arange(len(of_task)) - np.repeat(np.cumsum(count[operation]) - count[operation], count[operation])
+    gpu = np.array(on, dtype=np.int64)[first[operation][of_task] + within]
+    begin, end = timeline.start[tasks], timeline.end[tasks]
+    begun = begin + timeline.durations.overhead[operation]
+    kind = np.where(program.of_kinds(COMPUTATION)[operation], 0.0, 1.0)
+    both = np.stack([begun, end, kind, begin, begun, np.full(len(tasks), 2.0)], axis=1)
+    order = np.argsort(gpu, kind="stable")
+    ends = np.cumsum(np.bincount(gpu, minlength=program.instance.gpus)).tolist()
+    table = both[of_task[order]]
+    return [table[a:b].reshape(-1, 3) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _covered(spans: Floats) -> float:
