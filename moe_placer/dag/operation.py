@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-import networkx as nx
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = [
     "ALL_TO_ALL",
@@ -226,14 +228,18 @@ class Dag:
         What a reader needs beside the graph: layers shown, GPUs per node, DP groups, link costs of each MoE layer.
     routes : dict
         ``(s, d)`` to the inter-node links on the way from node s to node d, each with its share of the traffic.
-    graph : networkx.MultiDiGraph
-        Vertices are ids with attribute ``operation``, edges have attribute ``edge``; both in the order of the step.
     """
 
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
     routes: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
-    graph: nx.MultiDiGraph[str] = field(default_factory=nx.MultiDiGraph)
+
+    @cached_property
+    def graph(self) -> nx.MultiDiGraph[str]:
+        """Vertices are ids with attribute ``operation``, edges have attribute ``edge``; both in the step's order."""
+        import networkx as nx  # loaded only by what draws: that takes a tenth of a second
+
+        return nx.MultiDiGraph()
 
     def add(self, operation: Operation) -> Operation:
         """Add an operation; its id must be new."""

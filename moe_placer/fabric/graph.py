@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-import networkx as nx
-
+from moe_placer.fabric.cabling import Cabling
 from moe_placer.fabric.hashing import fullest_over_mean
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, ThreeLevelTree
 
-__all__ = ["build_fabric", "kinds_of_links", "link_kind", "link_name", "node_name"]
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["build_fabric", "cable", "kinds_of_links", "link_kind", "link_name", "node_name"]
 
 # On minimal routes a global link goes before any two local ones: with this length a route over one global link and a
 # local link on either side (5) is shorter than any over two global links (6).
@@ -54,28 +57,31 @@ def build_fabric(instance: Instance) -> nx.DiGraph[str]:
         GB/s, one direction; where shortest routes are not those of fewest links, with its ``length`` (else 1);
         between routers, with its ``level`` (``local`` or ``global``). Edges are in a fixed order.
     """
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    graph.add_nodes_from((node_name(node) for node in range(instance.cluster.nodes)), role="node")
+    return cable(instance).graph()
+
+
+def cable(instance: Instance) -> Cabling:
+    """Return vertices and links of the fabric's graph as tables, in the same order."""
+    cabling = Cabling()
+    cabling.add(map(node_name, range(instance.cluster.nodes)), role="node")
     fabric = instance.cluster.fabric
     if isinstance(fabric, FatTree):
         crowding = _crowding(instance, fabric, fabric.nodes_per_leaf, fabric.spines)
-        _add_fat_tree(graph, fabric, instance.cluster.nodes, instance.leaves, crowding)
+        _add_fat_tree(cabling, fabric, instance.cluster.nodes, instance.leaves, crowding)
     elif isinstance(fabric, ThreeLevelTree):
         of_pod = fabric.nodes_per_leaf * fabric.leaves_per_pod
         crowding = _crowding(instance, fabric, fabric.nodes_per_leaf, fabric.spines)
         above = _crowding(instance, fabric, of_pod, fabric.spines * fabric.cores)
-        _add_three_levels(graph, fabric, instance.cluster.nodes, crowding, above)
+        _add_three_levels(cabling, fabric, instance.cluster.nodes, crowding, above)
     elif isinstance(fabric, RailPods):
-        _add_rail_pods(graph, fabric, instance.cluster.nodes, instance.cluster.rails)
+        _add_rail_pods(cabling, fabric, instance.cluster.nodes, instance.cluster.rails)
     elif isinstance(fabric, Dragonfly):
-        _add_dragonfly(graph, fabric, instance.cluster.nodes)
+        _add_dragonfly(cabling, fabric, instance.cluster.nodes)
     else:
-        names = list(graph)
-        graph.add_edges_from(
-            ((source, target) for source in names for target in names if source != target),
-            bandwidth=fabric.node_gb_per_s,
-        )
-    return graph
+        names = list(cabling.vertices)
+        for source, target in ((source, target) for source in names for target in names if source != target):
+            cabling.connect(source, target, bandwidth=fabric.node_gb_per_s)
+    return cabling
 
 
 def _crowding(instance: Instance, fabric: FatTree | ThreeLevelTree, below: int, paths: int) -> float:
@@ -99,26 +105,24 @@ def _crowding(instance: Instance, fabric: FatTree | ThreeLevelTree, below: int, 
     return fullest_over_mean(flows, paths)
 
 
-def _add_fat_tree(graph: nx.DiGraph[str], fabric: FatTree, nodes: int, leaves: int, crowding: float) -> None:
-    graph.add_nodes_from((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
+def _add_fat_tree(cabling: Cabling, fabric: FatTree, nodes: int, leaves: int, crowding: float) -> None:
+    cabling.add((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
     for node in range(nodes):
-        _add_both_ways(graph, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
+        _add_both_ways(cabling, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
     if leaves > 1:
-        graph.add_nodes_from((f"spine{spine}" for spine in range(fabric.spines)), role="spine")
+        cabling.add((f"spine{spine}" for spine in range(fabric.spines)), role="spine")
         up = fabric.nodes_per_leaf * fabric.node_gb_per_s / fabric.oversubscription / fabric.spines
         for leaf in range(leaves):
             for spine in range(fabric.spines):
-                _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", up / crowding)
+                _add_both_ways(cabling, f"leaf{leaf}", f"spine{spine}", up / crowding)
 
 
-def _add_three_levels(
-    graph: nx.DiGraph[str], fabric: ThreeLevelTree, nodes: int, crowding: float, above: float
-) -> None:
+def _add_three_levels(cabling: Cabling, fabric: ThreeLevelTree, nodes: int, crowding: float, above: float) -> None:
     """Add all three levels.
 
     Parameters
     ----------
-    graph : networkx.DiGraph
+    cabling : Cabling
     fabric : ThreeLevelTree
     nodes : int
     crowding, above : float
@@ -126,62 +130,62 @@ def _add_three_levels(
     """
     leaves = -(-nodes // fabric.nodes_per_leaf)
     pods, spines = -(-leaves // fabric.leaves_per_pod), fabric.spines
-    graph.add_nodes_from((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
+    cabling.add((f"leaf{leaf}" for leaf in range(leaves)), role="leaf")
     for node in range(nodes):
-        _add_both_ways(graph, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
+        _add_both_ways(cabling, node_name(node), f"leaf{node // fabric.nodes_per_leaf}", fabric.node_gb_per_s)
     if leaves == 1:
         return
-    graph.add_nodes_from((f"spine{spine}" for spine in range(pods * spines)), role="spine")
+    cabling.add((f"spine{spine}" for spine in range(pods * spines)), role="spine")
     up = fabric.nodes_per_leaf * fabric.node_gb_per_s / fabric.oversubscription / spines
     for leaf in range(leaves):
         for spine in range(spines):
             _add_both_ways(
-                graph, f"leaf{leaf}", f"spine{leaf // fabric.leaves_per_pod * spines + spine}", up / crowding
+                cabling, f"leaf{leaf}", f"spine{leaf // fabric.leaves_per_pod * spines + spine}", up / crowding
             )
     if pods == 1:
         return
-    graph.add_nodes_from((f"core{core}" for core in range(spines * fabric.cores)), role="core")
+    cabling.add((f"core{core}" for core in range(spines * fabric.cores)), role="core")
     across = fabric.leaves_per_pod * up / fabric.pod_oversubscription / fabric.cores
     for spine in range(pods * spines):
         for core in range(fabric.cores):
-            _add_both_ways(graph, f"spine{spine}", f"core{spine % spines * fabric.cores + core}", across / above)
+            _add_both_ways(cabling, f"spine{spine}", f"core{spine % spines * fabric.cores + core}", across / above)
 
 
-def _add_rail_pods(graph: nx.DiGraph[str], fabric: RailPods, nodes: int, rails: int) -> None:
+def _add_rail_pods(cabling: Cabling, fabric: RailPods, nodes: int, rails: int) -> None:
     pods = -(-nodes // fabric.nodes_per_pod)
-    graph.add_nodes_from((f"leaf{leaf}" for leaf in range(pods * rails)), role="leaf")
+    cabling.add((f"leaf{leaf}" for leaf in range(pods * rails)), role="leaf")
     for node in range(nodes):
         for rail in range(rails):
             own = f"leaf{node // fabric.nodes_per_pod * rails + rail}"
-            _add_both_ways(graph, node_name(node), own, fabric.node_gb_per_s / rails)
+            _add_both_ways(cabling, node_name(node), own, fabric.node_gb_per_s / rails)
     if pods == 1:
         return
-    graph.add_nodes_from((f"spine{spine}" for spine in range(fabric.spines)), role="spine")
+    cabling.add((f"spine{spine}" for spine in range(fabric.spines)), role="spine")
     up = fabric.nodes_per_pod * fabric.node_gb_per_s / rails / fabric.oversubscription / fabric.spines
     for leaf in range(pods * rails):
         for spine in range(fabric.spines):
-            _add_both_ways(graph, f"leaf{leaf}", f"spine{spine}", up)
+            _add_both_ways(cabling, f"leaf{leaf}", f"spine{spine}", up)
 
 
-def _add_dragonfly(graph: nx.DiGraph[str], fabric: Dragonfly, nodes: int) -> None:
+def _add_dragonfly(cabling: Cabling, fabric: Dragonfly, nodes: int) -> None:
     size, parallel = fabric.routers_per_group, fabric.global_links
     groups = -(-nodes // (fabric.nodes_per_router * size))
     for router in range(groups * size):
-        graph.add_node(f"router{router}", role="router", group=router // size)
+        cabling.add([f"router{router}"], role="router", group=router // size)
     for node in range(nodes):
-        _add_both_ways(graph, node_name(node), f"router{node // fabric.nodes_per_router}", fabric.node_gb_per_s)
+        _add_both_ways(cabling, node_name(node), f"router{node // fabric.nodes_per_router}", fabric.node_gb_per_s)
     local = fabric.local_gb_per_s or fabric.node_gb_per_s
     for one, other in combinations(range(size), 2):
         for first in range(0, groups * size, size):
-            _add_both_ways(graph, f"router{first + one}", f"router{first + other}", local, level="local")
+            _add_both_ways(cabling, f"router{first + one}", f"router{first + other}", local, level="local")
     across = fabric.global_gb_per_s or fabric.node_gb_per_s
     for a, b in combinations(range(groups), 2):
         for q in range(parallel):
             here, there = ((b - a - 1) % groups * parallel + q) % size, ((a - b - 1) % groups * parallel + q) % size
             ends = f"router{a * size + here}", f"router{b * size + there}"
-            _add_both_ways(graph, *ends, across, level="global", length=GLOBAL_LENGTH)
+            _add_both_ways(cabling, *ends, across, level="global", length=GLOBAL_LENGTH)
 
 
-def _add_both_ways(graph: nx.DiGraph[str], low: str, high: str, bandwidth: float, **facts: str | int) -> None:
-    graph.add_edge(low, high, bandwidth=bandwidth, **facts)
-    graph.add_edge(high, low, bandwidth=bandwidth, **facts)
+def _add_both_ways(cabling: Cabling, low: str, high: str, bandwidth: float, **facts: str | int) -> None:
+    cabling.connect(low, high, bandwidth=bandwidth, **facts)
+    cabling.connect(high, low, bandwidth=bandwidth, **facts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.fabric.graph import build_fabric, link_name
+from moe_placer.fabric.graph import cable, link_name
 from moe_placer.fabric.nics import nic_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import GB, dispatch_wire
@@ -25,7 +25,7 @@ COST = {
 
 def link_bandwidths(instance: Instance, links: Sequence[str]) -> Floats:
     """Bandwidths of links by name, in GB/s, one direction [K]; ``@`` and a number say for which scenario, if any."""
-    edges = build_fabric(instance).edges(data=True)
+    edges = cable(instance).links()
     known = {link_name(source, target): float(data["bandwidth"]) for source, target, data in edges}
     known |= nic_bandwidths(instance)
     return np.array([known[name.partition("@")[0]] for name in links], dtype=np.float64)

@@ -6,14 +6,18 @@ from collections import deque
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from moe_placer.fabric.graph import build_fabric, link_name, node_name
+from moe_placer.fabric.cabling import Cabling
+from moe_placer.fabric.graph import cable, link_name, node_name
 from moe_placer.instance import Instance
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["Routes", "compile_routes", "routes_between"]
 
@@ -57,7 +61,7 @@ class Routes:
 def routes_between(instance: Instance) -> Routes:
     """Route between all pairs of nodes of an instance; what NVLink joins crosses no link between nodes."""
     cluster = instance.cluster
-    routes = compile_routes(build_fabric(instance), cluster.nodes)
+    routes = compile_routes(cable(instance), cluster.nodes)
     each = cluster.nvlink_domain_nodes or 1
     if each == 1:
         return routes
@@ -68,7 +72,7 @@ def routes_between(instance: Instance) -> Routes:
     return replace(routes, kinds=kinds, hops=np.where(apart, routes.hops, 0))
 
 
-def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
+def compile_routes(graph: nx.DiGraph[str] | Cabling, nodes: int) -> Routes:
     """Route between all pairs of nodes: shortest paths, split evenly over equal-cost paths.
 
     The number of shortest paths through an edge (u, v) on the way from s to d is paths(s, u) * paths(v, d) where
@@ -80,15 +84,16 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
     ValueError
         Some node cannot reach another.
     """
-    order = list(graph)
+    cabling = graph if isinstance(graph, Cabling) else Cabling.of(graph)
+    order = list(cabling.vertices)
     index = {vertex: i for i, vertex in enumerate(order)}
     hosts = np.array([index[node_name(node)] for node in range(nodes)])
-    distance, paths = _count_paths(graph, order)
+    distance, paths = _count_paths(cabling, order)
     between = distance[np.ix_(hosts, hosts)]
     if not np.isfinite(between).all():
         raise ValueError("the fabric does not connect every node with every other")
     total = paths[np.ix_(hosts, hosts)]
-    kind, ends = _kinds_of_links(graph, index, distance[hosts], distance[:, hosts], paths[hosts], paths[:, hosts])
+    kind, ends = _kinds_of_links(cabling, index, distance[hosts], distance[:, hosts], paths[hosts], paths[:, hosts])
     # A first, empty part each, for fabrics without links.
     number = np.int32 if nodes * nodes <= np.iinfo(np.int32).max else np.int64
     columns, values, sizes = [np.zeros(0, dtype=number)], [np.zeros(0)], [0]
@@ -104,20 +109,20 @@ def compile_routes(graph: nx.DiGraph[str], nodes: int) -> Routes:
         sizes.append(len(s))
     entries = np.concatenate(values), np.concatenate(columns), np.cumsum(sizes)
     kinds = sparse.csr_array(entries, shape=(len(ends), nodes * nodes))
-    bandwidth = np.array([data["bandwidth"] for _, _, data in graph.edges(data=True)], dtype=np.float64)
-    names = tuple(link_name(source, target) for source, target in graph.edges)
+    bandwidth = np.array([facts["bandwidth"] for _, _, facts in cabling.links()], dtype=np.float64)
+    names = tuple(link_name(source, target) for source, target, _ in cabling.links())
     crossed = np.bincount(kind, minlength=len(ends)) @ kinds  # shares of a route's links sum to how many these are
     return Routes(names, bandwidth, kind, kinds, np.rint(crossed).astype(np.int64).reshape(nodes, nodes))
 
 
 def _kinds_of_links(
-    graph: nx.DiGraph[str], index: dict[str, int], to: Floats, since: Floats, paths_to: Floats, paths_since: Floats
+    cabling: Cabling, index: dict[str, int], to: Floats, since: Floats, paths_to: Floats, paths_since: Floats
 ) -> tuple[Ints, list[tuple[int, int, int]]]:
     """Tell links apart by lengths and numbers of ways to their begin and from their end: what decides their shares.
 
     Parameters
     ----------
-    graph : DiGraph
+    cabling : Cabling
     index : dict
         Number of each vertex.
     to, paths_to : float arrays [nodes, vertices]
@@ -136,8 +141,8 @@ def _kinds_of_links(
     first: dict[tuple[int, int, int], int] = {}
     kind: list[int] = []
     ends: list[tuple[int, int, int]] = []
-    for source, target, length in graph.edges(data="length", default=1):
-        u, v = index[source], index[target]
+    for source, target, facts in cabling.links():
+        u, v, length = index[source], index[target], facts.get("length", 1)
         key = of_begin[u], of_end[v], length
         if key not in first:
             first[key] = len(ends)
@@ -152,11 +157,11 @@ def _numbered(blocks: Floats) -> list[int]:
     return [number.setdefault(sha256(block.tobytes()).digest(), len(number)) for block in blocks]
 
 
-def _count_paths(graph: nx.DiGraph[str], order: list[str]) -> tuple[Floats, Floats]:
+def _count_paths(cabling: Cabling, order: list[str]) -> tuple[Floats, Floats]:
     """Return lengths and numbers of shortest paths, both [vertices, vertices]."""
     size = len(order)
     index = {vertex: i for i, vertex in enumerate(order)}
-    links = [(index[u], index[v], length) for u, v, length in graph.edges(data="length", default=1)]
+    links = [(index[u], index[v], facts.get("length", 1)) for u, v, facts in cabling.links()]
     ends = np.array(links, dtype=np.int64).reshape(-1, 3)
     steps = {}
     for length in np.unique(ends[:, 2]).tolist():

@@ -90,12 +90,14 @@ class InFlight:
     @property
     def owner(self) -> Ints:
         """Transfer of each flow [F]."""
-        return self.numbers[0]
+        owner: Ints = self.numbers[0]
+        return owner
 
     @property
     def path(self) -> Ints:
         """Pair of nodes of each flow [F]."""
-        return self.numbers[1]
+        path: Ints = self.numbers[1]
+        return path
 
     @property
     def links(self) -> Ints:

@@ -186,8 +186,8 @@ def _busy(timeline: Timeline) -> list[Floats]:
     They are in the order of the tasks' starts, what a task does before its start.
     """
     program, tasks = timeline.program, timeline.tasks()
-    on = [stream // len(STREAMS) for p in range(len(program)) for stream in program.streams(p)]
-    count = np.array([len(program.streams(p)) for p in range(len(program))])
+    streams = [program.streams(p) for p in range(len(program))]
+    on, count = [stream // len(STREAMS) for some in streams for stream in some], np.array([*map(len, streams)])
     first, operation = np.cumsum(count) - count, tasks % len(program)
     of_task = np.repeat(np.arange(len(tasks)), count[operation])
     within = np.arange(len(of_task)) - np.repeat(np.cumsum(count[operation]) - count[operation], count[operation])

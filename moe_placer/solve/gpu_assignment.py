@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
@@ -183,6 +182,8 @@ def _by_flow(
     problem: Problem, items: list[int], expert: Ints, pins: dict[int, int | None], free: dict[int, int]
 ) -> dict[int, Gpus]:
     """Match experts with GPUs exactly: expert e needs replicas * shards different GPUs, GPU g takes free[g]."""
+    import networkx as nx  # rarely needed, and loading it takes a tenth of a second
+
     graph: nx.DiGraph[Any] = nx.DiGraph()
     need: Counter[int] = Counter()
     pinned = {(int(expert[i]), g) for i, g in pins.items() if g is not None}

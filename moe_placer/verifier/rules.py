@@ -129,21 +129,22 @@ def _check_shared_budget(instance: Instance, placement: Placement) -> Iterator[V
 
 def check_places(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
     """Rules ``gpu-id`` and ``shards``: GPUs exist, and the shards of a replica are on different ones of one node."""
-    tp, per_node = instance.parallelism.expert_tp, instance.cluster.gpus_per_node
+    tp, per_node, gpus = instance.parallelism.expert_tp, instance.cluster.gpus_per_node, instance.gpus
     for replica in replicas:
         for gpu in replica.gpus:
-            if gpu >= instance.gpus:
-                yield replica.violates("gpu-id", f"on GPU {shown(gpu)}, required is an id below {instance.gpus}")
+            if gpu >= gpus:
+                yield replica.violates("gpu-id", f"on GPU {shown(gpu)}, required is an id below {gpus}")
         if len(replica.gpus) != tp:
             yield replica.violates("shards", f"{len(replica.gpus)} shards, required is expert_tp ({tp})")
         elif len(set(replica.gpus)) < tp:
             yield replica.violates("shards", f"two shards on one GPU, required are {tp} different GPUs")
-        elif len({gpu // per_node for gpu in replica.gpus}) > 1 and max(replica.gpus) < instance.gpus:
+        elif len({gpu // per_node for gpu in replica.gpus}) > 1 and max(replica.gpus) < gpus:
             yield replica.violates("shards", "shards on several nodes, required are GPUs of one node")
 
 
 def _existing(instance: Instance, replicas: Sequence[Replica]) -> Iterator[tuple[Replica, int]]:
-    return ((replica, gpu) for replica in replicas for gpu in replica.gpus if gpu < instance.gpus)
+    gpus = instance.gpus
+    return ((replica, gpu) for replica in replicas for gpu in replica.gpus if gpu < gpus)
 
 
 def check_slots(instance: Instance, replicas: Sequence[Replica]) -> Iterator[Violation]:
