@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from forked import Forks
+
 from moe_placer.cli import main
 
 REPO = Path(__file__).parents[1]
@@ -17,9 +19,11 @@ SEED_PLAN = REPO / "instances" / "h100-128.yaml"
 COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
 
 
-def run(*arguments: Any, folder: Path | None = None, apart: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder; ``apart``, as a process of its own, else by calling what that would call."""
+def run(*arguments: Any, folder: Path | None = None, apart: bool | Forks = False) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder: by calling what its process would call, or ``apart``, in a new or a forked one."""
     words = list(map(str, arguments))
+    if isinstance(apart, Forks):
+        return apart.run(*words, folder=folder)
     if apart:
         return subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=folder, timeout=240)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
@@ -37,7 +41,7 @@ def run(*arguments: Any, folder: Path | None = None, apart: bool = False) -> sub
     return subprocess.CompletedProcess([*COMMAND, *words], code, out.read(), err.read())
 
 
-def fails(code: int, *arguments: Any, says: str, apart: bool = False) -> None:
+def fails(code: int, *arguments: Any, says: str, apart: bool | Forks = False) -> None:
     done = run(*arguments, apart=apart)
     assert done.returncode == code, done.stderr
     assert says in done.stderr

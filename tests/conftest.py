@@ -57,6 +57,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
+def forks() -> Iterator[Any]:
+    """Run commands in processes that have everything loaded: ``forks.run(...)``, or ``forks.start(...)``."""
+    from forked import Forks
+
+    running = Forks()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
 def site() -> Path:
     """The documentation site as `make docs` leaves it; what it left is built upon."""
     if find_spec("sphinx") is None:

@@ -1,33 +1,22 @@
 """Runs the command line, and sends it signals at chosen steps: the same ones in every run, however busy the machine.
 
     python signalled.py SIGNAL@STEP ... -- ARGUMENT ...
-    python signalled.py RUNS.json
 
 A step is ``import:NAME`` (when a module begins to be imported), ``enter:MODULE:FUNCTION`` (when a function is first
 entered), ``call:N`` (when the N-th different function of moe_placer is, since signals are heeded) or ``exit`` (while
 the interpreter shuts down); signals are sent one after the other. ``impatient`` takes any two signals for two wishes,
-however soon one follows the other.
-
-RUNS.json lists runs, each with ``steps``, ``arguments`` and the ``folder`` to run in; files of the folder's name get
-the exit code, the number of functions entered, and what was said. They are forked off a process that has everything
-loaded.
+however soon one follows the other; ``calls:FILE`` writes into a file how many functions of moe_placer were entered.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
-
-LOADED = (
-    *("cli.commands", "cli.summary", "dag.draw_simplified", "dag.draw_detailed", "dag.draw_comprehensive"),
-    *("dag.draw_complete", "solve.solve", "solve.estimate", "solve.folder", "verifier.dags", "solvers.greedy"),
-)
 
 
 def heeded() -> bool:
@@ -40,9 +29,10 @@ class Injector:
     """Sends what is due when its step is reached, each signal once and in order."""
 
     def __init__(self, words: list[str]) -> None:
-        pairs = [word.split("@") for word in words if word != "impatient"]
+        pairs = [word.split("@") for word in words if "@" in word]
         self.steps = [(signal.Signals[name], step) for name, step in pairs]
         self.entered: dict[CodeType, int] = {}
+        self.calls = next((word.removeprefix("calls:") for word in words if word.startswith("calls:")), None)
         if "impatient" in words:
             from moe_placer.cli import interrupts
 
@@ -59,8 +49,15 @@ class Injector:
     def watch(self) -> None:
         """Look at every import and every call from now on."""
         sys.addaudithook(self._audit)
-        sys.setprofile(self._profile)
-        atexit.register(self.reach, "exit")
+        if self.calls or any(not step.startswith("import:") for _, step in self.steps):
+            sys.setprofile(self._profile)
+        atexit.register(self._exit)
+
+    def _exit(self) -> None:
+        self.reach("exit")
+        sys.setprofile(None)  # of modules that shut down, too little is left to look at
+        if self.calls:
+            Path(self.calls).write_text(str(len(self.entered)))
 
     def _audit(self, event: str, details: tuple[Any, ...]) -> None:
         if event == "import" and heeded():
@@ -76,54 +73,16 @@ class Injector:
             self.reach(f"enter:{module}:{frame.f_code.co_name}")
 
 
-def run(words: list[str], arguments: list[str]) -> Injector:
-    """Run the command line in this process; return where it was, should it come back."""
+def run(words: list[str], arguments: list[str]) -> None:
+    """Run the command line in this process, which ends with it."""
     sys.argv = ["moe-placer", *arguments]
     injector = Injector(words)
     from moe_placer.cli import main
 
     injector.watch()
-    try:
-        main()
-    except SystemExit as ended:
-        sys.setprofile(None)
-        if not os.environ.get("SIGNALLED_FORK"):
-            raise
-        injector.code = int(ended.code or 0)
-    return injector
-
-
-def run_here(steps: list[str], arguments: list[str], folder: Path) -> None:
-    """Run in a process of this run's own, and write down how far it came."""
-    os.chdir(folder)
-    for number, name in ((1, "out"), (2, "err")):
-        descriptor = os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT, 0o600)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    injector = run(steps, arguments)
-    sys.stdout.flush()
-    Path(f"{folder}.calls").write_text(str(len(injector.entered)))
-    os._exit(injector.code)
-
-
-def run_all(file: str) -> None:
-    """Run everything that a file lists."""
-    for module in LOADED:
-        __import__(f"moe_placer.{module}")
-    os.environ["SIGNALLED_FORK"] = "1"
-    for one in json.loads(Path(file).read_text()):
-        if not (child := os.fork()):
-            try:
-                run_here(one["steps"], one["arguments"], Path(one["folder"]))
-            finally:
-                os._exit(99)  # it did not come back as it should
-        _, status = os.waitpid(child, 0)
-        Path(f"{one['folder']}.code").write_text(str(os.waitstatus_to_exitcode(status)))
+    main()
 
 
 if __name__ == "__main__":
-    if "--" in sys.argv:
-        at = sys.argv.index("--")
-        run(sys.argv[1:at], sys.argv[at + 1 :])
-    else:
-        run_all(sys.argv[1])
+    at = sys.argv.index("--")
+    run(sys.argv[1:at], sys.argv[at + 1 :])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forks
 
 from moe_placer import plugin
 
@@ -34,24 +35,23 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
-def cli(env: dict[str, str], *arguments: str) -> str:
-    code = "from moe_placer.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True)
+def cli(forks: Forks, env: dict[str, str], *arguments: str) -> str:
+    done = forks.run(*arguments, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_template_is_listed_with_its_source(installed: dict[str, str]) -> None:
-    assert "random-swaps" in cli(installed, "solvers")
+def test_the_template_is_listed_with_its_source(forks: Forks, installed: dict[str, str]) -> None:
+    assert "random-swaps" in cli(forks, installed, "solvers")
 
 
-def test_the_template_places_and_repeats_itself(installed: dict[str, str], tmp_path: Path) -> None:
+def test_the_template_places_and_repeats_itself(forks: Forks, installed: dict[str, str], tmp_path: Path) -> None:
     tiny = str(REPO / "instances" / "tiny.yaml")
     plans = []
     for name in ("a", "b"):
         out = tmp_path / name
         limits = ["--time-limit", "240", "--work", "0.1"]  # effort, so that the clock decides nothing
-        cli(installed, "solve", tiny, "--solver", "random-swaps", *limits, "--no-dag", "-q", "-o", str(out))
+        cli(forks, installed, "solve", tiny, "--solver", "random-swaps", *limits, "--no-dag", "-q", "-o", str(out))
         plans.append(json.loads((out / "placement.json").read_text()))
     assert plans[0]["gpu"] == plans[1]["gpu"]
     assert plans[0]["solver"]["name"] == "random-swaps"

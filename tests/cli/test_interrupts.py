@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from forked import Forks
 
 from moe_placer.cli import interrupts
 
@@ -30,16 +31,15 @@ class Ended(NamedTuple):
     out: str
     err: str
     files: set[str]
-    calls: int = 0
 
 
-def looked_at(code: int, out: str, err: str, folder: Path, calls: int = 0) -> Ended:
+def looked_at(code: int, out: str, err: str, folder: Path) -> Ended:
     """Return how a run ended; nothing else than ``out`` may be left in its folder."""
     for word in ("Traceback", "Exception ignored", "defect"):
         assert word not in err
     left = {path.name for path in folder.iterdir()}
     assert left <= {"out"}
-    return Ended(code, out, err, {path.name for path in (folder / "out").iterdir()} if left else set(), calls)
+    return Ended(code, out, err, {path.name for path in (folder / "out").iterdir()} if left else set())
 
 
 def run(folder: Path, steps: Sequence[str], *arguments: str) -> Ended:
@@ -52,37 +52,28 @@ def run(folder: Path, steps: Sequence[str], *arguments: str) -> Ended:
 Scenario = tuple[Sequence[str], Sequence[str]]  # signals at steps, and the arguments of the command
 
 
-def run_all(folder: Path, scenarios: Mapping[str, Scenario], before: Path | None = None) -> dict[str, Ended]:
+def run_all(
+    forks: Forks, folder: Path, scenarios: Mapping[str, Scenario], before: Path | None = None
+) -> dict[str, Ended]:
     """Run commands in processes that have everything loaded, each in a folder of its own, with ``before`` as `out`."""
-    runs = []
+    ended = {}
     for name, (steps, arguments) in scenarios.items():
         here = folder / name
         here.mkdir()
         if before is not None:
             shutil.copytree(before, here / "out")
-        runs.append({"folder": str(here), "steps": list(steps), "arguments": list(arguments)})
-    (folder / "runs.json").write_text(json.dumps(runs))
-    subprocess.run([sys.executable, str(SIGNALLED), str(folder / "runs.json")], check=True, timeout=280)
-
-    def said(name: str, what: str) -> str:
-        file = folder / f"{name}.{what}"
-        return file.read_text() if file.exists() else ""
-
-    return {
-        name: looked_at(
-            int(said(name, "code")), said(name, "out"), said(name, "err"), folder / name, int(said(name, "calls") or 0)
-        )
-        for name in scenarios
-    }
+        done = forks.run(*arguments, folder=here, steps=steps)
+        ended[name] = looked_at(done.returncode, done.stdout, done.stderr, here)
+    return ended
 
 
 @pytest.fixture(scope="module")
-def solved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+def solved(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """Solve without a signal; return the result, and how many functions that entered."""
     folder = tmp_path_factory.mktemp("solved")
-    ended = run_all(folder, {"alone": ([], SOLVE)})["alone"]
+    ended = run_all(forks, folder, {"alone": ([f"calls:{folder / 'calls'}"], SOLVE)})["alone"]
     assert (ended.code, ended.err, ended.files) == (0, "", EVERYTHING)
-    return folder / "alone" / "out", ended.calls
+    return folder / "alone" / "out", int((folder / "calls").read_text())
 
 
 def check_solved(ended: Ended, number: int) -> None:
@@ -99,39 +90,42 @@ def check_solved(ended: Ended, number: int) -> None:
         assert (ended.out, ended.files) == ("", set())
 
 
-def check_calls(folder: Path, steps: range) -> set[int]:
+def check_calls(forks: Forks, folder: Path, steps: range) -> set[int]:
     """Send a signal at each of these steps of a solve; return the exit codes."""
     numbers = {step: (signal.SIGINT, signal.SIGTERM)[step % 2] for step in steps}
     runs = {str(step): ([f"{number.name}@call:{step}"], SOLVE) for step, number in numbers.items()}
-    ended = run_all(folder, runs)
+    ended = run_all(forks, folder, runs)
     for step, number in numbers.items():
         check_solved(ended[str(step)], number)
     return {one.code for one in ended.values()}
 
 
-def test_a_signal_at_any_step_leaves_all_or_nothing(tmp_path: Path, solved: tuple[Path, int]) -> None:
-    codes = check_calls(tmp_path, range(1, solved[1], solved[1] // 12 | 1))
+def test_a_signal_at_any_step_leaves_all_or_nothing(forks: Forks, tmp_path: Path, solved: tuple[Path, int]) -> None:
+    codes = check_calls(forks, tmp_path, range(1, solved[1], solved[1] // 12 | 1))
     assert codes & {130, 143}
     assert 0 in codes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1, 9))
-def test_a_signal_at_each_step_leaves_all_or_nothing(first: int, tmp_path: Path, solved: tuple[Path, int]) -> None:
-    assert check_calls(tmp_path, range(first, solved[1], 8)) <= {0, 130, 143}
+def test_a_signal_at_each_step_leaves_all_or_nothing(
+    first: int, forks: Forks, tmp_path: Path, solved: tuple[Path, int]
+) -> None:
+    assert check_calls(forks, tmp_path, range(first, solved[1], 8)) <= {0, 130, 143}
 
 
 @pytest.mark.parametrize("module", ["click", "moe_placer.cli.commands", "numpy", "moe_placer.solve.solve"])
 def test_a_signal_during_start_up_ends_it_quietly(module: str, tmp_path: Path) -> None:
     number = signal.SIGTERM if module.startswith("moe_placer") else signal.SIGINT
     ended = run(tmp_path, [f"{number.name}@import:{module}"], *SOLVE)
-    assert ended == (128 + number, "", AT_ONCE, set(), 0)
+    assert ended == (128 + number, "", AT_ONCE, set())
 
 
-def test_a_signal_after_the_result_is_there_changes_nothing(tmp_path: Path, solved: tuple[Path, int]) -> None:
+def test_a_signal_after_the_result_is_there_changes_nothing(forks: Forks, tmp_path: Path) -> None:
     """Nor while the interpreter shuts down: the default action of a signal then would hide the exit code."""
     at = ("enter:moe_placer.cli.solve_command:_tell", "exit")
-    ended = run(tmp_path, [f"{name}@{step}" for step in at for name in ("SIGINT", "SIGTERM")], *SOLVE)
+    steps = [f"{name}@{step}" for step in at for name in ("SIGINT", "SIGTERM")]
+    ended = run_all(forks, tmp_path, {"late": (steps, SOLVE)})["late"]
     assert (ended.code, ended.err, ended.files) == (0, "", EVERYTHING)
     assert json.loads(ended.out)["verified"] is True
 
@@ -149,13 +143,14 @@ SCENARIOS: dict[str, Scenario] = {
     "thrice": (["impatient", f"SIGTERM@{AT_START}", f"SIGINT@{DRAWING}", f"SIGTERM@{DRAWING}"], SOLVE),
     "in each phase": (["impatient", f"SIGINT@{AT_START}", f"SIGINT@{DRAWING}"], SOLVE),
     "error": ([f"SIGINT@{FINISHING}", f"SIGTERM@{FINISHING}"], INSPECT),
+    "late error": (["SIGINT@exit", "SIGTERM@exit"], INSPECT),
 }
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def ended(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """How every scenario ended."""
-    return run_all(tmp_path_factory.mktemp("scenarios"), SCENARIOS)
+    return run_all(forks, tmp_path_factory.mktemp("scenarios"), SCENARIOS)
 
 
 def test_a_signal_while_drawing_keeps_the_placement_and_whole_drawings(ended: dict[str, Ended]) -> None:
@@ -180,13 +175,15 @@ def test_one_wish_in_each_phase_gives_nothing_up(ended: dict[str, Ended]) -> Non
     assert (ended["in each phase"].code, ended["in each phase"].files) == (0, {"placement.json", *DRAWN})
 
 
-def test_an_error_is_told_or_else_the_interrupt(ended: dict[str, Ended], tmp_path: Path) -> None:
+def test_an_error_is_told_or_else_the_interrupt(ended: dict[str, Ended]) -> None:
     assert (ended["error"].code, ended["error"].err) == (130, AT_ONCE)
-    told = run(tmp_path, ["SIGINT@exit", "SIGTERM@exit"], *INSPECT)
+    told = ended["late error"]
     assert (told.code, told.err.count("\n"), "no such file" in told.err) == (1, 1, True)
 
 
-def test_commands_that_nobody_can_stop_halfway_end_at_once(tmp_path: Path, solved: tuple[Path, int]) -> None:
+def test_commands_that_nobody_can_stop_halfway_end_at_once(
+    forks: Forks, tmp_path: Path, solved: tuple[Path, int]
+) -> None:
     verify, dag = ["verify", str(TINY), "out/placement.json"], ["dag", str(TINY), "out/placement.json", "-o", "out"]
     placed = tmp_path / "placed"
     placed.mkdir()
@@ -198,8 +195,8 @@ def test_commands_that_nobody_can_stop_halfway_end_at_once(tmp_path: Path, solve
         "dag": ([verifying], dag),
         "drawing": ([f"SIGINT@{DRAWING}"], dag),
     }
-    ended = run_all(tmp_path / "runs", runs, placed)
-    assert ended["verify"] == ended["dag"] == (143, "", AT_ONCE, {"placement.json"}, 0)
+    ended = run_all(forks, tmp_path / "runs", runs, placed)
+    assert ended["verify"] == ended["dag"] == (143, "", AT_ONCE, {"placement.json"})
     assert (ended["drawing"].code, ended["drawing"].files) == (130, {"placement.json", *DRAWN})
     assert {Path(line).name for line in ended["drawing"].out.splitlines()} <= DRAWN
 

@@ -7,34 +7,26 @@ import os
 import pty
 import select
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import run
+from forked import Forks
 
 from moe_placer.cli.summary import _share
 
 REPO = Path(__file__).parents[2]
 TINY = REPO / "instances" / "tiny.yaml"
 SEED_PLAN = REPO / "instances" / "h100-128.yaml"
-COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
 
 
-def at_terminal(*arguments: Any, **environment: str) -> str:
+def at_terminal(forks: Forks, *arguments: Any, **environment: str) -> str:
     """What a terminal of 100 columns receives on stderr and stdout."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**ENVIRONMENT, **environment},
-    )
+    process = forks.start(*arguments, out=theirs, err=theirs, env={**ENVIRONMENT, **environment})
     os.close(theirs)
     received, give_up = b"", time.monotonic() + 240
     while time.monotonic() < give_up:
@@ -48,43 +40,39 @@ def at_terminal(*arguments: Any, **environment: str) -> str:
             break
         received += part
     os.close(ours)
-    assert process.wait(timeout=240) == 0, received.decode()
+    assert process.wait() == 0, received.decode()
     return received.decode()
 
 
-def test_progress_is_drawn_and_cleared_at_a_terminal(tmp_path: Path) -> None:
-    shown = at_terminal("solve", TINY, "-o", tmp_path, "--time-limit", 5, "--workers", 1, "--no-dag")
+def test_progress_is_drawn_and_cleared_at_a_terminal(forks: Forks, tmp_path: Path) -> None:
+    shown = at_terminal(forks, "solve", TINY, "-o", tmp_path, "--time-limit", 5, "--workers", 1, "--no-dag")
     assert "\x1b[" in shown
     assert "layers" in shown
     assert "\x1b[?25h" in shown  # the cursor is shown again
     assert "Verified independently" in shown
 
 
-def test_no_color_and_dumb_terminals_are_respected(tmp_path: Path) -> None:
-    plain = at_terminal("inspect", TINY, NO_COLOR="1")
+def test_no_color_and_dumb_terminals_are_respected(forks: Forks, tmp_path: Path) -> None:
+    plain = at_terminal(forks, "inspect", TINY, NO_COLOR="1")
     assert "\x1b[3" not in plain
-    dumb = at_terminal("solve", TINY, "-o", tmp_path, "--time-limit", 5, "--workers", 1, "--no-dag", TERM="dumb")
+    dumb = at_terminal(forks, "solve", TINY, "-o", tmp_path, "--time-limit", 5, "--workers", 1, "--no-dag", TERM="dumb")
     assert "\x1b" not in dumb
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_behind_stdout_is_told_in_one_line() -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*COMMAND, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=240)
-    assert done.returncode == 1
-    assert done.stderr == "moe-placer: output cannot be written: No space left on device\n"
+def test_a_full_disk_behind_stdout_is_told_in_one_line(forks: Forks, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full, (tmp_path / "err").open("w") as err:
+        assert forks.start("schema", out=full, err=err).wait() == 1
+    assert (tmp_path / "err").read_text() == "moe-placer: output cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("arguments", [["schema"], ["solvers"], ["inspect", SEED_PLAN]])
-def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[Any]) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=240) == 1  # as all of click's programs
+def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[Any], forks: Forks, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out, (tmp_path / "err").open("w") as err:
+        assert forks.start(*arguments, out=out, err=err).wait() == 1  # as all of click's programs
+    assert (tmp_path / "err").read_text() == ""
 
 
 def children_of(parent: int) -> list[int]:
@@ -110,14 +98,15 @@ def gone(processes: list[int]) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("number", "again"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_interrupts_keep_the_best_so_far_and_no_worker(tmp_path: Path, number: signal.Signals, again: bool) -> None:
-    # Six layers of the seed plan: too much to be done before the signal comes.
+def test_interrupts_keep_the_best_so_far_and_no_worker(
+    forks: Forks, tmp_path: Path, number: signal.Signals, again: bool
+) -> None:
+    # Nine layers of the seed plan: too much to be done before the signal comes.
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text(SEED_PLAN.read_text().replace("layers: 61", "layers: 9", 1))
     arguments = ["solve", plan, "-o", out, "--gap", "0", "--no-dag", "--json", "--workers", "2"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    with (tmp_path / "told").open("w") as told, (tmp_path / "err").open("w") as err:
+        process = forks.start(*arguments, out=told, err=err)
     give_up = time.monotonic() + 240
     while len(children_of(process.pid)) < 2 and time.monotonic() < give_up:
         time.sleep(0.1)
@@ -127,11 +116,11 @@ def test_interrupts_keep_the_best_so_far_and_no_worker(tmp_path: Path, number: s
     if again:
         time.sleep(0.3)
         process.send_signal(number)
-    told, err = process.communicate(timeout=240)
-    assert "Traceback" not in err
+    process.wait()
+    assert "Traceback" not in (tmp_path / "err").read_text()
     files = [path.name for path in out.iterdir()] if out.exists() else []
     if process.returncode == 0:
-        assert json.loads(told)["verified"] is True
+        assert json.loads((tmp_path / "told").read_text())["verified"] is True
         assert files == ["placement.json"]
         assert run("verify", plan, out / files[0]).returncode == 0
     else:  # a second interrupt may come before anything is written: then nothing is, not even half

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from forked import Forks
 from plug_ins import environment_with_plug_ins
 
 from moe_placer.cli import main
@@ -30,7 +30,6 @@ from moe_placer.instance import load_instance
 
 REPO = Path(__file__).parents[2]
 TINY = REPO / "instances" / "tiny.yaml"
-COMMAND = [sys.executable, "-c", "from moe_placer.cli import main; main()"]
 
 RUN_KEYS = {
     *("schema", "kind", "key", "instance", "instance_sha256", "solver", "version", "parameters", "seed", "status"),
@@ -368,17 +367,18 @@ def test_a_killed_run_continues_and_another_configuration_is_refused(
     assert file.read_bytes() == whole
 
 
-def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(forks: Forks, tmp_path: Path) -> None:
     env = environment_with_plug_ins(tmp_path / "site")
     given = [str(TINY), "--solvers", "greedy,hang,contiguous", "--jobs", "1", "-o", str(tmp_path / "r")]
-    process = subprocess.Popen([*COMMAND, "compare", *given], stderr=subprocess.PIPE, text=True, env=env)
+    with (tmp_path / "err").open("w") as err:
+        process = forks.start("compare", *given, err=err, env=env)
     file, give_up = tmp_path / "r" / "results.jsonl", time.monotonic() + 240
     while time.monotonic() < give_up and not (file.exists() and file.read_bytes().count(b"\n") == 2):
         time.sleep(0.05)
     time.sleep(1)  # the hanging run is on its way
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 130
+    assert process.wait() == 130
+    errors = (tmp_path / "err").read_text()
     assert "the same command continues" in errors
     assert "Traceback" not in errors
     assert [row["solver"] for row in runs_of(tmp_path / "r")] == ["greedy"]
@@ -386,11 +386,10 @@ def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(tmp_path: Path) -> None:
 
 
 def test_kill_leaves_no_run_behind_and_the_same_command_continues(
-    tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
+    forks: Forks, tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
 ) -> None:
     given = [str(TINY), "--solvers", "greedy,once,contiguous", "--jobs", "1", "-o", str(tmp_path / "r")]
-    command = [*COMMAND, "compare", *given]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=plug_ins)
+    process = forks.start("compare", *given, env=plug_ins)
     file, give_up = tmp_path / "r" / "results.jsonl", time.monotonic() + 240
     while time.monotonic() < give_up and not (tmp_path / "site" / "hung-once").exists():
         time.sleep(0.05)

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
+from forked import Forks
 
 from moe_placer.errors import NothingFoundError, UsageError
 from moe_placer.workers import Workers, asked_to_stop, count_deaths, run_each
 
 REPO = Path(__file__).parents[2]
 SEED_PLAN = REPO / "instances" / "h100-128.yaml"
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else every worker would import pytest
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
@@ -206,11 +209,10 @@ def test_workers_end_with_a_parent_that_is_killed(deed: str) -> None:
 
 
 @needs_proc
-def test_a_killed_solve_leaves_nothing(tmp_path: Path) -> None:
+def test_a_killed_solve_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     arguments = ["solve", str(SEED_PLAN), "-o", str(tmp_path / "out"), "--gap", "0", "-q", "--workers", "2"]
-    command = [sys.executable, "-c", "from moe_placer.cli import main; main()", *arguments]
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")})
+    process = forks.start(*arguments, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")})
 
     def children() -> list[int]:
         return [
@@ -231,5 +233,5 @@ def test_a_killed_solve_leaves_nothing(tmp_path: Path) -> None:
     # The lock is gone; its file is empty, and goes with the next run.
     assert {path.name for path in tmp_path.iterdir()} == {"tmp", ".out.lock"}
     again = ["solve", str(REPO / "instances" / "tiny.yaml"), "-o", str(tmp_path / "out"), "--solver", "greedy"]
-    subprocess.run([*command[:3], *again, "--no-dag", "-q"], check=True, stdout=subprocess.DEVNULL)
+    assert forks.run(*again, "--no-dag", "-q").returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"tmp", "out"}
