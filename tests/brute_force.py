@@ -41,6 +41,12 @@ class BruteForce:
         self.instance, self.traffic = instance, traffic
         self.routes, self.scale = fabric_of(instance)
         self.links = list(self.scale)
+        # What a token from node to node costs on links.
+        self.token = {
+            ends: [(link, share * self.scale[link]) for link, share in route.items()]
+            for ends, route in self.routes.items()
+        }
+        self._exact_costs: dict[tuple[int, Way], dict[str, Fraction]] = {}
         self.T = demand_of(instance, traffic)
         self.memory_slots = [memory_slots_of(instance, gpu) for gpu in range(instance.gpus)]
         most = most if self.every_choice else most // 10  # whose costs take longer to compute
@@ -80,18 +86,23 @@ class BruteForce:
         return placement.dispatch == "per-expert" or (placement.dispatch == "per-gpu" and alone)
 
     def exact_cost(self, row: int, way: Way) -> dict[str, Fraction]:
-        """Cost of every link in one layer."""
+        """Cost of every link in one layer; kept, since what is close to the best is asked for again."""
+        if (row, way) not in self._exact_costs:
+            self._exact_costs[row, way] = self._exact_cost(row, way)
+        return self._exact_costs[row, way]
+
+    def _exact_cost(self, row: int, way: Way) -> dict[str, Fraction]:
         cost = dict.fromkeys(self.links, Fraction(0))
         if not self.every_choice:
-            for (source, target), tokens in sent_once(self.instance, self.traffic, row, way, Fraction).items():
-                for link, share in self.routes[source, target].items():
-                    cost[link] += tokens * share * self.scale[link]
+            for ends, tokens in sent_once(self.instance, self.traffic, row, way, Fraction).items():
+                for link, each in self.token[ends]:
+                    cost[link] += tokens * each
             return cost
         for (expert, replica), node in zip(items_of(way.replicas), way.nodes, strict=True):
             for source in range(self.instance.cluster.nodes):
                 tokens = self.T[row][source][expert] * self._part(source, replica, way.replicas[expert])
-                for link, share in self.routes[source, node].items():
-                    cost[link] += tokens * share * self.scale[link]
+                for link, each in self.token[source, node] if tokens else ():
+                    cost[link] += tokens * each
         return cost
 
     def best_of_layer(self, row: int, replicas: tuple[int, ...] | None = None) -> Fraction:
@@ -170,22 +181,21 @@ class BruteForce:
         size = self.instance.cluster.nodes // self.instance.parallelism.dp
         return Fraction(int(source // size == replica))
 
-    def _float_cost(self, row: int, way: Way) -> Floats:
-        cost = dict.fromkeys(self.links, 0.0)
-        for (source, target), tokens in sent_once(self.instance, self.traffic, row, way, float).items():
-            for link, share in self.routes[source, target].items():
-                cost[link] += tokens * float(share * self.scale[link])
-        return np.array(list(cost.values()))
+    def _float_cost(self, row: int, way: Way, cost_of_token: Floats) -> Floats:
+        nodes = range(self.instance.cluster.nodes)
+        sent = sent_once(self.instance, self.traffic, row, way, float)
+        tokens = np.array([[sent[source, target] for target in nodes] for source in nodes])
+        return np.asarray(np.tensordot(tokens, cost_of_token, 2))
 
     def _float_costs(self, row: int, ways: Sequence[Way]) -> Floats:
         """Cost of every link [ways, links], about."""
         nodes, costs = range(self.instance.cluster.nodes), np.zeros((len(ways), len(self.links)))
-        if not self.every_choice:
-            return np.array([self._float_cost(row, way) for way in ways])
         share = np.zeros((len(nodes), len(nodes), len(self.links)))
-        for (source, target), route in self.routes.items():
-            for link, part in route.items():
-                share[source, target, self.links.index(link)] = float(part * self.scale[link])
+        for (source, target), route in self.token.items():
+            for link, each in route:
+                share[source, target, self.links.index(link)] = float(each)
+        if not self.every_choice:
+            return np.array([self._float_cost(row, way, share) for way in ways]).reshape(costs.shape)
         tokens = np.array([[float(count) for count in of_node] for of_node in self.T[row]])
         by_replicas: dict[tuple[int, ...], list[int]] = {}
         for i, way in enumerate(ways):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -26,7 +27,7 @@ class Way:
     nodes: tuple[int, ...]
     used: tuple[int, ...]  # shards on each GPU
 
-    @property
+    @cached_property
     def replicas(self) -> tuple[int, ...]:
         return tuple(len(replicas) for replicas in self.gpus)
 
@@ -41,16 +42,23 @@ def sent_once(instance: Instance, traffic: Traffic, row: int, way: Way, number: 
     per_node = instance.cluster.gpus_per_node if instance.placement.dispatch == "per-gpu" else 1
     size = instance.cluster.gpus_per_node // per_node  # GPUs of a place
     starts = number(instance.traffic.tokens_per_gpu) * instance.cluster.gpus_per_node
+    views = [None if even else source * dp // nodes for source in range(nodes)]
+    reached: dict[tuple[int | None, int], list[Any]] = {}  # of every recording, whichever node tokens start on
+    for view, place in product(dict.fromkeys(views), range(nodes * per_node)):
+        chance = [_chance(replicas, view, place, size, number) for replicas in way.gpus]
+        reached[view, place] = [_reached(recording, row, chance, number) for recording in traffic.recordings]
     sent = {}
-    for source in range(nodes):
-        view = None if even else source * dp // nodes
+    for source, mix in enumerate(traffic.mix.tolist()):
         for target in range(nodes):
-            sent[source, target] = number(0)
-            for place in range(target * per_node, (target + 1) * per_node):
-                chance = [_chance(replicas, view, place, size, number) for replicas in way.gpus]
-                for recording, share in zip(traffic.recordings, traffic.mix[source], strict=True):
-                    reached = _reached(recording, row, chance, number)
-                    sent[source, target] += starts * number(float(share)) * reached
+            places = range(target * per_node, (target + 1) * per_node)
+            sent[source, target] = sum(
+                (
+                    starts * number(share) * of
+                    for place in places
+                    for share, of in zip(mix, reached[views[source], place], strict=True)
+                ),
+                number(0),
+            )
     return sent
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.fabric.graph import build_fabric, kinds_of_links, link_name, node_name
-from moe_placer.fabric.routes import Routes, routes_between
+from moe_placer.fabric.routes import LARGEST_KEPT, MOST_KEPT, Routes, routes_between
 from moe_placer.instance import Instance
+from moe_placer.instance.schema import Nics
 
 __all__ = ["Receivers", "is_nic", "kinds_in", "nic_bandwidths", "nics_among", "node_routes", "receivers"]
 
@@ -76,12 +78,16 @@ def node_routes(instance: Instance) -> Routes:
 
     These are all that send, and on the source's rail all that receive; `receivers` has the others.
     """
-    nodes, each = instance.cluster.nodes, _counted(instance)
-    routes = routes_between(instance)
-    nics = instance.cluster.nics
-    if nics is None or not each:
+    cluster, routes = instance.cluster, routes_between(instance)
+    if cluster.nics is None or not _counted(instance):
         return routes
-    domain = np.arange(nodes) // (instance.cluster.nvlink_domain_nodes or 1)
+    over = _kept_over_nics if cluster.nodes <= LARGEST_KEPT else _over_nics
+    return over(routes, cluster.nics, cluster.nvlink_domain_nodes or 1)
+
+
+def _over_nics(routes: Routes, nics: Nics, joined: int) -> Routes:
+    nodes, each = len(routes.hops), nics.per_node
+    domain = np.arange(nodes) // joined
     pair = np.flatnonzero(domain[:, None] != domain[None, :])
     source, target = np.divmod(pair, nodes)
     ends = [(_sends, source)] if nics.receive == "destination-gpu" else [(_sends, source), (_receives, target)]
@@ -98,6 +104,9 @@ def node_routes(instance: Instance) -> Routes:
         kind=np.append(routes.kind, routes.kinds.shape[0] + np.arange(len(names))),
         kinds=sparse.csr_array(sparse.vstack([routes.kinds, shares])),
     )
+
+
+_kept_over_nics = lru_cache(maxsize=MOST_KEPT)(_over_nics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,19 @@ from scipy import sparse
 from moe_placer.fabric.cabling import Cabling
 from moe_placer.fabric.graph import cable, link_name, node_name
 from moe_placer.instance import Instance
+from moe_placer.instance.fabric_section import AnyFabric
+from moe_placer.instance.schema import Nics
 
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["Routes", "compile_routes", "routes_between"]
+__all__ = ["LARGEST_KEPT", "MOST_KEPT", "Routes", "compile_routes", "routes_between"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+MOST_KEPT = 16  # fabrics whose routes are kept
+LARGEST_KEPT = 64  # nodes of these; routes of more take memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +63,37 @@ class Routes:
         return self.kinds[self.kind]
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What routes follow from; equal if they are alike."""
+
+    fabric: AnyFabric
+    nics: Nics | None
+    sizes: tuple[int, int, int | None]
+    instance: Instance = field(compare=False)
+
+
 def routes_between(instance: Instance) -> Routes:
-    """Route between all pairs of nodes of an instance; what NVLink joins crosses no link between nodes."""
+    """Route between all pairs of nodes of an instance; what NVLink joins crosses no link between nodes.
+
+    One command asks for them several times: those of small clusters are kept. Nobody may write to their arrays.
+    """
+    cluster = instance.cluster
+    sizes = cluster.nodes, cluster.gpus_per_node, cluster.nvlink_domain_nodes
+    network = _Network(cluster.fabric, cluster.nics, sizes, instance)
+    return _kept_routes(network) if cluster.nodes <= LARGEST_KEPT else _routes_of(instance)
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def _kept_routes(network: _Network) -> Routes:
+    routes = _routes_of(network.instance)
+    kinds = routes.kinds
+    for array in (routes.bandwidth, routes.kind, routes.hops, kinds.data, kinds.indices, kinds.indptr):
+        array.setflags(write=False)
+    return routes
+
+
+def _routes_of(instance: Instance) -> Routes:
     cluster = instance.cluster
     routes = compile_routes(cable(instance), cluster.nodes)
     each = cluster.nvlink_domain_nodes or 1

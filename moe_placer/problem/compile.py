@@ -26,7 +26,7 @@ from moe_placer.problem.demand import Demand, demand_of, mixed
 from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.layer import LayerProblem
-from moe_placer.problem.link_costs import affected_links, distinct_links, scaled_rows
+from moe_placer.problem.link_costs import link_costs
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
 from moe_placer.problem.replica_counts import replica_order
 from moe_placer.problem.scenarios import Judge, costs_of_all, links_of_all, scenarios_of
@@ -351,18 +351,16 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
     capacity, wanted, placement = find_capacity(instance), demand_of(instance, traffic), instance.placement
     routes, of_replicas = node_routes(instance), replica_shares(instance)
     scale = token_cost(instance, routes.bandwidth)
-    keep, multiplicity = distinct_links(routes, scale)
-    shares = routes.kinds[routes.kind[keep]]
-    reference, affected, change = affected_links(shares, scale[keep], instance.cluster.nodes)
+    costs = link_costs(routes, scale)
     index = {layer: i for i, layer in enumerate(instance.moe_layers)}
     gpus_per_node = instance.cluster.gpus_per_node
     round_trip_us = (1 + back_ratio(instance)) * token_us(instance)
     problem = Problem(
         name=instance.name,
         moe_layers=instance.moe_layers,
-        links=tuple(routes.links[k] for k in keep),
-        multiplicity=tuple(multiplicity),
-        token_cost=scale[keep],
+        links=tuple(routes.links[k] for k in costs.keep),
+        multiplicity=costs.multiplicity,
+        token_cost=scale[costs.keep],
         demand=wanted,
         replicas=choose_replicas(instance, wanted.load, capacity),
         groups=instance.parallelism.dp if placement.replica_routing == "group" else 0,
@@ -377,10 +375,10 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         hops=routes.hops,
         gpu_price=expert_us(instance, 1.0) / round_trip_us,
         round_trip_us=round_trip_us,
-        coverage=compile_coverage(instance, traffic, scaled_rows(shares, scale[keep])),
-        affected=affected,
-        _reference=reference,
-        _change=change,
+        coverage=compile_coverage(instance, traffic, costs.shares, scale[costs.keep]),
+        affected=costs.affected,
+        _reference=costs.reference,
+        _change=costs.change,
         least_replicas=least_replicas(instance),
         domain=failure_domains(instance),
         shares=of_replicas,

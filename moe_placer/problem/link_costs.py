@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
@@ -9,8 +11,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from moe_placer.fabric import Routes
+from moe_placer.fabric.routes import LARGEST_KEPT, MOST_KEPT
 
-__all__ = ["affected_links", "distinct_links", "scaled_rows"]
+__all__ = ["LinkCosts", "link_costs", "scaled_rows"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -18,7 +21,50 @@ Ints = npt.NDArray[np.int64]
 _NO_CHANGE = 1e-12  # of a cost per token
 
 
-def distinct_links(routes: Routes, scale: Floats) -> tuple[list[int], list[int]]:
+@dataclass(frozen=True, eq=False)
+class LinkCosts:
+    """What a token costs on links, each of which stands for those that always carry the same.
+
+    Attributes
+    ----------
+    keep : int array [links]
+        The first of each, as number in the routes.
+    multiplicity : tuple of int
+        How many there are of each.
+    shares : sparse array [links, nodes * nodes]
+        As in `Routes`.
+    reference, affected, change : arrays
+        As in `Problem`.
+    """
+
+    keep: Ints
+    multiplicity: tuple[int, ...]
+    shares: sparse.csr_array
+    reference: Floats
+    affected: Ints
+    change: Floats
+
+
+def link_costs(routes: Routes, scale: Floats) -> LinkCosts:
+    """Tell what a token costs that itself costs ``scale`` [links] on each link; kept where `routes_between` keeps."""
+    of = _kept_costs if len(routes.hops) <= LARGEST_KEPT else _costs
+    return of(routes, scale.tobytes())
+
+
+def _costs(routes: Routes, scale_bytes: bytes) -> LinkCosts:
+    scale = np.frombuffer(scale_bytes)
+    keep, multiplicity = _distinct_links(routes, scale)
+    shares = routes.kinds[routes.kind[keep]]
+    arrays = _affected_links(shares, scale[keep], len(routes.hops))
+    for array in arrays:
+        array.setflags(write=False)
+    return LinkCosts(np.array(keep, dtype=np.int64), tuple(multiplicity), shares, *arrays)
+
+
+_kept_costs = lru_cache(maxsize=MOST_KEPT)(_costs)
+
+
+def _distinct_links(routes: Routes, scale: Floats) -> tuple[list[int], list[int]]:
     """Group links that carry the same in every placement; return the first of each group, and the sizes."""
     first: dict[bytes, int] = {}
     size: dict[int, int] = {}
@@ -34,7 +80,7 @@ def distinct_links(routes: Routes, scale: Floats) -> tuple[list[int], list[int]]
     return list(size), list(size.values())
 
 
-def affected_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
+def _affected_links(shares: sparse.csr_array, scale: Floats, nodes: int) -> tuple[Floats, Ints, Floats]:
     """Split ``A`` into what a link carries wherever an item is, and how single nodes change that."""
     links = len(scale)
     reference = np.zeros((links, nodes))

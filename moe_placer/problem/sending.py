@@ -9,6 +9,7 @@ from scipy import sparse
 from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.problem.coverage import Coverage, Sending
+from moe_placer.problem.link_costs import scaled_rows
 from moe_placer.traffic import Traffic
 from moe_placer.traffic.token_sets import token_sets_of_layers
 
@@ -17,13 +18,19 @@ __all__ = ["compile_coverage"]
 Floats = npt.NDArray[np.float64]
 
 
-def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_array) -> tuple[Coverage, ...]:
+def compile_coverage(
+    instance: Instance, traffic: Traffic, shares: sparse.csr_array, scale: Floats
+) -> tuple[Coverage, ...]:
     """Compile what every MoE layer sends; empty where each chosen expert gets its own copy.
 
     Parameters
     ----------
+    instance : Instance
+    traffic : Traffic
     shares : sparse array [links, nodes * nodes]
-        Cost on each link of one token from node s to node d, in column ``s * nodes + d``.
+        Share of the traffic from node s to node d that crosses each link, in column ``s * nodes + d``.
+    scale : float array [links]
+        Cost of one token on each link.
 
     Raises
     ------
@@ -45,6 +52,6 @@ def compile_coverage(instance: Instance, traffic: Traffic, shares: sparse.csr_ar
     views = 1 if drawn else instance.parallelism.dp
     view = np.zeros(nodes, dtype=np.int64) if drawn else np.arange(nodes) * views // nodes
     started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
-    sending = Sending(view, views, drawn, started * traffic.mix, shares)
+    sending = Sending(view, views, drawn, started * traffic.mix, scaled_rows(shares, scale))
     layers = range(len(instance.moe_layers))
     return tuple(Coverage(sets, sending) for sets in token_sets_of_layers(traffic, layers, instance.model.experts))
