@@ -8,6 +8,7 @@ of bits), with replicas that tokens draw from by products over tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
 
 _BLOCK = 1_000_000  # words in one temporary array
+_MOST_KEPT = 500_000  # numbers in figures of places that are kept
 
 
 def sample(sets: TokenSets, most: int) -> tuple[Ints, Ints]:
@@ -35,6 +37,27 @@ def sample(sets: TokenSets, most: int) -> tuple[Ints, Ints]:
         classes.append(mine[np.searchsorted(last, wanted, side="right")])
         files.append(np.full(len(wanted), file, dtype=np.int64))
     return np.concatenate(classes), np.concatenate(files)
+
+
+@dataclass(frozen=True, eq=False)
+class _Figures:
+    """What the tables say of one place in one view; it depends on the experts alone that the place holds.
+
+    Attributes
+    ----------
+    cov : float array [files]
+    added : float array [files, experts]
+    dropped : float array [files, items of the place]
+    swapped : float array [files, items of the place, experts]
+    effort : int
+        Words or numbers looked at.
+    """
+
+    cov: Floats
+    added: Floats
+    dropped: Floats
+    swapped: Floats
+    effort: int
 
 
 class Tables(ABC):
@@ -66,6 +89,8 @@ class Tables(ABC):
         self.added = np.zeros((views, files, experts, places))
         self.evaluated = 0
         self.place = np.zeros(len(expert), dtype=np.int64)
+        self._kept: dict[bytes, _Figures] = {}  # by the experts held: a search returns to what it had
+        self._kept_numbers = 0
 
     def reset(self, place: Ints) -> None:
         """Start again from another placement; what did not change is kept."""
@@ -90,9 +115,26 @@ class Tables(ABC):
         for view, where in sorted(changed):
             self._refresh(view, where)
 
-    @abstractmethod
     def _refresh(self, view: int, where: int) -> None:
-        """Compute what concerns one place in one view anew."""
+        """Compute what concerns one place in one view anew, unless it is known of the experts that it holds now."""
+        here = np.flatnonzero((self.place == where) & (self.view == view))
+        held = self.expert[here]
+        found = self._kept.get(held.tobytes())
+        if found is None:
+            found = self._kept[held.tobytes()] = self._figures(held)
+            self._kept_numbers += found.swapped.size + found.added.size
+            while self._kept_numbers > _MOST_KEPT and len(self._kept) > 1:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._kept_numbers -= oldest.swapped.size + oldest.added.size
+        self.cov[view, :, where] = found.cov
+        self.added[view, :, :, where] = found.added
+        self.dropped[:, here] = found.dropped
+        self.swapped[:, here] = found.swapped
+        self.evaluated += found.effort  # known or not, so that the same effort ends at the same placement
+
+    @abstractmethod
+    def _figures(self, held: Ints) -> _Figures:
+        """Compute the figures of a place that holds these experts, in the order of items."""
 
 
 class BitTables(Tables):
@@ -105,21 +147,19 @@ class BitTables(Tables):
         self._bits, self._first = _bit_sets(sets, classes, files)
         self._tokens = np.bincount(files, minlength=len(sets.tokens)).astype(np.float64)
 
-    def _refresh(self, view: int, where: int) -> None:
-        here = np.flatnonzero((self.place == where) & (self.view == view))
-        mine = self._bits[self.expert[here]]
-        whole = np.bitwise_or.reduce(mine, axis=0) if len(here) else np.zeros_like(self._bits[0])
-        self.cov[view, :, where] = self._share(whole[None])[:, 0]
-        self.added[view, :, :, where] = self._share(whole | self._bits)
-        if not len(here):
-            return
+    def _figures(self, held: Ints) -> _Figures:
+        mine = self._bits[held]
+        whole = np.bitwise_or.reduce(mine, axis=0) if len(held) else np.zeros_like(self._bits[0])
+        cov, added = self._share(whole[None])[:, 0], self._share(whole | self._bits)
+        swapped = np.zeros((len(self._tokens), len(held), len(self._bits)))
+        if not len(held):
+            return _Figures(cov, added, np.zeros((len(self._tokens), 0)), swapped, 0)
         others = _unions_of_others(mine)
-        self.dropped[:, here] = self._share(others)
         step = max(1, _BLOCK // self._bits.size)
-        for first in range(0, len(here), step):
+        for first in range(0, len(held), step):
             some = slice(first, first + step)
-            self.swapped[:, here[some]] = self._share(others[some, None] | self._bits)
-        self.evaluated += self._bits.size * (1 + len(here))
+            swapped[:, some] = self._share(others[some, None] | self._bits)
+        return _Figures(cov, added, self._share(others), swapped, self._bits.size * (1 + len(held)))
 
     def _share(self, unions: Bits) -> Floats:
         """Share of each file's tokens in unions [..., words], as [files, ...]."""
@@ -145,28 +185,29 @@ class DrawnTables(Tables):
         self._chosen = [whole[a:b].T.tocsr() for a, b in zip(self._first[:-1], self._first[1:], strict=True)]
         self._tokens = np.diff(self._first).astype(np.float64)
 
-    def _refresh(self, view: int, where: int) -> None:
-        here = np.flatnonzero(self.place == where)
-        held = np.bincount(self.expert[here], minlength=len(self._replicas))
-        present = np.unique(self.expert[here])
+    def _figures(self, held: Ints) -> _Figures:
+        count = np.bincount(held, minlength=len(self._replicas))
+        present = np.unique(held)
         # One column for what is held, then one for each expert here with one replica less.
-        amounts = np.repeat(held[:, None], 1 + len(present), axis=1)
+        amounts = np.repeat(count[:, None], 1 + len(present), axis=1)
         amounts[present, 1 + np.arange(len(present))] -= 1
         missed = np.ones((len(self._choice), 1 + len(present)))
         factor = 1.0 - amounts / self._replicas[:, None]
         for column in self._choice.T:
             missed *= factor[column]
         ratio = _one_more(amounts, self._replicas)
-        position = 1 + np.searchsorted(present, self.expert[here])
+        position = 1 + np.searchsorted(present, held)
+        files, experts = len(self._chosen), len(self._replicas)
+        cov, added, dropped, swapped = (
+            np.zeros((files, *shape)) for shape in ((), (experts,), (len(held),), (len(held), experts))
+        )
         for file, chosen in enumerate(self._chosen):
             part = missed[self._first[file] : self._first[file + 1]] / self._tokens[file]
             covered = 1.0 - part.sum(axis=0)
             gained = covered[None, :] + (1.0 - ratio) * (chosen @ part)
-            self.cov[view, file, where] = covered[0]
-            self.added[view, file, :, where] = gained[:, 0]
-            self.dropped[file, here] = covered[position]
-            self.swapped[file, here] = gained[:, position].T
-        self.evaluated += missed.size * (1 + self._choice.shape[1])
+            cov[file], added[file] = covered[0], gained[:, 0]
+            dropped[file], swapped[file] = covered[position], gained[:, position].T
+        return _Figures(cov, added, dropped, swapped, missed.size * (1 + self._choice.shape[1]))
 
 
 def tables(coverage: Coverage, expert: Ints, replica: Ints, most: int) -> Tables:
