@@ -10,13 +10,14 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, open_instance, placed_arguments
+from moe_placer.cli.options import json_option, open_instance, placed_arguments, shared_lines, sharing_option
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from moe_placer.cli.results.evaluated import EvaluateResult, PlanCost
     from moe_placer.decisions.evaluate import Evaluation, PlanCosts
+    from moe_placer.schedule.coarse_network import Sharing
 
 __all__ = ["evaluate"]
 
@@ -40,6 +41,7 @@ Examples:
 @click.option("--routing", metavar="RULE", help=_ROUTING)
 @click.option("--dispatch", metavar="UNIT", help="What a token is sent once for, instead of the instance's.")
 @click.option("--step", is_flag=True, help="Simulate a step of every plan, with two micro-batches and with one.")
+@sharing_option
 @json_option
 def evaluate(
     instance: Path,
@@ -48,6 +50,7 @@ def evaluate(
     routing: str | None,
     dispatch: str | None,
     step: bool,
+    sharing: Sharing,
     json_: bool,
 ) -> None:
     """Say what PLACEMENT costs on INSTANCE's traffic, or on that of --trace, whatever it was made for.
@@ -64,7 +67,7 @@ def evaluate(
             log.info(f"{'simulating steps' if step else 'counting tokens'}: {name}")
 
     opened, placed = open_instance(instance, traces), load_placement(placement)
-    found = measure(opened, placed, routing=routing, dispatch=dispatch, step=step, tell=tell)
+    found = measure(opened, placed, routing=routing, dispatch=dispatch, step=step, sharing=sharing, tell=tell)
     if json_:
         click.echo(as_json(_content(found, placement)))
         return
@@ -81,7 +84,8 @@ def _print(found: Evaluation, name: str) -> None:
     for line in _facts(found, name):
         console.print(line, markup=False)
     console.print(_table(found))
-    console.print(f"Cost: {COST[found.instance.objective.metric]}.", markup=False)
+    for line in (f"Cost: {COST[found.instance.objective.metric]}.", *shared_lines(found.sharing)):
+        console.print(line, markup=False)
     for rival, why in found.rivals.items():
         if isinstance(why, str):
             console.print(f"{rival} cannot serve: {why}.", markup=False)
@@ -161,6 +165,7 @@ def _content(found: Evaluation, placement: Path) -> EvaluateResult:
         "best_split": None if found.best_split is None else _cost(found.best_split),
         "bound": found.bound,
         "layer_time_bound_us": found.layer_time_bound_us,
+        "sharing": found.sharing,
     }
 
 

@@ -14,12 +14,15 @@ from moe_placer.cli.options import (
     open_instance,
     placed_arguments,
     share,
+    shared_lines,
+    sharing_option,
 )
 from moe_placer.errors import GateError, VerificationError
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.deciding import GateResult
     from moe_placer.decisions.gate import Gate, GateCheck
+    from moe_placer.schedule.coarse_network import Sharing
 
 __all__ = ["gate"]
 
@@ -70,9 +73,16 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--current", metavar="PLACEMENT", type=click.Path(path_type=Path), help="Placement file of what runs today."
 )
+@sharing_option
 @json_option
 def gate(
-    instance: Path, placement: Path, traces: tuple[Path, ...], current: Path | None, json_: bool, **limits: Any
+    instance: Path,
+    placement: Path,
+    traces: tuple[Path, ...],
+    current: Path | None,
+    sharing: Sharing,
+    json_: bool,
+    **limits: Any,
 ) -> None:
     """Verify PLACEMENT again, trusting nothing in it, and hold its recomputed figures to limits.
 
@@ -86,11 +96,12 @@ def gate(
     asked = GateLimits(**limits)
     opened, placed = open_instance(instance, traces), load_placement(placement)
     before = None if current is None else load_placement(current)
-    found = check(opened, placed, asked, current=before)
+    found = check(opened, placed, asked, current=before, sharing=sharing)
+    simulated = None if asked.max_step_ms is None or not found.verification.ok else sharing
     if json_:
-        click.echo(as_json(_content(opened.name, placement, found)))
+        click.echo(as_json(_content(opened.name, placement, found, simulated)))
     else:
-        for line in _lines(placement, found):
+        for line in (*_lines(placement, found), *shared_lines(simulated)):
             click.echo(line)
     if not found.verification.ok:
         rules = [violation.rule for violation in found.verification.violations]
@@ -134,7 +145,7 @@ def _lines(placement: Path, found: Gate) -> list[str]:
     return lines
 
 
-def _content(instance: str, placement: Path, found: Gate) -> GateResult:
+def _content(instance: str, placement: Path, found: Gate, sharing: Sharing | None) -> GateResult:
     verification = found.verification
     return {
         "schema": "moe-placer/gate/1",
@@ -155,4 +166,5 @@ def _content(instance: str, placement: Path, found: Gate) -> GateResult:
             for violation in verification.violations
         ],
         "checks": list(found.checks),
+        "sharing": sharing,
     }

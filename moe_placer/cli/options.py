@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moe_placer.instance.schema import Engine
     from moe_placer.limits import Limits
     from moe_placer.placement import Placement
+    from moe_placer.schedule.coarse_network import Sharing
     from moe_placer.traffic import Traffic
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,6 +34,7 @@ __all__ = [
     "placed_arguments",
     "refute_dags",
     "share",
+    "shared_lines",
     "sharing_option",
     "trace_option",
     "trace_words",
@@ -146,6 +148,11 @@ sharing_option = click.option(
     help="When links are shared out anew: where any flow starts or ends; the same, with ends that are close as one; "
     "in spans of 1% to 10% of a transfer's time, for large clusters (docs/network.md).",
 )
+
+
+def shared_lines(sharing: Sharing | None) -> list[str]:
+    """Say how simulated steps shared links out, where steps were simulated and that is not the default."""
+    return [] if sharing in {None, "fine"} else [f"Steps were simulated with --sharing {sharing} (docs/network.md)."]
 
 
 def open_verified(path: Path, placement: Path, traces: tuple[Path, ...]) -> tuple[Instance, Placement, Traffic]:

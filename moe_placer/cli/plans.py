@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.cli import log
+from moe_placer.cli.interrupts import listen
 from moe_placer.experiments.compare.metrics import find_flows, judged_load
 from moe_placer.fabric import link_bandwidths, link_us, token_cost
 from moe_placer.schedule.step import EQUAL_STEPS, step_time
@@ -17,9 +20,10 @@ from moe_placer.verifier.loads import read_network
 if TYPE_CHECKING:
     from moe_placer.instance import Instance
     from moe_placer.placement import Placement
+    from moe_placer.schedule.coarse_network import Sharing
     from moe_placer.solve.solve import Solution
 
-__all__ = ["PlanFigures", "bound_us", "measure_plans", "simulate_steps", "verdict"]
+__all__ = ["PlanFigures", "bound_us", "measure_plans", "measured", "simulate_steps", "verdict"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,6 +86,8 @@ def simulate_steps(
     plans: Mapping[str, PlanFigures],
     tell: Callable[[str], None] = lambda _name: None,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    sharing: Sharing = "fine",
 ) -> dict[str, PlanFigures] | None:
     """Add the simulated step of each plan: a prefill of the instance's own tokens, as `compare` simulates it.
 
@@ -93,6 +99,8 @@ def simulate_steps(
         Told of each plan before it is simulated.
     stopped : callable
         Asked before each plan.
+    sharing : str
+        How finely steps share links out over time (`moe_placer.schedule.coarse_network.Sharing`).
 
     Returns
     -------
@@ -105,8 +113,40 @@ def simulate_steps(
         if stopped():
             return None
         tell(name)
-        found[name] = replace(figures, step_us=step_time(instance, placements[name], solution.traffic).step_us)
+        step = step_time(instance, placements[name], solution.traffic, sharing=sharing)
+        found[name] = replace(figures, step_us=step.step_us)
     return found
+
+
+def measured(
+    instance: Instance, solution: Solution, sharing: Sharing | None, quiet: bool
+) -> tuple[dict[str, PlanFigures], float | None]:
+    """Measure every plan, simulate their steps if asked to, and say how many seconds the steps took.
+
+    Parameters
+    ----------
+    instance : Instance
+    solution : Solution
+    sharing : str or None
+        How finely steps share links out over time; None: no step is simulated.
+    quiet : bool
+        Whether to say nothing meanwhile.
+    """
+    wish = listen("stopping: simulating no more; the placement is written (again to give up its summary)")
+    plans = measure_plans(instance, solution)
+    if sharing is None:
+        return plans, None
+    begun = time.monotonic()
+
+    def tell(name: str) -> None:
+        if not quiet:
+            log.info(f"simulating a step: {name}", plan=name)
+
+    simulated = simulate_steps(instance, solution, plans, tell, wish, sharing=sharing)
+    if simulated is None:
+        log.warn("stopped simulating; `moe-placer schedule` simulates the placement's step")
+        return plans, None
+    return simulated, time.monotonic() - begun
 
 
 def bound_us(instance: Instance, solution: Solution) -> float:

@@ -38,7 +38,7 @@ def curve_points(found: Replanned, step: bool) -> list[dict[str, Any]]:
     for figures, plan in zip(found.curve, found.build_curve(), strict=True):
         if step:
             log.info(f"simulating steps: {figures.moves:,} moves")
-        costs = costs_of(found.instance, plan, found.traffic, network, step=step)
+        costs = costs_of(found.instance, plan, found.traffic, network, sharing="fine" if step else None)
         times = {"nic_z": costs.nic_z, "layer_time_us": costs.layer_time_us, "step_us": costs.step_us}
         points.append({**vars(figures), **times})
     return points

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,8 @@ from moe_placer.cli.options import (
     open_instance,
     refute_dags,
     share,
+    shared_lines,
+    sharing_option,
     trace_option,
     trace_words,
     with_workers,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from moe_placer.instance.schema import Engine
     from moe_placer.limits import Limits
     from moe_placer.placement import Placement
+    from moe_placer.schedule.coarse_network import Sharing
     from moe_placer.solve.estimate import Estimate
     from moe_placer.solve.solve import Solution
 
@@ -100,6 +102,7 @@ Examples:
 @click.option(
     "--step", is_flag=True, help="Simulate a step of the placement and of every heuristic beside it: seconds each."
 )
+@sharing_option
 @click.option(
     "--fail-above-gap",
     metavar="G",
@@ -128,6 +131,7 @@ def solve(
     no_bound: bool,
     quick: bool,
     step: bool,
+    sharing: Sharing,
     fail_above_gap: float | None,
     quiet: bool,
     json_: bool,
@@ -137,6 +141,7 @@ def solve(
     Ctrl-C (or SIGTERM) stops early: the best placement so far is verified and written. The folder appears whole, or
     stays as it was; a result that it has is replaced, DAGs included.
     """
+    from moe_placer.cli.plans import measured
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.solve.folder import only_writer, replaced_folder
@@ -150,10 +155,8 @@ def solve(
     opened = over_windows(open_instance(instance, traces, engine), windows)
     limits = with_workers(limits, workers, opened)
     before = load_placement(start) if start else None
-    estimated = _estimate(opened, solver, limits, left_out)
     quiet = log.silent(quiet, json_)
-    if not quiet:
-        log.info(f"{opened.name}: {estimated.to_text()}", estimate=estimated)
+    estimated = _estimate(opened, solver, limits, left_out, quiet)
     folder = output or Path("out") / opened.name
     with only_writer(folder):
         solution = _place(opened, solver, limits, seed, before, cool_gpus, not quick, quiet)
@@ -162,9 +165,9 @@ def solve(
             flaw = _write(opened, solution, new, wish, left_out)
             write_windowed(opened, windows, new)
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
-        plans, step_s = _measure(opened, solution, step, quiet)
+        plans, step_s = measured(opened, solution, sharing if step else None, quiet)
         finish()  # from here on all is there that was asked for
-    _tell(opened, solution, (estimated, plans, step_s), [folder / name for name in names], left_out, json_)
+    _tell(opened, solution, (estimated, plans, step_s, sharing), [folder / name for name in names], left_out, json_)
     if not json_:
         tell_of_windows(instance, traces, folder / PLACEMENT, windows)
     if not json_ and not left_out.dags:
@@ -210,30 +213,7 @@ def _place(
             raise error if advice is None else InfeasibleError(f"{error} {advice}") from None
 
 
-def _measure(
-    instance: Instance, solution: Solution, step: bool, quiet: bool
-) -> tuple[dict[str, PlanFigures], float | None]:
-    """Measure every plan, simulate their steps if asked to, and say how many seconds the steps took."""
-    from moe_placer.cli.plans import measure_plans, simulate_steps
-
-    wish = listen("stopping: simulating no more; the placement is written (again to give up its summary)")
-    plans = measure_plans(instance, solution)
-    if not step:
-        return plans, None
-    begun = time.monotonic()
-
-    def tell(name: str) -> None:
-        if not quiet:
-            log.info(f"simulating a step: {name}", plan=name)
-
-    simulated = simulate_steps(instance, solution, plans, tell, wish)
-    if simulated is None:
-        log.warn("stopped simulating; `moe-placer schedule` simulates the placement's step")
-        return plans, None
-    return simulated, time.monotonic() - begun
-
-
-def _estimate(instance: Instance, solver: str, limits: Limits, left_out: LeftOut) -> Estimate:
+def _estimate(instance: Instance, solver: str, limits: Limits, left_out: LeftOut, quiet: bool) -> Estimate:
     """Estimate a solve with its DAGs, and refuse what the memory cannot hold, before hours are spent on it."""
     from moe_placer.solve.estimate import estimate, refuse_too_large
     from moe_placer.solve.registry import find_solver
@@ -241,6 +221,8 @@ def _estimate(instance: Instance, solver: str, limits: Limits, left_out: LeftOut
     searches = not getattr(find_solver(solver), "quick", False)
     estimated = estimate(instance, limits.workers, searches, dags=not left_out.dags)
     refuse_too_large(instance.name, estimated, limits.memory_bytes, "" if left_out.dags else "--no-dag, ")
+    if not quiet:
+        log.info(f"{instance.name}: {estimated.to_text()}", estimate=estimated)
     return estimated
 
 
@@ -288,19 +270,22 @@ def _write(
 def _tell(
     instance: Instance,
     solution: Solution,
-    measured: tuple[Estimate, dict[str, PlanFigures], float | None],
+    measured: tuple[Estimate, dict[str, PlanFigures], float | None, Sharing],
     files: list[Path],
     left_out: LeftOut,
     json_: bool,
 ) -> None:
     """Print the summary, or JSON: of what was estimated before, every plan's figures, and seconds of simulating."""
-    estimated, plans, step_s = measured
+    estimated, plans, step_s, sharing = measured
+    simulated = None if step_s is None else sharing
     if json_:
-        click.echo(as_json(_report(instance, solution, plans, files, estimated, left_out)))
+        click.echo(as_json(_report(instance, solution, plans, files, estimated, left_out, simulated)))
         return
     from moe_placer.cli.summary import print_summary
 
     print_summary(instance, solution, plans, step_s, files, left_out)
+    for line in shared_lines(simulated):
+        click.echo(line)
 
 
 def _cooling(solution: Solution) -> CoolingDone | None:
@@ -322,6 +307,7 @@ def _report(
     files: list[Path],
     estimated: Estimate,
     left_out: LeftOut,
+    sharing: Sharing | None,
 ) -> SolveResult:
     from moe_placer.cli.plans import bound_us, verdict
     from moe_placer.cli.summary import name_deaths
@@ -358,6 +344,7 @@ def _report(
         "solver_gap": {"max": max(own), "median": sorted(own)[len(own) // 2], "proof": "the solver's word"},
         "baselines": dict(solution.baselines),
         "plans": plans,
+        "sharing": sharing,
         "verdict": verdict(plans, verification.back),
         "dispatch_us": verification.dispatch_us,
         "combine_us": verification.combine_us,

@@ -20,6 +20,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.sizes import back_ratio
 from moe_placer.limits import Limits
 from moe_placer.placement import Placement
+from moe_placer.schedule.coarse_network import Sharing
 from moe_placer.schedule.step import step_time
 from moe_placer.schedule.workload import Workload
 from moe_placer.solve.solve import Solution, solve
@@ -107,6 +108,8 @@ class Evaluation:
     best_split : PlanCosts or None
         Under rules beside ``group`` and ``even``, with one copy per chosen expert: what the placement costs where every
         node's tokens are split so that the busiest link costs least. No rule does better on links.
+    sharing : str or None
+        How finely the simulated steps shared links out; None where none was simulated.
     """
 
     instance: Instance
@@ -119,6 +122,7 @@ class Evaluation:
     bound: float | None
     layer_time_bound_us: float | None
     best_split: PlanCosts | None = None
+    sharing: Sharing | None = None
 
 
 def evaluate(
@@ -129,6 +133,7 @@ def evaluate(
     routing: str | None = None,
     dispatch: str | None = None,
     step: bool = False,
+    sharing: Sharing = "fine",
     limits: Limits | None = None,
     tell: Callable[[str], None] = lambda _name: None,
 ) -> Evaluation:
@@ -149,6 +154,8 @@ def evaluate(
         Instead of the instance's ``placement.dispatch``.
     step : bool
         Whether to simulate a step of every plan, with two micro-batches and with one: seconds each.
+    sharing : str
+        How finely steps share links out over time (`moe_placer.schedule.coarse_network.Sharing`).
     limits : Limits, optional
         Of what bounds the links; absent: 60 s, one worker.
     tell : callable, optional
@@ -169,7 +176,7 @@ def evaluate(
         own = _served_by(instance, rule, dispatch) or own
         if step and own.placement.replica_routing != rule:
             raise UsageError(f"a step does not simulate {rule} here; leave out the step")
-    return _evaluated(own, placement, traffic, rule, step, limits or Limits(), tell)
+    return _evaluated(own, placement, traffic, rule, sharing if step else None, limits or Limits(), tell)
 
 
 def _evaluated(
@@ -177,7 +184,7 @@ def _evaluated(
     placement: Placement,
     traffic: Traffic | None,
     rule: str | None,
-    step: bool,
+    sharing: Sharing | None,
     limits: Limits,
     tell: Callable[[str], None],
 ) -> Evaluation:
@@ -200,9 +207,9 @@ def _evaluated(
     def costs(name: str, plan: Placement | str) -> PlanCosts | str:
         if isinstance(plan, str):
             return plan
-        if step or rule is not None:
+        if sharing is not None or rule is not None:
             tell(name)
-        return costs_of(instance, plan, traffic, network, step=step, rule=rule)
+        return costs_of(instance, plan, traffic, network, sharing=sharing, rule=rule)
 
     split = rule not in {None, "optimal"} and not instance.placement.counts_tokens_once
     mine = costs("the placement", placement)
@@ -218,6 +225,7 @@ def _evaluated(
         bound=solution.verification.total_bound if proved else None,
         layer_time_bound_us=solution.verification.layer_us_bound if proved else None,
         best_split=costs_of(instance, placement, traffic, network, rule="optimal") if split else None,
+        sharing=sharing,
     )
 
 
@@ -257,7 +265,7 @@ def costs_of(
     traffic: Traffic,
     network: Network | None = None,
     *,
-    step: bool = False,
+    sharing: Sharing | None = None,
     rule: str | None = None,
 ) -> PlanCosts:
     """Measure one plan that can serve, by the verifier's slow and obvious loads.
@@ -268,8 +276,8 @@ def costs_of(
         What runs where, and which tokens choose which experts.
     network : Network, optional
         As `read_network` says, where it is known.
-    step : bool
-        Whether to simulate steps.
+    sharing : str, optional
+        Simulate steps, with links shared out this finely; absent: simulate none.
     rule : str, optional
         By which tokens pick replicas; absent: the instance's.
     """
@@ -295,9 +303,10 @@ def costs_of(
         layer_time_us=wire * (1 + back) + computing,
         inter_node_tokens=float(flows.between.sum()),
     )
-    if not step:
+    if sharing is None:
         return found
-    two, one = (step_time(instance, placement, traffic, Workload(micro_batches=n)).step_us for n in (2, 1))
+    loads = (Workload(micro_batches=n) for n in (2, 1))
+    two, one = (step_time(instance, placement, traffic, load, sharing=sharing).step_us for load in loads)
     return PlanCosts(**{**vars(found), "step_us": two, "step_one_batch_us": one})
 
 

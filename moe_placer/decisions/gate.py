@@ -15,6 +15,7 @@ from moe_placer.experiments.compare.metrics import find_flows
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.result import gap
+from moe_placer.schedule.coarse_network import Sharing
 from moe_placer.schedule.step import step_time
 from moe_placer.traffic import Traffic, load_traffic
 from moe_placer.verifier import Verification, verify
@@ -154,6 +155,8 @@ def gate(
     limits: GateLimits,
     traffic: Traffic | None = None,
     current: Placement | None = None,
+    *,
+    sharing: Sharing = "fine",
 ) -> Gate:
     """Verify a placement again, and hold its recomputed figures to limits.
 
@@ -169,6 +172,8 @@ def gate(
         Absent: what the instance names.
     current : Placement, optional
         What runs today; ``min_gain`` and ``max_moves`` compare with it.
+    sharing : str
+        How finely a simulated step shares links out over time (`moe_placer.schedule.coarse_network.Sharing`).
 
     Returns
     -------
@@ -188,7 +193,7 @@ def gate(
     verification = verify(instance, placement, traffic)
     if not verification.ok:
         return Gate(verification, ())
-    measured = _Measured(instance, placement, traffic, verification, current)
+    measured = _Measured(instance, placement, traffic, verification, current, sharing)
     return Gate(verification, tuple(_check(name, allowed, measured) for name, allowed in given.items()))
 
 
@@ -201,6 +206,7 @@ class _Measured:
     traffic: Traffic
     found: Verification
     current: Placement | None
+    sharing: Sharing
 
     def max_gap(self) -> float:
         return gap(self.found.aggregate, self.found.aggregate_bound) if self._is_aggregate else self._total_gap
@@ -232,7 +238,7 @@ class _Measured:
         return float((tokens.max(axis=1)[mean > 0] / mean[mean > 0]).max(initial=1.0)) - 1
 
     def max_step_ms(self) -> float:
-        return step_time(self.instance, self.placement, self.traffic).step_us / 1e3
+        return step_time(self.instance, self.placement, self.traffic, sharing=self.sharing).step_us / 1e3
 
     def min_gain(self) -> float:
         assert self.current is not None

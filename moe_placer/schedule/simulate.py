@@ -102,7 +102,12 @@ class Timeline:
 
 
 def simulate_placement(
-    instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    workload: Workload | None = None,
+    *,
+    sharing: Sharing = "fine",
 ) -> Timeline:
     """Simulate one step of a placement as its instance describes the hardware.
 
@@ -114,8 +119,10 @@ def simulate_placement(
         Routing statistics of the instance's sources.
     workload : Workload or None
         Tokens per GPU, contexts and micro-batches of the step; None: a prefill of the instance's own tokens.
+    sharing : str
+        How finely links are shared out over time (`moe_placer.schedule.coarse_network.Sharing`).
     """
-    return simulate(compile_program(instance, placement, traffic), workload or Workload())
+    return simulate(compile_program(instance, placement, traffic), workload or Workload(), sharing=sharing)
 
 
 def simulate(

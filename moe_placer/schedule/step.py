@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.schedule.coarse_network import Sharing
 from moe_placer.schedule.simulate import simulate_placement
 from moe_placer.schedule.step_figures import Figures, find_figures
 from moe_placer.schedule.workload import Workload
@@ -35,7 +36,14 @@ class StepTime:
     communication_us: float
 
 
-def step_time(instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None) -> StepTime:
+def step_time(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    workload: Workload | None = None,
+    *,
+    sharing: Sharing = "fine",
+) -> StepTime:
     """Predict one step of a placement; absent, the workload is a prefill of the instance's own tokens.
 
     Takes about 3 s of CPU time for 61 layers on 128 GPUs; the same arguments always give the same figures.
@@ -48,17 +56,26 @@ def step_time(instance: Instance, placement: Placement, traffic: Traffic, worklo
         Routing statistics of the instance's sources.
     workload : Workload or None
         Tokens per GPU, contexts and micro-batches of the step; None: a prefill of the instance's own tokens.
+    sharing : str
+        How finely links are shared out over time (`moe_placer.schedule.coarse_network.Sharing`).
 
     Raises
     ------
     InputError
         Placement or traffic do not fit the instance.
     """
-    figures = simulate(instance, placement, traffic, workload)
+    figures = simulate(instance, placement, traffic, workload, sharing=sharing)
     return StepTime(figures.latency_us, figures.communication_us)
 
 
-def simulate(instance: Instance, placement: Placement, traffic: Traffic, workload: Workload | None = None) -> Figures:
+def simulate(
+    instance: Instance,
+    placement: Placement,
+    traffic: Traffic,
+    workload: Workload | None = None,
+    *,
+    sharing: Sharing = "fine",
+) -> Figures:
     """Simulate one step of a placement: latency, throughput, MFU, memory, shares of time, critical path.
 
     Parameters
@@ -67,10 +84,12 @@ def simulate(instance: Instance, placement: Placement, traffic: Traffic, workloa
         What runs where, and which tokens choose which experts.
     workload : Workload, optional
         Prefill or decode, tokens per GPU, context, micro-batches; absent: a prefill of the instance's own tokens.
+    sharing : str
+        How finely links are shared out over time (`moe_placer.schedule.coarse_network.Sharing`).
 
     Raises
     ------
     InputError
         Placement or traffic do not fit the instance.
     """
-    return find_figures(simulate_placement(instance, placement, traffic, workload))
+    return find_figures(simulate_placement(instance, placement, traffic, workload, sharing=sharing))

@@ -42,6 +42,23 @@ def test_points_of_a_sweep_have_it(placed: Path) -> None:
     assert [point["sharing"] for point in json.loads(done.stdout)["points"]] == ["coarse"]
 
 
+def test_what_simulates_steps_beside_other_figures_has_it(placed: Path, tmp_path: Path) -> None:
+    commands = {
+        "step_us": ("evaluate", TINY, placed, "--step"),
+        "value": ("gate", TINY, placed, "--max-step", "1e6"),
+        "plans": ("solve", TINY, "-o", tmp_path, "--workers", 1, "--solver", "contiguous", "--no-dag", "-q", "--step"),
+    }
+    for key, command in commands.items():
+        fine, coarse = (json.loads(run(*command, "--sharing", how, "--json").stdout) for how in ("fine", "coarse"))
+        assert (fine["sharing"], coarse["sharing"]) == ("fine", "coarse"), command
+        step, coarser = (found.get("costs", found.get("checks", [found])[0])[key] for found in (fine, coarse))
+        assert step != coarser, command
+    text = run(*commands["value"], "--sharing", "coarse").stdout
+    assert "Steps were simulated with --sharing coarse" in text
+    assert "--sharing" not in run(*commands["value"]).stdout
+    assert json.loads(run("gate", TINY, placed, "--max-gap", "10", "--json").stdout)["sharing"] is None
+
+
 def test_without_bounds_rules_and_loads_are_checked_all_the_same() -> None:
     instance = tiny_instance()
     traffic = tiny_traffic(instance)

@@ -11,6 +11,7 @@ from moe_placer.cli.results.verified import ViolationFound
 from moe_placer.decisions.gate import GateCheck
 from moe_placer.decisions.resampling import Interval
 from moe_placer.decisions.screen import LayerGain, Migration
+from moe_placer.schedule.coarse_network import Sharing
 
 __all__ = ["GateResult", "ScreenResult"]
 
@@ -33,6 +34,8 @@ class GateResult(TypedDict):
     """Empty for a good placement."""
     checks: list[GateCheck]
     """Every limit that was given; empty where the placement breaks a rule."""
+    sharing: Sharing | None
+    """When links were shared out anew in the simulated step (`--sharing`); null where none was simulated."""
 
 
 @documented

@@ -7,6 +7,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from moe_placer.cli.results.documented import InstanceName, documented
+from moe_placer.schedule.coarse_network import Sharing
 
 __all__ = ["EvaluateResult", "PlanCost"]
 
@@ -75,3 +76,5 @@ class EvaluateResult(TypedDict):
     """No placement that the instance allows has a smaller `total_z`; null under rules for which nothing is proved."""
     layer_time_bound_us: float | None
     """Nor a smaller `layer_time_us`."""
+    sharing: Sharing | None
+    """When links were shared out anew in simulated steps (`--sharing`); null without `--step`."""

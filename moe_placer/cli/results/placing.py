@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from moe_placer.cli.left_out import Part
 from moe_placer.cli.plans import PlanFigures
 from moe_placer.cli.results.documented import InstanceName, documented
+from moe_placer.schedule.coarse_network import Sharing
 
 __all__ = ["SolveResult", "SolversResult"]
 
@@ -133,6 +134,8 @@ class SolveResult(TypedDict):
     """Gap of what was minimised to its re-checkable bound; null without a bound."""
     gap: GapOfLayers
     """Gaps to re-checkable bounds."""
+    sharing: Sharing | None
+    """When links were shared out anew in simulated steps (`--sharing`); null where none was simulated."""
     solver_gap: GapOfLayers
     """Gaps to the solver's own bounds."""
     baselines: dict[str, float | str]
