@@ -1,8 +1,7 @@
-"""Measures of routing: how skewed loads are, and what one choice tells about another.
+"""Measures of how skewed loads are, with what real models show.
 
-What real models show, and `moe_placer.traffic.synthetic` is calibrated to: DeepSeek-V3 and R1 on GPQA (58 layers of 256
-experts), DeepSeekMoE-16B, OLMoE-1B-7B and Mixtral-8x7B on English, code and mathematics. The last three measures need
-many more tokens than pairs of experts: chance makes rare pairs look dependent, so that small samples overstate them.
+`moe_placer.traffic.synthetic` is calibrated to these: DeepSeek-V3 and R1 on GPQA (58 layers of 256 experts),
+DeepSeekMoE-16B, OLMoE-1B-7B and Mixtral-8x7B on English, code and mathematics.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["correlation", "layer_information", "log_spread", "pair_excess", "pair_lift", "skew"]
+__all__ = ["log_spread", "skew"]
 
 Floats = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.integer]
 
 
 def skew(load: Floats) -> Floats:
@@ -32,65 +30,3 @@ def log_spread(load: Floats) -> Floats:
     """
     logs = np.log(np.where(load > 0, load, np.nan))
     return np.asarray(np.nanstd(logs, axis=1))
-
-
-def correlation(loads: list[Floats]) -> float:
-    """Mean over layers and pairs of domains of the Pearson correlation of expert loads [layers, experts].
-
-    Layers where all experts are alike have none and are left out. Real: 0.06 (DeepSeekMoE), 0.21 (OLMoE).
-    """
-    values = [
-        np.corrcoef(a[layer], b[layer])[0, 1]
-        for i, a in enumerate(loads)
-        for b in loads[:i]
-        for layer in range(len(a))
-        if a[layer].std() > 0 and b[layer].std() > 0
-    ]
-    return float(np.mean(values)) if values else 0.0
-
-
-def pair_excess(topk: Ids, experts: int) -> float:
-    """Share of the pair mass away from independence: half the sum of ``|p(a, b) - q(a, b)|`` over pairs a != b.
-
-    ``topk`` [tokens, k] is one layer's; p is the share of chosen pairs, q the product of loads without a = b, scaled to
-    sum to 1. Real: 0.35 to 0.46.
-    """
-    pairs, independent = _pairs(topk, experts)
-    return float(np.abs(pairs - independent).sum() / 2)
-
-
-def pair_lift(topk: Ids, experts: int, percentile: float = 99.0) -> float:
-    """Percentile over pairs of ``p(a, b) / q(a, b)``, as in `pair_excess`; real, at 99: 5 to 9."""
-    pairs, independent = _pairs(topk, experts)
-    lift = pairs[independent > 0] / independent[independent > 0]
-    return float(np.percentile(lift, percentile)) if len(lift) else 1.0
-
-
-def layer_information(first: Ids, second: Ids, experts: int) -> float:
-    """Mutual information in bits between a token's expert of one layer and of the next, over all pairs.
-
-    ``first`` and ``second`` are [tokens, k] of two layers; with p(a, b) the share of the k * k pairs of all tokens, it
-    is the sum of ``p(a, b) log2(p(a, b) / (p(a) p(b)))``. Real: 0.5 to 0.9.
-    """
-    joint = _chosen(first, experts).T @ _chosen(second, experts)
-    joint /= joint.sum()
-    product = np.outer(joint.sum(axis=1), joint.sum(axis=0))
-    some = joint > 0
-    return float((joint[some] * np.log2(joint[some] / product[some])).sum())
-
-
-def _pairs(topk: Ids, experts: int) -> tuple[Floats, Floats]:
-    chosen = _chosen(topk, experts)
-    together = chosen.T @ chosen
-    np.fill_diagonal(together, 0.0)
-    load = chosen.sum(axis=0)
-    independent = np.outer(load, load)
-    np.fill_diagonal(independent, 0.0)
-    return together / max(1.0, together.sum()), independent / max(1.0, independent.sum())
-
-
-def _chosen(topk: Ids, experts: int) -> Floats:
-    """Mark each token's experts with a 1: [tokens, experts]; products of such arrays count exactly."""
-    chosen = np.zeros((len(topk), experts))
-    np.put_along_axis(chosen, topk.astype(np.int64), 1.0, axis=1)
-    return chosen

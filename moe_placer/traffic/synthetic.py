@@ -1,8 +1,8 @@
 """Seeded tokens with the skew and structure of real routing.
 
 Calibrated to figures published for, or measured on, recordings of real models (ranges over models and texts). The right
-columns are medians over layers and domains, measured by `moe_placer.traffic.statistics` on 12 MoE layers, seed 1, with
-20,000 tokens a domain (tests/traffic/test_synthetic.py repeats this):
+columns are medians over layers and domains, measured by tests/traffic/test_synthetic.py on 12 MoE layers, seed 1, with
+20,000 tokens a domain:
 
 ======================================================  ==============  ==========  ==========
 figure                                                  real            64, top-8   256, top-8

@@ -255,11 +255,6 @@ class Verification:
         return on_links + sum_below(self.least_busiest * self.expert_token_us)
 
     @property
-    def busiest_link_us(self) -> float:
-        """Microseconds that the link with most to do needs for the dispatch of all layers together."""
-        return float(self.us.sum(axis=0).max(initial=0.0))
-
-    @property
     def aggregate_link(self) -> str:
         """The first link of that cost; empty where no link carries anything."""
         return self.links[int(self.cost.sum(axis=0).argmax())] if self.aggregate > 0 else ""

@@ -345,7 +345,6 @@ def test_a_failed_node_has_no_ranks(tmp_path: Path) -> None:
     deployment = read_deployment(instance)
     assert (deployment.ranks, deployment.nodes) == (8, (0, 2, 3, 4))
     assert [deployment.gpu_of(rank) for rank in (1, 2, 7)] == [1, 4, 9]
-    assert all(deployment.rank_of(deployment.gpu_of(rank)) == rank for rank in range(8))
     plan = drawn_plan(deployment, 6)
     assert check_file("sglang", exported(instance, plan, "sglang", tmp_path), instance).plan == plan
 

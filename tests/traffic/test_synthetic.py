@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import tiny_instance
+from routing_measures import correlation, layer_information, pair_excess, pair_lift
 
 from moe_placer.errors import InputError
 from moe_placer.traffic import synthetic
-from moe_placer.traffic.statistics import correlation, layer_information, log_spread, pair_excess, pair_lift, skew
+from moe_placer.traffic.statistics import log_spread, skew
 
 
 def domains(experts: int, top_k: int) -> list[np.ndarray]:

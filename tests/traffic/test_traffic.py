@@ -1,4 +1,4 @@
-"""Recorded traffic: what it counts to, and real traces where they are at hand; test_traffic_files.py has the files."""
+"""Recorded traffic: what it counts to, and real traces where they are at hand; test_readers.py has damaged files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import tiny_instance
+from routing_measures import layer_information, pair_excess, pair_lift
 
 from moe_placer.errors import InputError
 from moe_placer.instance import load_instance
 from moe_placer.traffic import load_traffic, make_traffic
-from moe_placer.traffic.statistics import layer_information, pair_excess, pair_lift, skew
+from moe_placer.traffic.statistics import skew
 from moe_placer.traffic.trace_reader import read_trace
 
 REPO = Path(__file__).parents[2]

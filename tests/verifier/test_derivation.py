@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MESH, honest, in_order, recomputed, tiny_instance, tiny_traffic
+from builders import MESH, honest, tiny_instance, tiny_traffic
 
 from moe_placer.bounds.bounds import Bound
 from moe_placer.placement import Placement
@@ -59,16 +59,6 @@ def test_the_longest_way_counts_every_link_of_every_route() -> None:
 def test_facts_are_of_their_type(stated: object, expected: object) -> None:
     assert not _alike(stated, expected)
     assert _alike(expected, expected)
-
-
-def test_the_link_with_most_to_do_over_all_layers_is_found_by_its_sum() -> None:
-    instance = tiny_instance()
-    traffic = tiny_traffic(instance)
-    found = recomputed(instance, in_order(instance), traffic)
-    links = len(found.links)
-    us = np.zeros((2, links))
-    us[:, :2] = [[1.0, 2.0], [3.0, 5.0]]
-    assert replace(found, us=us).busiest_link_us == 7.0
 
 
 def test_a_layer_of_which_nothing_is_stated_has_no_bound() -> None:

@@ -130,11 +130,6 @@ class Deployment:
         node, local = divmod(rank, self.gpus_per_node)
         return self.nodes[node] * self.gpus_per_node + local
 
-    def rank_of(self, gpu: int) -> int:
-        """Rank of a global GPU id, which must be one that works."""
-        node, local = divmod(gpu, self.gpus_per_node)
-        return self.nodes.index(node) * self.gpus_per_node + local
-
 
 def plan_of(placement: Placement, deployment: Deployment) -> Plan:
     """Return a placement of whole experts as slots; on every rank experts are in ascending order."""
