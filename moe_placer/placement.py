@@ -34,6 +34,7 @@ __all__ = [
 SCHEMA = "moe-placer/placement/1"
 MAX_BYTES = 512_000_000
 _EXPECTED = "a placement file"
+_EXPECTED_AFTER_INSTANCE = f"{_EXPECTED} (.json; it comes after the instance)"
 _GPU_DEPTH = 3  # gpu[l][e]
 
 Proof = Literal["dual", "hot-experts", "hot-replicas", "threshold", "companions", "weighted-companions", "solver"]
@@ -306,7 +307,7 @@ def parse_placement(raw: bytes, file: Path) -> Placement:
         Truncated, not JSON, or not of this schema; every mistake is listed.
     """
     # pydantic's own JSON parser lets duplicate keys pass.
-    content = parse_json(raw, _EXPECTED, file)
+    content = parse_json(raw, _EXPECTED if file.suffix not in {".yaml", ".yml"} else _EXPECTED_AFTER_INSTANCE, file)
     try:
         return Placement.model_validate_json(json.dumps(content))
     except ValidationError as error:

@@ -54,11 +54,16 @@ def checked_executor(asked: str | None) -> str | None:
 
 
 def share(text: str) -> float:
-    """Read a share that is written as 0.01 or as 1%."""
+    """Read a share that is written as 0.01 or as 1%; a bare 1 or more, which may mean either, is refused."""
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        number = float(text.removesuffix("%"))
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a share, expected one such as 1% or 0.01") from None
+    if text.endswith("%"):
+        return number / 100
+    if 1 <= number < float("inf"):
+        raise click.BadParameter(f"{text!r} may mean {text}% or {100 * number:g}%, expected which: 1% or 0.01")
+    return number
 
 
 # Paths are not checked by click: the readers say more about what is wrong, with the documented exit code.

@@ -188,7 +188,7 @@ def gate(
     """
     given = limits.given()
     if current is None and given.keys() & {"min_gain", "max_moves"}:
-        raise UsageError("min-gain and max-moves compare with what runs today: they need a current placement")
+        raise UsageError("--min-gain and --max-moves compare with the placement that runs today: give it as --current")
     traffic = traffic or load_traffic(instance)
     verification = verify(instance, placement, traffic)
     if not verification.ok:

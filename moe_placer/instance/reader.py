@@ -82,6 +82,10 @@ def _checked(document: Document) -> Instance:
         what = f"{shown(document.data)} at the top level"
         fields = "a section of `field: value` lines"
         raise InputError([*document.mistakes, Mistake(what, fields, file=document.file, line=document.line(()))])
+    schema = document.data.get("schema")
+    if isinstance(schema, str) and schema.startswith("moe-placer/"):  # rather than a mistake for each of its fields
+        mistake = Mistake(f"a file of {schema}", "an instance (it comes before a placement)", "schema", document.file)
+        raise InputError(mistake)
     try:
         whole = Instance.model_validate(with_whole_experts(document.data))
         instance = with_chosen_expert_tp(document.data, whole)

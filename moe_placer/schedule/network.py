@@ -340,9 +340,9 @@ def _ends(now: float, flows: InFlight, rates: Floats) -> tuple[float, float, flo
 def _factors(links: tuple[str, ...], given: Mapping[str, float]) -> Floats:
     index = {name: k for k, name in enumerate(links)}
     expected = f"a link of the fabric, like {links[0]}" if links else "nothing: this fabric has no links"
-    mistakes = [Mistake(name, expected, "link_factor") for name in given if name not in index]
+    mistakes = [Mistake(name, expected, "slow link") for name in given if name not in index]
     mistakes += [
-        Mistake(str(factor), "a number above 0", f"link_factor[{name}]")
+        Mistake(str(factor), "a number above 0", f"slow link {name}")
         for name, factor in given.items()
         if not 0 < factor < np.inf
     ]

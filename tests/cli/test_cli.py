@@ -125,6 +125,7 @@ def test_wrong_usage_is_2() -> None:
     fails(2, "solve", TINY, "--time-limit", "-1", says="time limit is -1 s")
     fails(2, "solve", TINY, "--gap", "nan", says="gap is nan")
     fails(2, "solve", TINY, "--gap", "one", says="'one' is not a share, expected one such as 1% or 0.01")
+    fails(2, "solve", TINY, "--gap", "1", says="'1' may mean 1% or 100%, expected which: 1% or 0.01")
     fails(2, "solve", TINY, "--workers", "0", says="0 workers")
     fails(2, "solve", TINY, "--nonsense", says="--nonsense", apart=True)
     fails(2, "solve", says="INSTANCE")
@@ -200,6 +201,9 @@ def test_wrong_placements_are_1(tmp_path: Path, solved: Path) -> None:
         file.write_text(text)
         fails(1, "verify", TINY, file, says=says)
     fails(1, "verify", TINY, tmp_path / "missing.json", says="no such file")
+    placement = solved / "placement.json"
+    fails(1, "verify", placement, TINY, says="schema: found a file of moe-placer/placement/1, expected an instance (it")
+    fails(1, "verify", TINY, TINY, says="expected a placement file (.json; it comes after the instance)")
 
 
 def test_a_folder_that_cannot_be_written_is_1(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_gain_and_moves_are_against_what_runs_today(instance: Instance, solution
     assert (moves.value, moves.ok) == (moved, True)
     assert not gate(instance, mine, GateLimits(min_gain=gain.value + 1e-6), traffic, current).ok
     assert not gate(instance, mine, GateLimits(max_moves=moved - 1), traffic, current).ok
-    with pytest.raises(UsageError, match="need a current placement"):
+    with pytest.raises(UsageError, match="give it as --current"):
         gate(instance, mine, GateLimits(max_moves=1), traffic)
     single = current.model_copy(update={"gpu": tuple(tuple(one[:1] for one in layer) for layer in current.gpu)})
     (other,) = gate(instance, mine, GateLimits(min_gain=0.0), traffic, single).checks  # fewer replicas may run today
@@ -125,7 +125,7 @@ def test_limits_that_make_no_sense(value: float) -> None:
 def test_the_command_and_its_exit_codes(tmp_path: Path) -> None:
     told("solve", TINY, "-o", tmp_path, "--no-dag", "--workers", 1, "--solver", "greedy", "-q")
     file = tmp_path / "placement.json"
-    good = told("gate", TINY, file, "--max-gap", "50%", "--max-imbalance", 3)
+    good = told("gate", TINY, file, "--max-gap", "50%", "--max-imbalance", "300%")
     assert good.out.splitlines()[0] == f"{file}: good; 2 of 2 limits hold"
     assert good.err == ""
     failed = told("gate", TINY, file, "--max-gap", "0.001%", "--max-z", 1e9, code=6)
@@ -134,7 +134,7 @@ def test_the_command_and_its_exit_codes(tmp_path: Path) -> None:
     assert "does not hold a limit: gap is" in failed.err
     assert "no limit is given, expected at least one of max-gap" in told("gate", TINY, file, code=2).err
     assert "'much' is not a share" in told("gate", TINY, file, "--max-gap", "much", code=2).err
-    assert "need a current placement" in told("gate", TINY, file, "--min-gain", "1%", code=2).err
+    assert "give it as --current" in told("gate", TINY, file, "--min-gain", "1%", code=2).err
     content = json.loads(file.read_text())
     content["layers"][0]["z"] += 1
     (tmp_path / "wrong.json").write_text(json.dumps(content))

@@ -193,7 +193,7 @@ def test_commands_print_what_scenarios_come_to(take: str, tmp_path: Path) -> Non
         (["solve", file, "-o", out, "--work", "0.01", "--gap", "0", "--quiet", "--no-dag"], "above the gap"),
         (["verify", file, out / "placement.json"], "@"),
         (["evaluate", file, out / "placement.json"], "lower bound"),
-        (["gate", file, out / "placement.json", "--max-gap", "9"], "holds"),
+        (["gate", file, out / "placement.json", "--max-gap", "900%"], "holds"),
     ):
         done = run(*words)
         assert done.returncode == 0, done.stderr

@@ -284,7 +284,7 @@ def _text(file: Path, expected: str) -> str:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    return _parsed(_text(file, "a JSON object"), file, None)
+    return _parsed(_text(file, "a JSON object, as comparisons write it"), file, None)
 
 
 def _parsed(text: str, file: Path, line: int | None) -> dict[str, Any]:
