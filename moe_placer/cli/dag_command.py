@@ -60,8 +60,8 @@ def dag(
 ) -> None:
     """Draw the deployment DAGs of PLACEMENT (.dot, .svg and .json), each verified before it is written.
 
-    The large ones are also written as .html: one file with search, zoom and details, which needs no network. What a
-    very large deployment has too much of is left out, and said on standard error.
+    The large ones are also written as .html: one file with search, zoom and details, which needs no network. Of a very
+    large deployment, drawings show some of the layers; standard error names them.
     """
     from moe_placer.dag import write_dags
     from moe_placer.dag.operators import Attended, write_operators

@@ -39,7 +39,11 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @placed_arguments
 @click.option("--routing", metavar="RULE", help=_ROUTING)
-@click.option("--dispatch", metavar="UNIT", help="What a token is sent once for, instead of the instance's.")
+@click.option(
+    "--dispatch",
+    metavar="UNIT",
+    help="What a token is sent once for, instead of the instance's: per-expert, per-gpu or per-node.",
+)
 @click.option("--step", is_flag=True, help="Simulate a step of every plan, with two micro-batches and with one.")
 @sharing_option
 @json_option
@@ -56,8 +60,8 @@ def evaluate(
     """Say what PLACEMENT costs on INSTANCE's traffic, or on that of --trace, whatever it was made for.
 
     Links, NICs where they are counted, busiest GPUs and layer times, beside what contiguous, EPLB and greedy plans for
-    this very traffic cost, and what no placement is below. That it was made for other traffic, routing or dispatch is
-    said, and no violation; nor is anything that the file states of itself looked at. Exit code 1 if it cannot serve.
+    this very traffic cost, and a lower bound. A placement made for other traffic, routing or dispatch is named as such,
+    which is no violation; figures that its file states are ignored. Exit code 1 if it cannot serve.
     """
     from moe_placer.decisions.evaluate import evaluate as measure
     from moe_placer.placement import load_placement

@@ -29,7 +29,7 @@ LAUNCHERS = ("slurm", "mpi", "kubernetes")
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), required=True, help="The engine's file (docs/engines.md)."
 )
-@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="Where it goes.")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="File to write.")
 @click.option(
     "--mtp-layers",
     type=click.IntRange(0, 16),

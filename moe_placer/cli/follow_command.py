@@ -17,6 +17,7 @@ from moe_placer.cli.options import (
     json_option,
     open_instance,
     trace_option,
+    work_option,
 )
 from moe_placer.errors import UsageError
 
@@ -62,10 +63,12 @@ Examples:
 @click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred per window.")
 @click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="What is minimised, as for `replan`.")
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search per replan.")
-@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
+@work_option
 @executor_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same plans.")
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write rows and page there.")
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write rows and page to."
+)
 @json_option
 def follow(
     instance: Path,

@@ -49,14 +49,32 @@ _LIMITS: tuple[Callable[[Any], Any], ...] = (
         help="Milliseconds of all layers' dispatch, one after the other, one way.",
     ),
     click.option(
-        "--max-layer-time", "max_layer_time_ms", type=float, metavar="MS", help="Dispatch, slowest GPU, combine of all."
+        "--max-layer-time",
+        "max_layer_time_ms",
+        type=float,
+        metavar="MS",
+        help="Milliseconds of dispatch, slowest GPU and combine of all layers, one after the other.",
     ),
-    click.option("--max-busiest-gpu", type=float, metavar="N", help="Tokens per step on a GPU in any layer."),
+    click.option("--max-busiest-gpu", type=float, metavar="N", help="Tokens per step of the busiest GPU in any layer."),
     click.option(
-        "--max-imbalance", type=share, metavar="X", help="Busiest GPU above the mean of working ones, in any layer."
+        "--max-imbalance",
+        type=share,
+        metavar="X",
+        help="Tokens of the busiest GPU above the mean of working GPUs, in any layer, as 25%.",
     ),
-    click.option("--max-step", "max_step_ms", type=float, metavar="MS", help="One simulated step (seconds of work)."),
-    click.option("--min-gain", type=share, metavar="X", help="Objective below that of --current, on the same traffic."),
+    click.option(
+        "--max-step",
+        "max_step_ms",
+        type=float,
+        metavar="MS",
+        help="Milliseconds of a simulated step (which takes seconds to simulate).",
+    ),
+    click.option(
+        "--min-gain",
+        type=share,
+        metavar="X",
+        help="How far the objective must be below that of --current, on the same traffic, as 2%.",
+    ),
     click.option("--max-moves", type=int, metavar="N", help="Replicas that GPUs load, coming from --current."),
 )
 

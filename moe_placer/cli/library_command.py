@@ -113,7 +113,9 @@ def show(name: str, folder: Path, json_: bool) -> None:
 
 @library.command()
 @_name_argument
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where.  [here]")
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Folder to write to.  [.]"
+)
 @_folder_option
 @json_option
 def get(name: str, output: Path, folder: Path, json_: bool) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "trace_option",
     "trace_words",
     "with_workers",
+    "work_option",
     "workers_option",
     "written_files",
 ]
@@ -100,6 +101,12 @@ executor_option = click.option(
     metavar="NAME:...",
     help="What does the work: processes:N, loky:N, dask:local:N, dask:tcp://HOST:PORT, ray:local:N, ray:auto, mpi, or "
     "shard:I/N, the I-th of N parts.  [processes of this machine]",
+)
+work_option = click.option(
+    "--work",
+    metavar="W",
+    type=float,
+    help="Effort of the search, about CPU seconds, the same on every machine.  [from --time-limit]",
 )
 workers_option = click.option(
     "--workers", show_default="all cores; 1 if small", metavar="N", type=int, help="Worker processes.", default=None

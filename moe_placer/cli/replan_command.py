@@ -9,7 +9,7 @@ import click
 
 from moe_placer.cli.change_options import build_change, change_options, loss_content, loss_lines
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import counted, instance_argument, json_option, open_instance, trace_option
+from moe_placer.cli.options import counted, instance_argument, json_option, open_instance, trace_option, work_option
 from moe_placer.cli.replan_curve import CURVE, PICTURE, curve_points, print_curve, write_curve
 from moe_placer.errors import UsageError
 from moe_placer.files import write_atomically
@@ -59,7 +59,7 @@ Examples:
     "--fresh-time", default=10.0, show_default=True, metavar="S", help="Seconds for a plan from scratch; 0: none."
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and effort, same placement.")
-@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
+@work_option
 @click.option("--curve", is_flag=True, help="Also what other budgets reach, as a table, curve.json, curve.svg.")
 @click.option("--step", is_flag=True, help="With --curve: simulate a step at every point of it, seconds each.")
 @click.option(
@@ -95,8 +95,8 @@ def replan(
     A move is a replica that a GPU must load. What need not move stays on its GPU, and where nothing is gained, nothing
     moves. One budget counts for all layers: each move goes to the layer where it gains most (docs/replanning.md).
 
-    What GPUs held that failed or are drained comes back first, elsewhere, and counts as moves; instance.yaml then is
-    the instance without them.
+    Replicas of failed and drained GPUs are restored on others first, and count as moves; instance.yaml in DIR then is
+    the instance without these GPUs.
     """
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement

@@ -136,7 +136,7 @@ def schedule(
     """Simulate one step of PLACEMENT: latency, throughput, utilization, memory, and where the time goes.
 
     Every operation of the deployment DAG runs on its GPUs' streams, NVLink and the inter-node links as soon as its
-    tensors are there (docs/schedule.md). Figures are of the model's own hardware parameters in INSTANCE.
+    tensors are there (docs/schedule.md). Figures follow from the hardware parameters in INSTANCE.
 
     What-ifs simulate the step again: how much later is it, and which further replica of an expert would help most?
     Targets (--require) are held against the step without them: what was asked, what came out, what limits it.

@@ -28,6 +28,7 @@ from moe_placer.cli.options import (
     trace_option,
     trace_words,
     with_workers,
+    work_option,
     workers_option,
 )
 from moe_placer.cli.windowed import WINDOWED, over_windows, scenario_z, tell_of_windows, write_windowed
@@ -79,9 +80,13 @@ Examples:
 @workers_option
 @executor_option
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
-@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S and N.")
+@work_option
 @click.option(
-    "--memory", metavar="GB", type=float, show_default="what is left", help="Refuse what is estimated to take more."
+    "--memory",
+    metavar="GB",
+    type=float,
+    show_default="what is left",
+    help="Refuse a solve that is estimated to take more memory.",
 )
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")

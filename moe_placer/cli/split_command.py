@@ -23,7 +23,13 @@ __all__ = ["split"]
     help="Files that each TRACE is split into.",
 )
 @click.option(
-    "-o", "--output", metavar="DIR", default=".", show_default=True, type=click.Path(path_type=Path), help="Where to."
+    "-o",
+    "--output",
+    metavar="DIR",
+    default=".",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write to.",
 )
 @json_option
 def split(traces: tuple[Path, ...], parts: int, output: Path, json_: bool) -> None:

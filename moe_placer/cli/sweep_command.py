@@ -63,10 +63,13 @@ Examples:
     "--dispatch",
     "units",
     metavar="UNIT,...",
-    help="The same placement where a token is sent once for these.  [instance's]",
+    help="Units that a token is sent once for: per-expert, per-gpu, per-node.  [instance's]",
 )
 @click.option(
-    "--receive", "receives", metavar="NIC,...", help="The same placement where these NICs receive.  [instance's]"
+    "--receive",
+    "receives",
+    metavar="NIC,...",
+    help="NICs that receive: shared, source-rail, destination-gpu.  [instance's]",
 )
 @click.option(
     "--micro-batches",

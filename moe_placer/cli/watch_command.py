@@ -15,7 +15,7 @@ import click
 from moe_placer.cli import log
 from moe_placer.cli.interrupts import Wish, listen
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, open_instance
+from moe_placer.cli.options import json_option, open_instance, work_option
 from moe_placer.errors import UsageError, visible
 from moe_placer.files import write_atomically
 
@@ -76,7 +76,7 @@ Examples:
 @click.option("--max-bytes", type=float, metavar="B", help="Bytes of weights that may be transferred for one plan.")
 @click.option("--minimise", type=click.Choice(["links", "gpus", "time"]), help="What is minimised, as for `replan`.")
 @click.option("--time-limit", default=4.0, show_default=True, metavar="S", help="Seconds of search for one plan.")
-@click.option("--work", default=None, metavar="W", type=float, help="Deterministic effort instead of one from S.")
+@work_option
 @click.option("--metrics", metavar="FILE", type=click.Path(path_type=Path), help="For Prometheus' textfile collector.")
 @json_option
 def watch(
