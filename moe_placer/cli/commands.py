@@ -58,37 +58,64 @@ _DEFECT = 70  # EX_SOFTWARE of sysexits.h
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}  # files, memory, processes
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_COMMANDS: dict[str, dict[click.Command, str]] = {  # by what they are for, as in README, in words that fit 80 columns
+    "From an engine's recording to its plan": {
+        import_recording: "Read what an engine recorded of its router, as traffic.",
+        init: "Write an instance from a model's config and recordings.",
+        solve: "Place every expert of INSTANCE, and verify the placement.",
+        export: "Write PLACEMENT as the file that an engine loads.",
+        check_file: "Check a file that an engine is to load.",
+    },
+    "Is it right, and is it worth it": {
+        verify: "Recompute constraints, loads and bounds of PLACEMENT.",
+        evaluate: "Say what PLACEMENT costs on any traffic.",
+        gate: "Verify PLACEMENT, and hold its figures to limits.",
+        inspect: "Describe INSTANCE, and whether it can be feasible.",
+        screen: "Say whether placing pays, before anything is switched on.",
+    },
+    "Traffic drifts, GPUs fail": {
+        replan: "Improve the placement that runs, within a budget of moves.",
+        follow: "Compare ways to follow drifting traffic over windows.",
+        watch: "Replan unattended, for every recording that comes in.",
+    },
+    "What a step takes, and why": {
+        schedule: "Simulate one step: latency, memory, critical path, what-ifs.",
+        sweep: "Simulate steps over batches, contexts, fabrics and plans.",
+        dag: "Draw the deployment DAGs of PLACEMENT.",
+        plan_report: "Hold a deployment plan against what is computed of it.",
+    },
+    "Methods side by side": {
+        compare: "Run methods on instances: verified rows, and a page of them.",
+        split: "Split recordings: to solve on one part and measure on another.",
+        report: "Make the page of a comparison from its rows.",
+        library: "Instances with the best placement and bound known of each.",
+        solvers: "List the methods, and what they prove.",
+        schema: "Print the JSON Schema of files, or of any command's JSON.",
+    },
+}
+
+
+class _ByPurpose(click.Group):
+    """A group whose help lists commands under headings."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write a section for each heading."""
+        for purpose, commands in _COMMANDS.items():
+            with formatter.section(purpose):
+                formatter.write_dl([(f"{one.name:11}", words) for one, words in commands.items()])
+
+
+@click.group(
+    cls=_ByPurpose,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="moe-placer", prog_name="moe-placer")
 def cli() -> None:
     """Place the experts of Mixture-of-Experts models on GPU clusters, minimising the load of the busiest link."""
 
 
-for _command in (
-    import_recording,
-    init,
-    solve,
-    replan,
-    follow,
-    watch,
-    verify,
-    evaluate,
-    gate,
-    screen,
-    inspect,
-    schema,
-    solvers,
-    dag,
-    schedule,
-    sweep,
-    compare,
-    split,
-    report,
-    plan_report,
-    export,
-    check_file,
-    library,
-):
+for _command in (one for commands in _COMMANDS.values() for one in commands):
     cli.add_command(_command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,16 @@ def test_every_command_has_help(command: str) -> None:
     done = run(*([command] if command else []), "--help", apart=True)
     assert done.returncode == 0
     assert "Usage: moe-placer" in done.stdout
+
+
+def test_help_lists_commands_under_the_headings_of_the_readme() -> None:
+    table = re.findall(r"^\| ([^|]+) \| (`[^|]+`) \|$", (REPO / "README.md").read_text(), re.MULTILINE)
+    listed = run("--help").stdout.split("Exit codes")[0].split("\n\n")[-6:-1]
+    assert [section.splitlines()[0].strip() for section in listed] == [
+        f"{name[0].upper()}{name[1:]}:" for name, _ in table
+    ]
+    for section, (_, commands) in zip(listed, table, strict=True):
+        assert [line.split()[0] for line in section.splitlines()[1:]] == re.findall(r"`([a-z-]+)`", commands)
 
 
 def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
