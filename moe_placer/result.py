@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound
 from moe_placer.errors import MoePlacerError
 from moe_placer.limits import Deadline
+
+if TYPE_CHECKING:
+    from moe_placer.bounds.bounds import Bound  # who asks for gaps alone waits for no SciPy
 
 __all__ = ["FalseBoundError", "LayerResult", "Report", "Status", "Stop", "gap", "stop_at", "why_stopped"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationE
 from moe_placer.errors import InputError, Mistake
 from moe_placer.files import write_atomically
 from moe_placer.instance.yaml_reader import dotted, read_yaml
+from moe_placer.result import OPTIMAL_GAP, gap
 
 __all__ = [
     "BoundKnown",
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 SCHEMA = "moe-placer/library-record/1"
-OPTIMAL, BOUNDED = 1e-6, 1e-2  # largest gap of each status
+BOUNDED = 1e-2  # largest gap of this status; closer than `OPTIMAL_GAP` is optimal
 _EXPECTED = f"a record of the library ({SCHEMA})"
 
 KnownStatus = Literal["optimal", "bounded", "open"]
@@ -127,21 +129,16 @@ class Record(_Part):
         """(value - bound) / bound; None where either is missing, or the bound is 0 and the value is not."""
         if self.best is None or self.bound is None:
             return None
-        return _gap(self.best.value, self.bound.value)
+        found = gap(self.best.value, self.bound.value)
+        return None if math.isinf(found) else found
 
 
 def status_of(value: float, bound: float) -> KnownStatus:
     """Return the status that a value and a bound give."""
-    gap = _gap(value, bound)
-    if gap is None or gap > BOUNDED:
+    found = gap(value, bound)
+    if found > BOUNDED:
         return "open"
-    return "optimal" if gap <= OPTIMAL else "bounded"
-
-
-def _gap(value: float, bound: float) -> float | None:
-    if not bound:
-        return None if value else 0.0
-    return value / bound - 1
+    return "optimal" if found <= OPTIMAL_GAP else "bounded"
 
 
 def read_record(path: Path) -> Record:
