@@ -142,7 +142,7 @@ def compare(
     workers = matrix.config["parameters"]["workers"]
     environment, jobs = describe_environment(), jobs or max(1, usable_cores() // workers)
     most_bytes = 1e9 * (memory or _MEMORY_SHARE * (environment["memory_gb"] or float("inf")) / jobs)
-    wish = listen("stopping: ending what runs; rows that are there stay (again to give up at once)")
+    stop_request = listen("stopping: ending what runs; rows that are there stay (again to give up at once)")
     with _progress(log.silent(quiet, json_)) as tell:
         folder = run(
             matrix,
@@ -152,15 +152,15 @@ def compare(
             patience_s=patience,
             most_bytes=most_bytes,
             tell=tell,
-            stopped=wish,
+            stopped=stop_request,
             executor=executor,
         )
-    if wish():
+    if stop_request():
         finish()
         if json_:
             click.echo(as_json(_content(folder, False, [])))
         log.warn(f"interrupted; {folder.path} has the runs that ended before; the same command continues")
-        return wish.exit_code
+        return stop_request.exit_code
     files = [folder.file]
     if folder.shard is not None:
         log.info(f"rows are in {folder.file}; the same command without --executor gathers those of all shards")

@@ -5,7 +5,7 @@ the import of a library, and not the end of another handler. So a signal here se
 and then, or ends the process at once, or does nothing:
 
     heeding    before anybody listens: the first signal ends the process; while somebody listens: the first one is a
-               wish, which `Wish` tells, and the next one ends the process
+               request, which `StopRequest` tells, and the next one ends the process
     finished   the result is there and about to be told: signals are ignored, once and for all
 """
 
@@ -21,15 +21,15 @@ from typing import Any
 
 from moe_placer.cli import log
 
-__all__ = ["Wish", "finish", "install", "listen"]
+__all__ = ["StopRequest", "finish", "install", "listen"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one wish
+_ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one request
 _SHOW_CURSOR = "\x1b[?25h"
 _INTERRUPTED = "interrupted; files that are there are whole"
 
 
-class Wish:
+class StopRequest:
     """A request to stop, by Ctrl-C or SIGTERM; calling the object returns whether it was made.
 
     Attributes
@@ -54,7 +54,7 @@ class Wish:
 
 
 class _State:
-    wish: Wish | None = None
+    stop_request: StopRequest | None = None
     last = -float("inf")  # when a signal last counted, s
     finished = False
     installed = False
@@ -67,11 +67,11 @@ def install() -> None:
     _State.installed = True
 
 
-def listen(said: str) -> Wish:
+def listen(said: str) -> StopRequest:
     """Take the next signal as a request to stop, and call ``said`` then; an earlier request is forgotten."""
-    wish = Wish(said)
-    _State.wish = wish
-    return wish
+    stop_request = StopRequest(said)
+    _State.stop_request = stop_request
+    return stop_request
 
 
 def finish() -> None:
@@ -103,10 +103,10 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     if now - before < _ONE_WISH_S:
         return
     _State.last = now
-    wish = _State.wish
-    if wish is not None and not wish.number:
-        wish.number = number
-        _tell(f"{log.as_json_line('warning', wish.said)}\n" if log.is_json() else f"\n{wish.said}\n")
+    stop_request = _State.stop_request
+    if stop_request is not None and not stop_request.number:
+        stop_request.number = number
+        _tell(f"{log.as_json_line('warning', stop_request.said)}\n" if log.is_json() else f"\n{stop_request.said}\n")
         return
     _end(number)
 

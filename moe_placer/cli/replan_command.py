@@ -101,7 +101,7 @@ def replan(
     from moe_placer.limits import Limits
     from moe_placer.placement import load_placement
     from moe_placer.replan.budget import Budget
-    from moe_placer.replan.fresh import fresh_plan
+    from moe_placer.replan.fresh_plan import fresh_plan
     from moe_placer.replan.replan import replan as plan
     from moe_placer.solve.estimate import useful_workers
     from moe_placer.solve.folder import only_writer, replaced_folder

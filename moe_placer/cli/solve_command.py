@@ -10,7 +10,7 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.gap_gate import check_gap_asked, hold_gap
-from moe_placer.cli.interrupts import Wish, finish, listen
+from moe_placer.cli.interrupts import StopRequest, finish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.left_out import LeftOut
 from moe_placer.cli.options import (
@@ -82,11 +82,7 @@ Examples:
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed and limits, same placement.")
 @work_option
 @click.option(
-    "--memory",
-    metavar="GB",
-    type=float,
-    show_default="what is left",
-    help="Refuse a solve that is estimated to take more memory.",
+    "--memory", metavar="GB", type=float, show_default="what is left", help="Refuse a solve estimated to need more."
 )
 @click.option("--start", metavar="FILE", type=click.Path(path_type=Path), help="A placement to improve on.")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.  [out/NAME]")
@@ -165,9 +161,9 @@ def solve(
     folder = output or Path("out") / opened.name
     with only_writer(folder):
         solution = _place(opened, solver, limits, seed, before, cool_gpus, not quick, quiet)
-        wish = listen("stopping: drawing no more, keeping the placement (again to give up)")
+        stop_request = listen("stopping: drawing no more, keeping the placement (again to give up)")
         with replaced_folder(folder, PLACEMENT, _is_result) as new:
-            flaw = _write(opened, solution, new, wish, left_out)
+            flaw = _write(opened, solution, new, stop_request, left_out)
             write_windowed(opened, windows, new)
             names = sorted((path.name for path in new.iterdir()), key=lambda name: (name != PLACEMENT, name))
         plans, step_s = measured(opened, solution, sharing if step else None, quiet)
@@ -193,11 +189,11 @@ def _place(
     baselines: bool,
     quiet: bool,
 ) -> Solution:
-    """Place until the limits are reached, or somebody wishes to stop."""
+    """Place until the limits are reached, or somebody asks to stop."""
     from moe_placer.cli.progress_display import show_progress
     from moe_placer.solve.solve import solve as place
 
-    wish = listen("stopping: keeping the best placement so far (again to give up)")
+    stop_request = listen("stopping: keeping the best placement so far (again to give up)")
     with show_progress(instance.name, limits.time_s, quiet) as progress:
         try:
             return place(
@@ -207,7 +203,7 @@ def _place(
                 seed=seed,
                 start=start,
                 progress=progress,
-                interrupted=wish,
+                interrupted=stop_request,
                 cool_gpus=cool_gpus,
                 baselines=baselines,
             )
@@ -240,9 +236,9 @@ def _is_result(name: str) -> bool:
 
 
 def _write(
-    instance: Instance, solution: Solution, folder: Path, wish: Wish, left_out: LeftOut
+    instance: Instance, solution: Solution, folder: Path, stop_request: StopRequest, left_out: LeftOut
 ) -> VerificationError | None:
-    """Write the placement, then its DAGs until somebody wishes to stop; return what is wrong with a DAG, if anything.
+    """Write the placement, then its DAGs until somebody asks to stop; return what is wrong with a DAG, if anything.
 
     A DAG that fails verification is not written, and those after it are not tried: the placement is good without.
     """
@@ -263,11 +259,11 @@ def _write(
             only=("simplified_moe_dag", "detailed_expert_dag"),
             note=log.warn,
             check=refute_dags(instance, placement, traffic),
-            stopped=wish,
+            stopped=stop_request,
         )
     except VerificationError as error:
         return error
-    if wish():
+    if stop_request():
         log.warn("stopped drawing; `moe-placer dag` draws what is missing")
     return None
 

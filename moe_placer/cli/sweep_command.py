@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from moe_placer.cli import log
-from moe_placer.cli.interrupts import Wish, finish, listen
+from moe_placer.cli.interrupts import StopRequest, finish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
     checked_executor,
@@ -121,17 +121,17 @@ def sweep(
     plans = _plans(files, traces, grid)
     points = list_points(plans, grid)
     started = time.monotonic()
-    wish = listen("stopping: keeping the points that are done (again to give up)")
+    stop_request = listen("stopping: keeping the points that are done (again to give up)")
     known = {} if output is None or shard else read_shards(output, plans, points)
-    found = _simulate(plans, points, known, workers, executor, quiet, wish)
+    found = _simulate(plans, points, known, workers, executor, quiet, stop_request)
     if shard and output is not None:
-        return _write_shard(output, shard, plans, points, found, wish)
+        return _write_shard(output, shard, plans, points, found, stop_request)
     interrupted = len(found) < len(points)
     finish()
     rows: list[Any] = list(found.values())
     if not rows:
-        log.error("interrupted before any point was simulated", wish.exit_code)
-        return wish.exit_code
+        log.error("interrupted before any point was simulated", stop_request.exit_code)
+        return stop_request.exit_code
     if json_:
         content: SweepResult = {
             "schema": "moe-placer/sweep/1",
@@ -146,8 +146,8 @@ def sweep(
     if output is not None:
         _write(output, rows, time.monotonic() - started, workers, json_)
     if interrupted:
-        log.error(f"interrupted; {len(rows)} of {len(points)} points were simulated", wish.exit_code)
-        return wish.exit_code
+        log.error(f"interrupted; {len(rows)} of {len(points)} points were simulated", stop_request.exit_code)
+        return stop_request.exit_code
     return 0
 
 
@@ -202,15 +202,15 @@ def _simulate(
     workers: int,
     executor: str | None,
     quiet: bool,
-    wish: Wish,
+    stop_request: StopRequest,
 ) -> dict[int, dict[str, Any]]:
-    """Return rows by the index of their points, in this order, as far as there are any before a wish to stop."""
+    """Return rows by the index of their points, in this order, as far as there are any before it is asked to stop."""
     from moe_placer.experiments.sweep.sweep import run_points
 
     left = [index for index in range(len(points)) if index not in known]
     rows = dict(known)
     with _progress(len(points), quiet) as tell:
-        for at, row in run_points(plans, [points[index] for index in left], workers, wish, executor):
+        for at, row in run_points(plans, [points[index] for index in left], workers, stop_request, executor):
             rows[left[at]] = {"sweep": "Sweep", **row}
             tell(row)
     return {index: rows[index] for index in sorted(rows)}
@@ -232,7 +232,7 @@ def _write_shard(
     plans: Sequence[Plan],
     points: Sequence[Any],
     rows: dict[int, dict[str, Any]],
-    wish: Wish,
+    stop_request: StopRequest,
 ) -> int:
     """Write the rows of one part; the same command without --executor goes on from those of all parts."""
     from moe_placer.experiments.sweep.shards import write_shard
@@ -241,7 +241,7 @@ def _write_shard(
     path = write_shard(folder, shard, plans, points, rows)
     log.info(f"{len(rows)} points in {path}; the same command without --executor gathers them", file=str(path))
     whole = len(rows) == len(range(shard[0] - 1, len(points), shard[1]))
-    return 0 if whole else wish.exit_code
+    return 0 if whole else stop_request.exit_code
 
 
 def _write(folder: Path, rows: Sequence[Any], seconds: float, workers: int, quiet: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from moe_placer.cli import log
-from moe_placer.cli.interrupts import Wish, listen
+from moe_placer.cli.interrupts import StopRequest, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import json_option, open_instance, work_option
 from moe_placer.errors import UsageError, visible
@@ -122,7 +122,7 @@ def watch(
         watcher = Watcher(folder, WatchStore(output), given, policy)
         watcher.begin(first_plan)
         first = len(watcher.store.journal.entries)
-        wish = listen("ends after what is being done")
+        stop_request = listen("ends after what is being done")
         while True:
             if again.is_set():
                 again.clear()
@@ -130,7 +130,7 @@ def watch(
             else:
                 _tell(watcher.look(), json_)
             _write_metrics(watcher, metrics)
-            if once or _wait(interval, wish, again):
+            if once or _wait(interval, stop_request, again):
                 break
         if json_:
             click.echo(as_json(_content(watcher, first)))
@@ -150,12 +150,12 @@ def _hung_up() -> Iterator[threading.Event]:
         signal.signal(signal.SIGHUP, before)
 
 
-def _wait(seconds: float, wish: Wish, again: threading.Event) -> bool:
+def _wait(seconds: float, stop_request: StopRequest, again: threading.Event) -> bool:
     """Wait for the next look; return whether there is none, since somebody asked to end."""
     until = time.monotonic() + seconds
-    while not wish() and not again.is_set() and (left := until - time.monotonic()) > 0:
+    while not stop_request() and not again.is_set() and (left := until - time.monotonic()) > 0:
         time.sleep(min(_NAP_S, left))
-    return wish()
+    return stop_request()
 
 
 def _tell(entries: Sequence[dict[str, Any]], json_: bool) -> None:

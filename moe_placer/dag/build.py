@@ -7,17 +7,17 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from moe_placer.dag.flows import Flows, read_flows
+from moe_placer.dag.graph_builder import GraphBuilder
 from moe_placer.dag.groups import TpGroup, find_tp_groups, first_gpu, ring
 from moe_placer.dag.moe_layer import add_moe_layer
 from moe_placer.dag.operation import Dag, Operation
-from moe_placer.dag.weave import Weaver
 from moe_placer.fabric import link_us, token_cost
 from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import dense_weights, part_bytes
 from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 
-__all__ = ["build_dag", "weave_step"]
+__all__ = ["add_step", "build_dag"]
 
 
 def build_dag(
@@ -68,27 +68,27 @@ def build_dag(
         "dispatch": instance.placement.dispatch,
         "per_token": _per_token(instance, flows),
     }
-    weaver = Weaver(instance, dag, flows)
-    weave_step(weaver, shown, whole=whole)
-    weaver.finish()
+    builder = GraphBuilder(instance, dag, flows)
+    add_step(builder, shown, whole=whole)
+    builder.finish()
     return dag
 
 
-def weave_step(weaver: Weaver, layers: Collection[int], *, whole: bool = True) -> None:
+def add_step(builder: GraphBuilder, layers: Collection[int], *, whole: bool = True) -> None:
     """Add the operations and tensors of some layers, with what is before and behind them where ``whole``."""
-    instance = weaver.instance
+    instance = builder.instance
     tp_groups = find_tp_groups(instance)
-    hidden = _begin(weaver, tp_groups) if whole else _begin_inside(weaver, tp_groups)
+    hidden = _begin(builder, tp_groups) if whole else _begin_inside(builder, tp_groups)
     rows = {layer: row for row, layer in enumerate(instance.moe_layers)}
     for layer in layers:
         if layer in rows:
-            hidden = add_moe_layer(weaver, tp_groups, hidden, layer, rows[layer])
+            hidden = add_moe_layer(builder, tp_groups, hidden, layer, rows[layer])
         else:
-            hidden = _add_dense_layer(weaver, tp_groups, hidden, layer)
+            hidden = _add_dense_layer(builder, tp_groups, hidden, layer)
     if whole:
-        _end(weaver, tp_groups, hidden)
+        _end(builder, tp_groups, hidden)
     else:
-        _end_inside(weaver, tp_groups, hidden)
+        _end_inside(builder, tp_groups, hidden)
 
 
 def _per_token(instance: Instance, flows: Flows) -> dict[str, list[float]]:
@@ -98,85 +98,87 @@ def _per_token(instance: Instance, flows: Flows) -> dict[str, list[float]]:
     return {link: [c, t] for link, c, t in zip(flows.links, cost.tolist(), us.tolist(), strict=True)}
 
 
-def _begin(weaver: Weaver, tp_groups: list[TpGroup]) -> list[Operation]:
+def _begin(builder: GraphBuilder, tp_groups: list[TpGroup]) -> list[Operation]:
     """Split the tokens over the DP replicas, down to tensor-parallel groups, and embed them."""
-    instance, size = weaver.instance, part_bytes(weaver.instance.model, "head")
+    instance, size = builder.instance, part_bytes(builder.instance.model, "head")
     tokens = sum(tp_group.total for tp_group in tp_groups)
     first = first_gpu(instance)
     home = first // instance.cluster.gpus_per_node
-    source = weaver.add("input", "input", (first,))
-    split = weaver.add("split", "split", _all_gpus(tp_groups))
+    source = builder.add("input", "input", (first,))
+    split = builder.add("split", "split", _all_gpus(tp_groups))
     away = [(home, node) for tp_group in tp_groups for node in tp_group.tokens]
-    weaver.connect(source, split, "ids", (tokens,), dtype="tokens", moves=True, pairs=away)
+    builder.connect(source, split, "ids", (tokens,), dtype="tokens", moves=True, pairs=away)
     hidden = []
     for tp_group in tp_groups:
-        embedding = weaver.add(f"embedding.g{tp_group.index}", "embedding", tp_group.gpus, group=tp_group.group)
+        embedding = builder.add(f"embedding.g{tp_group.index}", "embedding", tp_group.gpus, group=tp_group.group)
         # Only the rows that are looked up are read.
         embedding.bytes_read = tp_group.total * instance.model.hidden_size * size
-        weaver.connect(split, embedding, f"ids.g{tp_group.index}", (tp_group.total,), dtype="tokens")
-        hidden.append(weaver.reduce(embedding, tp_group, "embedding_reduce", "embedded"))
+        builder.connect(split, embedding, f"ids.g{tp_group.index}", (tp_group.total,), dtype="tokens")
+        hidden.append(builder.reduce(embedding, tp_group, "embedding_reduce", "embedded"))
     return hidden
 
 
-def _begin_inside(weaver: Weaver, tp_groups: list[TpGroup]) -> list[Operation]:
+def _begin_inside(builder: GraphBuilder, tp_groups: list[TpGroup]) -> list[Operation]:
     return [
-        weaver.add(f"input.g{tp_group.index}", "input", tp_group.gpus, group=tp_group.group) for tp_group in tp_groups
+        builder.add(f"input.g{tp_group.index}", "input", tp_group.gpus, group=tp_group.group) for tp_group in tp_groups
     ]
 
 
-def _add_dense_layer(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation], layer: int) -> list[Operation]:
+def _add_dense_layer(
+    builder: GraphBuilder, tp_groups: list[TpGroup], hidden: list[Operation], layer: int
+) -> list[Operation]:
     """Attention and a dense MLP under tensor parallelism."""
-    model, after = weaver.instance.model, []
+    model, after = builder.instance.model, []
     for tp_group, before in zip(tp_groups, hidden, strict=True):
-        attended = weaver.attend(tp_group, before, layer)
-        mlp = weaver.add(f"L{layer}.mlp.g{tp_group.index}", "mlp", tp_group.gpus, layer, tp_group.group)
-        weaver.multiply(mlp, tp_group.total, dense_weights(model), "dense")
-        weaver.connect(attended, mlp, f"attended.g{tp_group.index}", (tp_group.total, model.hidden_size))
-        after.append(weaver.reduce(mlp, tp_group, "mlp_reduce", "mlp", layer))
+        attended = builder.attend(tp_group, before, layer)
+        mlp = builder.add(f"L{layer}.mlp.g{tp_group.index}", "mlp", tp_group.gpus, layer, tp_group.group)
+        builder.multiply(mlp, tp_group.total, dense_weights(model), "dense")
+        builder.connect(attended, mlp, f"attended.g{tp_group.index}", (tp_group.total, model.hidden_size))
+        after.append(builder.reduce(mlp, tp_group, "mlp_reduce", "mlp", layer))
     return after
 
 
-def _end(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation]) -> None:
+def _end(builder: GraphBuilder, tp_groups: list[TpGroup], hidden: list[Operation]) -> None:
     """Add final norm, head, the likeliest token of each position, and gathering from the replicas."""
-    instance, tokens = weaver.instance, sum(tp_group.total for tp_group in tp_groups)
+    instance, tokens = builder.instance, sum(tp_group.total for tp_group in tp_groups)
     first = first_gpu(instance)
     home = first // instance.cluster.gpus_per_node
-    last = [_predict(weaver, tp_group, before) for tp_group, before in zip(tp_groups, hidden, strict=True)]
-    gather = weaver.add("gather", "gather", _all_gpus(tp_groups))
+    last = [_predict(builder, tp_group, before) for tp_group, before in zip(tp_groups, hidden, strict=True)]
+    gather = builder.add("gather", "gather", _all_gpus(tp_groups))
     for tp_group, made in zip(tp_groups, last, strict=True):
         away = [(node, home) for node in tp_group.tokens]
         name = f"next.g{tp_group.index}"
-        weaver.connect(made, gather, name, (tp_group.total,), dtype="tokens", moves=True, pairs=away)
-    output = weaver.add("output", "output", (first,))
-    weaver.connect(gather, output, "next", (tokens,), dtype="tokens")
+        builder.connect(made, gather, name, (tp_group.total,), dtype="tokens", moves=True, pairs=away)
+    output = builder.add("output", "output", (first,))
+    builder.connect(gather, output, "next", (tokens,), dtype="tokens")
 
 
-def _predict(weaver: Weaver, tp_group: TpGroup, before: Operation) -> Operation:
+def _predict(builder: GraphBuilder, tp_group: TpGroup, before: Operation) -> Operation:
     """Norm, head over the TP group's shards of the vocabulary, and the likeliest token over all shards."""
-    model, g, shape = weaver.instance.model, tp_group.index, (tp_group.total, weaver.instance.model.hidden_size)
-    norm = weaver.add(f"norm.g{g}", "norm", tp_group.gpus, group=tp_group.group)
+    model, g, shape = builder.instance.model, tp_group.index, (tp_group.total, builder.instance.model.hidden_size)
+    norm = builder.add(f"norm.g{g}", "norm", tp_group.gpus, group=tp_group.group)
     norm.flops = 4 * tp_group.total * model.hidden_size  # square, add, scale by the norm, scale by the weight
     norm.bytes_read = model.hidden_size * part_bytes(model, "head")
-    head = weaver.add(f"head.g{g}", "head", tp_group.gpus, group=tp_group.group)
-    weaver.multiply(head, tp_group.total, model.hidden_size * model.vocab_size, "head")
-    sample = weaver.add(f"sample.g{g}", "sample", tp_group.gpus, group=tp_group.group)
+    head = builder.add(f"head.g{g}", "head", tp_group.gpus, group=tp_group.group)
+    builder.multiply(head, tp_group.total, model.hidden_size * model.vocab_size, "head")
+    sample = builder.add(f"sample.g{g}", "sample", tp_group.gpus, group=tp_group.group)
     sample.flops = tp_group.total * model.vocab_size
-    weaver.connect(before, norm, f"hidden.g{g}", shape)
-    weaver.connect(norm, head, f"normed.g{g}", shape)
-    weaver.connect(head, sample, f"logits.g{g}", (tp_group.total, model.vocab_size))
+    builder.connect(before, norm, f"hidden.g{g}", shape)
+    builder.connect(norm, head, f"normed.g{g}", shape)
+    builder.connect(head, sample, f"logits.g{g}", (tp_group.total, model.vocab_size))
     if not tp_group.shares:
         return sample
-    total = weaver.add(f"sample_reduce.g{g}", "sample_reduce", tp_group.gpus, group=tp_group.group)
+    total = builder.add(f"sample_reduce.g{g}", "sample_reduce", tp_group.gpus, group=tp_group.group)
     name = f"likeliest.g{g}"
-    weaver.connect(sample, total, name, (tp_group.total,), dtype="tokens", moves=True, pairs=ring(tp_group.tokens))
+    builder.connect(sample, total, name, (tp_group.total,), dtype="tokens", moves=True, pairs=ring(tp_group.tokens))
     return total
 
 
-def _end_inside(weaver: Weaver, tp_groups: list[TpGroup], hidden: list[Operation]) -> None:
+def _end_inside(builder: GraphBuilder, tp_groups: list[TpGroup], hidden: list[Operation]) -> None:
     for tp_group, before in zip(tp_groups, hidden, strict=True):
-        output = weaver.add(f"output.g{tp_group.index}", "output", tp_group.gpus, group=tp_group.group)
-        shape = (tp_group.total, weaver.instance.model.hidden_size)
-        weaver.connect(before, output, f"hidden.g{tp_group.index}", shape)
+        output = builder.add(f"output.g{tp_group.index}", "output", tp_group.gpus, group=tp_group.group)
+        shape = (tp_group.total, builder.instance.model.hidden_size)
+        builder.connect(before, output, f"hidden.g{tp_group.index}", shape)
 
 
 def _all_gpus(tp_groups: Iterable[TpGroup]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moe_placer.dag.drawn import FONT, Box, Drawing, Form, Item, Look, Section, Shape, Stamp, Text, Type, plain
+from moe_placer.dag.drawing_items import FONT, Box, Drawing, Form, Item, Look, Section, Shape, Stamp, Text, Type, plain
 from moe_placer.dag.operation import Role
 from moe_placer.dag.palette import COLOURS, HATCHES, INK, LINE, MIXED, WARNING, node_colour, node_hatch, node_stripe
 from moe_placer.dag.svg_writer import SvgWriter

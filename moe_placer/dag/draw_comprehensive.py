@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_placer.dag.canvas import Canvas, text_width
-from moe_placer.dag.drawn import Item
+from moe_placer.dag.drawing_items import Item
 from moe_placer.dag.labels import gpu_list, shape_text, worst_link
 from moe_placer.dag.layout import Layout, Point, break_bands
 from moe_placer.dag.operation import Dag, Edge, Operation

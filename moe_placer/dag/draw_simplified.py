@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from moe_placer.dag.canvas import SKEW, Canvas, text_width
-from moe_placer.dag.drawn import Box
+from moe_placer.dag.drawing_items import Box
 from moe_placer.dag.labels import TITLES, amount, describe, describe_edge, gpu_list, shape_text, worst_link
 from moe_placer.dag.layout import Layout
 from moe_placer.dag.operation import Dag, Edge, Operation

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.dag.copies import copies_to_places
+from moe_placer.dag.token_copies import copies_to_places
 from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import Receivers, Routes, node_routes, receivers, token_cost
 from moe_placer.instance import Instance

@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 from typing import cast
 
-from moe_placer.dag.drawn import FONT, Drawing, Item, Section, Stamp, Text, plain
+from moe_placer.dag.drawing_items import FONT, Drawing, Item, Section, Stamp, Text, plain
 from moe_placer.dag.palette import INK
 
 __all__ = ["SvgWriter"]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.canvas import Canvas
-from moe_placer.dag.drawn import Item, Look, Shape, Stamp
+from moe_placer.dag.drawing_items import Item, Look, Shape, Stamp
 
 __all__ = ["to_thumbnail"]
 

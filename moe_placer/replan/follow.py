@@ -15,7 +15,7 @@ from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.current import read_current
-from moe_placer.replan.fresh import measure
+from moe_placer.replan.fresh_plan import measure
 from moe_placer.replan.migration import migrate
 from moe_placer.replan.next_plans import Planner, SlotOrder, Window
 from moe_placer.replan.task import Figures, Minimise

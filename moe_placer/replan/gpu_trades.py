@@ -78,7 +78,7 @@ def find_trades(table: SlotTable, rows: Ints, target: Floats, busy: int, least: 
     """
     found = []
     for first in range(0, len(rows), _BLOCK):
-        some = _Some(table, rows[first : first + _BLOCK], target, min(busy, table.load.shape[1]), inside)
+        some = _LayerTables(table, rows[first : first + _BLOCK], target, min(busy, table.load.shape[1]), inside)
         offers = some.exchanges()
         if table.of_experts:
             offers = offers.better(some.replacements(least + 1)).better(some.arrivals(least + 1))
@@ -86,7 +86,7 @@ def find_trades(table: SlotTable, rows: Ints, target: Floats, busy: int, least: 
     return Offers(*(np.concatenate(parts) for parts in zip(*(vars(one).values() for one in found), strict=True)))
 
 
-class _Some:
+class _LayerTables:
     """Tables of R layers: H busy GPUs, G GPUs, S slots, E experts."""
 
     def __init__(self, table: SlotTable, rows: Ints, target: Floats, busy: int, inside: bool) -> None:

@@ -13,7 +13,7 @@ from moe_placer.fabric import link_bandwidths
 from moe_placer.instance import Instance
 from moe_placer.instance.sizes import expert_bytes, gpu_memory_bytes, memory_parts
 from moe_placer.placement import Placement
-from moe_placer.replan.timed import Drop, Timed, in_time
+from moe_placer.replan.timetable import Drop, Timed, in_time
 from moe_placer.replan.transfers import Held, Transfer, Wires, choose_sources, held_by, read_wires
 from moe_placer.traffic import Traffic
 from moe_placer.verifier.serving import serving_loss_us, step_gain_us

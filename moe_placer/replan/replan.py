@@ -17,11 +17,11 @@ from moe_placer.placement import LayerRecord, Placement, ReplanRecord
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.budget_bound import BudgetBound, bound_budget
+from moe_placer.replan.budget_division import Divided, min_of, search
 from moe_placer.replan.change import Change
 from moe_placer.replan.coverage_curve import CoverageCurve
 from moe_placer.replan.current import Current, read_current
 from moe_placer.replan.curve import Curve
-from moe_placer.replan.division import Divided, min_of, search
 from moe_placer.replan.migration import Migration, count_serving, migrate
 from moe_placer.replan.restore import Loss, read_survivors
 from moe_placer.replan.task import Figures, Minimise, Task, default_goal, goal_of

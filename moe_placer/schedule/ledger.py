@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.dag.flows import Flows
+from moe_placer.dag.graph_builder import Exchange, GraphBuilder
 from moe_placer.dag.operation import Dag, Edge, Operation
-from moe_placer.dag.weave import Exchange, Weaver
 from moe_placer.instance import Instance
 
 __all__ = ["Ledger"]
@@ -17,7 +17,7 @@ __all__ = ["Ledger"]
 Floats = npt.NDArray[np.float64]
 
 
-class Ledger(Weaver):
+class Ledger(GraphBuilder):
     """Operations in the order of the step, and for each the sums over its tensors.
 
     Attributes

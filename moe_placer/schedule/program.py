@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.dag.build import weave_step
+from moe_placer.dag.build import add_step
 from moe_placer.dag.flows import Flows, read_flows
 from moe_placer.dag.operation import Kind, Operation
 from moe_placer.instance import Instance
@@ -133,7 +133,7 @@ def compile_program(instance: Instance, placement: Placement, traffic: Traffic, 
     """
     flows = read_flows(instance, placement, traffic, stand_ins=stand_ins)
     ledger = Ledger(instance, flows)
-    weave_step(ledger, range(instance.model.layers))
+    add_step(ledger, range(instance.model.layers))
     operations = ledger.operations
     forwarders = _forwarders(ledger)
     size = np.array([len(op.gpus) for op in operations], dtype=np.float64)

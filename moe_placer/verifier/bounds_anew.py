@@ -1,7 +1,7 @@
 """Derives the bound of every kind of proof anew, as docs/bounds.md defines it, and never above what it really proves.
 
 Costs of replicas are sums of products of numbers that are at least 0, so that the rounding of each is known relative to
-itself: it is taken off (`_safely_below`). What follows is in whole numbers (`moe_placer.verifier.whole`).
+itself: it is taken off (`_safely_below`). What follows is in whole numbers (`moe_placer.verifier.integer_bounds`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
 from moe_placer.verifier.loads import Network
-from moe_placer.verifier.placed import PlacedLayer
-from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
+from moe_placer.verifier.placed_layers import PlacedLayer
 
 __all__ = [
     "any_replicas_bound",

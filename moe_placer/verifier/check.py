@@ -20,7 +20,7 @@ from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
 from moe_placer.verifier.loads import Network, find_traffic_mistakes, read_network
 from moe_placer.verifier.migration import check_migration
-from moe_placer.verifier.placed import PlacedLayer, read_layers
+from moe_placer.verifier.placed_layers import PlacedLayer, read_layers
 from moe_placer.verifier.scenarios import count_scenarios, judge, most_over_busiest
 from moe_placer.verifier.sending import find_dispatch_mistakes
 from moe_placer.verifier.serving import check_serving

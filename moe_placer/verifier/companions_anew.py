@@ -17,9 +17,9 @@ from moe_placer.instance import Instance
 from moe_placer.placement import CompanionsRecord
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.capacity import gpu_slots, node_slots
+from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_grid, value_of
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import receives_by_gpu
-from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, value_of
 
 __all__ = ["Companions", "least_added"]
 

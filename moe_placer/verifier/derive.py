@@ -26,7 +26,7 @@ from moe_placer.verifier.capacity import node_memory_slots
 from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import place_slots
-from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.placed_layers import PlacedLayer
 from moe_placer.verifier.scenarios import count_scenarios, judged, lawful_weights
 from moe_placer.verifier.verification import LayerCheck, Violation, sum_below
 

@@ -1,4 +1,4 @@
-"""Looks for the cheapest assignment of items to few nodes; `moe_placer.verifier.whole` asks, and does not trust it.
+"""Looks for the cheapest assignment of items to few nodes; `verifier.integer_bounds` asks, and does not trust it.
 
 Slot prices are raised node by node until hardly any node is asked for by more items than it can hold. What is left over
 moves along the cheapest chains of nodes to free slots (Busacker and Gowen, 1960; Bertsekas, Network Optimization, 1998,

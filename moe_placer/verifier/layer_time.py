@@ -15,7 +15,7 @@ from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import LayerTimeRecord
 from moe_placer.verifier.capacity import gpu_slots
 from moe_placer.verifier.model_sizes import peak_of
-from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.placed_layers import PlacedLayer
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Verification, Violation
 

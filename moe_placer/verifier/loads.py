@@ -12,7 +12,7 @@ from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import Dragonfly, FatTree, RailPods, ThreeLevelTree
 from moe_placer.traffic.recording import Recording, Traffic
-from moe_placer.verifier.counted import count_recording
+from moe_placer.verifier.choice_counts import count_recording
 from moe_placer.verifier.dragonfly import dragonfly_bandwidths, dragonfly_routes
 from moe_placer.verifier.links import Network, link_speeds
 from moe_placer.verifier.nics import nvlink_domains, with_nics

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement, ReplanRecord
 from moe_placer.verifier.bounds_anew import link_prices
+from moe_placer.verifier.integer_bounds import find_unit, least_cost, on_grid, value_of
 from moe_placer.verifier.links import Network
-from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.placed_layers import PlacedLayer
 from moe_placer.verifier.proofs import check_range, replicas_are_free
 from moe_placer.verifier.sending import check_proof_fits
 from moe_placer.verifier.verification import Violation
-from moe_placer.verifier.whole import find_unit, least_cost, on_grid, value_of
 
 __all__ = ["budget_bound", "check_budget_proof", "check_current", "check_moves", "count_moves"]
 

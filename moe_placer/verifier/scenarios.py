@@ -17,7 +17,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier.links import Network
-from moe_placer.verifier.placed import PlacedLayer, read_layers
+from moe_placer.verifier.placed_layers import PlacedLayer, read_layers
 from moe_placer.verifier.rules import Replica
 
 __all__ = ["count_scenarios", "judge", "judged", "lawful_weights", "most_over_busiest"]

@@ -28,7 +28,7 @@ from moe_placer.verifier.layer_time import busiest_gpu, expert_token_us
 from moe_placer.verifier.links import Network
 from moe_placer.verifier.loads import read_network
 from moe_placer.verifier.migration import held_by, routes_of_pairs
-from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.placed_layers import read_layers
 from moe_placer.verifier.transfer_file import TransferRecord, Transfers
 from moe_placer.verifier.verification import Violation
 

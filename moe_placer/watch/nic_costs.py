@@ -9,7 +9,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import Placement
 from moe_placer.traffic import Traffic
 from moe_placer.verifier.loads import read_network
-from moe_placer.verifier.placed import read_layers
+from moe_placer.verifier.placed_layers import read_layers
 from moe_placer.verifier.rules import read_replicas
 
 __all__ = ["busiest_nics"]

@@ -16,7 +16,7 @@ from moe_placer.bounds.bounds import beyond, dual_bound, even_weights, hot_exper
 from moe_placer.bounds.relaxation import relax
 from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.layer import LayerProblem
-from moe_placer.verifier import whole
+from moe_placer.verifier import integer_bounds
 
 CASES = {
     "plain": {"cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}},
@@ -145,8 +145,8 @@ def test_the_verifier_derives_no_less_where_slots_do_not_count(
     monkeypatch.setattr(assignment, "_MOST_PAIRS", 0)
     derived, stated = derived_and_stated(name, proof)
     assert stated <= derived * (1 + 1e-9)
-    monkeypatch.setattr(whole, "_MOST_PAIRS", 0)
-    monkeypatch.setattr(whole, "_by_moves", lambda *_: None)
+    monkeypatch.setattr(integer_bounds, "_MOST_PAIRS", 0)
+    monkeypatch.setattr(integer_bounds, "_by_moves", lambda *_: None)
     freely, stated = derived_and_stated(name, proof)
     assert freely == pytest.approx(stated, rel=1e-7, abs=1e-9)
     assert freely <= exact * (1 + 1e-9)

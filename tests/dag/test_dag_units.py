@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from slow_step import SlowStep
 
 from moe_placer.dag.build import build_dag
-from moe_placer.dag.copies import copies_to_places
 from moe_placer.dag.operation import Dag
 from moe_placer.dag.texts import to_dot, to_json
+from moe_placer.dag.token_copies import copies_to_places
 from moe_placer.errors import InputError
 from moe_placer.experiments.compare import Settings, build_matrix
 from moe_placer.experiments.compare.step_process import predict

@@ -16,7 +16,7 @@ from moe_placer.placement import Placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.current import read_current
-from moe_placer.replan.fresh import measure
+from moe_placer.replan.fresh_plan import measure
 from moe_placer.replan.gpu_descents import GpuDescents
 from moe_placer.replan.gpu_trades import find_trades
 from moe_placer.replan.replan import replan

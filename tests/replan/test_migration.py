@@ -20,7 +20,7 @@ from moe_placer.replan.edge_colouring import colour_edges, relieve
 from moe_placer.replan.migration import Migration, migrate
 from moe_placer.replan.migration import _extra as count_extra
 from moe_placer.replan.replan import replan
-from moe_placer.replan.timed import Drop, Timed
+from moe_placer.replan.timetable import Drop, Timed
 from moe_placer.replan.transfers import Transfer
 from moe_placer.solve.solve import solve
 from moe_placer.verifier.migration import check_migration

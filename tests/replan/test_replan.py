@@ -26,7 +26,7 @@ from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.allocation import allocate
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.current import read_current
-from moe_placer.replan.fresh import measure
+from moe_placer.replan.fresh_plan import measure
 from moe_placer.replan.replan import replan
 from moe_placer.replan.replica_changes import best_change, changed
 from moe_placer.replan.task import goal_of

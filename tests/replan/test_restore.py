@@ -21,7 +21,7 @@ from moe_placer.limits import Limits
 from moe_placer.placement import Placement, load_placement
 from moe_placer.replan.budget import Budget
 from moe_placer.replan.change import Change
-from moe_placer.replan.fresh import measure
+from moe_placer.replan.fresh_plan import measure
 from moe_placer.replan.replan import Replanned, replan
 from moe_placer.solve.solve import solve
 from moe_placer.traffic import Traffic

@@ -23,8 +23,8 @@ from moe_placer.traffic import token_sets as sets_module
 from moe_placer.traffic.stored_choices import by_group, count_all, find_repeated, in_blocks, is_mapped, joined
 from moe_placer.traffic.token_sets import token_sets, token_sets_of_layers
 from moe_placer.traffic.trace_reader import read_trace
-from moe_placer.verifier import counted
-from moe_placer.verifier.counted import count_recording
+from moe_placer.verifier import choice_counts
+from moe_placer.verifier.choice_counts import count_recording
 
 Ids = npt.NDArray[np.integer]
 
@@ -351,7 +351,7 @@ def test_verification_counts_large_recordings_once_and_small_ones_every_time(
     assert mapped.topk is not None
     assert not mapped.topk.flags.writeable
     for recording in (mapped, small):
-        monkeypatch.setattr(counted, "_IDS", 13)
+        monkeypatch.setattr(choice_counts, "_IDS", 13)
         seen = count_recording(recording, 4)
         assert (seen.least, seen.most) == (0, 3)
         assert seen.load is not None

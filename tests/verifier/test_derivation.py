@@ -17,7 +17,7 @@ from moe_placer.verifier import bounds_anew, verify
 from moe_placer.verifier.bounds_anew import memory_bound
 from moe_placer.verifier.facts import _alike, _short
 from moe_placer.verifier.loads import read_network
-from moe_placer.verifier.placed import PlacedLayer
+from moe_placer.verifier.placed_layers import PlacedLayer
 
 FAT_TREE = {"kind": "fat-tree", "nodes_per_leaf": 2, "spines": 2, "oversubscription": 2.0}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_placer.dag.canvas import Canvas, text_width
-from moe_placer.dag.drawn import Box
+from moe_placer.dag.drawing_items import Box
 from moe_placer.dag.labels import TITLES, amount, describe, describe_edge, gpu_list, number, shape_text, worst_link
 from moe_placer.dag.layout import Layout
 from moe_placer.dag.legend import draw_links, links_height

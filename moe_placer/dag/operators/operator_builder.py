@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from moe_placer.dag.graph_builder import DASHED
 from moe_placer.dag.operation import Dag, Edge, Kind, Operation, Shape, value_bytes
-from moe_placer.dag.weave import DASHED
 from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, dtype_of, part_bytes
 

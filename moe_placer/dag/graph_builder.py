@@ -16,7 +16,7 @@ from moe_placer.instance import Instance
 from moe_placer.instance.model_parts import Part, attention_weights, dtype_of, part_bytes
 from moe_placer.instance.sizes import Wire
 
-__all__ = ["DASHED", "Exchange", "Weaver"]
+__all__ = ["DASHED", "Exchange", "GraphBuilder"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class Exchange:
     kept: bool
 
 
-class Weaver:
+class GraphBuilder:
     """What every part of the builder needs: the instance, the graph so far, token flows and routes.
 
     Attributes

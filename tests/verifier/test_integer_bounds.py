@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_placer.verifier import whole
+from moe_placer.verifier import integer_bounds
 from moe_placer.verifier.bounds_anew import memory_bound
 from moe_placer.verifier.capacity import _most_replicas
-from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
+from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_grid, steps_up_to, value_of
 
 
 def cheapest(price: np.ndarray, slots: np.ndarray) -> int | None:
@@ -55,9 +55,9 @@ def test_any_assignment_that_the_routine_returns_gives_a_bound(seed: int, bits: 
     routines = "_cheapest", "cheapest_by_moves"
     for routine in routines:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(whole, "cheapest_by_moves", lambda *_: None)
-            patched.setattr(whole, "_merged", lambda *given: given)  # so that nodes keep their numbers
-            patched.setattr(whole, routine, lambda *_: wrong)
+            patched.setattr(integer_bounds, "cheapest_by_moves", lambda *_: None)
+            patched.setattr(integer_bounds, "_merged", lambda *given: given)  # so that nodes keep their numbers
+            patched.setattr(integer_bounds, routine, lambda *_: wrong)
             derived = least_cost(price, slots)
         assert (derived is None) == (exact is None)
         if derived is not None and exact is not None:
@@ -73,7 +73,7 @@ def test_moves_find_what_the_other_routine_finds(seed: int, alike: bool, spare: 
     slots = rng.multinomial(40 + spare, np.ones(6) / 6)
     quick = least_cost(price, slots)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(whole, "cheapest_by_moves", lambda *_: None)
+        patched.setattr(integer_bounds, "cheapest_by_moves", lambda *_: None)
         slow = least_cost(price, slots)
     assert quick is not None
     assert slow is not None
@@ -82,7 +82,7 @@ def test_moves_find_what_the_other_routine_finds(seed: int, alike: bool, spare: 
 
 def test_alike_nodes_are_one_with_the_slots_of_all() -> None:
     price = np.array([[1, 5, 1, 5], [2, 7, 2, 7], [9, 3, 9, 3]])
-    columns, slots = whole._merged(price, np.array([1, 1, 1, 3]))
+    columns, slots = integer_bounds._merged(price, np.array([1, 1, 1, 3]))
     assert columns.tolist() == [[1, 5], [2, 7], [9, 3]]
     assert slots.tolist() == [2, 3]  # of more than there are items, none is needed
 
