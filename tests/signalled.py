@@ -36,7 +36,7 @@ class Injector:
         if "impatient" in words:
             from moe_placer.cli import interrupts
 
-            interrupts._ONE_WISH_S = 0.0
+            interrupts._ONE_REQUEST_S = 0.0
 
     def reach(self, step: str) -> None:
         """Send signals that wait for this step."""

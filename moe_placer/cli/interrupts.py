@@ -24,7 +24,7 @@ from moe_placer.cli import log
 __all__ = ["StopRequest", "finish", "install", "listen"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ONE_WISH_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one request
+_ONE_REQUEST_S = 0.2  # `timeout` and job managers signal a process and its group: twice, but one request
 _SHOW_CURSOR = "\x1b[?25h"
 _INTERRUPTED = "interrupted; files that are there are whole"
 
@@ -100,7 +100,7 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     if _State.finished:
         return
     now, before = time.monotonic(), _State.last
-    if now - before < _ONE_WISH_S:
+    if now - before < _ONE_REQUEST_S:
         return
     _State.last = now
     stop_request = _State.stop_request

@@ -212,7 +212,7 @@ SPAM = """if True:
             for number in interrupts.SIGNALS:
                 os.kill(os.getpid(), number)
     thread = threading.Thread(target=spam)
-    interrupts._ONE_WISH_S = float("inf")
+    interrupts._ONE_REQUEST_S = float("inf")
     thread.start()
     interrupts.finish()
     print("done", flush=True)

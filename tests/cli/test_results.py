@@ -204,13 +204,13 @@ def test_signals_are_told_as_json_lines_too(monkeypatch: pytest.MonkeyPatch) -> 
     said: list[Any] = []
     monkeypatch.setattr(interrupts, "_tell", lambda text: said.append(json.loads(text)))
     monkeypatch.setattr(interrupts.os, "_exit", said.append)
-    for name, value in {"finished": False, "wish": None, "last": float("-inf")}.items():
+    for name, value in {"finished": False, "stop_request": None, "last": float("-inf")}.items():
         monkeypatch.setattr(interrupts._State, name, value)
     monkeypatch.setattr(log._State, "json", True)
     monkeypatch.setattr(log._State, "command", "solve")
-    wish = interrupts.listen("stopping: keeping the best placement so far")
+    stop_request = interrupts.listen("stopping: keeping the best placement so far")
     interrupts._handle(2, None)
-    assert wish()
+    assert stop_request()
     monkeypatch.setattr(interrupts._State, "last", float("-inf"))
     interrupts._handle(15, None)
     stopping, ended, code = said
