@@ -132,7 +132,7 @@ def measured(
     quiet : bool
         Whether to say nothing meanwhile.
     """
-    wish = listen("stopping: simulating no more; the placement is written (again to give up its summary)")
+    stop_request = listen("stopping: simulating no more; the placement is written (again to give up its summary)")
     plans = measure_plans(instance, solution)
     if sharing is None:
         return plans, None
@@ -142,7 +142,7 @@ def measured(
         if not quiet:
             log.info(f"simulating a step: {name}", plan=name)
 
-    simulated = simulate_steps(instance, solution, plans, tell, wish, sharing=sharing)
+    simulated = simulate_steps(instance, solution, plans, tell, stop_request, sharing=sharing)
     if simulated is None:
         log.warn("stopped simulating; `moe-placer schedule` simulates the placement's step")
         return plans, None
