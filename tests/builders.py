@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.problem.layer import LayerProblem
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier import LayerCheck, Verification, verify
 
+Ints = npt.NDArray[np.int64]
 Gpus = list[list[list[Any]]]  # gpu[l][e] of the placement file
 
 # 4 nodes of 2 GPUs on 2 leaves and 2 spines; layer 0 is dense, layers 1 and 2 are MoE with 4 experts, two replicas
@@ -119,6 +124,25 @@ def tiny_tokens(instance: Instance, seed: int = 0, tokens: tuple[int, ...] = (17
         load = np.stack([np.bincount(topk[:, layer].ravel(), minlength=experts) for layer in range(layers)])
         drawn.append(Recording(f"tokens-{index}", load.astype(np.float64), np.full(layers, float(count)), topk))
     return Traffic(tuple(drawn), rng.dirichlet(np.ones(len(tokens)), instance.cluster.nodes))
+
+
+@cache
+def _within_slots(slots: tuple[int, ...], items: int) -> Ints:
+    """List every assignment of items to nodes that fills no node beyond its slots [assignments, items]."""
+    nodes = len(slots)
+    every = np.array(list(product(range(nodes), repeat=items)))
+    filled = (every[:, :, None] == np.arange(nodes)).sum(axis=1)
+    return every[(filled <= slots).all(axis=1)]
+
+
+def every_valid(layer: LayerProblem) -> list[Ints]:
+    """Return every valid assignment of a tiny layer's items to nodes."""
+    return [node for node in _within_slots(tuple(layer.slots.tolist()), layer.items) if layer.valid(node)]
+
+
+def smallest_z(layer: LayerProblem) -> float:
+    """Try every assignment of a tiny layer's items to nodes."""
+    return min(layer.z(node) for node in every_valid(layer))
 
 
 def level_traffic(instance: Instance, load: Sequence[Sequence[float]], tokens: float) -> Traffic:

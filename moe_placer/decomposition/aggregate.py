@@ -8,7 +8,6 @@ so that the totals exceed the bound the least, and traded on; kicks leave local 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ _PRECISE = 0.1  # weights are sought to this share of the gap
 _AIM = 0.5  # the search aims at this share of it
 _NEWS = 1e-3  # relative change of the bound that is worth a report
 _KICKS = 4  # most trades made at random to leave a local optimum
+_KEPT = 1_000_000  # numbers in the costs of items whose trades are kept: those of large layers take memory
 _PATIENCE = 200  # kicks in a row that may come to nothing
 _HELPS = 1e-9  # smaller relative changes of the excess are rounding
 
@@ -141,6 +141,8 @@ class _Search:
         self.bounds: list[Bound] = []
         self.told = (np.inf, 0.0)
         self.work = 0.0
+        self._kept: dict[int, Moves] = {}
+        self._most_kept = _KEPT // max(1, *(layer.delta.size for layer in self.layers))
         nodes = [result.node for result in start if result.node is not None]
         if len(nodes) == len(self.layers):
             self.best = _Plan(self.layers, nodes)
@@ -293,7 +295,11 @@ class _Search:
     def _moves(self, plan: _Plan, index: int) -> Moves:
         """Trades of one layer; what the others put on each link counts as this layer's base."""
         layer = self.layers[index]
-        return Moves(replace(layer, base=layer.base + plan.total - plan.cost[index]), plan.nodes[index])
+        moves = self._kept.get(index) or Moves(layer, plan.nodes[index])
+        if len(self._kept) < self._most_kept:
+            self._kept[index] = moves
+        moves.begin(layer.base + plan.total - plan.cost[index], plan.nodes[index])
+        return moves
 
     def _made(self, plan: _Plan, index: int, moves: Moves) -> None:
         self.work += moves.evaluated / EVALUATIONS_PER_WORK

@@ -5,6 +5,8 @@ A free slot counts as an item that costs nothing, so one formula serves swaps an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -60,6 +62,11 @@ class Moves:
         """Start again from another placement."""
         self.node = node.copy()
         self._refresh()
+
+    def begin(self, base: Floats, node: Ints) -> None:
+        """Start from another placement, where other tokens load links too: with another ``base`` of the layer."""
+        self.layer, self.evaluated = replace(self.layer, base=base), 0
+        self.reset(node)
 
     @property
     def z(self) -> float:

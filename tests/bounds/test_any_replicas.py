@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
-from builders import honest, level_traffic, recomputed, rules_of, tiny_instance, tiny_traffic
+from builders import every_valid, honest, level_traffic, recomputed, rules_of, tiny_instance, tiny_traffic
 
 from moe_placer.bounds.bounds import any_replicas_bound
 from moe_placer.bounds.relaxation import relax
@@ -32,10 +32,7 @@ def smallest_z(problem: Problem, experts: int, extra: int) -> float:
     for more in combinations_with_replacement(range(experts), extra):
         replicas = 1 + np.bincount(more, minlength=experts)
         layer = problem.layer(0, replicas)
-        for node in product(range(layer.nodes), repeat=layer.items):
-            chosen = np.array(node)
-            if layer.valid(chosen):
-                best = min(best, layer.z(chosen))
+        best = min([best, *(layer.z(node) for node in every_valid(layer))])
     return best
 
 

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from builders import proof_claims, recomputed, tiny_instance, tiny_traffic
+from builders import proof_claims, recomputed, smallest_z, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,11 +29,6 @@ CASES = {
 def case(name: str, seed: int) -> LayerProblem:
     instance = tiny_instance(**CASES[name])
     return compile_problem(instance, tiny_traffic(instance, seed)).layer(0)
-
-
-def smallest_z(layer: LayerProblem) -> float:
-    valid = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
-    return min(layer.z(node) for node in valid if layer.valid(node))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from builders import placement_data, recomputed, rules_of, tiny_instance, tiny_tokens
+from builders import placement_data, recomputed, rules_of, smallest_z, tiny_instance, tiny_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,11 +79,6 @@ def case(name: str, seed: int) -> tuple[Instance, Traffic, LayerProblem]:
     instance = tiny_instance(**CASES[name])
     traffic = tiny_tokens(instance, seed)
     return instance, traffic, compile_problem(instance, traffic).layer(0)
-
-
-def smallest_z(layer: LayerProblem) -> float:
-    every = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
-    return min(layer.z(node) for node in every if layer.valid(node))
 
 
 def some_node(layer: LayerProblem) -> Ints:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import MESH, honest, recomputed, rules_of, tiny_instance, tiny_traffic
+from builders import MESH, every_valid, honest, recomputed, rules_of, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,8 +65,7 @@ def least_aggregate(problem: Problem) -> float:
     costs = []
     for index in range(len(problem)):
         layer = problem.layer(index)
-        nodes = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
-        costs.append(np.array([layer.cost(node) for node in nodes if layer.valid(node)]))
+        costs.append(np.array([layer.cost(node) for node in every_valid(layer)]))
     totals = costs[0]
     for own in costs[1:]:
         totals = np.unique((totals[:, None] + own[None]).reshape(-1, totals.shape[1]), axis=0)

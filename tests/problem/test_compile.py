@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import VARIANTS, level_traffic, tiny_instance, tiny_traffic
+from builders import VARIANTS, level_traffic, smallest_z, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,9 +69,7 @@ def test_demand_is_what_the_definition_says() -> None:
 
 
 def brute(instance: Instance, traffic: Traffic) -> float:
-    layer = compile_problem(instance, traffic).layer(0)
-    valid = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
-    return min(layer.z(node) for node in valid if layer.valid(node))
+    return smallest_z(compile_problem(instance, traffic).layer(0))
 
 
 SOLO: dict[str, Any] = {"model": {"layers": 2}, "cluster": {"gpus_per_node": 1}, "parallelism": {"dp": 1}}

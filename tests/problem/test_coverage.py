@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from builders import in_order, placement_data, recomputed, rules_of, tiny_instance, tiny_tokens, tiny_traffic
+from builders import (
+    in_order,
+    placement_data,
+    recomputed,
+    rules_of,
+    smallest_z,
+    tiny_instance,
+    tiny_tokens,
+    tiny_traffic,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,11 +220,6 @@ def test_a_free_slot_is_a_partner() -> None:
     found = trades.promising(trades.z, 30.0, 10_000)
     assert isinstance(found, Trades)
     assert (found.partner == -1).any()
-
-
-def smallest_z(layer: LayerProblem) -> float:
-    every = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
-    return min(layer.z(node) for node in every if layer.valid(node))
 
 
 @pytest.mark.parametrize("routing", ["group", "even"])

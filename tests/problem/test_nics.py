@@ -14,6 +14,7 @@ import pytest
 from builders import (
     MESH,
     ONE_LAYER,
+    every_valid,
     level_traffic,
     merged,
     placement_data,
@@ -263,9 +264,7 @@ def test_no_placement_beats_the_bounds_and_auto_finds_the_best(name: str, seed: 
     extra = instance.redundant_slots
     for more in combinations_with_replacement(range(instance.model.experts), extra):
         layer = problem.layer(0, 1 + np.bincount(more, minlength=instance.model.experts) if extra else None)
-        for place in product(range(layer.nodes), repeat=layer.items):
-            if layer.valid(chosen := np.array(place)):
-                least = min(least, layer.z(chosen))
+        least = min([least, *(layer.z(place) for place in every_valid(layer))])
     layer = problem.layer(0)
     relaxation = relax(layer, any_replicas=bool(extra))
     assert relaxation is not None

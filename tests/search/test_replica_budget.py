@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import honest, in_order, level_traffic, merged, rules_of, tiny_instance, tiny_traffic
+from builders import every_valid, honest, in_order, level_traffic, merged, rules_of, tiny_instance, tiny_traffic
 from pydantic import ValidationError
 
 from moe_placer.bounds.bounds import relaxed_bound
@@ -47,9 +47,7 @@ def least_by_share(problem: Problem, index: int, most: int) -> list[float]:
         best = np.inf
         for more in combinations_with_replacement(range(EXPERTS), extra):
             layer = problem.layer(index, 1 + np.bincount(more, minlength=EXPERTS))
-            for node in product(range(layer.nodes), repeat=layer.items):
-                if layer.valid(np.array(node)):
-                    best = min(best, layer.z(np.array(node)))
+            best = min([best, *(layer.z(node) for node in every_valid(layer))])
         least.append(best)
     return least
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import DRAGONFLY, MESH, merged, tiny_instance, tiny_traffic
+from builders import DRAGONFLY, MESH, every_valid, merged, tiny_instance, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,8 +166,7 @@ def smallest_z(problem: Problem, extra: int) -> tuple[float, float]:
         if replicas.max() > layer.together.sum():
             continue
         chosen = problem.layer(0, replicas)
-        every = (np.array(node) for node in product(range(layer.nodes), repeat=layer.items))
-        best[tuple(replicas)] = min((chosen.z(node) for node in every if chosen.valid(node)), default=np.inf)
+        best[tuple(replicas)] = min((chosen.z(node) for node in every_valid(chosen)), default=np.inf)
     return min(best.values()), best[tuple(problem.replicas[0])]
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_tokens, tiny_traffic
+from builders import smallest_z, tiny_instance, tiny_tokens, tiny_traffic
 
 from moe_placer.bounds.bounds import Bound, dual_bound
 from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem, compile_problem
-from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.base import Solver
 from moe_placer.solve.registry import find_solver, solver_names
@@ -122,12 +120,6 @@ def small(name: str, seed: int = 0) -> tuple[Instance, Traffic]:
     instance = tiny_instance(**SMALL[name])
     once = instance.placement.dispatch != "per-expert"
     return instance, tiny_tokens(instance, seed) if once else tiny_traffic(instance, seed)
-
-
-def smallest_z(layer: LayerProblem) -> float:
-    """Try every assignment of items to nodes."""
-    valid = (np.array(n) for n in product(range(layer.nodes), repeat=layer.items))
-    return min(layer.z(node) for node in valid if layer.valid(node))
 
 
 @cache
