@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,9 @@ class Bound:
     companions: Companions | WeightedCompanions | None = None
     given_replicas: float | None = None
     any_replicas: bool = False
+
+
+_of_hot_experts: WeakKeyDictionary[LayerProblem, Bound] = WeakKeyDictionary()
 
 
 def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
@@ -214,6 +218,12 @@ def cheapest(problem: LayerProblem, weights: Floats) -> tuple[Bound, Ints | None
 
 def hot_expert_bound(problem: LayerProblem) -> Bound:
     """Bound z by what the node that holds some item must receive, for the item where this is most."""
+    if problem not in _of_hot_experts:  # each heuristic asks for it
+        _of_hot_experts[problem] = _hot_expert_bound(problem)
+    return _of_hot_experts[problem]
+
+
+def _hot_expert_bound(problem: LayerProblem) -> Bound:
     per_item = _floor(problem)[:, problem.widest > 0].min(axis=1)
     hot = int(per_item.argmax())
     return Bound(_safe(float(per_item[hot])), "hot-experts", hot=hot)

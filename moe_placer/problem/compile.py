@@ -171,13 +171,22 @@ class Problem:
         return replica_order(self.replicas[index] if replicas is None else replicas)
 
     def layer(self, index: int, replicas: Ints | None = None) -> LayerProblem:
-        """Compile the index-th MoE layer, with ``replicas`` [experts] if given instead of the problem's own."""
-        own = self._layer(index, replicas)
+        """Compile the index-th MoE layer, with ``replicas`` [experts] if given instead of the problem's own.
+
+        The last layer that was asked for is kept: several methods look at one after the other.
+        """
         counts = self.replicas[index] if replicas is None else replicas
-        each = [one._layer(index, counts) for one in self.scenarios]
-        if not each:
-            return own
-        return replace(own, judge=self.judge, **costs_of_all([(one.base, one.affected, one.delta) for one in each]))
+        key = index, counts.tobytes()
+        if key not in self._last:
+            self._last.clear()
+            own, each = self._layer(index, counts), [one._layer(index, counts) for one in self.scenarios]
+            costs = costs_of_all([(one.base, one.affected, one.delta) for one in each]) if each else {}
+            self._last[key] = replace(own, judge=self.judge, **costs) if each else own
+        return self._last[key]
+
+    @cached_property
+    def _last(self) -> dict[tuple[int, bytes], LayerProblem]:
+        return {}
 
     def rules(self, index: int, replicas: Ints | None = None) -> LayerProblem:
         """Compile the index-th MoE layer without what items cost, which is most of a layer: enough for `valid`."""
@@ -226,15 +235,7 @@ class Problem:
         return sent, load
 
     def _delta(self, index: int, expert: Ints, replica: Ints) -> Floats:
-        """Return ``delta`` of a layer; GPUs of one node differ in their NIC only.
-
-        Parameters
-        ----------
-        index : int
-            The MoE layer, counted among MoE layers.
-        expert, replica : int array [I]
-            The items.
-        """
+        """Return ``delta`` of a layer; GPUs of one node differ in their NIC only."""
         if self.by_node is not None:
             of_nodes = self.by_node.item_demand(index, expert, replica)
             return delta_by_gpu(self.by_node._delta(index, expert, replica), of_nodes, self._change[:, -1])

@@ -52,6 +52,10 @@ class Heuristic(LayerSolver):
 class OnePass(Solver):
     """A one-pass method that looks at more than a layer's links: at its GPUs, hops, or the number of replicas."""
 
+    def place_quickly(self, problem: Problem, index: int, seed: int) -> LayerResult:
+        """Place the index-th MoE layer, as `solve` does."""
+        return self.place_layer(problem, index, np.random.default_rng((seed, index)))
+
     @abstractmethod
     def place_layer(self, problem: Problem, index: int, rng: np.random.Generator) -> LayerResult:
         """Place the index-th MoE layer."""
@@ -66,7 +70,7 @@ class OnePass(Solver):
         del limits, start
         results = []
         for index in range(len(problem)):
-            results.append(self.place_layer(problem, index, np.random.default_rng((seed, index))))
+            results.append(self.place_quickly(problem, index, seed))
             report(index, results[-1])
         return results
 

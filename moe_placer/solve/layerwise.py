@@ -90,6 +90,11 @@ class LayerSolver(Solver):
             "it minimises every layer's busiest link apart, and objective.minimise: aggregate needs all layers jointly"
         )
 
+    def place_quickly(self, problem: Problem, index: int, seed: int) -> LayerResult:
+        """Place the index-th MoE layer in one pass, as a ``quick`` method does."""
+        rng = np.random.default_rng((seed, index, 0))
+        return self.solve_layer(LayerTask(problem.layer(index), Limits().gap, 0.0, rng))
+
     @abstractmethod
     def solve_layer(self, task: LayerTask) -> LayerResult:
         """Place one layer.

@@ -16,7 +16,7 @@ from moe_placer.solve.gpu_assignment import fit_to_gpus, pack
 from moe_placer.solve.heuristic import OnePass
 from moe_placer.solve.layerwise import LayerSolver
 
-__all__ = ["problem_for", "run_method"]
+__all__ = ["problem_for", "run_method", "runs_as_it_is"]
 
 
 def problem_for(method: Solver, problem: Problem) -> Problem:
@@ -27,6 +27,11 @@ def problem_for(method: Solver, problem: Problem) -> Problem:
 def _of_places(method: Solver, problem: Problem) -> Problem:
     one_pass = isinstance(method, OnePass) or (isinstance(method, LayerSolver) and method.quick)
     return problem.by_node if one_pass and problem.by_node is not None else problem
+
+
+def runs_as_it_is(method: Solver, problem: Problem) -> bool:
+    """Whether a method is run on the problem itself, whose layers it then places each apart."""
+    return problem.shares is None and _of_places(method, problem) is problem
 
 
 def run_method(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -15,9 +15,12 @@ from moe_placer.limits import Limits
 from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop
+from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import fit_to_gpus
+from moe_placer.solve.heuristic import OnePass
+from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.outcome import objective_of
-from moe_placer.solve.places import problem_for, run_method
+from moe_placer.solve.places import problem_for, run_method, runs_as_it_is
 from moe_placer.solve.registry import find_solver
 
 __all__ = ["BASELINES", "Baselines", "better_start", "find_slots", "run_baselines"]
@@ -55,15 +58,14 @@ class Baselines:
 def run_baselines(problem: Problem, seed: int) -> Baselines:
     """Run the quick heuristics: what users have today, and where the search starts from."""
     found = Baselines.none(problem)
-    for name in (*BASELINES, *(_OF_COVERAGE if problem.coverage else ())):
-        method = find_solver(name)
-        if reason := method.unavailable() or method.refuses(problem_for(method, problem)):
-            found.totals[name] = reason
-            continue
-        try:
-            results = run_method(method, problem, Limits(), seed, None, lambda _index, _result: None)
-        except NothingFoundError:
-            found.totals[name] = "it finds no valid placement"
+    methods = {name: find_solver(name) for name in (*BASELINES, *(_OF_COVERAGE if problem.coverage else ()))}
+    refused = {name: own.unavailable() or own.refuses(problem_for(own, problem)) for name, own in methods.items()}
+    able = {name: method for name, method in methods.items() if not refused[name]}
+    placed = _place_all(able, problem, seed)
+    for name in methods:
+        results = placed.get(name)
+        if results is None:
+            found.totals[name] = refused[name] or "it finds no valid placement"
             continue
         with suppress(NothingFoundError):
             results = fit_to_gpus(problem, results)
@@ -76,6 +78,24 @@ def run_baselines(problem: Problem, seed: int) -> Baselines:
         if total is not None:
             found.plans[name] = [_with_own_replicas(problem, index, result) for index, result in enumerate(results)]
     return found
+
+
+def _place_all(methods: Mapping[str, Solver], problem: Problem, seed: int) -> dict[str, list[LayerResult]]:
+    """Place every layer by all methods before the next one is compiled; leave out those that find no placement."""
+    plain = {n: m for n, m in methods.items() if isinstance(m, OnePass | LayerSolver) and runs_as_it_is(m, problem)}
+    placed: dict[str, list[LayerResult]] = {name: [] for name in methods}
+    for index in range(len(problem)):
+        for name in [name for name in plain if name in placed]:
+            try:
+                placed[name].append(plain[name].place_quickly(problem, index, seed))
+            except NothingFoundError:
+                del placed[name]
+    for name in methods.keys() - plain.keys():
+        try:
+            placed[name] = run_method(methods[name], problem, Limits(), seed, None, lambda _index, _result: None)
+        except NothingFoundError:
+            del placed[name]
+    return placed
 
 
 def _with_own_replicas(problem: Problem, index: int, result: LayerResult) -> LayerResult:
