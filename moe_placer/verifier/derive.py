@@ -98,7 +98,7 @@ class Checker:
                 bound = proved
         claimed = _claimed(record)
         check = LayerCheck(layer.layer, z, worst, bound, record.proof, tokens, us, given, claimed, largest)
-        if layer.demand is not None:
+        if layer.replicas is not None:
             sent, of_instance = self._sent(layer), derivable and given is None
             self.violations.extend(
                 records.check_figures(record, check, self.network.links, cost, layer.load, of_instance, sent)
@@ -117,7 +117,7 @@ class Checker:
         self.violations.extend(replanned.check_moves(self.instance, record, current, placement))
         lacking = [*replanned.check_budget_proof(self.instance, record, self.network.links)]
         self.violations.extend(lacking)
-        if not self.bounds or record.bound is None or lacking or any(one.demand is None for one in self.layers):
+        if not self.bounds or record.bound is None or lacking or any(one.replicas is None for one in self.layers):
             return 0.0
         lawful = record.model_copy(update={"weights": tuple(self._lawful(own) for own in record.weights or ())})
         derived = replanned.budget_bound(self.instance, self.network, self.layers, self._slots, lawful, current)
@@ -129,7 +129,7 @@ class Checker:
         return derived
 
     def _derive(self, layer: PlacedLayer, record: LayerRecord) -> float:
-        if layer.demand is None or layer.replicas is None:
+        if layer.replicas is None:
             return 0.0
         if record.proof == "hot-experts" and record.hot is not None:
             expert, replica = record.hot
@@ -160,7 +160,7 @@ class Checker:
             return 0.0
         lacking = [*proofs.check_aggregate_proof(self.instance, record, self.network.links)]
         self.violations.extend(lacking)
-        if any(layer.demand is None for layer in self.layers):
+        if any(layer.replicas is None for layer in self.layers):
             return 0.0
         load = np.sum([layer.load for layer in self.layers], axis=0)
         totals = load * self.network.scale
@@ -183,7 +183,7 @@ class Checker:
         lacking = [*proofs.check_memory_proof(self.instance, record, weights, self.network.links)]
         unproved = any(violation.rule in {"weights", "proof"} for violation in self.violations)
         self.violations.extend(lacking)
-        whole = len(weights) == len(self.layers) and all(layer.demand is not None for layer in self.layers)
+        whole = len(weights) == len(self.layers) and all(layer.replicas is not None for layer in self.layers)
         if lacking or unproved or not whole or not self.bounds:
             return 0.0
         pairs = zip(self.layers, weights, strict=True)

@@ -45,10 +45,10 @@ def busiest_gpu(layer: PlacedLayer, replicas: Sequence[Replica], slow: Mapping[i
     slow : mapping, optional
         GPU to how many times as long it takes: each of its tokens counts as so many.
     """
-    if layer.demand is None:
+    if layer.replicas is None:
         return 0.0
     tokens: Counter[int] = Counter()
-    for replica, own in zip(replicas, layer.demand.sum(axis=0).tolist(), strict=True):
+    for replica, own in zip(replicas, layer.received.tolist(), strict=True):
         for gpu in replica.gpus:
             tokens[gpu] += own * (slow or {}).get(gpu, 1.0)
     return float(max(tokens.values(), default=0.0))
@@ -59,10 +59,10 @@ def least_busiest(instance: Instance, layer: PlacedLayer) -> float:
 
     Where how many replicas each expert has is a choice, the hottest replica of the choice in which it has fewest.
     """
-    if layer.demand is None or layer.replicas is None:
+    if layer.replicas is None:
         return 0.0
     slots = gpu_slots(instance)
-    tokens, works = layer.demand.sum(axis=0), int((slots > 0).sum())
+    tokens, works = layer.received, int((slots > 0).sum())
     hottest, budget = float(tokens.max(initial=0.0)), instance.placement.replicas
     if isinstance(budget, RedundantSlots | SharedSlots):
         extra = budget.redundant_slots if isinstance(budget, RedundantSlots) else budget.redundant_slots_in_all

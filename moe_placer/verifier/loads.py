@@ -138,4 +138,7 @@ def replica_demand(instance: Instance, traffic: Traffic, choices: Floats, replic
         return T[:, expert] / replicas[expert]
     replica = np.concatenate([np.arange(count) for count in replicas])
     group = np.arange(cluster.nodes) * instance.parallelism.dp // cluster.nodes
-    return np.where(group[:, None] == replica[None, :], T[:, expert], 0.0)
+    demand = np.zeros((cluster.nodes, len(expert)))
+    for own in np.unique(group).tolist():
+        demand[np.ix_(group == own, replica == own)] = T[np.ix_(group == own, expert[replica == own])]
+    return demand

@@ -153,10 +153,16 @@ def _repeated(network: Network, nodes: int, times: int) -> Network:
 
 def _together(scenarios: Sequence[PlacedLayer]) -> PlacedLayer:
     """Put one layer of every scenario side by side."""
-    demands = [one.demand for one in scenarios if one.demand is not None]
+    known = all(one.replicas is not None for one in scenarios)
+
+    def demand() -> npt.NDArray[np.float64]:
+        return np.vstack([one.demand for one in scenarios if one.demand is not None])
+
     return replace(
         scenarios[0],
-        demand=np.vstack(demands) if len(demands) == len(scenarios) else None,
+        replicas=scenarios[0].replicas if known else None,
+        received=np.sum([one.received for one in scenarios], axis=0) if known else np.zeros(0),
+        work_out=demand,
         roundings=max(one.roundings for one in scenarios),
         load=np.concatenate([one.load for one in scenarios]),
         worst_pair=max(one.worst_pair for one in scenarios),

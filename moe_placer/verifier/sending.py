@@ -21,6 +21,7 @@ from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Violation
 
 __all__ = [
+    "asked_of_replicas",
     "check_proof_fits",
     "copies_sent",
     "find_dispatch_mistakes",
@@ -119,18 +120,16 @@ def copies_sent(
     demand : float array [nodes, replicas]
         Tokens per step from every node that each replica works on; it does not depend on the unit of dispatch.
     """
-    count = Counter(replica.expert for replica in replicas)
-    counts = np.array([count[expert] for expert in range(instance.model.experts)])
-    if instance.placement.numbers_replicas:
-        demand = _demand_by_number(instance, traffic, choices, replicas)
-    else:
-        demand = replica_demand(instance, traffic, choices, counts)
+    demand = asked_of_replicas(instance, traffic, choices, replicas)
+    counts = _counts(instance, replicas)
     nodes, size = instance.cluster.nodes, instance.cluster.gpus_per_node
     part = 1 if receives_by_gpu(instance) else size  # GPUs of a place
     flow = np.zeros((nodes, instance.gpus // part))
     if sends_every_choice(instance):
-        for item, replica in enumerate(replicas):
-            flow[:, replica.gpus[0] // part] += demand[:, item]
+        arriving = np.zeros(flow.shape[::-1])  # adding rows is quick, adding columns is not
+        for replica, tokens in zip(replicas, np.ascontiguousarray(demand.T), strict=True):
+            arriving[replica.gpus[0] // part] += tokens
+        flow = np.ascontiguousarray(arriving.T)
     else:
         per_gpu = instance.placement.dispatch == "per-gpu"
         places = instance.gpus if per_gpu else nodes
@@ -145,6 +144,24 @@ def copies_sent(
                 by_place = share.reshape(flow.shape[1], -1).sum(axis=1)  # what was reached: nodes, or their GPUs
                 flow += np.outer(started * traffic.mix[:, file] * mine, by_place)
     return flow, demand
+
+
+def asked_of_replicas(instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica]) -> Floats:
+    """Count the tokens per step from every node that each replica of a layer works on [nodes, replicas].
+
+    Parameters
+    ----------
+    instance, traffic, choices, replicas
+        As `copies_sent`.
+    """
+    if instance.placement.numbers_replicas:
+        return _demand_by_number(instance, traffic, choices, replicas)
+    return replica_demand(instance, traffic, choices, _counts(instance, replicas))
+
+
+def _counts(instance: Instance, replicas: Sequence[Replica]) -> Ints:
+    count = Counter(replica.expert for replica in replicas)
+    return np.array([count[expert] for expert in range(instance.model.experts)])
 
 
 def _demand_by_number(instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica]) -> Floats:

@@ -17,7 +17,8 @@ from moe_placer.verifier import bounds_anew, verify
 from moe_placer.verifier.bounds_anew import memory_bound
 from moe_placer.verifier.facts import _alike, _short
 from moe_placer.verifier.loads import read_network
-from moe_placer.verifier.placed_layers import PlacedLayer
+from moe_placer.verifier.placed_layers import PlacedLayer, read_layers
+from moe_placer.verifier.rules import read_replicas
 
 FAT_TREE = {"kind": "fat-tree", "nodes_per_leaf": 2, "spines": 2, "oversubscription": 2.0}
 
@@ -35,9 +36,27 @@ def test_costs_of_a_token_out_of_range_prove_nothing(scale: list[float], proves:
 
 
 def test_tokens_that_are_sent_are_counted_where_they_are_known() -> None:
-    layer: Any = SimpleNamespace(demand=np.array([[1.0, 2.0], [3.0, 4.0]]))
-    assert PlacedLayer.tokens.fget(layer) == 10.0  # type: ignore[attr-defined]
-    assert PlacedLayer.tokens.fget(SimpleNamespace(demand=None)) == 0.0  # type: ignore[attr-defined]
+    nothing: list[tuple[PlacedLayer, np.ndarray]] = []
+    known = PlacedLayer(
+        1, np.array([1, 1]), np.array([4.0, 6.0]), 1, np.zeros(1), 0.0, lambda: np.ones((1, 1)), nothing
+    )
+    assert known.tokens == 10.0
+    assert replace(known, replicas=None, received=np.zeros(0)).tokens == 0.0
+
+
+def test_demand_is_worked_out_when_it_is_asked_for_and_that_of_one_layer_is_kept() -> None:
+    instance = tiny_instance()
+    traffic, network = tiny_traffic(instance), read_network(instance)
+    placement = Placement.model_validate(honest(instance, traffic))
+    layers = read_layers(instance, network, traffic, read_replicas(instance, placement), set(instance.moe_layers))
+    kept = layers[0].last
+    assert kept == []
+    for layer in (*layers, layers[0]):
+        demand = layer.demand
+        assert demand is layer.demand
+        assert [one for one, _ in kept] == [layer]
+        assert demand is not None
+        assert demand.sum(axis=0).tolist() == layer.received.tolist()
 
 
 def test_where_memory_leaves_no_assignment_nothing_is_proved() -> None:
