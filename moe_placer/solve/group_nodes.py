@@ -16,6 +16,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import LayerResult
 from moe_placer.search.moves import Moves
+from moe_placer.solve.layer_tasks import on_each_layer
 
 __all__ = ["bring_to_groups", "outside_groups"]
 
@@ -41,11 +42,12 @@ def bring_to_groups(problem: Problem, results: Sequence[LayerResult]) -> list[La
     sums = not problem.coverage and problem.judge is None and problem.minimise == "layers"
     if problem.groups < 2 or not sums:
         return list(results)
-    return [_layer_to_groups(problem, index, result) for index, result in enumerate(results)]
+    return on_each_layer(_layer_to_groups, None, problem, results)
 
 
-def _layer_to_groups(problem: Problem, index: int, result: LayerResult) -> LayerResult:
+def _layer_to_groups(given: None, problem: Problem, index: int, result: LayerResult) -> LayerResult:
     """Trade items, and move them to free slots, as long as that brings one home."""
+    del given
     layer = problem.layer(index, result.replicas)
     if result.node is None or not outside_groups(problem, layer, result.node).any():
         return result

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from moe_placer.bounds.bounds import Bound, best_bound
-from moe_placer.errors import UsageError
 from moe_placer.limits import Deadline, Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.layer_part import LayerPart, part_of, with_part, without_layers
 from moe_placer.result import LayerResult, Report, Stop, gap, stop_at, why_stopped
 from moe_placer.solve.base import Solver, Start
-from moe_placer.workers import Engine, Workers, asked_to_stop, find_engine, local_processes, usable_cores
+from moe_placer.solve.layer_tasks import engine_for_layers, on_each_layer
+from moe_placer.workers import Workers, asked_to_stop
 
 __all__ = ["LayerSolver", "LayerTask", "solve_layers"]
 
@@ -146,11 +146,11 @@ def solve_layers(
     # One layer's arrays at a time: those of all layers together are large.
     nodes = start if start is not None and not solver.quick else [None] * len(problem)
     best: list[LayerResult | None]
-    best = [*known] if known else [_start_result(problem, index, node, limits.gap) for index, node in enumerate(nodes)]
+    best = [*known] if known else on_each_layer(_start_result, limits.gap, problem, nodes)
     run = _Run(solver, problem, limits, seed, best, report)
     if solver.quick:
         run.everything_here()
-    elif (engine := _engine(limits, len(problem))) is None:
+    elif (engine := engine_for_layers(limits, len(problem))) is None:
         run.in_rounds(run.round_here)
     else:
         with Pool(_in_worker, (solver, without_layers(problem)), engine, _MOST_TRIES) as pool:
@@ -158,17 +158,7 @@ def solve_layers(
     return [result if result is not None else _nothing(limits) for result in run.best]
 
 
-def _engine(limits: Limits, layers: int) -> Engine | None:
-    """Return what runs layers elsewhere; None: all are run here."""
-    if limits.executor is None:
-        return None if limits.workers == 1 else local_processes(min(limits.workers, layers, usable_cores()))
-    engine = find_engine(limits.executor)
-    if engine.shard is not None:
-        raise UsageError(f"--executor {limits.executor} divides rows, and layers of one placement are not rows apart")
-    return engine
-
-
-def _start_result(problem: Problem, index: int, node: Any, within: float) -> LayerResult | None:
+def _start_result(within: float, problem: Problem, index: int, node: Any) -> LayerResult | None:
     """Say what a start is worth: a layer that a quick bound shows to be good enough needs no search."""
     if node is None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -30,6 +30,7 @@ from moe_placer.solve.coolest_gpus import Cooling, cool_busiest
 from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.group_nodes import bring_to_groups
+from moe_placer.solve.layer_tasks import one_executor
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.numbered import bound_any_numbers
 from moe_placer.solve.outcome import never_worse, of_the_instance
@@ -185,25 +186,26 @@ def solve(
     problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
     cools = _cools(method, problem, cool_gpus)
     improves = _improves(method)
-    beside = run_baselines(problem, seed) if baselines or improves else Baselines.none(problem)
-    place_baselines = partial(_place_baselines, instance, traffic, problem, seed, beside.plans)
-    by_load, first = problem.replicas, beside.start
-    if start is not None:
-        problem, first = better_start(problem, first, start)
+    with count_deaths() as deaths, one_executor(problem, limits) if improves else nullcontext():
+        beside = run_baselines(problem, seed) if baselines or improves else Baselines.none(problem)
+        place_baselines = partial(_place_baselines, instance, traffic, problem, seed, beside.plans)
+        by_load, first = problem.replicas, beside.start
+        if start is not None:
+            problem, first = better_start(problem, first, start)
 
-    def build(results: Sequence[LayerResult]) -> Placement:
-        fitted = fit_to_gpus(problem, results)
-        return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, division)
+        def build(results: Sequence[LayerResult]) -> Placement:
+            fitted = fit_to_gpus(problem, results)
+            return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, division)
 
-    report = Reporter(problem, limits, progress, beside.totals, build, division)
-    if improves:
-        report.start(first)  # quick methods ignore it; others may
-    with count_deaths() as deaths:
-        results = _run(method, problem, limits, seed, first, report, division)
-    results = fit_to_gpus(problem, results)
-    if improves:
-        results = never_worse(problem, results, beside.plans, limits.deadline)
-    results, cooling = cool_busiest(problem, bring_to_groups(problem, results), limits) if cools else (results, None)
+        report = Reporter(problem, limits, progress, beside.totals, build, division)
+        if improves:
+            report.start(first)  # quick methods ignore it; others may
+        results = fit_to_gpus(problem, _run(method, problem, limits, seed, first, report, division))
+        if improves:
+            results = never_worse(problem, results, beside.plans, limits.deadline)
+        if cools:
+            results = bring_to_groups(problem, results)
+    results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)
     results = bound_any_numbers(problem, results, limits.deadline)
     placement = build(results)
     verification = _verified(instance, placement, traffic, method)

@@ -18,6 +18,7 @@ from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.base import Solver
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.heuristic import OnePass
+from moe_placer.solve.layer_tasks import on_each_layer
 from moe_placer.solve.layerwise import LayerSolver
 from moe_placer.solve.outcome import objective_of
 from moe_placer.solve.places import problem_for, run_method, runs_as_it_is
@@ -26,6 +27,8 @@ from moe_placer.solve.registry import find_solver
 __all__ = ["BASELINES", "Baselines", "better_start", "find_slots", "run_baselines"]
 
 Ints = npt.NDArray[np.int64]
+
+Quick = OnePass | LayerSolver
 
 BASELINES = ("contiguous", "eplb", "greedy")
 _OF_COVERAGE = ("affinity",)  # what is published for tokens that go once to each node
@@ -82,20 +85,25 @@ def run_baselines(problem: Problem, seed: int) -> Baselines:
 
 def _place_all(methods: Mapping[str, Solver], problem: Problem, seed: int) -> dict[str, list[LayerResult]]:
     """Place every layer by all methods before the next one is compiled; leave out those that find no placement."""
-    plain = {n: m for n, m in methods.items() if isinstance(m, OnePass | LayerSolver) and runs_as_it_is(m, problem)}
-    placed: dict[str, list[LayerResult]] = {name: [] for name in methods}
-    for index in range(len(problem)):
-        for name in [name for name in plain if name in placed]:
-            try:
-                placed[name].append(plain[name].place_quickly(problem, index, seed))
-            except NothingFoundError:
-                del placed[name]
-    for name in methods.keys() - plain.keys():
-        try:
-            placed[name] = run_method(methods[name], problem, Limits(), seed, None, lambda _index, _result: None)
-        except NothingFoundError:
-            del placed[name]
+    plain = {n: m for n, m in methods.items() if isinstance(m, Quick) and runs_as_it_is(m, problem)}
+    placed: dict[str, list[LayerResult]] = {}
+    layers = on_each_layer(_place_layer, plain, problem, [seed] * len(problem))
+    for name, method in methods.items():
+        with suppress(NothingFoundError):
+            if name not in plain:
+                placed[name] = run_method(method, problem, Limits(), seed, None, lambda _index, _result: None)
+            elif all(name in layer for layer in layers):
+                placed[name] = [layer[name] for layer in layers]
     return placed
+
+
+def _place_layer(methods: Mapping[str, Quick], problem: Problem, index: int, seed: int) -> dict[str, LayerResult]:
+    """Place a layer by each method that can."""
+    found = {}
+    for name, method in methods.items():
+        with suppress(NothingFoundError):
+            found[name] = method.place_quickly(problem, index, seed)
+    return found
 
 
 def _with_own_replicas(problem: Problem, index: int, result: LayerResult) -> LayerResult:

@@ -1,6 +1,6 @@
 """Worker processes, the executors that run them, and the cores and memory that they may use."""
 
-from moe_placer.workers.engine import Engine
+from moe_placer.workers.engine import Engine, keep_executor
 from moe_placer.workers.engines import engine_names, find_engine, local_processes, local_threads, stated_workers
 from moe_placer.workers.machine import available_memory, usable_cores
 from moe_placer.workers.pool import Workers, count_deaths, run_each
@@ -14,6 +14,7 @@ __all__ = [
     "count_deaths",
     "engine_names",
     "find_engine",
+    "keep_executor",
     "local_processes",
     "local_threads",
     "run_each",

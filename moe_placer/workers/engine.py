@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "keep_executor"]
 
 
 def _shut_down(executor: Executor) -> None:
@@ -33,6 +34,8 @@ class Engine:
         What a future raises whose worker died; its task is tried again.
     ask_to_stop : callable
         Of an executor: have tasks that run hand in what they have.
+    release : callable or None
+        Of an executor that has done everything it was asked: what is called in place of ``stop``; None: ``stop`` is.
     ahead : int
         Tasks in flight for each worker: 2 where their way is long.
     shard : tuple of int or None
@@ -46,3 +49,15 @@ class Engine:
     ask_to_stop: Callable[[Executor], None] = _cannot_ask
     ahead: int = 2
     shard: tuple[int, int] | None = None
+    release: Callable[[Executor], None] | None = None
+
+
+@contextmanager
+def keep_executor(engine: Engine) -> Iterator[Engine]:
+    """Give an engine whose executor stays when it has done everything, for whoever starts one next, and end it last."""
+    kept: list[Executor] = []
+    try:
+        yield replace(engine, start=lambda: kept.pop() if kept else engine.start(), release=kept.append)
+    finally:
+        for executor in kept:
+            engine.stop(executor)

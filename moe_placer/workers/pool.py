@@ -90,7 +90,7 @@ class Workers(Generic[Key, Shared, Task, Result]):
         self._executor = self._engine.start()
         self._count = max(1, self._engine.workers(self._executor))
         self._knowing = 0  # workers that have been sent what tasks have alike
-        self._breaks = 0
+        self._breaks, self._asked_to_stop = 0, False
         self.deaths = self.sent_bytes = 0
 
     def __enter__(self) -> Self:
@@ -99,7 +99,9 @@ class Workers(Generic[Key, Shared, Task, Result]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._engine.stop(self._executor)
+        done = error is None and not self.pending and not self._asked_to_stop
+        end = self._engine.release if done else None
+        (end or self._engine.stop)(self._executor)
 
     @property
     def pending(self) -> bool:
@@ -118,6 +120,7 @@ class Workers(Generic[Key, Shared, Task, Result]):
 
     def ask_to_stop(self) -> None:
         """Have `asked_to_stop` say so in all workers, from now on, where the executor can."""
+        self._asked_to_stop = True
         self._engine.ask_to_stop(self._executor)
 
     def take(self, seconds: float) -> list[tuple[Key, Result | None]]:
