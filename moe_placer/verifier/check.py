@@ -14,7 +14,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic import load_traffic
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
-from moe_placer.verifier.capacity import wire_bytes
+from moe_placer.verifier.capacity import gpu_slots, wire_bytes
 from moe_placer.verifier.derive import Checker
 from moe_placer.verifier.facts import check_facts
 from moe_placer.verifier.layer_time import busiest_gpu, check_layer_time, expert_token_us, least_busiest
@@ -94,7 +94,7 @@ def verify(
         violations += check_migration(instance, current, placement, transfers) or [
             *check_serving(instance, traffic, current, placement, transfers)
         ]
-    load, model = np.stack([layer.load for layer in layers]), instance.model
+    load, model, slots = np.stack([layer.load for layer in layers]), instance.model, gpu_slots(instance)
     found = Verification(
         violations=tuple(violations),
         layers=checks,
@@ -109,7 +109,7 @@ def verify(
         budget_bound=budget_bound,
         back=wire_bytes(model, instance.placement.combine_dtype) / wire_bytes(model, instance.placement.dispatch_dtype),
         busiest_gpu=_busiest_gpus(of_mix, replicas),
-        least_busiest=np.array([least_busiest(instance, layer) for layer in of_mix]),
+        least_busiest=np.array([least_busiest(instance, layer, slots) for layer in of_mix]),
         expert_token_us=expert_token_us(instance),
         cost_us=_least_us(network) / most_over_busiest(instance, count_scenarios(instance, traffic)),
         facts_checked=facts.checked,

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import LayerTimeRecord
-from moe_placer.verifier.capacity import gpu_slots
 from moe_placer.verifier.model_sizes import peak_of
 from moe_placer.verifier.placed_layers import PlacedLayer
 from moe_placer.verifier.rules import Replica
@@ -54,14 +53,14 @@ def busiest_gpu(layer: PlacedLayer, replicas: Sequence[Replica], slow: Mapping[i
     return float(max(tokens.values(), default=0.0))
 
 
-def least_busiest(instance: Instance, layer: PlacedLayer) -> float:
+def least_busiest(instance: Instance, layer: PlacedLayer, slots: Ints) -> float:
     """Tokens that no placement's busiest GPU is below: the mean of GPUs that work, and those of the hottest replica.
 
     Where how many replicas each expert has is a choice, the hottest replica of the choice in which it has fewest.
+    ``slots`` [GPUs] are replicas of one layer that each GPU can hold.
     """
     if layer.replicas is None:
         return 0.0
-    slots = gpu_slots(instance)
     tokens, works = layer.received, int((slots > 0).sum())
     hottest, budget = float(tokens.max(initial=0.0)), instance.placement.replicas
     if isinstance(budget, RedundantSlots | SharedSlots):
