@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 
 # Before numpy is loaded: tests run side by side, and so do the threads of matrix libraries otherwise.
@@ -113,18 +114,27 @@ def tab(new_tab: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[dict[str, Any]]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Rows of a comparison, solved once."""
-    from report_rows import drawn_rows
+    from shared_files import made_once
 
-    return drawn_rows()
+    def solve(folder: Path) -> None:
+        from report_rows import drawn_rows
+
+        (folder / "rows.json").write_text(json.dumps(drawn_rows()))
+
+    found: list[dict[str, Any]] = json.loads((made_once(tmp_path_factory, "rows", solve) / "rows.json").read_text())
+    return found
 
 
 @pytest.fixture(scope="session")
 def made(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report folder of these rows, with page, Markdown and pictures."""
-    from report_rows import draw_here, write_folder
+    """A report folder of these rows, with page, Markdown and pictures, for tests to read."""
+    from shared_files import made_once
 
-    folder = write_folder(tmp_path_factory.mktemp("report") / "drawn", rows)
-    draw_here(folder)
-    return folder
+    def draw(folder: Path) -> None:
+        from report_rows import draw_here, write_folder
+
+        draw_here(write_folder(folder, rows))
+
+    return made_once(tmp_path_factory, "drawn", draw)

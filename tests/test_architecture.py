@@ -57,17 +57,31 @@ def _is_for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def _statements(node: ast.AST, skip_types: bool) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not (skip_types and _is_for_types_only(child)):
-            yield from _statements(child, skip_types)
-
-
 @cache
 def parsed(file: Path) -> ast.Module:
     """Read a file once: several tests look at each."""
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+
+
+def _statements(node: ast.AST, skip_types: bool = False) -> Iterator[ast.AST]:
+    """Yield statements, those within others too; no import is within an expression, where most of a file is."""
+    for name in _BLOCKS:
+        for child in getattr(node, name, ()):
+            if not (skip_types and _is_for_types_only(child)):
+                yield child
+                yield from _statements(child, skip_types)
+
+
+@cache
+def texts_of(file: Path) -> list[ast.Constant]:
+    """List the texts of a file that are no documentation."""
+    nodes = [*ast.walk(parsed(file))]
+    documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    found = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node for node in found if id(node) not in documentation]
 
 
 @cache
@@ -75,7 +89,7 @@ def imports_of(name: str, file: Path, skip_types: bool = False) -> frozenset[str
     """Name what a file imports, anywhere in it: ``from a import b`` gives both ``a`` and ``a.b``."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in _statements(parsed(file), True) if skip_types else ast.walk(parsed(file)):
+    for node in _statements(parsed(file), skip_types):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -191,11 +205,8 @@ def test_only_the_registry_names_solvers(name: str) -> None:
     assert not any(target.split(".")[0] == "solvers" for target in imports_of(name, MODULES[name]))
     if name == "moe_placer.solve.registry":
         return
-    tree = parsed(MODULES[name])
-    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
-            assert not node.value.startswith("moe_placer.solvers"), f"{name}, line {node.lineno}"
+    for node in texts_of(MODULES[name]):
+        assert not str(node.value).startswith("moe_placer.solvers"), f"{name}, line {node.lineno}"
 
 
 @pytest.mark.parametrize("file", sorted(SOLVERS.glob("*.py")), ids=lambda file: file.stem)
@@ -210,7 +221,7 @@ def _lengths(file: Path) -> Iterator[tuple[str, int]]:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     yield file.name, len(lines)
-    for node in ast.walk(ast.parse(text)):
+    for node in _statements(parsed(file)):
         if isinstance(node, ast.FunctionDef):
             documented = range(0)
             if ast.get_docstring(node) is not None:
@@ -245,7 +256,7 @@ def _dataclasses() -> Iterator[tuple[str, dict[str, bool], bool]]:
     for name, file in MODULES.items():
         if not name.startswith(tuple(f"moe_placer.{room}" for room in ("problem", "bounds", "verifier", "result"))):
             continue
-        for node in ast.walk(parsed(file)):
+        for node in _statements(parsed(file)):
             for made in getattr(node, "decorator_list", []) if isinstance(node, ast.ClassDef) else []:
                 if isinstance(made, ast.Call) and ast.unparse(made.func) == "dataclass":
                     given = {one.arg: ast.literal_eval(one.value) for one in made.keywords if one.arg}
@@ -266,7 +277,7 @@ def test_errors_have_one_base_class() -> None:
     bases = {
         node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases]
         for file in (*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "solvers").glob("*.py"))
-        for node in ast.walk(parsed(file))
+        for node in _statements(parsed(file))
         if isinstance(node, ast.ClassDef)
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -104,8 +105,9 @@ class Drawing:
     hatches: dict[str, tuple[str, str, str]] = field(default_factory=dict, kw_only=True)
 
 
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
+
 def plain(text: str) -> str:
     """Drop characters that XML forbids."""
-    return "".join(
-        c for c in text if c in "\t\n" or (c >= " " and c not in "\x7f\ufffe\uffff" and not "\ud800" <= c <= "\udfff")
-    )
+    return _FORBIDDEN.sub("", text)

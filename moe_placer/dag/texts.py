@@ -29,12 +29,18 @@ def to_json(dag: Dag, view: str) -> str:
 
 
 def _compact(row: Any) -> str:
-    # Most values of DOT's attributes are integers: for them, setting up an encoder is most of the work.
-    return str(row) if type(row) is int else _encode(row)
+    # Most values of DOT's attributes are integers and lists of them: there, setting up an encoder is most of the work.
+    if type(row) is int:
+        return str(row)
+    if type(row) is list and all(type(value) is int for value in row):
+        return str(row).replace(" ", "")
+    return _encode(row)
 
 
 def rounded(value: float) -> float:
     """Twelve digits: more than any check needs, and no noise of summation order in the file."""
+    if -1e12 < value < 1e12 and value == (whole := int(value)):
+        return whole
     near = float(f"{value:.12g}")
     return int(near) if near.is_integer() and abs(near) < 1e15 else near
 

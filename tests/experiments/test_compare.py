@@ -22,8 +22,9 @@ from plug_ins import environment_with_plug_ins
 
 from moe_placer.cli import main
 from moe_placer.errors import UsageError
-from moe_placer.experiments.compare import Settings, build_matrix
-from moe_placer.experiments.compare.run_process import run
+from moe_placer.experiments import process
+from moe_placer.experiments.compare import Settings, build_matrix, run
+from moe_placer.experiments.compare.run_process import run as run_cell
 from moe_placer.experiments.process import Ended
 from moe_placer.experiments.report.report_files import draw_report
 from moe_placer.instance import load_instance
@@ -76,16 +77,22 @@ def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run_it
 
 
+_ONE_AT_A_TIME = Lock()
+
+
+def run_here(command: Sequence[str], text: str, answer: Path) -> Ended:
+    """Do in this process what a run's process does."""
+    with _ONE_AT_A_TIME, patch("sys.argv", [command[-1], str(answer)]), patch("sys.stdin", io.StringIO(text)):
+        import_module(command[-1]).main()
+    return Ended(answer.read_text(), None, hung=False, all_processes_bytes=None, seconds=1.0)
+
+
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs happen in this process, for tests of what is made of them: a process of its own is mostly its start."""
-    one_at_a_time = Lock()
 
     def run_child(command: Sequence[str], text: str, *_limits: Any) -> Ended:
-        answer = tmp_path_factory.mktemp("answer") / "row.json"
-        with one_at_a_time, patch("sys.argv", [command[-1], str(answer)]), patch("sys.stdin", io.StringIO(text)):
-            import_module(command[-1]).main()
-        return Ended(answer.read_text(), None, hung=False, all_processes_bytes=None, seconds=1.0)
+        return run_here(command, text, tmp_path_factory.mktemp("answer") / "row.json")
 
     monkeypatch.setattr("moe_placer.experiments.compare.run.run_child", run_child)
 
@@ -131,7 +138,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_lie_or_a_failure_is_named(name: str, plug_ins: dict[str, str]) -> None:
     (cell,) = build_matrix([TINY], [name], [0], Settings(time_limit_s=5)).cells
-    row = run(cell)
+    row = run_cell(cell)
     status, says = FAULTS[name]
     assert (row["status"], says in row["reason"]) == (status, True), row["reason"]
     assert row.keys() == RUN_KEYS - OF_THE_PROCESS
@@ -141,20 +148,26 @@ def test_a_lie_or_a_failure_is_named(name: str, plug_ins: dict[str, str]) -> Non
 
 def test_a_solver_that_tells_nothing_on_its_way_has_its_end(plug_ins: dict[str, str]) -> None:
     (cell,) = build_matrix([TINY], ["silent"], [0], Settings(time_limit_s=5)).cells
-    row = run(cell)
+    row = run_cell(cell)
     assert row.keys() == OK_KEYS - OF_THE_PROCESS
     assert row["trajectory"][-1][1] == pytest.approx(row["traffic"]["solved_for"]["z_total"])
 
 
 def test_optimal_by_a_solver_s_word_is_served_with_a_bound_that_can_be_checked(plug_ins: dict[str, str]) -> None:
     (cell,) = build_matrix([TINY], ["word"], [0], Settings(time_limit_s=5)).cells
-    row = run(cell)
+    row = run_cell(cell)
     assert (row["status"], row["proof"], row["recheckable"]) == ("ok", ["dual", "dual"], [True, True])
 
 
 def test_a_process_that_dies_or_hangs_is_a_row_and_the_rest_goes_on(
-    tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
+    tmp_path: Path, compare: Compare, plug_ins: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def run_child(command: Sequence[str], text: str, *limits: Any) -> Ended:
+        if command == run.STEP and "detaches" in text:  # one run's step has a process of its own: that of greedy
+            return run_here(command, text, tmp_path / "step.json")
+        return process.run_child(command, text, *limits)
+
+    monkeypatch.setattr(run, "run_child", run_child)
     given = ["--solvers", "killed,leaves,eats,detaches,greedy", "--time-limit", 2, "--patience", 240, "--jobs", 2]
     given += ["--memory", 0.3]
     done = compare(TINY, *given, "-o", tmp_path / "report")
@@ -336,7 +349,9 @@ def test_what_makes_no_sense_is_refused_before_any_run(
     assert not (tmp_path / "report").exists()
 
 
-def test_all_runs_failing_is_exit_code_4(tmp_path: Path, compare: Compare, plug_ins: dict[str, str]) -> None:
+def test_all_runs_failing_is_exit_code_4(
+    tmp_path: Path, compare: Compare, here: None, plug_ins: dict[str, str]
+) -> None:
     assert compare(TINY, "--solvers", "raises", "-o", tmp_path / "r").returncode == 4
 
 
@@ -371,13 +386,13 @@ def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(forks: Forks, tmp_path: 
     env = environment_with_plug_ins(tmp_path / "site")
     given = [str(TINY), "--solvers", "greedy,hang,contiguous", "--jobs", "1", "-o", str(tmp_path / "r")]
     with (tmp_path / "err").open("w") as err:
-        process = forks.start("compare", *given, err=err, env=env)
+        parent = forks.start("compare", *given, err=err, env=env)
     file, give_up = tmp_path / "r" / "results.jsonl", time.monotonic() + 240
     while time.monotonic() < give_up and not (file.exists() and file.read_bytes().count(b"\n") == 2):
         time.sleep(0.05)
     time.sleep(1)  # the hanging run is on its way
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait() == 130
     errors = (tmp_path / "err").read_text()
     assert "the same command continues" in errors
     assert "Traceback" not in errors
@@ -386,20 +401,20 @@ def test_ctrl_c_keeps_the_rows_and_leaves_no_run_behind(forks: Forks, tmp_path: 
 
 
 def test_kill_leaves_no_run_behind_and_the_same_command_continues(
-    forks: Forks, tmp_path: Path, compare: Compare, plug_ins: dict[str, str]
+    forks: Forks, tmp_path: Path, compare: Compare, here: None, plug_ins: dict[str, str]
 ) -> None:
     given = [str(TINY), "--solvers", "greedy,once,contiguous", "--jobs", "1", "-o", str(tmp_path / "r")]
-    process = forks.start("compare", *given, env=plug_ins)
+    parent = forks.start("compare", *given, env=plug_ins)
     file, give_up = tmp_path / "r" / "results.jsonl", time.monotonic() + 240
     while time.monotonic() < give_up and not (tmp_path / "site" / "hung-once").exists():
         time.sleep(0.05)
-    process.kill()
-    process.wait()
+    parent.kill()
+    parent.wait()
     while time.monotonic() < give_up and _processes_with(str(tmp_path / "site")) - {os.getpid()}:
         time.sleep(0.05)
     assert not _processes_with(str(tmp_path / "site")) - {os.getpid()}
     before = file.read_bytes()
-    again = compare(*given)
+    again = compare(*given)  # whose runs need no processes of their own
     assert again.returncode == 0, again.stderr
     assert "continuing: 1 of 3 runs are there" in again.stderr
     assert file.read_bytes().startswith(before)
