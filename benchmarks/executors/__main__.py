@@ -25,7 +25,7 @@ EXECUTORS = ("processes:2", "dask:local:2")
 
 
 class Shared(NamedTuple):
-    """What travels once to each worker."""
+    """The data that each worker is sent once."""
 
     instance: Instance
     traffic: Traffic

@@ -48,12 +48,12 @@ class Agreement:
 
     @property
     def ratio(self) -> float:
-        """In the median."""
+        """Median of predicted over measured seconds."""
         return median(self.ratios)
 
     @property
     def holds(self) -> bool:
-        """Whether both limits do."""
+        """Whether the median ratio and the rank correlation are within their limits."""
         return RATIO[0] <= self.ratio <= RATIO[1] and self.rank >= RANK
 
 

@@ -187,7 +187,7 @@ def cases(setup: SetUp, mbit: float, folder: Path, methods: Sequence[tuple[str, 
 
 @cache
 def _placed(setup: SetUp, folder: Path, solver: str, seed: int) -> Placement:
-    """Place; how fast links are, all alike, and how many tokens there are, changes nothing."""
+    """Place the experts; neither the speed of links, all alike, nor the number of tokens changes a placement."""
     instance = instance_of(setup, 1.0)
     traffic = read_layers(folder, instance.cluster.nodes)
     return solve(instance, traffic, solver=solver, seed=seed, limits=Limits(bounds=False, workers=1)).placement

@@ -1,4 +1,4 @@
-"""What ``solve --windows`` adds: the instance that says so, what each window costs, and what to ask next."""
+"""What ``solve --windows`` adds: the instance with windows, what each window costs, and the commands to run next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def over_windows(instance: Instance, windows: int | None) -> Instance:
 
 
 def write_windowed(instance: Instance, windows: int | None, folder: Path) -> None:
-    """Write the instance that says so beside its placement, where windows were asked for."""
+    """Write the instance with windows beside its placement, where windows were asked for."""
     from moe_placer.instance.writer import dump_instance
 
     if windows is not None:
@@ -35,7 +35,7 @@ def write_windowed(instance: Instance, windows: int | None, folder: Path) -> Non
 
 
 def tell_of_windows(instance: Path, traces: tuple[Path, ...], placement: Path, windows: int | None) -> None:
-    """Name the commands that check a plan for windows, and that tell how long it lasts; nothing without windows.
+    """Print the commands that verify a plan for windows and measure how long it lasts; nothing without windows.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Who works together: the GPUs that serve, tensor-parallel groups, and the tokens that each attends to.
+"""The GPUs that serve, their tensor-parallel groups, and the tokens that each group attends to.
 
 One fact decides it for all drawings and for the schedule: a GPU serves if it has not failed. Where a whole node has
 failed, all of its GPUs count as serving: the placement model starts tokens on every node, and its links carry them.

@@ -123,7 +123,7 @@ def time_layers(
 def _send(
     instance: Instance, placement: Placement, column: Floats, units: Sequence[Recording]
 ) -> tuple[Floats, Floats, Floats]:
-    """Send each unit's tokens as if a step had no others of its recording.
+    """Send each unit's tokens as if the step had only that unit of its recording.
 
     Returns tokens of each unit [units, layers], and what they put on links [units, layers, links] and on GPUs [units,
     layers, GPUs].

@@ -70,7 +70,7 @@ def register() -> None:
 
 
 def _policy(default: type[Any], decide: Decide) -> type[Any]:
-    """Return vLLM's own policy with another answer, where there is one.
+    """Return vLLM's own policy, whose plan that of ``decide`` replaces where there is one.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ _YOUNGER_WORDS = (
 
 
 def _leave_out_younger(content: dict[str, Any]) -> None:
-    """Leave out of an instance's content the younger fields that say nothing."""
+    """Leave out fields of later versions that have their defaults, so that hashes of older instances stay."""
     for section, fields in _YOUNGER.items():
         for field in fields:
             if not content[section][field]:

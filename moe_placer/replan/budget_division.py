@@ -67,7 +67,7 @@ def search(curves: Sequence[Curve], most: int | None, limits: Limits, deadline: 
 
 
 def _layer_by_layer(curves: Sequence[Curve], most: int | None, deadline: Deadline) -> None:
-    """Descend towards every target in one layer after the other: that knows links, and roles of replicas."""
+    """Descend towards every target in one layer after the other, with links and roles of replicas counted."""
     _first_descents(curves, most, deadline)
     for depth in range(_DESCENTS):
         for curve in curves:

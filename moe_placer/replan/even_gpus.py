@@ -21,7 +21,7 @@ Wanting = Callable[[Sequence[Curve], Ints], Ints]
 
 
 def can_even_gpus(curves: Sequence[Curve]) -> bool:
-    """Whether GPUs count, and no rule holds that these descents do not know: replicas in different failure domains."""
+    """Whether GPUs count, and replicas need not be in different failure domains, which these descents do not see to."""
     return curves[0].goal.gpus > 0 and all(curve.start.layer.domain is None for curve in curves)
 
 

@@ -289,7 +289,7 @@ def _record(
 
 
 def _refuse(problem: Problem, minimise: Minimise) -> None:
-    """Refuse what trades do not know, and say what to do instead."""
+    """Refuse instances that trades do not support, and say what to do instead."""
     reason, anew = None, "or plan anew with `solve --start CURRENT`"
     if problem.coverage and (problem.capacity.per_gpu > 1 or problem.replicas_are_free or minimise != "links"):
         reason = (

@@ -146,7 +146,7 @@ def _count(row: Sequence[Held], gpus: int) -> Ints:
 
 
 def _replicas_of(problem: Problem, index: int, row: Sequence[Held], before: int) -> Ints:
-    """Return the replicas of each expert [experts]: what is left, with as few changes as the instance allows."""
+    """Return the replicas of each expert [experts]: those that are left, changed as little as the instance allows."""
     if not problem.replicas_are_free:
         return np.asarray(problem.replicas[index])
     load = problem.demand.load[index]

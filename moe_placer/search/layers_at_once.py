@@ -107,7 +107,7 @@ def choose_nodes(batch: Batch, room: float | None) -> Ints:
 
 
 class _Walk:
-    """Where the items placed so far leave links and nodes; those not placed yet count as spread over all slots."""
+    """Loads of links and nodes by the items placed so far; those not placed yet count as spread over all slots."""
 
     def __init__(self, batch: Batch, room: float | None) -> None:
         self.batch, self.rows = batch, np.arange(len(batch.base))

@@ -94,7 +94,7 @@ def share_out(
 
 
 class _Market:
-    """Layers, and what they would be with one replica more or fewer."""
+    """Layers, and the best z and time of each with one replica more and with one fewer."""
 
     def __init__(
         self, layers: Sequence[LayerProblem], results: Sequence[LayerResult], aim: float, deadline: Deadline
@@ -112,7 +112,7 @@ class _Market:
             self._ask(index)
 
     def best_deal(self, spare: bool) -> tuple[int, int]:
-        """Return who gives a replica and who takes it; -1: the budget does, or -1 twice where nobody deals."""
+        """Return the layers that give and take a replica; -1 is the budget; -1 twice: no exchange pays."""
         give, take = self._changes(self.fewer), self._changes(self.more)  # [layers, (z, time)]
         bank = len(self.now)
         give = np.vstack([give, np.full(2, 0.0 if spare else np.inf)])

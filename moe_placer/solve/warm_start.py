@@ -54,7 +54,7 @@ class Baselines:
 
     @classmethod
     def none(cls, problem: Problem) -> Baselines:
-        """Return those of nothing that was run."""
+        """Return the baselines of a solve that runs none."""
         return cls({}, {}, [None] * len(problem))
 
 

@@ -95,7 +95,7 @@ def token_sets_of_layers(traffic: Traffic, layers: Sequence[int], experts: int) 
 
 
 class _Left:
-    """Half of the memory that was left when it was first asked for, and the sets that are to be kept in it."""
+    """A budget of memory for sets: half of what was free when it was first asked for."""
 
     def __init__(self, layers: int) -> None:
         self._layers, self._taken, self._classes = layers, 0, 0

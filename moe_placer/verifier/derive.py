@@ -62,7 +62,7 @@ class Checker:
         return place_slots(self.instance)
 
     def _sent(self, *layers: PlacedLayer) -> float:
-        """Return what all traffic of these layers could cost on one link: the size against which rounding is judged."""
+        """Return the most that traffic of these layers could cost on one link, by which rounding errors are scaled."""
         return sum(layer.tokens for layer in layers) * float(self.network.scale.max(initial=0.0))
 
     def _believed(self, derived: float, found: float, layers: Sequence[PlacedLayer], what: str) -> float:

@@ -19,7 +19,7 @@ _BEGINS = b'{"at": '  # every line of a watcher
 
 
 class _Line(BaseModel):
-    """What of a line is read again; where a replan was measured, also what Prometheus is told."""
+    """The fields of a line that are read back; of a measured replan, also those for Prometheus."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 

@@ -202,7 +202,7 @@ def _opened(
 
 
 def _refuse_idle(given: Given, cells: Sequence[Cell], plans: _Plans) -> None:
-    """Refuse what would be given for nothing."""
+    """Refuse options that would have no effect."""
     if (given.traces or given.held_out) and not any(cell.traces or cell.held_out for cell in cells):
         raise UsageError("--trace and --held-out apply to instances with traffic.kind: trace, and none is given")
     if given.next_window and not any(cell.next_window for cell in cells):

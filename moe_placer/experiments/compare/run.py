@@ -71,7 +71,7 @@ class _Asked:
 
 
 class Stopped:
-    """What stands for the row of a run that was ended on request."""
+    """The result of a run that was ended on request, in place of a row."""
 
 
 def _run_task(asked: _Asked, cell: Cell) -> Row | Stopped:

@@ -106,7 +106,7 @@ class Figures:
         return found
 
     def trouble(self, what: str, plan: str = "plan") -> Row:
-        """Return a what-if of a plan."""
+        """Return a what-if (a slow or failed GPU) of a plan."""
         return next(row for row in self.troubles if row["trouble"] == what and row["plan"] == plan)
 
     @property
