@@ -105,7 +105,7 @@ def _advice(instance: Instance, quick: Goal, whole: Goal) -> Advice:
 def _first(
     instance: Instance, candidates: Iterable[dict[str, Any]], quick: Goal, whole: Goal
 ) -> tuple[Change | None, Change | None]:
-    """Return the first change that suffices, and the last tried; ``whole`` decides where ``quick`` finds no shortage."""
+    """Return the first change that suffices, and the last tried; ``whole`` confirms what ``quick`` counts."""
     last = None
     for fields in candidates:
         changed = _changed(instance, fields)
