@@ -13,7 +13,6 @@ from moe_placer.cli import log
 from moe_placer.cli.interrupts import finish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import checked_executor, executor_option, gap_option, json_option, trace_option
-from moe_placer.workers import usable_cores
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.simulated import CompareResult, RunCompared, RunFigures
@@ -133,6 +132,7 @@ def compare(
     from moe_placer.experiments.best_known import update_best_known
     from moe_placer.experiments.compare import compare as run
     from moe_placer.experiments.environment import describe_environment
+    from moe_placer.workers import usable_cores
 
     checked_executor(executor)
     _require_positive("patience", patience)
