@@ -145,6 +145,14 @@ def smallest_z(layer: LayerProblem) -> float:
     return min(layer.z(node) for node in every_valid(layer))
 
 
+def assert_near(found: Any, expected: Any, rel: float = 1e-6, least: float = 1e-12) -> None:
+    """Hold arrays to each other as `pytest.approx` does, which looks at number after number."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    off = ~(np.abs(found - expected) <= np.maximum(rel * np.abs(expected), least))
+    assert not off.any(), (np.argwhere(off)[:5], found[off][:5], expected[off][:5])
+
+
 def level_traffic(instance: Instance, load: Sequence[Sequence[float]], tokens: float) -> Traffic:
     """Give every node the same loads [MoE layers][experts], of so many tokens."""
     table = np.array(load, dtype=np.float64)

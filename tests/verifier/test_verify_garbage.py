@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,19 @@ garbage_records = st.fixed_dictionaries(
 one_row = st.lists(replicas_of, max_size=6) | st.lists(st.lists(ids, min_size=2, max_size=2), min_size=4, max_size=4)
 
 
+@cache
+def variant_of(name: str) -> tuple[Instance, Traffic]:
+    instance = tiny_instance(**VARIANTS[name])
+    return instance, tiny_traffic(instance)
+
+
+@cache
+def good_placement(proof: str) -> tuple[Instance, Traffic, dict[str, Any]]:
+    instance = tiny_instance()
+    traffic = tiny_traffic(instance)
+    return instance, traffic, honest(instance, traffic, proof=proof)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     gpu=st.lists(one_row, max_size=4),
@@ -48,8 +63,7 @@ one_row = st.lists(replicas_of, max_size=6) | st.lists(st.lists(ids, min_size=2,
     variant=st.sampled_from(sorted(VARIANTS)),
 )
 def test_garbage_never_raises(gpu: Any, records: list[dict[str, Any]], name: str, variant: str) -> None:
-    instance = tiny_instance(**VARIANTS[variant])
-    traffic = tiny_traffic(instance)
+    instance, traffic = variant_of(variant)
     data = placement_data(instance, gpu, traffic, records)
     data["instance"]["name"] = name
     check_survives(instance, data, traffic)
@@ -58,9 +72,8 @@ def test_garbage_never_raises(gpu: Any, records: list[dict[str, Any]], name: str
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), proof=st.sampled_from(["dual", "threshold", "hot-experts"]))
 def test_garbage_in_a_good_placement_never_raises(data: Any, proof: str) -> None:
-    instance = tiny_instance()
-    traffic = tiny_traffic(instance)
-    content = honest(instance, traffic, proof=proof)
+    instance, traffic, good = good_placement(proof)
+    content = deepcopy(good)
     for _ in range(data.draw(st.integers(1, 3))):
         row = data.draw(st.integers(0, 1))
         if data.draw(st.booleans()):
