@@ -23,6 +23,7 @@ __all__ = [
     "LayerRecord",
     "LayerTimeRecord",
     "MemoryRecord",
+    "MutualRecord",
     "Placement",
     "Proof",
     "ReplanRecord",
@@ -37,7 +38,16 @@ _EXPECTED = "a placement file"
 _EXPECTED_AFTER_INSTANCE = f"{_EXPECTED} (.json; it comes after the instance)"
 _GPU_DEPTH = 3  # gpu[l][e]
 
-Proof = Literal["dual", "hot-experts", "hot-replicas", "threshold", "companions", "weighted-companions", "solver"]
+Proof = Literal[
+    "dual",
+    "hot-experts",
+    "hot-replicas",
+    "threshold",
+    "companions",
+    "weighted-companions",
+    "mutual-companions",
+    "solver",
+]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
 Replicas = tuple[GpuId, ...] | tuple[tuple[GpuId, ...], ...]
 
@@ -82,6 +92,22 @@ class CompanionsRecord(_Record):
     guess: tuple[tuple[tuple[int, ...], ...], ...]
 
 
+class MutualRecord(_Record):
+    """What proofs by pairs of companions need beside link weights; docs/bounds.md defines them.
+
+    Attributes
+    ----------
+    near : nested tuples
+        ``near[v][e]`` lists pairs of another expert and how much of a companion it is to expert e, in 64ths, for the
+        sources of view v; each pair once, at the expert of the lower index.
+    prices : nested tuples of float
+        ``prices[v][e]``: what one companion of expert e is worth, as a share of all tokens of the view.
+    """
+
+    near: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
+    prices: tuple[tuple[NonNegativeFloat, ...], ...]
+
+
 class LayerRecord(_Record):
     """What is claimed about one MoE layer; docs/bounds.md defines the proofs.
 
@@ -96,16 +122,19 @@ class LayerRecord(_Record):
     proof : str
         All but ``solver``, the solver's word, can be re-checked from this record.
     weights : mapping or None
-        Link name to weight, for ``dual``, ``threshold`` and ``weighted-companions``; they sum to 1.
+        Link name to weight, for ``dual``, ``threshold``, ``weighted-companions`` and ``mutual-companions``; they sum
+        to 1.
     threshold : float or None
         For ``threshold``: what no placement beats.
     hot : (expert, replica) or None
         For ``hot-experts`` and ``companions``: the replica that some node must hold.
     companions : CompanionsRecord or None
         For ``companions`` and ``weighted-companions``.
+    mutual : MutualRecord or None
+        For ``mutual-companions``.
     any_copies : bool or None
-        True where the bound holds for any number of replicas of each expert, not just the placement's (``dual``, and
-        always ``hot-replicas``).
+        True where the bound holds for any number of replicas of each expert, not just the placement's (``dual``,
+        ``mutual-companions``, and always ``hot-replicas``).
     bound_given_replicas : float or None
         Where how many replicas each expert has is a choice, and the proof does not hold for every choice: what it
         proves for the placement's; ``bound`` is 0 then.
@@ -125,6 +154,7 @@ class LayerRecord(_Record):
     threshold: FiniteFloat | None = None
     hot: tuple[int, int] | None = None
     companions: CompanionsRecord | None = None
+    mutual: MutualRecord | None = None
     any_copies: bool | None = None
     bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""

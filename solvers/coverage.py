@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
+from moe_placer.bounds.bounds import best_bound, companions_bound
 from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.replicas import with_replicas
@@ -85,16 +85,12 @@ def _bounded(layer: LayerProblem, result: LayerResult, task: LayerTask) -> Layer
         return result
     found = companions_bound(layer, result.node, task.deadline, deep)
     spent = result.work + (_DEEP_WORK if deep else _QUICK_WORK) * layer.items**2
-    better = not known or _proved(found) > _proved(result.bound)
+    better = not known or found.value > result.bound.value
     return replace(result, bound=found if better else result.bound, work=spent)
 
 
 def _open(result: LayerResult, task: LayerTask) -> bool:
     return result.node is not None and result.stop not in {Stop.PROVED, Stop.GAP} and not task.deadline.over
-
-
-def _proved(bound: Bound) -> float:
-    return bound.value if bound.given_replicas is None else bound.given_replicas
 
 
 def _finished(result: LayerResult, within: float) -> LayerResult:

@@ -13,7 +13,7 @@ from builders import tiny_instance
 from exact_model import Way, resident_and_expert
 
 from moe_placer.instance import Instance
-from moe_placer.placement import AggregateRecord, CompanionsRecord, LayerRecord, MemoryRecord, Placement
+from moe_placer.placement import AggregateRecord, CompanionsRecord, LayerRecord, MemoryRecord, MutualRecord, Placement
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier import Verification, verify
 
@@ -39,7 +39,7 @@ WILD = (
 )
 WEIGHTS = ("even", "dirichlet", "sparse", "one", "span", "denormal", "hot", "huge", "wild", *["best"] * 5)
 PRICES = ("zero", "random", "equal", "cancelling", "span", "denormal", "huge", "huge", "uneven", "uneven", "wild")
-ONCE = ("companions", "weighted-companions", "solver")  # for dispatch once per place
+ONCE = ("companions", "weighted-companions", "mutual-companions", "solver")  # for dispatch once per place
 KINDS = ("dual", "any replicas", "hot-experts", "threshold", "solver")
 
 
@@ -257,12 +257,15 @@ class Forger:
         }
         if kind == "any replicas":
             fields["any_copies"] = True
-        if kind in {"dual", "any replicas", "threshold", "weighted-companions"}:
+        if kind in {"dual", "any replicas", "threshold", "weighted-companions", "mutual-companions"}:
             fields["weights"] = self.weights(cost, [row])
         if kind == "threshold":
             fields["threshold"] = self._threshold(row)
         if kind in {"companions", "weighted-companions"}:
             fields["companions"] = self._companions()
+        if kind == "mutual-companions":
+            fields["mutual"] = self._mutual()
+            fields["any_copies"] = True if even and self.rng.random() < 0.8 else None
         if kind in {"hot-experts", "companions"}:
             replicas = self.ways[row].replicas
             heaviest = int(np.argmax([sum(of[e] for of in self.brute.T[row]) for e in range(len(replicas))]))
@@ -280,6 +283,31 @@ class Forger:
         )
         order = tuple(self.rng.permutation(experts).tolist())
         return CompanionsRecord.model_construct(depth=int(self.rng.integers(3)), order=order, guess=guess)
+
+    def _mutual(self) -> MutualRecord:
+        experts, even = self.instance.model.experts, self.instance.placement.replica_routing == "even"
+        views, chance, size = (
+            1 if even else self.instance.parallelism.dp,
+            self.rng.random(),
+            10.0 ** self.rng.integers(-3, 1),
+        )
+        pairs = [
+            [
+                [(other, int(self.rng.integers(65))) for other in range(one + 1, experts) if self.rng.random() < chance]
+                for one in range(experts)
+            ]
+            for _ in range(views)
+        ]
+        prices = self.rng.random((views, experts)) * size * (self.rng.random((views, experts)) < 0.8)
+        if self.rng.random() < 0.1:
+            wild = float(self.rng.choice(np.array(WILD)))
+            self.in_range &= 0 <= wild <= 1
+            prices[-1, -1] = wild
+        if self.rng.random() < 0.1:
+            self.in_range = False
+            pairs[0][0].append((int(self.rng.choice([0, -1, experts, 2**40])), int(self.rng.choice([1, -64, 2**60]))))
+        near = tuple(tuple(tuple(row) for row in table) for table in pairs)
+        return MutualRecord.model_construct(near=near, prices=tuple(map(tuple, prices.tolist())))
 
     def _threshold(self, row: int) -> float:
         if self.rng.random() < 0.2:

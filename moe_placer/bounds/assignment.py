@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from moe_placer.problem.layer import LayerProblem
 
-__all__ = ["assign", "price", "transport"]
+__all__ = ["assign", "assign_to_slots", "price", "transport"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -47,3 +47,20 @@ def assign(problem: LayerProblem, prices: Floats) -> Ints | None:
         return None
     node = np.repeat(np.arange(problem.nodes), slots)
     return np.asarray(node[columns])
+
+
+def assign_to_slots(prices: Floats, slots: Ints) -> float:
+    """Return what the cheapest assignment of all rows to columns costs, at most ``slots[n]`` to column n; or less.
+
+    Where slots are too few for the rows, or there are above 10 million pairs of a row and a slot, they do not count.
+    """
+    from scipy.optimize import linear_sum_assignment  # here, for it is slow to import
+
+    slots = np.minimum(slots, len(prices))
+    free = prices.argmin(axis=1)
+    fits = bool((np.bincount(free, minlength=len(slots)) <= slots).all())
+    if fits or not len(prices) <= int(slots.sum()) <= _MOST_PAIRS / len(prices):
+        return float(prices.min(axis=1).sum())
+    wide = np.repeat(prices, slots, axis=1)
+    rows, columns = linear_sum_assignment(wide)
+    return float(wide[rows, columns].sum())

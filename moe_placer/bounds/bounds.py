@@ -12,6 +12,7 @@ from moe_placer.bounds.assignment import assign, price, transport
 from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.hot_replicas import least_cost_of_experts, least_peak
 from moe_placer.bounds.largest import largest
+from moe_placer.bounds.mutual_companions import MutualCompanions, mutual_companions
 from moe_placer.bounds.relaxation import relax
 from moe_placer.bounds.scenario_relaxation import relax_judged
 from moe_placer.bounds.weighted_companions import WeightedCompanions, weighted_companions
@@ -55,15 +56,16 @@ class Bound:
     value : float
         Cost (tokens at node-link speed).
     proof : str
-        ``dual``, ``hot-experts``, ``hot-replicas``, ``threshold``, ``companions``, ``weighted-companions``, or
-        ``solver`` where nothing re-checkable is known.
+        ``dual``, ``hot-experts``, ``hot-replicas``, ``threshold``, ``companions``, ``weighted-companions``,
+        ``mutual-companions``, or ``solver`` where nothing re-checkable is known.
     weights : float array [K] or None
-        Link weights, summing to 1; the proof of ``dual``, ``threshold`` and ``weighted-companions``.
+        Link weights, summing to 1; the proof of ``dual``, ``threshold``, ``weighted-companions`` and
+        ``mutual-companions``.
     threshold : float or None
     hot : int or None
         Item for ``hot-experts`` and ``companions``.
-    companions : Companions, WeightedCompanions or None
-        The rest of the proof of ``companions`` or ``weighted-companions``.
+    companions : Companions, WeightedCompanions, MutualCompanions or None
+        The rest of the proof of ``companions``, ``weighted-companions`` or ``mutual-companions``.
     given_replicas : float or None
         Where how many replicas each expert has is a choice, and the proof is about those as given: what it proves
         there.
@@ -76,7 +78,7 @@ class Bound:
     weights: Floats | None = None
     threshold: float | None = None
     hot: int | None = None
-    companions: Companions | WeightedCompanions | None = None
+    companions: Companions | WeightedCompanions | MutualCompanions | None = None
     given_replicas: float | None = None
     any_replicas: bool = False
 
@@ -116,6 +118,8 @@ def _judged_bound(problem: LayerProblem, weights: Floats | None) -> Bound:
 def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep: bool = True) -> Bound:
     """Bound z where tokens are sent once per place, by a hot item or by link weights, and the best companions.
 
+    Where how many replicas each expert has is a choice, the bound holds for every choice.
+
     Parameters
     ----------
     problem : LayerProblem
@@ -127,18 +131,32 @@ def companions_bound(problem: LayerProblem, node: Ints, deadline: Deadline, deep
     deadline : Deadline
         When to stop, whatever has been reached.
     """
-    hot, weighted = hot_companions(problem, deadline, deep), None
-    if not deadline.over:
-        weighted = weighted_companions(problem, [*_spread_weights(problem), *_hot_weights(problem, node)])
-    bound = best_bound(problem)
+    weights = [*_spread_weights(problem), *_hot_weights(problem, node)]
+    if problem.replicas_are_free:
+        return _mutual_bound(problem, weights, deadline, deep)
+    hot, bounds = hot_companions(problem, deadline, deep), []
     if hot is not None:
-        bound = Bound(_safe(hot.value), "companions", hot=hot.hot, companions=hot)
-    if weighted is not None and _safe(weighted.value) > bound.value:
-        value, weights = _safe(weighted.value), weighted.weights
-        bound = Bound(value, "weighted-companions", weights=weights, companions=weighted)
-    if problem.replicas_are_free and bound.companions is not None:  # another choice of replicas may have less
-        return replace(bound, value=0.0, given_replicas=bound.value)
-    return bound
+        bounds.append(Bound(_safe(hot.value), "companions", hot=hot.hot, companions=hot))
+    if not deadline.over:
+        weighted = weighted_companions(problem, weights)
+        if weighted is not None:
+            value = _safe(weighted.value)
+            bounds.append(Bound(value, "weighted-companions", weights=weighted.weights, companions=weighted))
+    if deep and not deadline.over:
+        known = max((bound.value for bound in bounds), default=0.0)
+        bounds.append(_mutual_bound(problem, weights, deadline, deep, known))
+    return largest(bounds) if bounds else best_bound(problem)
+
+
+def _mutual_bound(
+    problem: LayerProblem, weights: list[Floats], deadline: Deadline, deep: bool, known: float = 0.0
+) -> Bound:
+    assert problem.coverage is not None
+    found, drawn = mutual_companions(problem, weights, deadline, deep, known), problem.coverage.sending.drawn
+    if found is None:
+        return best_bound(problem)
+    value = _safe(found.value)
+    return Bound(value, "mutual-companions", found.weights, companions=found, any_replicas=drawn)
 
 
 def _hot_weights(problem: LayerProblem, node: Ints) -> list[Floats]:

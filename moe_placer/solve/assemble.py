@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.bounds import SAFETY, Bound
+from moe_placer.bounds.mutual_companions import MutualCompanions
 from moe_placer.bounds.weighted_companions import WeightedCompanions
 from moe_placer.decomposition.aggregate import aggregate_bound, link_totals
 from moe_placer.decomposition.memory import MemoryDivision
@@ -25,6 +26,7 @@ from moe_placer.placement import (
     LayerRecord,
     LayerTimeRecord,
     MemoryRecord,
+    MutualRecord,
     Placement,
     SolverRecord,
 )
@@ -39,7 +41,7 @@ from moe_placer.traffic import Traffic
 
 __all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
 
-_WEIGHTED = {"dual", "threshold", "weighted-companions"}  # proofs by link weights
+_WEIGHTED = {"dual", "threshold", "weighted-companions", "mutual-companions"}  # proofs by link weights
 
 
 def state_placement(
@@ -188,6 +190,7 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         companions=_companions_record(bound),
+        mutual=_mutual_record(bound),
         any_copies=bound.any_replicas or None,
         bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
         worst_link=worst_link,
@@ -198,12 +201,26 @@ def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecor
 
 def _companions_record(bound: Bound) -> CompanionsRecord | None:
     found = bound.companions
-    if found is None:
+    if found is None or isinstance(found, MutualCompanions):
         return None
     guess = tuple(tuple(tuple(np.flatnonzero(row).tolist()) for row in table) for table in found.guess)
     if isinstance(found, WeightedCompanions):
         return CompanionsRecord(depth=0, order=tuple(range(found.guess.shape[1])), guess=guess)
     return CompanionsRecord(depth=found.depth, order=tuple(found.order.tolist()), guess=guess)
+
+
+def _mutual_record(bound: Bound) -> MutualRecord | None:
+    found = bound.companions
+    if not isinstance(found, MutualCompanions):
+        return None
+    near = tuple(
+        tuple(
+            tuple((other, int(row[other])) for other in np.flatnonzero(row).tolist() if other > expert)
+            for expert, row in enumerate(table)
+        )
+        for table in found.near
+    )
+    return MutualRecord(near=near, prices=tuple(tuple(row) for row in found.prices.tolist()))
 
 
 def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:

@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_placer.bounds.bounds import Bound, best_bound, companions_bound
+from moe_placer.bounds.bounds import best_bound
 from moe_placer.decomposition.aggregate import link_totals
 from moe_placer.decomposition.memory import MemoryDivision
 from moe_placer.errors import NothingFoundError
-from moe_placer.limits import Deadline
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Stop, gap, stop_at
 from moe_placer.solve.layer_time import layer_times
@@ -68,7 +67,7 @@ def objective_of(problem: Problem, results: Sequence[LayerResult | None]) -> flo
 
 
 def never_worse(
-    problem: Problem, results: Sequence[LayerResult], plans: Mapping[str, Sequence[LayerResult]], deadline: Deadline
+    problem: Problem, results: Sequence[LayerResult], plans: Mapping[str, Sequence[LayerResult]]
 ) -> list[LayerResult]:
     """Take the better of results and complete plans of other methods: layer by layer, or as a whole what layers share.
 
@@ -83,8 +82,6 @@ def never_worse(
         One per MoE layer.
     plans : mapping
         Name of a method to its results.
-    deadline : Deadline
-        Until when another bound may be searched.
     """
     best = list(results)
     for plan in plans.values():
@@ -95,7 +92,7 @@ def never_worse(
             now, then = objective_of(problem, best), objective_of(problem, plan)
             worse = [now is None or (then is not None and then < now * (1 - _ROUNDING))] * len(best)
         for index in np.flatnonzero(worse).tolist():
-            best[index] = _instead(problem, index, best[index], plan[index], deadline)
+            best[index] = _instead(problem, index, best[index], plan[index])
     return best
 
 
@@ -109,13 +106,14 @@ def _worth(problem: Problem, results: Sequence[LayerResult]) -> list[float]:
         return [np.inf] * len(results)
 
 
-def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResult, deadline: Deadline) -> LayerResult:
+def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResult) -> LayerResult:
     """Return another placement with what is known of a result."""
     assert np.isfinite(other.z)
     bound, solver_bound, stop = result.bound, result.solver_bound, result.stop
-    of_these = bound.given_replicas is not None or (problem.shares is not None and not bound.any_replicas)
+    of_these = problem.shares is not None and not bound.any_replicas
     if of_these and not _same(result.replicas, other.replicas):
-        bound, solver_bound, stop = _bound_for(problem, index, bound, other, deadline), None, Stop.FINISHED
+        bound = best_bound(problem.layer(index, other.replicas), bound.weights)
+        solver_bound, stop = None, Stop.FINISHED
     stop = stop_at(gap(other.z, bound.value), 0.0, stop.without_gap)
     return replace(
         result,
@@ -133,12 +131,3 @@ def _instead(problem: Problem, index: int, result: LayerResult, other: LayerResu
 def _same(one: npt.NDArray[np.int64] | None, other: npt.NDArray[np.int64] | None) -> bool:
     """Say whether replicas are known to be the same."""
     return one is not None and other is not None and np.array_equal(one, other)
-
-
-def _bound_for(problem: Problem, index: int, bound: Bound, other: LayerResult, deadline: Deadline) -> Bound:
-    """Return a bound for the replicas of another placement, in place of one for those of the result before."""
-    assert other.node is not None
-    layer = problem.layer(index, other.replicas)
-    if bound.given_replicas is not None:
-        return companions_bound(layer, other.node, deadline)
-    return best_bound(layer, bound.weights)

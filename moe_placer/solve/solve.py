@@ -202,7 +202,7 @@ def solve(
             report.start(first)  # quick methods ignore it; others may
         results = fit_to_gpus(problem, _run(method, problem, limits, seed, first, report, division))
         if improves:
-            results = never_worse(problem, results, beside.plans, limits.deadline)
+            results = never_worse(problem, results, beside.plans)
         if cools:
             results = bring_to_groups(problem, results)
     results, cooling = cool_busiest(problem, results, limits) if cools else (results, None)

@@ -21,7 +21,7 @@ from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_g
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import receives_by_gpu
 
-__all__ = ["Companions", "least_added"]
+__all__ = ["Companions", "distinct_sets", "least_added", "normalised"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class Companions:
         self.replica = np.concatenate([np.arange(count) for count in replicas])
         self.view = np.zeros_like(self.replica) if self.even else self.replica  # whose tokens may use it
         self.chance = 1 / replicas if self.even else np.ones(len(replicas))
-        self.files = [_classes(recording.choices_in(row)) for recording in traffic.recordings]
+        self.files = [distinct_sets(recording.choices_in(row)) for recording in traffic.recordings]
         classes = max(len(times) for _, times in self.files)
         roundings = classes * self.files[0][0].shape[1] + len(self.files) + len(network.links) * instance.cluster.nodes
         roundings += _SPARE
@@ -88,16 +88,14 @@ class Companions:
 
         ``weights`` and ``guess`` are in range (`moe_placer.verifier.proofs`).
         """
-        slots, node = self._slots
-        weight = np.array([weights.get(name, 0.0) for name in self.network.links])
-        weight /= math.fsum(weight) or 1.0
-        weight[weight < _SMALLEST_WEIGHT] = 0.0
+        slots, node = self.slots
+        weight = normalised(weights, self.network.links)
         adds, saves = [], []
         for view, table in enumerate(guess):
             _, alone, saved = self._shares(None, view, table)
             adds.append(alone)
             saves.append(saved)
-        of_node = [self._prices(n, weight).sum(axis=0) for n in range(len(self.network.home))]
+        of_node = [self.prices(n, weight).sum(axis=0) for n in range(len(self.network.home))]
         largest = max(float((p[v] @ adds[v]).max(initial=0.0)) for p in of_node for v in range(len(adds)))
         unit = find_unit(largest * (1 + self.slack), min(BITS, 60 - len(self.expert).bit_length()))
         if unit is None:
@@ -127,7 +125,7 @@ class Companions:
         return share
 
     @cached_property
-    def _slots(self) -> tuple[Ints, Ints]:
+    def slots(self) -> tuple[Ints, Ints]:
         """Count the replicas that each place, a node or with per-gpu a GPU, can hold; and say where tokens to it go."""
         instance = self.instance
         if instance.placement.dispatch != "per-gpu":
@@ -138,17 +136,17 @@ class Companions:
     @cached_property
     def _places(self) -> dict[int, tuple[Floats, int]]:
         """Prices [links, views, files], and companions that the place of an item must hold; one place of each kind."""
-        slots, node = self._slots
+        slots, node = self.slots
         members = np.maximum(0, len(self.expert) - (slots.sum() - slots)) - 1
         kinds: dict[tuple[bytes, int], int] = {}
         found = {}
         for place in np.flatnonzero(slots > 0).tolist():
-            prices = self._prices(int(node[place]), np.ones(len(self.network.links)))
+            prices = self.prices(int(node[place]), np.ones(len(self.network.links)))
             if kinds.setdefault((prices.tobytes(), int(members[place])), place) == place:
                 found[place] = (prices, int(members[place]))
         return found
 
-    def _prices(self, node: int, weight: Floats) -> Floats:
+    def prices(self, node: int, weight: Floats) -> Floats:
         """Weighted cost on each link that leads to a node if all tokens that the sources of a view start go there."""
         network, cluster = self.network.whole, self.instance.cluster
         views = 1 if self.even else self.instance.parallelism.dp
@@ -219,10 +217,18 @@ class Companions:
         return value_of(int(on_grid(np.array(base * below), unit)) + added, unit)
 
 
-def _classes(topk: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+def distinct_sets(topk: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
     """Return the different sets of experts of a layer's tokens [tokens, top_k], and how many tokens have each."""
     chosen, times = np.unique(np.sort(topk, axis=1), axis=0, return_counts=True)
     return chosen.astype(np.int64), times.astype(np.int64)
+
+
+def normalised(weights: Mapping[str, float], links: Sequence[str]) -> Floats:
+    """Return the weight of every link, divided by their sum [links]; none that is too small to count."""
+    weight = np.array([weights.get(name, 0.0) for name in links])
+    weight /= math.fsum(weight) or 1.0
+    weight[weight < _SMALLEST_WEIGHT] = 0.0
+    return weight
 
 
 def _table(guess: Sequence[Sequence[int]], experts: int) -> Bools:

@@ -25,6 +25,7 @@ from moe_placer.verifier.bounds_anew import (
 from moe_placer.verifier.capacity import node_memory_slots
 from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.loads import Network
+from moe_placer.verifier.mutual_anew import mutual_bound
 from moe_placer.verifier.nics import place_slots
 from moe_placer.verifier.placed_layers import PlacedLayer
 from moe_placer.verifier.scenarios import count_scenarios, judged, lawful_weights
@@ -143,6 +144,9 @@ class Checker:
             if record.proof == "companions" and record.hot is not None:
                 return derivation.bound(record.hot, record.companions)
             return derivation.weighted_bound(weights, record.companions.guess)
+        if record.mutual is not None and record.proof == "mutual-companions":
+            row = self.instance.moe_layers.index(layer.layer)
+            return mutual_bound(self.instance, self.network, self.traffic, row, weights, record.mutual)
         if record.proof == "threshold" and record.threshold is not None:
             return threshold_bound(self.network, layer, self._slots, weights, record.threshold)
         return self._weighted(layer, weights, record.any_copies)

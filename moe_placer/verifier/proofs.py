@@ -26,9 +26,12 @@ __all__ = [
 WEIGHT_TOLERANCE = 1e-6
 HIGHEST_MEMORY_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
-WEIGHTED = {"dual", "threshold", "weighted-companions"}
-_ANY_REPLICAS = "required is proof: dual or hot-replicas, and routing by which all nodes use replicas alike"
-_OF_ANY_REPLICAS = {"dual", "hot-replicas"}
+WEIGHTED = {"dual", "threshold", "weighted-companions", "mutual-companions"}
+WHOLE_COMPANION = 64  # the parts of one, as docs/bounds.md defines them
+_ANY_REPLICAS = (
+    "required is proof: dual, hot-replicas or mutual-companions, and routing by which all nodes use replicas alike"
+)
+_OF_ANY_REPLICAS = {"dual", "hot-replicas", "mutual-companions"}
 
 
 def replicas_are_free(instance: Instance) -> bool:
@@ -96,6 +99,7 @@ def check_proof(
         yield from _check_hot(record, layer, replicas)
     if record.proof in {"companions", "weighted-companions"}:
         yield from _check_companions(instance, record, layer)
+    yield from _check_mutual(instance, record, layer)
 
 
 def _check_hot(record: LayerRecord, layer: int, replicas: list[int] | None) -> Iterator[Violation]:
@@ -123,6 +127,30 @@ def _check_companions(instance: Instance, record: LayerRecord, layer: int) -> It
         yield Violation("proof", f"companions of another shape, {required}", layer)
     elif not all(0 <= fellow < experts for table in guess for row in table for fellow in row):
         yield Violation("proof", f"a companion that is no expert, required are experts below {experts}", layer)
+
+
+def _check_mutual(instance: Instance, record: LayerRecord, layer: int) -> Iterator[Violation]:
+    """Check that every expert of every view has a price and companions, all in range, where the proof needs them."""
+    if record.proof != "mutual-companions":
+        return
+    found = record.mutual
+    if found is None:
+        yield Violation("proof", f"no mutual companions, required for proof: {record.proof}", layer)
+        return
+    experts = instance.model.experts
+    views = 1 if instance.placement.draws_evenly else instance.parallelism.dp
+    if [len(table) for table in found.near] != [experts] * views or [len(row) for row in found.prices] != [
+        experts
+    ] * views:
+        required = f"required are companions and prices for {views} views of {experts} experts"
+        yield Violation("proof", f"mutual companions of another shape, {required}", layer)
+        return
+    pairs = [(expert, *pair) for table in found.near for expert, row in enumerate(table) for pair in row]
+    if not all(expert < other < experts and 0 <= part <= WHOLE_COMPANION for expert, other, part in pairs):
+        required = f"required are experts of a higher index, below {experts}, and 0 to {WHOLE_COMPANION} parts"
+        yield Violation("proof", f"a mutual companion out of range, {required}", layer)
+    if not all(0 <= price <= 1 for row in found.prices for price in row):
+        yield Violation("proof", "a price of a companion out of range, required is 0 to 1", layer)
 
 
 def check_aggregate_proof(instance: Instance, record: AggregateRecord, links: tuple[str, ...]) -> Iterator[Violation]:

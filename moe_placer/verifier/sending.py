@@ -34,6 +34,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _OF_EVERY_CHOICE = {"dual", "hot-experts", "hot-replicas", "threshold"}
+_ONCE = {"companions", "weighted-companions", "mutual-companions"}
 _BLOCK = 2_000_000  # numbers in one temporary array
 
 
@@ -71,7 +72,7 @@ def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, w
         The proof in words, for the message.
     """
     every = sends_every_choice(instance)
-    if proof in {"companions", "weighted-companions"} and every:
+    if proof in _ONCE and every:
         yield Violation("proof", f"{what}, required is a proof for a copy for every chosen expert", layer)
     if proof in _OF_EVERY_CHOICE and not every:
         required = f"required is a proof for placement.dispatch: {instance.placement.dispatch}"

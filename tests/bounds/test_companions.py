@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from builders import placement_data, recomputed, rules_of, smallest_z, tiny_instance, tiny_tokens
+from builders import recomputed, rules_of, smallest_z, tiny_instance, tiny_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -277,19 +277,3 @@ def test_it_proves_nothing_where_every_expert_gets_a_replica() -> None:
     checked = recomputed(instance, gpu, traffic, proof="companions", hot=(0, 0), companions=companions)
     assert "proof" in {violation.rule for violation in checked.violations}
     assert checked.layers[0].bound == 0
-
-
-def test_where_replicas_are_a_choice_it_is_about_those_as_given() -> None:
-    instance = tiny_instance(
-        model={"experts": 4},
-        cluster={"nodes": 2, "gpus_per_node": 3},
-        parallelism={"dp": 1},
-        placement={"dispatch": "per-node", "replica_routing": "even", "replicas": {"redundant_slots": 2}},
-    )
-    traffic = tiny_tokens(instance, 3)
-    solution = solve(instance, traffic, limits=Limits(time_s=240.0, work=0.1))
-    record = solution.placement.layers[0]
-    assert record.bound == 0
-    assert record.bound_given_replicas is not None
-    assert 0 < record.bound_given_replicas <= record.z
-    assert placement_data(instance, [], traffic, [])["schema"] == solution.placement.schema_
