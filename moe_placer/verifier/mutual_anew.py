@@ -15,9 +15,9 @@ from moe_placer.instance import Instance
 from moe_placer.placement import MutualRecord
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.companions_anew import Companions, normalised
+from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_grid, value_of
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.proofs import WHOLE_COMPANION
-from moe_placer.verifier.whole import BITS, find_unit, least_cost, on_grid, value_of
 
 __all__ = ["mutual_bound"]
 
