@@ -9,7 +9,7 @@ everyone else, so a gradient at a good fractional answer (``near``) and prices o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -159,11 +159,10 @@ class _Ascent:
         return max(0.0, assign_to_slots(share, self.layer.widest[self.places]))
 
 
-@dataclass(eq=False)
 class _View:
-    """What the sources of one view send at mean prices, and who is how near to whom.
+    """What the sources of one view send at mean prices, and who is how near to whom in the best answer so far.
 
-    Attributes
+    Parameters
     ----------
     choice : int array [classes, top_k]
     weight : float array [classes]
@@ -171,24 +170,15 @@ class _View:
     experts : int
     most : int
         Companions that an expert can have.
-    near : float array [experts, experts]
-        The best answer so far.
     """
 
-    choice: Ints
-    weight: Floats
-    experts: int
-    most: int
-    value: float = field(init=False, default=-np.inf)
-    near: Floats = field(init=False)
-    price: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._mean, self._rounds = np.zeros((self.experts, self.experts)), 0
-        self.near = self._mean
-        alone, self._saved = _lines(self.choice, self.weight, self._mean.astype(np.int64))
-        place = max(0, self.experts - 1 - self.most)
-        self._price = self.price = np.partition(self._saved, place, axis=1)[:, place] / 2
+    def __init__(self, choice: Ints, weight: Floats, experts: int, most: int) -> None:
+        self.choice, self.weight, self.most = choice, weight, most
+        self._mean, self._rounds = np.zeros((experts, experts)), 0
+        alone, self._saved = _lines(choice, weight, self._mean.astype(np.int64))
+        place = max(0, experts - 1 - most)
+        self._price = np.partition(self._saved, place, axis=1)[:, place] / 2
+        self.value, self.near, self.price = -np.inf, self._mean, self._price
         self._note(float(alone.sum()))
 
     def improve(self) -> None:
