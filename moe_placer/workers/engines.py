@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -19,7 +18,8 @@ from moe_placer.workers.processes import ONE_THREAD, Processes, WorkerLostError,
 __all__ = ["ENGINES", "engine_names", "find_engine", "local_processes", "local_threads", "stated_workers"]
 
 _GROUP = "moe_placer.executors"
-_DIGITS = 9  # of a number of shards; `int` refuses thousands of them
+_DIGITS = 9  # of a number of workers or shards; `int` refuses thousands of them
+_MOST_WORKERS = 1024  # on one machine
 
 
 def find_engine(asked: str) -> Engine:
@@ -98,9 +98,7 @@ def _dask(argument: str) -> Engine:
     distributed = _needs("distributed", "dask")
     kind, _, rest = argument.partition(":")
     if kind not in {"local", "tcp", "tls", "ws", "wss"}:
-        raise UsageError(
-            f"--executor dask:{argument}: expected dask:local:N, or a scheduler such as dask:tcp://host:8786"
-        )
+        raise _wrong("dask", argument, "expected dask:local:N, or a scheduler such as dask:tcp://host:8786")
     count = _count("dask:local", rest) if kind == "local" else 0
 
     def start() -> Executor:
@@ -153,8 +151,8 @@ def _mpi(argument: str) -> Engine:
 
 def _shard(argument: str) -> Engine:
     parts = argument.split("/")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= _DIGITS for part in parts):
-        raise UsageError(f"--executor shard:{argument}: expected shard:I/N, such as shard:3/64")
+    if len(parts) != 2 or not all(map(_is_whole, parts)):
+        raise _wrong("shard", argument, "expected shard:I/N, such as shard:3/64")
     which, of = map(int, parts)
     if not 1 <= which <= of:
         raise UsageError(f"--executor shard:{argument}: expected a shard from 1 to {of}")
@@ -172,10 +170,17 @@ ENGINES: dict[str, Callable[[str], Engine]] = {
 
 
 def _count(name: str, argument: str) -> int:
-    with suppress(ValueError):
-        if 1 <= int(argument) <= 1024:
-            return int(argument)
-    raise UsageError(f"--executor {name}:{argument}: expected {name}:N with N from 1 to 1,024")
+    if _is_whole(argument) and 1 <= int(argument) <= _MOST_WORKERS:
+        return int(argument)
+    raise _wrong(name, argument, f"expected {name}:N with N from 1 to {_MOST_WORKERS:,}")
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS
+
+
+def _wrong(name: str, argument: str, expected: str) -> UsageError:
+    return UsageError(f"--executor {name}{argument and f':{argument}'}: {expected}")
 
 
 def _needs(module: str, extra: str) -> Any:

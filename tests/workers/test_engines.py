@@ -62,8 +62,11 @@ def test_every_executor_gives_the_same_rows_though_a_worker_is_killed(executor: 
     ("asked", "said"),
     [
         ("slurm:4", r"there is no executor 'slurm'; there are: processes, loky, dask, ray, mpi, shard"),
-        ("processes", "expected processes:N with N from 1 to 1,024"),
-        ("processes:0", "expected processes:N"),
+        ("processes", "--executor processes: expected processes:N with N from 1 to 1,024"),
+        ("processes:0", "--executor processes:0: expected processes:N"),
+        ("processes:1_0", "expected processes:N"),
+        ("processes: 2", "expected processes:N"),
+        ("dask", "--executor dask: expected dask:local:N, or"),
         ("dask:here", "expected dask:local:N, or a scheduler such as dask:tcp://host:8786"),
         ("shard:3", "expected shard:I/N, such as shard:3/64"),
         ("shard:4/3", "expected a shard from 1 to 3"),
