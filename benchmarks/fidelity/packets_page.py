@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from scipy.stats import spearmanr
-
 from moe_placer.experiments.markdown_table import markdown_table
 
 __all__ = ["RANK", "RATIO", "Agreement", "agreements", "packets_section", "packets_summary"]
@@ -59,6 +57,8 @@ class Agreement:
 
 def agreements(rows: Sequence[Row], predicted: str = "predicted") -> list[Agreement]:
     """Return one for each set-up; ``predicted`` names the column that is held to what was measured."""
+    from scipy.stats import spearmanr  # here, for it takes a second to import
+
     found = []
     for setup in dict.fromkeys(row["setup"] for row in rows):
         some = [row for row in rows if row["setup"] == setup]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import spearmanr
 
 from benchmarks.simgrid.models import MODELS
 
@@ -119,6 +118,8 @@ def _time(row: Row, what: str) -> float:
 
 
 def _spearman(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    from scipy.stats import spearmanr  # here, for it takes a second to import
+
     # Times that differ by rounding alone are ties.
     rounded = [[float(f"{value:.5g}") for value in values] for values in (a, b)]
     return float(spearmanr(*rounded).statistic)
