@@ -14,6 +14,7 @@ from moe_placer.bounds.bounds import Bound, dual_bound
 from moe_placer.errors import DefectError, NothingFoundError
 from moe_placer.instance import Instance
 from moe_placer.limits import Limits
+from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.base import Solver
@@ -171,23 +172,28 @@ def larger(solver: str) -> tuple[Instance, Traffic]:
     return instance, tiny_traffic(instance, 3)
 
 
+def placed(solver: str, workers: int = 1) -> Placement:
+    instance, traffic = larger(solver)
+    limits = Limits(time_s=60.0, gap=0.0, work=0.3, workers=workers)
+    return solve(instance, traffic, solver=solver, limits=limits, seed=5).placement
+
+
+@cache
+def placed_before(solver: str) -> Placement:
+    """What one process has found, solved once for all that is held to it."""
+    return placed(solver)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_same_seed_gives_the_same_bytes(solver: str) -> None:
-    instance, traffic = larger(solver)
-    limits = Limits(time_s=60.0, gap=0.0, work=0.3)
-    first, second = (solve(instance, traffic, solver=solver, limits=limits, seed=5).placement for _ in range(2))
-    assert first.to_json() == second.to_json()
+    assert placed(solver).to_json() == placed_before(solver).to_json()
 
 
 @pytest.mark.parametrize("solver", ["auto", "coverage"])
 def test_workers_do_not_change_the_placement(solver: str) -> None:
-    instance, traffic = larger(solver)
-    one, two = (
-        solve(instance, traffic, solver=solver, limits=Limits(time_s=60.0, gap=0.0, work=0.3, workers=workers))
-        for workers in (1, 2)
-    )
-    assert one.placement.gpu == two.placement.gpu
-    assert one.placement.layers == two.placement.layers
+    one, two = placed_before(solver), placed(solver, workers=2)
+    assert one.gpu == two.gpu
+    assert one.layers == two.layers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
