@@ -29,6 +29,7 @@ _FEW, _MANY = 12, 60  # rounds for every choice of weights, and more for the bes
 _SAMPLE = 16_384  # sets of experts that rounds look at; what is stated counts all
 _NEAR = 0.85  # of a known bound, below which more rounds do not reach it
 _WEIGHED = 2  # choices of weights that are looked at place by place
+_BLOCK = 16_384  # sets looked at at once
 _STEPS = 3  # of prices in every round
 _STEP = 0.1  # of prices, relative to their mean
 _POLISH = 120  # steps of prices at the end
@@ -202,13 +203,18 @@ class _View:
 
 def _lines(choice: Ints, weight: Floats, near: Ints) -> tuple[Floats, Floats]:
     """Return what experts add alone [experts], and what pairs of them save on one place [experts, experts]."""
-    experts, pair = len(near), choice[:, :, None] * len(near) + choice[:, None, :]
-    a = near.ravel()[pair].sum(axis=2) // WHOLE
-    alone: Floats = np.bincount(choice.ravel(), (weight[:, None] * (2 / (a + 2))).ravel(), experts).astype(np.float64)
-    slope = np.broadcast_to((weight[:, None] / ((a + 1) * (a + 2)))[:, :, None], pair.shape)
-    saved: Floats = np.bincount(pair.ravel(), slope.ravel(), experts**2).astype(np.float64).reshape(experts, experts)
-    np.fill_diagonal(saved, 0.0)
-    return alone, saved + saved.T
+    experts = len(near)
+    alone, saved = np.zeros(experts), np.zeros(experts**2)
+    for first in range(0, len(choice), _BLOCK):
+        some, share = choice[first : first + _BLOCK], weight[first : first + _BLOCK, None]
+        pair = some[:, :, None] * experts + some[:, None, :]
+        a = near.ravel()[pair].sum(axis=2) // WHOLE
+        alone += np.bincount(some.ravel(), (share * (2 / (a + 2))).ravel(), experts)
+        slope = np.broadcast_to((share / ((a + 1) * (a + 2)))[:, :, None], pair.shape)
+        saved += np.bincount(pair.ravel(), slope.ravel(), experts**2)
+    both = saved.reshape(experts, experts)
+    np.fill_diagonal(both, 0.0)
+    return alone, both + both.T
 
 
 def _left(saved: Floats, price: Floats) -> Floats:

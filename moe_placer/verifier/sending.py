@@ -74,6 +74,11 @@ def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, w
     every = sends_every_choice(instance)
     if proof in _ONCE and every:
         yield Violation("proof", f"{what}, required is a proof for a copy for every chosen expert", layer)
+    if proof in _ONCE and not (instance.placement.draws_evenly or instance.placement.replica_routing == "group"):
+        required = "required is group routing, or one by which every replica is drawn alike"
+        yield Violation(
+            "proof", f"{what}, with replica_routing: {instance.placement.replica_routing}, {required}", layer
+        )
     if proof in _OF_EVERY_CHOICE and not every:
         required = f"required is a proof for placement.dispatch: {instance.placement.dispatch}"
         yield Violation("proof", f"{what}, which counts a copy for every chosen expert, {required}", layer)

@@ -27,6 +27,7 @@ from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.solve.solve import solve
 from moe_placer.traffic.recording import Recording, Traffic
 from moe_placer.verifier import verify
+from moe_placer.verifier.sending import check_proof_fits
 
 Floats = npt.NDArray[np.float64]
 
@@ -238,3 +239,11 @@ def _cheapest(prices: Floats) -> float:
     return min(
         sum(prices[row, column] for row, column in zip(rows, order, strict=True)) for order in permutations(rows)
     )
+
+
+def test_it_proves_nothing_where_nodes_use_replicas_unlike_each_other() -> None:
+    instance = solved()[0]
+    own = instance.placement.model_copy(update={"replica_routing": "vllm-ascend"})
+    (found,) = check_proof_fits(instance.model_copy(update={"placement": own}), "mutual-companions", 0, "proof")
+    assert "vllm-ascend" in found.message
+    assert not list(check_proof_fits(instance, "mutual-companions", 0, "proof"))
