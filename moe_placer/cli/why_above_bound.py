@@ -21,7 +21,8 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
     """Say how many layers stay above the gap, and how many replicas load the busiest link of the furthest of them.
 
     The bound lets replicas be divided over nodes. Where a link carries few of them, a placement cannot come as close,
-    however long one searches; None where every layer is within the gap, or has no bound to speak of.
+    however long one searches. Where a token goes once to a node, the bound knows its experts' best companions instead.
+    None where every layer is within the gap, or has no bound to speak of.
     """
     asked = float(str(solution.placement.solver.parameters["gap"]))
     above = np.isfinite(solution.gaps) & (solution.gaps > max(asked, OPTIMAL_GAP))
@@ -36,19 +37,22 @@ def why_above_bound(instance: Instance, solution: Solution) -> str | None:
     lines.append(f"; furthest is layer {check.layer}, {solution.gaps[index]:.2%} above its bound. ")
     if instance.objective.take == "mean":  # of which no single link is to blame
         return "".join(lines).rstrip()
-    shares = shares_of_worst_link(instance, solution, index)
     carries = link_words(check.worst_link_tokens, check.worst_link_us, check.z)
-    lines.append(f"Its busiest link, {check.worst_link}, carries {carries} to ")
-    if len(shares) == 1:
-        lines.append("1 expert replica, which the bound may divide over nodes and a placement cannot.")
+    lines.append(f"Its busiest link, {check.worst_link}, carries {carries}")
+    if instance.placement.dispatch == "per-expert":
+        lines.append(_to_which(shares_of_worst_link(instance, solution, index)))
     else:
-        most = f"{shares.min():.1%} to {shares.max():.1%} of them to each"
-        lines.append(
-            f"{len(shares)} expert replicas, {most}; the bound may divide replicas over nodes, a placement cannot."
-        )
+        lines.append("; the bound may give every expert its best companions, a placement cannot.")
     if solution.stop[index] in {Stop.TIME, Stop.WORK}:
         lines.append(f" A larger {'--time-limit' if solution.stop[index] is Stop.TIME else '--work'} may find more.")
     return "".join(lines)
+
+
+def _to_which(shares: Floats) -> str:
+    if len(shares) == 1:
+        return " to 1 expert replica, which the bound may divide over nodes and a placement cannot."
+    most = f"{shares.min():.1%} to {shares.max():.1%} of them to each"
+    return f" to {len(shares)} expert replicas, {most}; the bound may divide replicas over nodes, a placement cannot."
 
 
 def shares_of_worst_link(instance: Instance, solution: Solution, index: int) -> Floats:

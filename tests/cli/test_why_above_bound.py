@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import tiny_instance, tiny_traffic
+from builders import tiny_instance, tiny_tokens, tiny_traffic
 
 from moe_placer.cli.why_above_bound import shares_of_worst_link, why_above_bound
 from moe_placer.limits import Limits
@@ -36,6 +36,14 @@ def test_the_furthest_layer_is_explained() -> None:
     worst = solution.verification.layers[int(solution.gaps.argmax())]
     assert f"furthest is layer {worst.layer}, {solution.gaps.max():.2%} above its bound" in text
     assert worst.worst_link in text
+
+
+def test_where_tokens_go_once_to_a_node_companions_are_what_the_bound_foresees() -> None:
+    instance = tiny_instance(placement={"dispatch": "per-node"})
+    text = why_above_bound(instance, solve(instance, tiny_tokens(instance, 1), solver="contiguous"))
+    assert text is not None
+    assert "; the bound may give every expert its best companions, a placement cannot." in text
+    assert "divide" not in text
 
 
 def test_nothing_is_explained_where_every_layer_is_within_the_gap() -> None:
