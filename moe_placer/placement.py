@@ -28,6 +28,7 @@ __all__ = [
     "Proof",
     "ReplanRecord",
     "SolverRecord",
+    "SplitRecord",
     "load_placement",
     "parse_placement",
 ]
@@ -46,6 +47,7 @@ Proof = Literal[
     "companions",
     "weighted-companions",
     "mutual-companions",
+    "best-split",
     "solver",
 ]
 GpuId = Annotated[int, Field(ge=0, strict=True)]
@@ -108,6 +110,21 @@ class MutualRecord(_Record):
     prices: tuple[tuple[NonNegativeFloat, ...], ...]
 
 
+class SplitRecord(_Record):
+    """What proofs about the best split of tokens need beside link weights; docs/bounds.md defines them.
+
+    Attributes
+    ----------
+    slot_prices : tuple of float
+        Per node, what a replica pays for its slot there (tokens at node-link speed).
+    paid : nested tuples
+        ``paid[e][s]``: what node s's tokens for expert e cost at least, their part of slots included.
+    """
+
+    slot_prices: tuple[NonNegativeFloat, ...]
+    paid: tuple[tuple[NonNegativeFloat, ...], ...]
+
+
 class LayerRecord(_Record):
     """What is claimed about one MoE layer; docs/bounds.md defines the proofs.
 
@@ -122,8 +139,8 @@ class LayerRecord(_Record):
     proof : str
         All but ``solver``, the solver's word, can be re-checked from this record.
     weights : mapping or None
-        Link name to weight, for ``dual``, ``threshold``, ``weighted-companions`` and ``mutual-companions``; they sum
-        to 1.
+        Link name to weight, for ``dual``, ``threshold``, ``weighted-companions``, ``mutual-companions`` and
+        ``best-split``; they sum to 1.
     threshold : float or None
         For ``threshold``: what no placement beats.
     hot : (expert, replica) or None
@@ -132,9 +149,11 @@ class LayerRecord(_Record):
         For ``companions`` and ``weighted-companions``.
     mutual : MutualRecord or None
         For ``mutual-companions``.
+    split : SplitRecord or None
+        For ``best-split``.
     any_copies : bool or None
         True where the bound holds for any number of replicas of each expert, not just the placement's (``dual``,
-        ``mutual-companions``, and always ``hot-replicas``).
+        ``mutual-companions``, and always ``hot-replicas`` and ``best-split``).
     bound_given_replicas : float or None
         Where how many replicas each expert has is a choice, and the proof does not hold for every choice: what it
         proves for the placement's; ``bound`` is 0 then.
@@ -155,6 +174,7 @@ class LayerRecord(_Record):
     hot: tuple[int, int] | None = None
     companions: CompanionsRecord | None = None
     mutual: MutualRecord | None = None
+    split: SplitRecord | None = None
     any_copies: bool | None = None
     bound_given_replicas: NonNegativeFloat | None = None
     worst_link: str = ""

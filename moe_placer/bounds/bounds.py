@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.bounds.assignment import assign, price, transport
+from moe_placer.bounds.best_split import SplitProof, prove_split
 from moe_placer.bounds.companions import Companions, hot_companions
 from moe_placer.bounds.hot_replicas import least_cost_of_experts, least_peak
 from moe_placer.bounds.largest import largest
@@ -33,6 +34,7 @@ __all__ = [
     "hot_replicas_bound",
     "numbered_bound",
     "relaxed_bound",
+    "split_bound",
     "threshold_bound",
 ]
 
@@ -57,10 +59,10 @@ class Bound:
         Cost (tokens at node-link speed).
     proof : str
         ``dual``, ``hot-experts``, ``hot-replicas``, ``threshold``, ``companions``, ``weighted-companions``,
-        ``mutual-companions``, or ``solver`` where nothing re-checkable is known.
+        ``mutual-companions``, ``best-split``, or ``solver`` where nothing re-checkable is known.
     weights : float array [K] or None
-        Link weights, summing to 1; the proof of ``dual``, ``threshold``, ``weighted-companions`` and
-        ``mutual-companions``.
+        Link weights, summing to 1; the proof of ``dual``, ``threshold``, ``weighted-companions``, ``mutual-companions``
+        and ``best-split``.
     threshold : float or None
     hot : int or None
         Item for ``hot-experts`` and ``companions``.
@@ -69,8 +71,10 @@ class Bound:
     given_replicas : float or None
         Where how many replicas each expert has is a choice, and the proof is about those as given: what it proves
         there.
-    any_copies : bool
+    any_replicas : bool
         Whether it holds for any number of replicas of each expert.
+    split : SplitProof or None
+        The rest of the proof of ``best-split``.
     """
 
     value: float
@@ -81,6 +85,7 @@ class Bound:
     companions: Companions | WeightedCompanions | MutualCompanions | None = None
     given_replicas: float | None = None
     any_replicas: bool = False
+    split: SplitProof | None = None
 
 
 _of_hot_experts: WeakKeyDictionary[LayerProblem, Bound] = WeakKeyDictionary()
@@ -92,7 +97,7 @@ def best_bound(problem: LayerProblem, weights: Floats | None = None) -> Bound:
     Where replicas are free, only bounds for any replicas count; the best weights for these are those of
     ``relax(problem, any_replicas=True)``.
     """
-    if problem.coverage is not None:  # what one copy per chosen expert costs bounds nothing here
+    if problem.coverage is not None or problem.near is not None:  # what replicas used evenly cost bounds nothing here
         return Bound(0.0, "solver")
     if problem.judge is not None:
         return _judged_bound(problem, weights)
@@ -173,11 +178,20 @@ def relaxed_bound(problem: LayerProblem, time_limit_s: float | None = None) -> B
     """Return the best quick bound with the weights that the linear relaxation gives, if it is solved in time."""
     if problem.coverage is not None:
         return best_bound(problem)
+    if problem.near is not None:
+        return split_bound(prove_split(problem.near, time_limit_s))
     if problem.judge is not None:
         judged = relax_judged(problem, time_limit_s)
         return best_bound(problem, None if judged is None else judged.weights)
     relaxation = relax(problem, time_limit_s, any_replicas=problem.replicas_are_free)
     return best_bound(problem, None if relaxation is None else relaxation.weights)
+
+
+def split_bound(proof: SplitProof | None) -> Bound:
+    """Return the bound of a proof about the best split of tokens; none without a proof."""
+    if proof is None or proof.value <= 0:
+        return Bound(0.0, "solver")
+    return Bound(_safe(proof.value), "best-split", proof.weights, any_replicas=True, split=proof)
 
 
 def even_weights(problem: LayerProblem) -> list[Floats]:

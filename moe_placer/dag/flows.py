@@ -14,6 +14,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.fabric import Receivers, Routes, node_routes, receivers, token_cost
 from moe_placer.instance import Instance
 from moe_placer.placement import Placement
+from moe_placer.traffic.near_shares import near_rule
 from moe_placer.traffic.recording import Traffic
 from moe_placer.traffic.replica_shares import replica_shares
 
@@ -107,7 +108,7 @@ class Flows:
         started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
         choices = np.stack([r.load[row] / r.tokens[row] for r in self.traffic.recordings])
         T = started * (self.traffic.mix @ choices)
-        share = self._shares(replicas)
+        share = self._near_shares[row] if self._near_shares else self._shares(replicas)
         if self.stand_ins:
             replicas, share = _merged(replicas, share)
         expert = np.array([one[0] for one in replicas])
@@ -138,6 +139,20 @@ class Flows:
         found = copies_to_places(self.traffic, row, started, share, (expert, gpu // size))
         sent[:, : size * found.shape[1] : size] = found
         return sent
+
+    @cached_property
+    def _near_shares(self) -> list[Floats]:
+        """Share of a node's tokens that goes to each replica of every MoE layer, where near ones are preferred."""
+        rule = near_rule(self.instance, self.routes.hops)
+        if rule is None:
+            return []
+        experts = range(self.instance.model.experts)
+        layers = []
+        for row in range(len(self.instance.moe_layers)):
+            own = [(e, gpus[0]) for e in experts for gpus in self.placement.shards(row, e)]
+            expert, gpu = np.array(own, dtype=np.int64).T
+            layers.append((expert, gpu))
+        return rule.exact(layers)
 
     def _shares(self, replicas: list[tuple[int, int, tuple[int, ...]]]) -> Floats:
         """Share of a node's tokens for an expert that goes to each of its replicas: [nodes, replicas].

@@ -37,7 +37,7 @@ __all__ = ["Evaluation", "PlanCosts", "check_servable", "costs_of", "evaluate"]
 Floats = npt.NDArray[np.float64]
 
 _IN_INSTANCES = ("group", "even")
-_SOLVED = ("trtllm-round-robin", "vllm-hash", "vllm-ascend")  # of engines' rules
+_SOLVED = ("trtllm-round-robin", "vllm-hash", "vllm-ascend", "nearest", "sglang-static", "sglang-dynamic")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from moe_placer.errors import Mistake
 from moe_placer.instance.engine_rules import ENGINES, slots_mistake
+from moe_placer.instance.near_rules import check_near
 from moe_placer.instance.numbered_rules import check_numbered
 from moe_placer.instance.pin_rules import check_pins
 from moe_placer.instance.schema import (
@@ -376,6 +377,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("parallelism", "placement", "objective"), _layer_time),
     (("parallelism", "placement", "traffic"), _dispatch),
     (("cluster", "parallelism", "placement", "traffic", "objective"), check_numbered),
+    (("cluster", "parallelism", "placement", "objective"), check_near),
     (("model", "cluster", "parallelism", "placement"), _survives),
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), check_pins),

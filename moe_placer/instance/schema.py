@@ -211,10 +211,19 @@ class Placement(Section):
         description="dp: one replica of every expert per DP group; or {redundant_slots: n}, in every layer; or "
         "{redundant_slots_in_all: n}, over all layers.",
     )
-    replica_routing: Literal["group", "even", "trtllm-round-robin", "vllm-hash", "vllm-ascend"] = Field(
+    replica_routing: Literal[
+        "group",
+        "even",
+        "trtllm-round-robin",
+        "vllm-hash",
+        "vllm-ascend",
+        "nearest",
+        "sglang-static",
+        "sglang-dynamic",
+    ] = Field(
         "group",
         description="By which rule a token picks one of an expert's replicas: that of its DP group, any with equal "
-        "chance, or as an engine does (docs/replica-choice.md).",
+        "chance, one of the nearest, or as an engine does (docs/replica-choice.md).",
     )
     replicas_apart: Literal["gpu", "node", "none"] = Field(
         "gpu",
@@ -255,6 +264,11 @@ class Placement(Section):
     def numbers_replicas(self) -> bool:
         """Whether an engine's rule numbers an expert's replicas by GPU, and picks one by its number."""
         return self.replica_routing in {"vllm-hash", "vllm-ascend"}
+
+    @property
+    def prefers_near(self) -> bool:
+        """Whether which replica of an expert a token takes depends on where the others are."""
+        return self.replica_routing in {"nearest", "sglang-static", "sglang-dynamic"}
 
     @property
     def counts_tokens_once(self) -> bool:

@@ -20,7 +20,7 @@ Loc = tuple[str | int, ...]
 _PLANNED = {
     "fabric": {"rail", "graph"},
 }
-_COUNTED_ONLY = {"nearest", "optimal", "sglang-static", "sglang-dynamic"}
+_COUNTED_ONLY = {"optimal"}
 _SECTION = "a section of `field: value` lines"
 _EXPECTED = {
     "missing": "this field, which has no default",
@@ -164,7 +164,7 @@ def _planned(path: Loc, value: Any) -> str:
     field = path[-1] if path else ""
     if field == "replica_routing" and isinstance(value, str) and value in _COUNTED_ONLY:
         return (
-            f" ({value} is not solved for: which replica a token takes depends on where the others are; "
+            f" ({value} is no rule of an engine, but the best split of tokens for a placement; "
             f"`evaluate --routing {value}` counts it)"
         )
     planned = isinstance(field, str) and isinstance(value, str) and value in _PLANNED.get(field, ())

@@ -27,11 +27,13 @@ from moe_placer.problem.failure_domains import failure_domains, least_replicas
 from moe_placer.problem.gpu_places import capacity_by_gpu, sent_by_gpu
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.problem.link_costs import link_costs
+from moe_placer.problem.near_replicas import near_layer
 from moe_placer.problem.receiving import delta_by_gpu, with_arrivals
 from moe_placer.problem.replica_counts import replica_order
 from moe_placer.problem.scenarios import Judge, costs_of_all, links_of_all, scenarios_of
 from moe_placer.problem.sending import compile_coverage
 from moe_placer.traffic import Traffic
+from moe_placer.traffic.near_shares import NearRule, near_rule
 from moe_placer.traffic.replica_shares import ReplicaShares, replica_shares
 
 __all__ = ["Problem", "compile_problem"]
@@ -100,6 +102,8 @@ class Problem:
     shares : ReplicaShares or None
         Of a rule that numbers an expert's replicas by GPU. How many each expert has then is as given by load, whatever
         the instance leaves open.
+    near : NearRule or None
+        Of a rule that prefers near replicas.
     """
 
     name: str
@@ -132,6 +136,7 @@ class Problem:
     scenarios: tuple[Problem, ...] = ()
     judge: Judge | None = None
     shares: ReplicaShares | None = None
+    near: NearRule | None = None
 
     def __len__(self) -> int:
         return len(self.moe_layers)
@@ -221,6 +226,7 @@ class Problem:
             most_items=self._most_items(len(expert)),
             least_replicas=self.least_replicas,
             domain=self.domain,
+            near=near_layer(self, index, self._most_items(len(expert))) if costs and self.near is not None else None,
         )
 
     def _sent_and_load(self, index: int, expert: Ints, replica: Ints) -> tuple[Floats, Floats]:
@@ -284,7 +290,9 @@ class Problem:
         return replace(self, capacity=self.capacity.with_slots(slots), slots_are_given=True, by_node=by_node)
 
     def evenly(self) -> Problem:
-        """Return the problem in which all replicas of an expert get as much, whichever number they have."""
+        """Return the problem in which all replicas of an expert get as much, whichever number or place they have."""
+        if self.near is not None:
+            return replace(self, near=None)
         return self if self.shares is None else replace(self, shares=None, replicas_are_free=self.shares.chosen)
 
     @property
@@ -383,6 +391,7 @@ def _compiled(instance: Instance, traffic: Traffic) -> Problem:
         least_replicas=least_replicas(instance),
         domain=failure_domains(instance),
         shares=of_replicas,
+        near=near_rule(instance, routes.hops),
     )
     nics = receivers(instance)
     if nics is not None:

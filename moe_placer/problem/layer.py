@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.coverage import Coverage
+from moe_placer.problem.near_replicas import NearLayer
 from moe_placer.problem.scenarios import Judge
 
 __all__ = ["LayerProblem"]
@@ -67,6 +68,9 @@ class LayerProblem:
         Failure domain of each node, none of which may hold all replicas of an expert; None: there is no such rule.
     judge : Judge or None
         What is counted of scenarios, where that is not the worst: z is then no cost of a link.
+    near : NearLayer or None
+        Of a rule by which an expert's tokens depend on where all its replicas are: what decides the cost, on average
+        over draws. ``delta`` then says what replicas that get as much would cost.
     """
 
     layer: int
@@ -90,6 +94,7 @@ class LayerProblem:
     least_replicas: int = 1
     domain: Ints | None = None
     judge: Judge | None = None
+    near: NearLayer | None = None
 
     @property
     def items(self) -> int:
@@ -110,6 +115,8 @@ class LayerProblem:
         """Cost of every link [K] when item i is on ``node[i]``."""
         if self.coverage is not None:
             return self.coverage.cost(self.expert, self.replica, node)
+        if self.near is not None:
+            return self.near.cost(self.expert, node)
         items = np.arange(self.items)
         affected = self.affected[node]
         total = np.bincount(affected.ravel(), self.delta[items, node].ravel(), minlength=self.links + 1)

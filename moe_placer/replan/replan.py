@@ -311,6 +311,11 @@ def _refuse(problem: Problem, minimise: Minimise) -> None:
             f"its {problem.shares.rule} numbers replicas by GPU, so that a move changes what others get; take "
             f"placement.replica_routing: even, {anew}"
         )
+    elif problem.near is not None:
+        reason = (
+            f"under its {problem.near.rule} a token's replica depends on where the others are, so that a move changes "
+            f"what others get; take placement.replica_routing: even, {anew}"
+        )
     elif problem.scenarios:
         reason = (
             "it judges layers by all recordings at once, and moves are made for one traffic; take "

@@ -57,7 +57,7 @@ def after_failure(instance: Instance, placement: Placement, failed: Sequence[int
             raise UsageError(f"there is no GPU {gpu}: {instance.name} has 0 to {instance.gpus - 1}")
         if gpu in before or list(failed).count(gpu) > 1:
             raise UsageError(f"GPU {gpu} has failed already")
-    if instance.placement.numbers_replicas:
+    if instance.placement.numbers_replicas or instance.placement.prefers_near:
         rule = instance.placement.replica_routing
         raise UsageError(
             f"{rule} counts ranks, and a failed GPU has none: simulate failures with replica_routing: even"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_placer.bounds.best_split import SplitProof
 from moe_placer.bounds.bounds import SAFETY, Bound
 from moe_placer.bounds.mutual_companions import MutualCompanions
 from moe_placer.bounds.weighted_companions import WeightedCompanions
@@ -29,10 +30,12 @@ from moe_placer.placement import (
     MutualRecord,
     Placement,
     SolverRecord,
+    SplitRecord,
 )
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult
 from moe_placer.solve.base import Solver
+from moe_placer.solve.by_nearness import costs_as_served
 from moe_placer.solve.gpu_assignment import pack
 from moe_placer.solve.layer_time import layer_times, least_busiest
 from moe_placer.solve.numbered import bound_as_stated
@@ -41,7 +44,7 @@ from moe_placer.traffic import Traffic
 
 __all__ = ["bare_placement", "state_aggregate", "state_layer", "state_placement"]
 
-_WEIGHTED = {"dual", "threshold", "weighted-companions", "mutual-companions"}  # proofs by link weights
+_WEIGHTED = {"dual", "threshold", "weighted-companions", "mutual-companions", "best-split"}  # proofs by link weights
 
 
 def state_placement(
@@ -84,7 +87,8 @@ def state_placement(
     NothingFoundError
         The replicas of a node do not go on its GPUs.
     """
-    gpu = _gpu_lists(problem, results, _pack(problem, method, results))
+    packed = _pack(problem, method, results)
+    costs = None if problem.near is None else costs_as_served(problem, results, packed)
     parameters = {
         "gap": limits.gap,
         "time_limit_s": limits.time_s,
@@ -97,11 +101,14 @@ def state_placement(
         solver=SolverRecord(
             name=method.name, version=installed_version("moe-placer"), seed=seed, parameters=parameters
         ),
-        gpu=gpu,
-        layers=tuple(state_layer(problem, index, result) for index, result in enumerate(results)),
+        gpu=_gpu_lists(problem, results, packed),
+        layers=tuple(
+            state_layer(problem, index, result, None if costs is None else costs[index])
+            for index, result in enumerate(results)
+        ),
         memory=_memory_record(problem, division, results),
         layer_time=_layer_time_record(problem, division, results),
-        aggregate=state_aggregate(problem, results),
+        aggregate=state_aggregate(problem, results, costs),
         versions={
             "python": platform.python_version(),
             **{n: installed_version(n) for n in ("numpy", "scipy", "ortools")},
@@ -175,24 +182,40 @@ def _pack(problem: Problem, method: Solver, results: Sequence[LayerResult]) -> l
         raise
 
 
-def state_layer(problem: Problem, index: int, result: LayerResult) -> LayerRecord:
-    """Return the record of a placed layer: its busiest link, and what its bound's proof needs."""
+def state_layer(
+    problem: Problem, index: int, result: LayerResult, cost: npt.NDArray[np.float64] | None = None
+) -> LayerRecord:
+    """Return the record of a placed layer: its busiest link, and what its bound's proof needs.
+
+    Parameters
+    ----------
+    problem : Problem
+        The compiled instance.
+    index : int
+        The MoE layer, counted among MoE layers.
+    result : LayerResult
+        The layer, with the node of each item.
+    cost : float array [K] or None
+        Of every link, where it depends on more than this layer's nodes; z is then the largest.
+    """
     assert result.node is not None
     layer, bound = problem.layer(index, result.replicas), bound_as_stated(problem, index, result)
-    cost = layer.cost(result.node)
+    z = result.z if cost is None else float(cost.max(initial=0.0))
+    cost = layer.cost(result.node) if cost is None else cost
     worst_link, worst_tokens = _worst_link(problem, cost)
     return LayerRecord(
         layer=problem.moe_layers[index],
-        z=result.z,
-        bound=min(bound.value, result.z),
+        z=z,
+        bound=min(bound.value, z),
         proof=bound.proof,
         weights=_named_weights(problem, bound) if bound.proof in _WEIGHTED else None,
         threshold=bound.threshold,
         hot=None if bound.hot is None else (int(layer.expert[bound.hot]), int(layer.replica[bound.hot])),
         companions=_companions_record(bound),
         mutual=_mutual_record(bound),
+        split=None if bound.split is None else _split_record(bound.split),
         any_copies=bound.any_replicas or None,
-        bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, result.z),
+        bound_given_replicas=None if bound.given_replicas is None else min(bound.given_replicas, z),
         worst_link=worst_link,
         worst_link_tokens=worst_tokens,
         solver_bound=None if problem.shares is not None and problem.shares.chosen else result.solver_bound,
@@ -223,9 +246,20 @@ def _mutual_record(bound: Bound) -> MutualRecord | None:
     return MutualRecord(near=near, prices=tuple(tuple(row) for row in found.prices.tolist()))
 
 
-def state_aggregate(problem: Problem, results: Sequence[LayerResult]) -> AggregateRecord:
-    """Return the record of all layers together, with a bound if the bounds of the layers add up."""
-    totals, bounds = link_totals(problem, results), [result.bound for result in results]
+def _split_record(split: SplitProof) -> SplitRecord:
+    paid = tuple(tuple(row) for row in split.paid.tolist())
+    return SplitRecord(slot_prices=tuple(split.slot_prices.tolist()), paid=paid)
+
+
+def state_aggregate(
+    problem: Problem, results: Sequence[LayerResult], costs: Sequence[npt.NDArray[np.float64]] | None = None
+) -> AggregateRecord:
+    """Return the record of all layers together, with a bound if the bounds of the layers add up.
+
+    ``costs`` are those of every link [K] in each layer, where they are known already.
+    """
+    totals = link_totals(problem, results) if costs is None else np.sum(costs, axis=0)
+    bounds = [result.bound for result in results]
     value, bound = float(totals.max(initial=0.0)), aggregate_bound(bounds)
     worst_link, worst_tokens = _worst_link(problem, totals)
     record = AggregateRecord(value=value, worst_link=worst_link, worst_link_tokens=worst_tokens)

@@ -14,6 +14,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.problem.layer import LayerProblem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Stop, gap
 from moe_placer.search.cooling import cool
+from moe_placer.solve.by_nearness import busiest_as_served, cool_as_served
 from moe_placer.solve.gpu_assignment import pack
 from moe_placer.solve.numbered import in_gpu_order
 
@@ -51,11 +52,15 @@ def cool_busiest(
 
     The search may have used up the time: this takes at most 10 s of CPU time, or a quarter of the time limit, more.
     """
-    if not can_cool(problem):
+    if problem.near is None and not can_cool(problem):
         return list(results), None
     more = max(_LEAST_S, _SHARE * limits.time_s)
     end, interrupted = time.process_time() + more, limits.deadline.interrupted
     deadline = Deadline(interrupted=lambda: interrupted() or time.process_time() > end)
+    if problem.near is not None:
+        cooled = cool_as_served(problem, results, limits.gap, deadline)
+        before, after = (float(busiest_as_served(problem, some).sum()) for some in (results, cooled))
+        return cooled, Cooling(before, after, *(float(sum(one.z for one in some)) for some in (results, cooled)))
     cooled = cool_gpus(problem, results, limits.gap, deadline)
     if problem.shares is not None:
         cooled = _numbered(problem, results, cooled, limits.gap)

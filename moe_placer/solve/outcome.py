@@ -85,7 +85,8 @@ def never_worse(
     """
     best = list(results)
     for plan in plans.values():
-        if problem.minimise != "aggregate" and not problem.shares_replicas:
+        draws = problem.near is not None and problem.near.draws  # a layer's draws depend on those before it
+        if problem.minimise != "aggregate" and not problem.shares_replicas and not draws:
             pairs = zip(_worth(problem, best), _worth(problem, plan), strict=True)
             worse = [theirs < mine * (1 - _ROUNDING) for mine, theirs in pairs]
         else:

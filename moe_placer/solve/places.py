@@ -11,6 +11,7 @@ from moe_placer.limits import Limits
 from moe_placer.problem.compile import Problem
 from moe_placer.result import LayerResult, Report
 from moe_placer.solve.base import Solver, Start
+from moe_placer.solve.by_nearness import run_by_nearness
 from moe_placer.solve.by_number import run_by_number
 from moe_placer.solve.gpu_assignment import fit_to_gpus, pack
 from moe_placer.solve.heuristic import OnePass
@@ -21,7 +22,7 @@ __all__ = ["problem_for", "run_method", "runs_as_it_is"]
 
 def problem_for(method: Solver, problem: Problem) -> Problem:
     """Return the problem that a method is given: of nodes for rules of one pass, and of replicas that get as much."""
-    return _of_places(method, problem if problem.shares is None else problem.evenly())
+    return _of_places(method, problem.evenly())
 
 
 def _of_places(method: Solver, problem: Problem) -> Problem:
@@ -31,7 +32,7 @@ def _of_places(method: Solver, problem: Problem) -> Problem:
 
 def runs_as_it_is(method: Solver, problem: Problem) -> bool:
     """Whether a method is run on the problem itself, whose layers it then places each apart."""
-    return problem.shares is None and _of_places(method, problem) is problem
+    return problem.shares is None and problem.near is None and _of_places(method, problem) is problem
 
 
 def run_method(
@@ -59,6 +60,8 @@ def run_method(
     NothingFoundError
         The replicas of a node do not go on its GPUs.
     """
+    if problem.near is not None:
+        return run_by_nearness(_run, method, problem, limits, seed, start, report)
     if problem.shares is not None:
         return run_by_number(_run, method, problem, limits, seed, start, report)
     return _run(method, problem, limits, seed, start, report)

@@ -19,9 +19,7 @@ from moe_placer.decomposition.memory import MemoryDivision, divide_memory
 from moe_placer.errors import DefectError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline, Limits
-from moe_placer.placement import (
-    Placement,
-)
+from moe_placer.placement import Placement
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import OPTIMAL_GAP, FalseBoundError, LayerResult, Status, Stop, gap
 from moe_placer.solve.assemble import bare_placement, state_placement
@@ -292,7 +290,7 @@ def _cools(method: Solver, problem: Problem, asked: bool | None) -> bool:
 def _can_divide_memory(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide memory among the layers first: where memory binds, and the method takes its time."""
     apart = problem.minimise != "aggregate" and not problem.shares_replicas
-    linear = not problem.coverage and problem.home is None and problem.judge is None  # memory is divided among nodes
+    linear = not problem.coverage and problem.home is None and problem.judge is None and problem.near is None
     return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,9 @@ from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import rules
 from moe_placer.verifier.loads import Network, choices_per_token, read_network
 from moe_placer.verifier.nics import nvlink_domains, receives_by_gpu
+from moe_placer.verifier.replica_choice import View
 from moe_placer.verifier.rules import Replica
-from moe_placer.verifier.sending import copies_sent
+from moe_placer.verifier.sending import copies_sent, views_by_row
 
 __all__ = ["Deployment", "MoeLayer"]
 
@@ -70,10 +71,11 @@ class Deployment:
             of_row.setdefault(replica.row, []).append(replica)
         choices = choices_per_token(self.instance, self.traffic)
         rows = enumerate(self.instance.moe_layers)
-        return {layer: self._layer(row, of_row[row], choices[:, row]) for row, layer in rows}
+        views = views_by_row(self.instance, [of_row[row] for row in range(len(self.instance.moe_layers))])
+        return {layer: self._layer(row, of_row[row], choices[:, row], views[row]) for row, layer in rows}
 
-    def _layer(self, row: int, replicas: list[Replica], choices: Floats) -> MoeLayer:
-        placed, demand = copies_sent(self.instance, self.traffic, row, choices, replicas)
+    def _layer(self, row: int, replicas: list[Replica], choices: Floats, views: Sequence[View] | None) -> MoeLayer:
+        placed, demand = copies_sent(self.instance, self.traffic, row, choices, replicas, views)
         nodes, home = self.instance.cluster.nodes, self.network.home
         flow = np.zeros((nodes, nodes))
         np.add.at(flow.T, home, placed.T)

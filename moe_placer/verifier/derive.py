@@ -13,6 +13,7 @@ from moe_placer.instance import Instance
 from moe_placer.placement import AggregateRecord, LayerRecord, Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier import proofs, records, replanned
+from moe_placer.verifier.best_split_anew import split_bound
 from moe_placer.verifier.bounds_anew import (
     any_replicas_bound,
     dual_bound,
@@ -138,6 +139,9 @@ class Checker:
         if record.proof == "hot-replicas":
             return hot_replicas_bound(self.network, layer, self._slots, proofs.most_replicas(self.instance))
         weights = record.weights or {}
+        if record.proof == "best-split" and record.split is not None:
+            most = proofs.most_replicas(self.instance)
+            return split_bound(self.network, layer, self._slots, most, self._lawful(weights), record.split)
         if record.companions is not None and record.proof in {"companions", "weighted-companions"}:
             row = self.instance.moe_layers.index(layer.layer)
             derivation = Companions(self.instance, self.network, self.traffic, row, layer.replicas)

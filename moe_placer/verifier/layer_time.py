@@ -63,6 +63,9 @@ def least_busiest(instance: Instance, layer: PlacedLayer, slots: Ints) -> float:
         return 0.0
     tokens, works = layer.received, int((slots > 0).sum())
     hottest, budget = float(tokens.max(initial=0.0)), instance.placement.replicas
+    if instance.placement.prefers_near and len(tokens):  # replicas get unlike shares, which other places would change
+        starts = np.cumsum(layer.replicas) - layer.replicas
+        hottest = float((np.add.reduceat(tokens, starts) / layer.replicas).max())
     if isinstance(budget, RedundantSlots | SharedSlots):
         extra = budget.redundant_slots if isinstance(budget, RedundantSlots) else budget.redundant_slots_in_all
         room = min(extra, int(slots.sum()) - instance.model.experts)

@@ -14,7 +14,7 @@ from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import Network, choices_per_token
 from moe_placer.verifier.rules import Replica
-from moe_placer.verifier.sending import asked_of_replicas, tokens_between
+from moe_placer.verifier.sending import asked_of_replicas, tokens_between, views_by_row
 
 __all__ = ["PlacedLayer", "read_layers"]
 
@@ -95,6 +95,9 @@ def read_layers(
     of_layer: list[list[Replica]] = [[] for _ in instance.moe_layers]
     for replica in replicas:
         of_layer[replica.row].append(replica)
+    if instance.placement.prefers_near and len(whole) < len(of_layer):
+        whole = set()  # a layer's draws depend on all layers before it
+    views = views_by_row(instance, of_layer) if whole else [None] * len(of_layer)
     layers: list[PlacedLayer] = []
     last: list[tuple[PlacedLayer, Floats]] = []
     for row, layer in enumerate(instance.moe_layers):
@@ -104,8 +107,8 @@ def read_layers(
             continue
         count = Counter(replica.expert for replica in of_layer[row])
         counts = np.array([count[expert] for expert in range(instance.model.experts)])
-        work_out = partial(asked_of_replicas, instance, traffic, choices[:, row], of_layer[row])
-        flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row])
+        work_out = partial(asked_of_replicas, instance, traffic, choices[:, row], of_layer[row], views[row])
+        flow, demand = tokens_between(instance, traffic, row, choices[:, row], of_layer[row], views[row])
         # A quotient and a product per recording, their sum, the node's tokens, and the division by replicas.
         roundings = 2 * len(traffic.recordings) + 8 + _roundings_of_views(instance)
         between = np.zeros((instance.cluster.nodes,) * 2)
@@ -117,6 +120,6 @@ def read_layers(
 
 def _roundings_of_views(instance: Instance) -> int:
     """Count the roundings of a replica's share where it is a sum over views, each a sum over a node's GPUs."""
-    if not instance.placement.numbers_replicas:
+    if not (instance.placement.numbers_replicas or instance.placement.prefers_near):
         return 0
     return max(instance.gpus, int(instance.traffic.tokens_per_gpu)) + instance.cluster.gpus_per_node + 8

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from moe_placer.instance import Instance
 from moe_placer.instance.schema import RedundantSlots, SharedSlots
 from moe_placer.placement import AggregateRecord, LayerRecord, MemoryRecord
+from moe_placer.verifier.best_split_anew import check_split
 from moe_placer.verifier.nics import receives_by_gpu
 from moe_placer.verifier.rules import shown
-from moe_placer.verifier.sending import check_proof_fits
+from moe_placer.verifier.sending import check_proof_fits, sends_every_choice
 from moe_placer.verifier.verification import Violation
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
 WEIGHT_TOLERANCE = 1e-6
 HIGHEST_MEMORY_PRICE = 1e6  # times the largest weighted cost of a replica: what docs/bounds.md allows
 
-WEIGHTED = {"dual", "threshold", "weighted-companions", "mutual-companions"}
+WEIGHTED = {"dual", "threshold", "weighted-companions", "mutual-companions", "best-split"}
 WHOLE_COMPANION = 64  # the parts of one, as docs/bounds.md defines them
 _ANY_REPLICAS = (
     "required is proof: dual, hot-replicas or mutual-companions, and routing by which all nodes use replicas alike"
@@ -81,11 +82,7 @@ def check_proof(
     if instance.objective.take == "mean" and record.proof not in {"dual", "solver"}:
         required = "required is dual or solver, since single links prove nothing of a mean"
         yield Violation("proof", f"proof: {record.proof} with objective.take: mean, {required}", layer)
-    if record.any_copies and not (record.proof in _OF_ANY_REPLICAS and _shares_alike(instance)):
-        yield Violation("proof", f"a bound for any replicas with proof: {record.proof}, {_ANY_REPLICAS}", layer)
-    if record.proof == "hot-replicas" and not record.any_copies:
-        required = "required is that it holds for any replicas"
-        yield Violation("proof", f"proof: hot-replicas without any_copies, {required}", layer)
+    yield from _check_any_replicas(instance, record, layer)
     for_these = not record.any_copies and record.proof != "solver" and replicas_are_free(instance)
     if record.bound_given_replicas is not None and not for_these:
         required = "required are replicas that are a choice, and a proof for those as given that can be checked"
@@ -100,6 +97,24 @@ def check_proof(
     if record.proof in {"companions", "weighted-companions"}:
         yield from _check_companions(instance, record, layer)
     yield from _check_mutual(instance, record, layer)
+
+
+def _check_any_replicas(instance: Instance, record: LayerRecord, layer: int) -> Iterator[Violation]:
+    """Check that a proof for any number of replicas is one, and that one about the best split fits the instance."""
+    split, rule = record.proof == "best-split", instance.placement.replica_routing
+    if instance.placement.prefers_near and record.proof not in {"best-split", "solver"}:
+        required = f"required is proof: best-split under replica_routing: {rule}"
+        yield Violation("proof", f"proof: {record.proof}, {required}", layer)
+    if split and (not sends_every_choice(instance) or receives_by_gpu(instance) or instance.parallelism.expert_tp > 1):
+        required = "required are whole experts, a copy for every chosen one, and nodes as places"
+        yield Violation("proof", f"proof: best-split, {required}", layer)
+    if split:
+        yield from check_split(instance, record, layer)
+    elif record.any_copies and not (record.proof in _OF_ANY_REPLICAS and _shares_alike(instance)):
+        yield Violation("proof", f"a bound for any replicas with proof: {record.proof}, {_ANY_REPLICAS}", layer)
+    if record.proof == "hot-replicas" and not record.any_copies:
+        required = "required is that it holds for any replicas"
+        yield Violation("proof", f"proof: hot-replicas without any_copies, {required}", layer)
 
 
 def _check_hot(record: LayerRecord, layer: int, replicas: list[int] | None) -> Iterator[Violation]:

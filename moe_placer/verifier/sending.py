@@ -14,9 +14,9 @@ import numpy.typing as npt
 from moe_placer.errors import Mistake
 from moe_placer.instance import Instance
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.loads import replica_demand
+from moe_placer.verifier.loads import read_network, replica_demand
 from moe_placer.verifier.nics import receives_by_gpu
-from moe_placer.verifier.replica_choice import views_of
+from moe_placer.verifier.replica_choice import View, views_of
 from moe_placer.verifier.rules import Replica
 from moe_placer.verifier.verification import Violation
 
@@ -28,6 +28,7 @@ __all__ = [
     "reached",
     "sends_every_choice",
     "tokens_between",
+    "views_by_row",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -85,7 +86,12 @@ def check_proof_fits(instance: Instance, proof: str | None, layer: int | None, w
 
 
 def tokens_between(
-    instance: Instance, traffic: Traffic, row: int, choices: Floats, replicas: Sequence[Replica]
+    instance: Instance,
+    traffic: Traffic,
+    row: int,
+    choices: Floats,
+    replicas: Sequence[Replica],
+    views: Sequence[View] | None = None,
 ) -> tuple[Floats, Floats]:
     """Count the copies of tokens per step from every node to every place, and the tokens of every replica.
 
@@ -93,17 +99,22 @@ def tokens_between(
 
     Parameters
     ----------
-    instance, traffic, row, choices, replicas
+    instance, traffic, row, choices, replicas, views
         As `copies_sent`.
     """
-    flow, demand = copies_sent(instance, traffic, row, choices, replicas)
+    flow, demand = copies_sent(instance, traffic, row, choices, replicas, views)
     part = instance.gpus // flow.shape[1]  # GPUs of a place
     flow[np.arange(flow.shape[1]) * part // instance.cluster.gpus_per_node, np.arange(flow.shape[1])] = 0.0
     return flow, demand
 
 
 def copies_sent(
-    instance: Instance, traffic: Traffic, row: int, choices: Floats, replicas: Sequence[Replica]
+    instance: Instance,
+    traffic: Traffic,
+    row: int,
+    choices: Floats,
+    replicas: Sequence[Replica],
+    views: Sequence[View] | None = None,
 ) -> tuple[Floats, Floats]:
     """Count the copies of tokens per step from every node to every place, its own included, and tokens by replica.
 
@@ -118,6 +129,8 @@ def copies_sent(
         How often a token chooses each expert, in this layer.
     replicas : sequence of Replica
         All replicas of this layer, expert by expert.
+    views : sequence of View or None
+        What `views_by_row` says of this layer.
 
     Returns
     -------
@@ -126,7 +139,7 @@ def copies_sent(
     demand : float array [nodes, replicas]
         Tokens per step from every node that each replica works on; it does not depend on the unit of dispatch.
     """
-    demand = asked_of_replicas(instance, traffic, choices, replicas)
+    demand = asked_of_replicas(instance, traffic, choices, replicas, views)
     counts = _counts(instance, replicas)
     nodes, size = instance.cluster.nodes, instance.cluster.gpus_per_node
     part = 1 if receives_by_gpu(instance) else size  # GPUs of a place
@@ -152,16 +165,25 @@ def copies_sent(
     return flow, demand
 
 
-def asked_of_replicas(instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica]) -> Floats:
+def asked_of_replicas(
+    instance: Instance,
+    traffic: Traffic,
+    choices: Floats,
+    replicas: Sequence[Replica],
+    views: Sequence[View] | None = None,
+) -> Floats:
     """Count the tokens per step from every node that each replica of a layer works on [nodes, replicas].
 
     Parameters
     ----------
-    instance, traffic, choices, replicas
+    instance, traffic, choices, replicas, views
         As `copies_sent`.
     """
-    if instance.placement.numbers_replicas:
-        return _demand_by_number(instance, traffic, choices, replicas)
+    if views is None and instance.placement.numbers_replicas:
+        nowhere = np.zeros((instance.cluster.nodes,) * 2, dtype=np.int64)  # these rules do not ask how far replicas are
+        views = next(views_of(instance, instance.placement.replica_routing, [replicas], nowhere))
+    if views is not None:
+        return _demand_by_views(instance, traffic, choices, replicas, views)
     return replica_demand(instance, traffic, choices, _counts(instance, replicas))
 
 
@@ -170,14 +192,45 @@ def _counts(instance: Instance, replicas: Sequence[Replica]) -> Ints:
     return np.array([count[expert] for expert in range(instance.model.experts)])
 
 
-def _demand_by_number(instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica]) -> Floats:
-    """Count as `replica_demand` does where an engine's rule numbers replicas by GPU: view by view of its tokens."""
-    nodes, expert = instance.cluster.nodes, np.array([one.expert for one in replicas])
+def views_by_row(instance: Instance, layers: Sequence[Sequence[Replica]]) -> Sequence[list[View] | None]:
+    """Return how tokens pick replicas in each MoE layer where that depends on where all of them are; else None each.
+
+    ``layers`` are the replicas of every MoE layer, expert by expert.
+    """
+    rule = instance.placement.replica_routing
+    if not instance.placement.prefers_near:
+        return [None] * len(layers)
+    hops = np.zeros((instance.cluster.nodes,) * 2, dtype=np.int64)
+    if rule == "nearest":
+        network = read_network(instance).whole
+        links = np.zeros(hops.shape)
+        np.add.at(links, (network.source, network.home[network.target]), network.share)
+        hops = np.rint(links).astype(np.int64)  # all routes between two nodes are as long
+    return list(views_of(instance, rule, layers, hops))
+
+
+def _demand_by_views(
+    instance: Instance, traffic: Traffic, choices: Floats, replicas: Sequence[Replica], views: Sequence[View]
+) -> Floats:
+    """Count as `replica_demand` does where an engine's rule picks replicas: view by view of its tokens.
+
+    Parameters
+    ----------
+    instance : Instance
+    traffic : Traffic
+        Routing statistics of the instance's sources.
+    choices : float array [recordings, experts]
+        How often a token chooses each expert, in this layer.
+    replicas : sequence of Replica
+        All replicas of this layer, expert by expert.
+    views : sequence of View
+        By what chance shares of each node's tokens pick each of them.
+    """
+    expert = np.array([one.expert for one in replicas])
     started = instance.traffic.tokens_per_gpu * instance.cluster.gpus_per_node
     asked = (started * (traffic.mix @ choices))[:, expert]
-    nowhere = np.zeros((nodes, nodes), dtype=np.int64)  # these rules do not ask how far replicas are
-    demand = np.zeros((nodes, len(replicas)))
-    for view in next(views_of(instance, instance.placement.replica_routing, [replicas], nowhere)):
+    demand = np.zeros((instance.cluster.nodes, len(replicas)))
+    for view in views:
         demand += view.weight[:, None] * view.chance * asked
     return demand
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_placer.bounds.bounds import Bound, best_bound, even_weights
+from moe_placer.bounds.bounds import Bound, best_bound, even_weights, relaxed_bound
 from moe_placer.bounds.largest import largest
 from moe_placer.engines.plans.plan import Deployment, Plan
 from moe_placer.errors import VerificationError
@@ -22,6 +22,8 @@ from moe_placer.placement import (
 from moe_placer.problem.compile import Problem, compile_problem
 from moe_placer.result import LayerResult, Stop
 from moe_placer.solve.assemble import state_aggregate, state_layer
+from moe_placer.solve.by_nearness import costs_as_served
+from moe_placer.solve.gpu_assignment import pack
 from moe_placer.solve.numbered import in_gpu_order
 from moe_placer.solve.registry import installed_version
 from moe_placer.traffic import Traffic
@@ -78,8 +80,12 @@ def placement_from_plan(
         raise VerificationError(f"the plan breaks rules of the instance:\n{shown}{hint}", [one.rule for one in broken])
     problem = compile_problem(instance, traffic)
     results = [_result(problem, index, gpus) for index, gpus in enumerate(gpu)]
-    records = tuple(state_layer(problem, index, result) for index, result in enumerate(results))
-    stated = placement.model_copy(update={"layers": records, "aggregate": state_aggregate(problem, results)})
+    costs = None if problem.near is None else costs_as_served(problem, results, pack(problem, results))
+    records = tuple(
+        state_layer(problem, index, result, None if costs is None else costs[index])
+        for index, result in enumerate(results)
+    )
+    stated = placement.model_copy(update={"layers": records, "aggregate": state_aggregate(problem, results, costs)})
     verification = verify(instance, stated, traffic)
     if not verification.ok:
         raise VerificationError(f"the recomputed figures do not hold: {verification.violations[0]}")
@@ -91,7 +97,10 @@ def _result(problem: Problem, index: int, gpus: Sequence[Sequence[int]]) -> Laye
     replicas = np.array([len(of_expert) for of_expert in gpus])
     layer = problem.layer(index, replicas)
     pairs = zip(layer.expert.tolist(), layer.replica.tolist(), strict=True)
-    node = np.array([gpus[expert][replica] for expert, replica in pairs]) // problem.gpus_per_node
+    gpu = np.array([gpus[expert][replica] for expert, replica in pairs])
+    node = gpu // problem.gpus_per_node
+    if problem.near is not None:
+        return LayerResult(node, layer.z(node), relaxed_bound(layer), Stop.FINISHED, gpu=gpu, replicas=replicas)
     bounds = [best_bound(layer, weights) for weights in even_weights(layer)]
     bound = largest([*bounds, Bound(0.0, "solver")])
     return in_gpu_order(problem, index, LayerResult(node, layer.z(node), bound, Stop.FINISHED, replicas=replicas))

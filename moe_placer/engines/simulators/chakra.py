@@ -24,7 +24,7 @@ from moe_placer.placement import Placement
 from moe_placer.traffic.recording import Traffic
 from moe_placer.verifier.loads import choices_per_token
 from moe_placer.verifier.rules import Replica, read_replicas
-from moe_placer.verifier.sending import tokens_between
+from moe_placer.verifier.sending import tokens_between, views_by_row
 
 __all__ = ["MOST_NODES", "execution_traces", "write_execution_traces"]
 
@@ -135,9 +135,12 @@ def execution_traces(
 
 def _between_gpus(instance: Instance, placement: Placement, traffic: Traffic, row: int) -> tuple[Floats, Floats]:
     """Return tokens per step from every GPU to every other one [GPUs, GPUs], and those that each computes [GPUs]."""
-    replicas: list[Replica] = [one for one in read_replicas(instance, placement) if one.row == row]
-    choices = choices_per_token(instance, traffic)[:, row]
-    _, demand = tokens_between(instance, traffic, row, choices, replicas)
+    layers: list[list[Replica]] = [[] for _ in instance.moe_layers]
+    for one in read_replicas(instance, placement):
+        layers[one.row].append(one)
+    replicas, choices = layers[row], choices_per_token(instance, traffic)[:, row]
+    views = views_by_row(instance, layers)[row]
+    _, demand = tokens_between(instance, traffic, row, choices, replicas, views)
     size = instance.cluster.gpus_per_node
     by_node = np.zeros((instance.cluster.nodes, instance.gpus))
     work = np.zeros(instance.gpus)

@@ -19,7 +19,7 @@ from moe_placer.verifier.nics import nvlink_domains
 from moe_placer.verifier.picked import split_best, tokens_by_views
 from moe_placer.verifier.replica_choice import check_rule, views_of
 from moe_placer.verifier.rules import Replica, read_replicas
-from moe_placer.verifier.sending import tokens_between
+from moe_placer.verifier.sending import tokens_between, views_by_row
 
 __all__ = ["Flows", "find_dispatch_us", "find_flows", "judged_load", "metrics", "rounded"]
 
@@ -93,8 +93,8 @@ def _counts(
 ) -> Iterator[tuple[Floats, ...]]:
     """Yield what every MoE layer sends, what its replicas work on, and under rules of ranks what is on NICs."""
     if rule is None:
-        for row, replicas in enumerate(layers):
-            yield tokens_between(instance, traffic, row, choices[:, row], replicas)
+        for row, (replicas, views) in enumerate(zip(layers, views_by_row(instance, layers), strict=True)):
+            yield tokens_between(instance, traffic, row, choices[:, row], replicas, views)
         return
     check_rule(instance, rule)
     if rule == "optimal":
