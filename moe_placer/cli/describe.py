@@ -96,6 +96,8 @@ class Description:
         Kind of link to number of links and GB/s of each.
     engine : str or None
         Name of the inference engine that is to load the placement.
+    replica_routing : str
+        ``placement.replica_routing``: by which rule a token picks one of an expert's replicas.
     metric, minimise : str
         ``objective.metric``, ``objective.minimise``.
     us_per_1000_tokens : float
@@ -145,6 +147,7 @@ class Description:
     kv_cache_tokens: int
     links: dict[str, dict[str, float]]
     engine: str | None
+    replica_routing: str
     metric: str
     minimise: str
     us_per_1000_tokens: float
@@ -199,6 +202,7 @@ def describe(instance: Instance, traffic: Traffic | None) -> Description:
         kv_cache_tokens=_kv_tokens(instance, memory["left"] + memory["kv_cache_reserved"]),
         links=kinds_in(instance),
         engine=instance.engine,
+        replica_routing=instance.placement.replica_routing,
         metric=instance.objective.metric,
         minimise=instance.objective.minimise,
         us_per_1000_tokens=1e3 * per_token,
@@ -338,8 +342,8 @@ def _engine_lines(d: Description) -> list[str]:
     if d.engine is None:
         return []
     rules = ENGINES[d.engine]
-    even = "as modelled here" if rules.replica_routing == "even" else "a solve takes any replica with equal chance"
-    if rules.replica_routing != "even" and rules.routing_rule:
+    even = "as modelled here" if rules.follows(d.replica_routing) else "a solve takes any replica with equal chance"
+    if not rules.follows(d.replica_routing) and rules.routing_rule:
         even += f" (`moe-placer evaluate --routing {rules.routing_rule}` counts this rule)"
     return [
         f"Engine: {rules.label}, {d.replicas_per_layer // d.gpus} slots on each of {d.gpus:,} GPUs in every layer.",

@@ -8,7 +8,7 @@ from typing import Literal
 __all__ = ["ENGINES", "EngineName", "EngineRules", "ReplicaRouting", "slots_mistake"]
 
 EngineName = Literal["sglang", "vllm", "trtllm", "vllm-ascend", "omni"]
-ReplicaRouting = Literal["even", "nearest", "source-fixed"]
+ReplicaRouting = Literal["even", "near-first", "source-fixed"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class EngineRules:
     twice_on_a_gpu : bool
         Two replicas of one expert on one GPU are loaded rightly (a wasted slot) rather than served wrongly.
     replica_routing : str
-        ``even``: a token takes any replica with equal chance; ``nearest``: a replica on its own GPU, then on its own
-        node, else one of the rest; ``source-fixed``: one replica for each source rank.
+        ``even``: a token takes any replica with equal chance; ``near-first``: the replica on its own GPU, then the
+        first on its own node, else one of the rest; ``source-fixed``: one replica for each source rank.
     replica_rule : str
         The same in the engine's own terms.
     routing_rule : str
-        The name by which ``evaluate --routing`` counts it; empty where it does not.
+        The name by which instances have it, and ``evaluate --routing`` counts it; empty where neither does.
+    other_rules : tuple of str
+        Such names of rules that the engine follows when started so, as the files' start notes then say.
     dispatch : dict of str
         How often a token is sent, by all-to-all backend: ``per-expert``, ``per-node``, or ``everywhere`` for
         all-gather, where placement does not change link loads. Empty where it is not known.
@@ -50,12 +52,19 @@ class EngineRules:
     replica_routing: ReplicaRouting
     replica_rule: str
     routing_rule: str = ""
+    other_rules: tuple[str, ...] = ()
     enforced: str = "requires it"
     ranks_word: str = "ep_size"
     equal_slots: bool = True
     one_count: bool = True
     twice_on_a_gpu: bool = True
     dispatch: dict[str, str] = field(default_factory=dict)
+
+    def follows(self, rule: str) -> bool:
+        """Whether the engine can pick replicas by a rule that an instance names."""
+        return rule in {self.routing_rule, *self.other_rules} or (
+            self.replica_routing == "even" and rule in {"even", "trtllm-round-robin"}
+        )
 
     @property
     def label(self) -> str:
@@ -74,13 +83,14 @@ ENGINES: dict[str, EngineRules] = {
             version="0.5.23",
             slots_word="num_physical_experts",
             enforced="asserts it at start",
-            replica_routing="nearest",
+            replica_routing="near-first",
             replica_rule=(
                 "with an all-to-all backend (dispatch algorithm static): the replica on the token's own GPU, else the "
                 "first on its own node, else one for each source rank, drawn once (_fair_choices, seed 42); without "
                 "one: token row modulo replicas"
             ),
             routing_rule="sglang-static",
+            other_rules=("sglang-dynamic",),
             dispatch=_DEEPEP,
         ),
         EngineRules(

@@ -162,8 +162,8 @@ def test_wrong_instances_are_1(forks: Forks, tmp_path: Path) -> None:
         write(tmp_path, "nodes: 4", "nodes: -4"),
         says="changed.yaml:16: cluster.nodes: found -4, expected at least 1",
     )
-    routing = write(tmp_path, "traffic:\n", "placement: {replica_routing: nearest}\ntraffic:\n")
-    fails(1, "solve", routing, says="or vllm-ascend (nearest is not solved for: which replica a token takes")
+    routing = write(tmp_path, "traffic:\n", "placement: {replica_routing: optimal}\ntraffic:\n")
+    fails(1, "solve", routing, says="or sglang-dynamic (optimal is no rule of an engine, but the best split")
 
 
 def test_what_cannot_be_is_3_and_writes_nothing(forks: Forks, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_steps_are_simulated_on_request() -> None:
     evaluate(instance, placed(instance, traffic), traffic, routing="nearest", tell=told.append)
     assert told == ["the placement", "contiguous", "eplb", "greedy"]
     with pytest.raises(UsageError, match="leave out the step"):
-        evaluate(instance, placed(instance, traffic), traffic, routing="nearest", step=True)
+        evaluate(instance, placed(instance, traffic), traffic, routing="optimal", step=True)
 
 
 @pytest.mark.parametrize(

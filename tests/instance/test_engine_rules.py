@@ -115,3 +115,17 @@ def test_solve_knows_the_engine(tmp_path: Path) -> None:
     done = run("solve", TINY_FILE, "--engine", "vllm", "-o", tmp_path / "out", "--no-dag", "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert run("verify", TINY_FILE, tmp_path / "out" / "placement.json").returncode == 0
+
+
+def test_sglang_follows_its_own_rules_and_not_the_nearest() -> None:
+    rules = ("even", "nearest", "sglang-static", "sglang-dynamic", "vllm-hash")
+    followed = {rule for rule in rules if ENGINES["sglang"].follows(rule)}
+    assert followed == {"sglang-static", "sglang-dynamic"}
+    assert ENGINES["vllm"].follows("even")
+    assert ENGINES["trtllm"].follows("trtllm-round-robin")
+    assert not ENGINES["vllm-ascend"].follows("even")
+    slots: dict[str, Any] = {"replicas": {"redundant_slots": 4}}
+    for rule, says in (("sglang-static", "as modelled here"), ("even", "a solve takes any replica with equal chance")):
+        placement = {"replica_routing": rule, **slots}
+        instance = tiny_instance(engine="sglang", parallelism={"dp": 1}, placement=placement)
+        assert says in describe(instance, None).to_text()

@@ -16,6 +16,8 @@ from moe_placer import Limits, evaluate, solve
 from moe_placer.bounds import best_split
 from moe_placer.bounds.best_split import even_split_proof, prove_split, value_of_split
 from moe_placer.dag.flows import read_flows
+from moe_placer.engines.plans.export import export_plan
+from moe_placer.engines.plans.to_placement import placement_from_plan
 from moe_placer.errors import InputError, NothingFoundError, UsageError
 from moe_placer.instance import Instance
 from moe_placer.limits import Deadline
@@ -289,3 +291,21 @@ def test_replan_and_failures_say_that_they_do_not_know_the_rule() -> None:
         replan(instance, plan, traffic)
     with pytest.raises(UsageError, match="a failed GPU has none"):
         after_failure(instance, plan, [0])
+
+
+@pytest.mark.parametrize(("rule", "algorithm"), [("sglang-dynamic", "dynamic"), ("sglang-static", "static")])
+def test_sglang_is_started_with_the_rule_that_was_planned_for(rule: str, algorithm: str) -> None:
+    instance = served(rule)
+    traffic = tiny_tokens(instance, 0)
+    plan = solve(instance, traffic, solver="greedy", limits=QUICK).placement
+    told = export_plan(instance, plan, "sglang", "plan.json")
+    assert f"--ep-dispatch-algorithm {algorithm}" in told.start.flags
+    assert not [one for one in told.warnings if "picks a replica" in one]
+    assert told.plan is not None
+    back, check = placement_from_plan(instance, traffic, told.plan, told.deployment, "sglang", told.content)
+    assert check.ok
+    assert [one.z for one in back.layers] == pytest.approx([one.z for one in plan.layers])
+    assert sum(one.bound for one in back.layers) > 0
+    other = instance.with_serving("nearest")
+    near = solve(other, traffic, solver="greedy", limits=QUICK).placement
+    assert [one for one in export_plan(other, near, "sglang", "plan.json").warnings if "picks a replica" in one]

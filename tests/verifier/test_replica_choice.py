@@ -144,13 +144,17 @@ def test_evaluate_knows_the_rules() -> None:
     traffic = tiny_tokens(instance, 5)
     placement = Placement.model_validate(placement_data(instance, scattered(instance, 5), traffic, []))
     found = evaluate(instance, placement, traffic, routing="sglang-dynamic")
-    assert (found.routing, found.bound, found.same_instance) == ("sglang-dynamic", None, False)
+    assert (found.routing, found.same_instance) == ("sglang-dynamic", False)
+    assert found.bound is not None
+    assert found.bound <= found.placement.total_z
+    apart = evaluate(instance, placement, traffic, routing="sglang-dynamic", dispatch="per-node")
+    assert (apart.bound, apart.best_split) == (None, None)  # counted, not solved for
     assert found.best_split is not None
     assert found.best_split.total_z <= found.placement.total_z * (1 + 1e-7)
     uniform = evaluate(instance, placement, traffic, routing="trtllm-round-robin")
     assert uniform.bound == evaluate(instance, placement, traffic, routing="even").bound
     with pytest.raises(UsageError, match="leave out the step"):
-        evaluate(instance, placement, traffic, routing="nearest", step=True)
+        evaluate(instance, placement, traffic, routing="nearest", dispatch="per-node", step=True)
 
 
 @pytest.mark.parametrize(

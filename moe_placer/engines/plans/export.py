@@ -151,10 +151,8 @@ def _export_costs(instance: Instance, file: Path) -> Export:
 
 def _routing(form: PlanForm, plan: Plan, deployment: Deployment) -> Sequence[str]:
     """Say where the engine picks replicas by another rule than the plan was made for."""
-    rules, planned = form.rules, deployment.replica_routing
-    even = planned == "trtllm-round-robin" and rules.replica_routing == "even"
-    same = planned in {rules.replica_routing, rules.routing_rule} or even
-    if same or plan.slots_by_layer == (plan.experts,) * plan.layers:
+    rules = form.rules
+    if rules.follows(deployment.replica_routing) or plan.slots_by_layer == (plan.experts,) * plan.layers:
         return ()
     rule = form.rules.routing_rule
     counted = f": `moe-placer evaluate --routing {rule}` counts them" if rule else ""

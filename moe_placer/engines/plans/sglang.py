@@ -64,6 +64,7 @@ class SglangForm(PlanForm):
 
     def start(self, plan: Plan, deployment: Deployment, file: Path) -> Start:
         """Return the flags of every node's process."""
+        algorithm = "dynamic" if deployment.replica_routing == "sglang-dynamic" else "static"
         return Start(
             SERVER,
             (
@@ -71,7 +72,7 @@ class SglangForm(PlanForm):
                 "--moe-a2a-backend deepep",
                 f"--init-expert-location {shlex.quote(str(file.resolve()))}",
                 f"--ep-num-redundant-experts {plan.redundant}",
-                "--ep-dispatch-algorithm static",
+                f"--ep-dispatch-algorithm {algorithm}",
             ),
         )
 
