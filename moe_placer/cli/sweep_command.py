@@ -25,6 +25,7 @@ from moe_placer.cli.options import (
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.simulated import SweepResult
+    from moe_placer.experiments.sweep.shards import DonePoints
     from moe_placer.experiments.sweep.sweep import Grid, Plan
     from moe_placer.schedule.coarse_network import Sharing
 
@@ -113,7 +114,7 @@ def sweep(
     with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
     """
     from moe_placer.experiments.sweep.findings import answers
-    from moe_placer.experiments.sweep.shards import read_shards
+    from moe_placer.experiments.sweep.shards import DonePoints, read_shards
     from moe_placer.experiments.sweep.sweep import list_points
 
     shard = _shard(checked_executor(executor), output)
@@ -127,8 +128,9 @@ def sweep(
     points = list_points(plans, grid)
     started = time.monotonic()
     stop_request = listen("stopping: keeping the points that are done (again to give up)")
-    known = {} if output is None or shard else read_shards(output, plans, points)
-    found = _simulate(plans, points, known, workers, executor, quiet, stop_request)
+    done = None if output is None or shard else DonePoints(output, plans, points)
+    known = {} if output is None or done is None else read_shards(output, plans, points) | done.read()
+    found = _simulate(plans, points, known, done, workers, executor, quiet, stop_request)
     if shard and output is not None:
         return _write_shard(output, shard, plans, points, found, stop_request)
     interrupted = len(found) < len(points)
@@ -150,6 +152,8 @@ def sweep(
             click.echo(line[:1].upper() + line[1:])
     if output is not None:
         _write(output, rows, time.monotonic() - started, workers, json_)
+    if done is not None and not interrupted:
+        done.remove()
     if interrupted:
         log.error(f"interrupted; {len(rows)} of {len(points)} points were simulated", stop_request.exit_code)
         return stop_request.exit_code
@@ -204,6 +208,7 @@ def _simulate(
     plans: Sequence[Plan],
     points: Sequence[Any],
     known: dict[int, dict[str, Any]],
+    done: DonePoints | None,
     workers: int,
     executor: str | None,
     quiet: bool,
@@ -217,6 +222,8 @@ def _simulate(
     with _progress(len(points), quiet) as tell:
         for at, row in run_points(plans, [points[index] for index in left], workers, stop_request, executor):
             rows[left[at]] = {"sweep": "Sweep", **row}
+            if done is not None:
+                done.add({left[at]: rows[left[at]]} if len(rows) > len(known) + 1 else rows)
             tell(row)
     return {index: rows[index] for index in sorted(rows)}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_placer.errors import UsageError
 from moe_placer.workers.engine import Engine
-from moe_placer.workers.processes import ONE_THREAD, Processes, WorkerLostError, stop_threads
+from moe_placer.workers.processes import ONE_THREAD, Processes, WorkerLostError, settle_worker, stop_threads
 
 __all__ = ["ENGINES", "engine_names", "find_engine", "local_processes", "local_threads", "stated_workers"]
 
@@ -143,7 +143,7 @@ def _mpi(argument: str) -> Engine:
         command = "mpiexec -n 9 python -m mpi4py.futures -m moe_placer ..."
         raise UsageError(f"--executor mpi: this process has no MPI workers; start the command as {command}")
     return Engine(
-        start=futures.MPIPoolExecutor,
+        start=lambda: futures.MPIPoolExecutor(initializer=settle_worker),
         workers=lambda executor: executor.num_workers,  # type: ignore[attr-defined]
         stop=lambda executor: executor.shutdown(wait=True, cancel_futures=True),
     )

@@ -20,7 +20,7 @@ from moe_placer.errors import MoePlacerError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["ONE_THREAD", "Processes", "WorkerLostError", "asked_to_stop", "stop_threads"]
+__all__ = ["ONE_THREAD", "Processes", "WorkerLostError", "asked_to_stop", "settle_worker", "stop_threads"]
 
 Result = TypeVar("Result")
 
@@ -236,6 +236,20 @@ class _Worker:
             return self.process.wait(_FAREWELL_S)
         self.process.kill()
         return self.process.wait()
+
+
+def settle_worker() -> None:
+    """Run first in a worker that somebody else starts, as MPI's: BLAS gets one thread, and signals are not for it.
+
+    A job manager sends them to all processes of a job, and only the one that was started acts on them. Threads are
+    counted when BLAS is loaded, so nothing that this program imports before may load it.
+    """
+    import signal
+
+    for name, threads in ONE_THREAD.items():
+        os.environ.setdefault(name, threads)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def asked_to_stop() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from moe_placer.experiments.compare import Settings, build_matrix
 from moe_placer.experiments.compare import compare as compare_all
 from moe_placer.experiments.compare import run as cells
 from moe_placer.experiments.compare.cell import Cell
+from moe_placer.experiments.sweep import sweep as sweep_points
+from moe_placer.experiments.sweep.sweep import run_points
 from moe_placer.instance import load_instance
 
 
@@ -41,6 +44,43 @@ def test_shards_of_a_sweep_come_together_byte_for_byte(placed: tuple[Path, Path]
     assert (other.returncode, "a part of another sweep" in other.stderr) == (1, True)
     alone = run("sweep", *placed, "--executor", "shard:1/2", "-q")
     assert (alone.returncode, "needs -o DIR" in alone.stderr) == (2, True)
+
+
+def test_a_sweep_that_was_killed_goes_on_from_the_points_that_were_done(
+    placed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("sweep", *placed, "--tokens-per-gpu", "64,128,256,512", "--workers", 1, "-q", "-o")
+    assert run(*asked, tmp_path / "whole").returncode == 0
+    simulated: list[float] = []
+
+    def dies(plans: Any, points: Any, *others: Any) -> Iterator[tuple[int, Any]]:
+        for index, row in run_points(plans, points, *others):
+            if len(simulated) == 2:
+                raise AssertionError("killed")
+            simulated.append(points[index].workload.tokens_per_gpu)
+            yield index, row
+
+    monkeypatch.setattr(sweep_points, "run_points", dies)
+    out = tmp_path / "out"
+    first = run(*asked, out)
+    assert (first.returncode, "killed" in first.stderr) == (70, True), first.stderr
+    done = out / "points-done.jsonl"
+    assert [path.name for path in out.iterdir()] == [done.name]
+    done.write_text(done.read_text()[:-5])  # killed while it wrote
+
+    def counts(plans: Any, points: Any, *others: Any) -> Iterator[tuple[int, Any]]:
+        simulated.extend(point.workload.tokens_per_gpu for point in points)
+        yield from run_points(plans, points, *others)
+
+    monkeypatch.setattr(sweep_points, "run_points", counts)
+    again = run(*asked, out)
+    assert again.returncode == 0, again.stderr
+    assert simulated == [64, 128, 128, 256, 512]
+    assert same_rows(out) == same_rows(tmp_path / "whole")
+    assert not done.exists()
+    done.write_text("no JSON")  # of whatever else: it is not ours, and is replaced
+    assert run(*asked, out).returncode == 0
+    assert same_rows(out) == same_rows(tmp_path / "whole")
 
 
 def test_shards_of_a_comparison_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

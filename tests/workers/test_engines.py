@@ -259,6 +259,23 @@ def test_ray_gives_the_same_rows() -> None:
     assert sorted(found.values()) == sorted(row(None, task) for task in range(6))
 
 
+def settled(task: int) -> tuple[int, bool, bool, str | None]:
+    """Be a worker that somebody else has started, with BLAS not yet loaded."""
+    from moe_placer.workers.processes import settle_worker
+
+    del os.environ["OPENBLAS_NUM_THREADS"]
+    settle_worker()
+    ignored = (signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM))
+    return (task, *ignored, os.environ.get("OPENBLAS_NUM_THREADS"))
+
+
+def test_workers_that_others_start_leave_signals_alone_and_have_one_thread() -> None:
+    with find_engine("processes:1").start() as executor:
+        assert executor.submit(settled, 3).result() == (3, True, True, "1")
+    code = "import sys, moe_placer.workers.processes; sys.exit('numpy' in sys.modules)"  # it would count threads then
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(("pool", "served"), [(None, False), (object(), True)])
 def test_mpi_needs_workers_that_mpiexec_has_started(
     pool: object, served: bool, monkeypatch: pytest.MonkeyPatch

@@ -1,10 +1,11 @@
-"""Parts of a sweep that were simulated apart, as files beside each other."""
+"""Parts of a sweep: what was simulated apart, as files beside each other, and what one that was killed had done."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from moe_placer.errors import InputError, Mistake
 from moe_placer.experiments.sweep.sweep import Plan, Point
 from moe_placer.files import write_atomically
 
-__all__ = ["read_shards", "write_shard"]
+__all__ = ["DonePoints", "read_shards", "write_shard"]
 
 SCHEMA = "moe-placer/sweep-shard/1"
 Row = dict[str, Any]
@@ -62,6 +63,49 @@ def read_shards(folder: Path, plans: Sequence[Plan], points: Sequence[Point]) ->
             raise InputError(Mistake("a part of another sweep", "plans and points as given now", file=path))
         found |= rows
     return found
+
+
+class DonePoints:
+    """The rows of a sweep that runs, each written when it is there: the same command goes on from them.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the sweep; made with the first row.
+    plans, points
+        As of `write_shard`.
+    """
+
+    def __init__(self, folder: Path, plans: Sequence[Plan], points: Sequence[Point]) -> None:
+        self._path = folder / "points-done.jsonl"
+        self._head = {"schema": SCHEMA, "asked_sha256": _hash(plans, points)}
+        self._begun = False
+
+    def read(self) -> dict[int, Row]:
+        """Return rows by the index of their points; none where the file is of another sweep, or damaged."""
+        found: dict[int, Row] = {}
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            if lines and json.loads(lines[0]) == self._head:
+                for line in lines[1:]:  # the last one may have been cut off
+                    index, row = json.loads(line)
+                    found[int(index)] = dict(row)
+        return found
+
+    def add(self, rows: Mapping[int, Row]) -> None:
+        """Write further rows; the first ones replace what is there."""
+        lines: list[object] = [] if self._begun else [self._head]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*lines, *rows.items()])
+        if self._begun:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            write_atomically(self._path, text)
+        self._begun = True
+
+    def remove(self) -> None:
+        """Remove the file, if there is one: the sweep has ended."""
+        self._path.unlink(missing_ok=True)
 
 
 def _hash(plans: Sequence[Plan], points: Sequence[Point]) -> str:
