@@ -24,8 +24,8 @@ _GPUS_PER_NODE, _MOST_EXPERTS = 8, 512
 _SCRIPT = Path(__file__).with_name("measured_solve.py")
 
 
-def instance_of(family: str, gpus: int) -> dict[str, Any]:
-    """Return the content of an instance: four layers, one slot a GPU, 8 GPUs a node, 8 nodes a leaf, leaves 2:1.
+def instance_of(family: str, gpus: int, layers: int = LAYERS) -> dict[str, Any]:
+    """Return the content of an instance: some layers, one slot a GPU, 8 GPUs a node, 8 nodes a leaf, leaves 2:1.
 
     ``two replicas`` has half as many experts as GPUs, and two DP groups that use a replica each, as ``scale-1024`` has.
     ``redundant slots`` has 512 experts (half as many as GPUs where these are fewer), and a replica in every slot, as
@@ -33,7 +33,7 @@ def instance_of(family: str, gpus: int) -> dict[str, Any]:
     """
     content: dict[str, Any] = yaml.safe_load((REPOSITORY / "instances" / "scale-1024.yaml").read_text("utf-8"))
     content["name"] = f"{family.replace(' ', '-')}-{gpus}"
-    content["model"]["layers"] = LAYERS
+    content["model"]["layers"] = layers
     content["cluster"]["nodes"] = gpus // _GPUS_PER_NODE
     if family == "two replicas":
         content["model"]["experts"] = gpus // 2
@@ -45,7 +45,9 @@ def instance_of(family: str, gpus: int) -> dict[str, Any]:
     return content
 
 
-def ladder_rows(checkout: Checkout, sizes: Sequence[int], scratch: Path, time_limit_s: float) -> Iterator[Row]:
+def ladder_rows(
+    checkout: Checkout, sizes: Sequence[int], scratch: Path, time_limit_s: float, layers: int = LAYERS
+) -> Iterator[Row]:
     """Yield a row for every family and size, each from a process of its own on one core.
 
     Parameters
@@ -58,12 +60,14 @@ def ladder_rows(checkout: Checkout, sizes: Sequence[int], scratch: Path, time_li
         A folder for instances.
     time_limit_s : float
         Seconds for each solve.
+    layers : int
+        Of each instance.
     """
     for family in FAMILIES:
         for gpus in sizes:
             file = scratch / f"{family.replace(' ', '-')}-{gpus}.yaml"
-            file.write_text(yaml.safe_dump(instance_of(family, gpus)), encoding="utf-8")
-            head = {"commit": checkout.commit, "family": family, "gpus": gpus, "layers": LAYERS}
+            file.write_text(yaml.safe_dump(instance_of(family, gpus, layers)), encoding="utf-8")
+            head = {"commit": checkout.commit, "family": family, "gpus": gpus, "layers": layers}
             yield head | _measured(checkout, file, time_limit_s)
 
 

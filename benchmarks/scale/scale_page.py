@@ -24,14 +24,16 @@ One slot on each GPU, 8 GPUs a node, 8 nodes a leaf, leaves 2:1, synthetic traff
 sizes). *Two replicas*: half as many experts as GPUs, each with one replica for each of two DP groups. *Redundant
 slots*: 512 experts (half as many as GPUs where these are fewer), and as many replicas of each as the solver chooses.
 
-Every row is the default solver on four layers and one core, until each is within its gap of 0.1% (`solve` in Python:
-heuristics, bounds, search, verification; loading the program, its libraries and the traffic is left out), in a process
-of its own. **Once** is compiling the problem. Of the rest, **search** is what goes to workers: that of the median
-layer, since one that stays outside its gap goes on until its effort is spent. What the coordinator does for a layer
-(heuristics, tables, writing, verification) is added to **a layer**. Memory is the peak of the process. The law is a fit
-by least squares in logarithms over the sizes at which every layer came within its gap.
+Every row is the default solver on four layers (or as many as stated) and one core, until each is within its gap of
+0.1% (`solve` in Python: heuristics, bounds, search, verification; loading the program, its libraries and the traffic is
+left out), in a process of its own. **Once** is compiling the problem, and the routes that verification reads. Of the
+rest, **workers'** is what goes to workers: search, that of the median layer, since one that stays outside its gap goes
+on until its effort is spent; since `141cf39` also compiling the layer, and, beyond 250,000 pairs of a replica and a
+node, heuristics, bounds of the start, and DP groups. What the coordinator does for a layer (writing, verification) is
+added to **a layer**. Memory is the peak of the process. The law is a fit by least squares in logarithms over the sizes
+at which every layer came within its gap.
 
-Workers: the least W with `once + L (layer - search) + L search / W <= {ANSWER_S:.0f} s` for L = {MODEL_LAYERS} layers.
+Workers: the least W with `once + L (layer - workers') + L workers' / W <= {ANSWER_S:.0f} s` for L = {MODEL_LAYERS}.
 Where the coordinator alone takes longer, its time is given instead. The model's layers can also be solved as several
 instances of fewer layers each, on as many machines: the last column is the least number n of these with
 `once + L / n layers` in time.
@@ -40,24 +42,25 @@ instances of fewer layers each, on as many machines: the last column is the leas
 `executors.jsonl` and `recordings.jsonl` are what `python -m benchmarks.quick --commands`, `benchmarks.executors` and
 `benchmarks.recordings` last printed on the same machine, idle.
 """
-_COLUMNS = ("GPUs", "experts", "once, s", "a layer, s", "of it search, s", "memory, MB", "largest gap", "growth")
+_COLUMNS = ("GPUs", "experts", "once, s", "a layer, s", "of it workers', s", "memory, MB", "largest gap", "growth")
 _LAST = ("workers for a 60 s answer", "instances of fewer layers")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU seconds: what is done once, of a layer in all, and of its search."""
+    """CPU seconds: what is done once, of a layer in all, and what of it goes to workers."""
 
     once_s: float
     layer_s: float
-    search_s: float
+    workers_s: float
 
 
 def cost_of(row: Row) -> Cost:
     """Tell apart what is done once and for every layer; the search is that of the median layer."""
-    searched = row["search_cpu_s"]
-    rest, median = (row["cpu_s"] - row["compile_cpu_s"] - sum(searched)) / row["layers"], float(np.median(searched))
-    return Cost(row["compile_cpu_s"], rest + median, median)
+    searched, layers = row["search_cpu_s"], row["layers"]
+    once, stages = row["compile_cpu_s"] + row.get("network_cpu_s", 0.0), row.get("stages_cpu_s", 0.0)
+    rest, median = (row["cpu_s"] - once - sum(searched)) / layers, float(np.median(searched))
+    return Cost(once, rest + median, median + stages / layers)
 
 
 def power_law(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
@@ -68,8 +71,8 @@ def power_law(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, fl
 
 def workers_needed(cost: Cost) -> int | None:
     """Return the workers that place all layers in time; None where the coordinator alone takes longer."""
-    left = ANSWER_S - cost.once_s - MODEL_LAYERS * max(0.0, cost.layer_s - cost.search_s)
-    return None if left <= 0 else max(1, math.ceil(MODEL_LAYERS * cost.search_s / left))
+    left = ANSWER_S - cost.once_s - MODEL_LAYERS * max(0.0, cost.layer_s - cost.workers_s)
+    return None if left <= 0 else max(1, math.ceil(MODEL_LAYERS * cost.workers_s / left))
 
 
 def build_page(rows: Sequence[Row]) -> str:
@@ -97,10 +100,10 @@ def _family(rows: list[Row]) -> Iterator[str]:
         lines += [_fitted_cells(gpus, fits) for gpus in TARGET_SIZES if gpus > max(known)]
     yield markdown_table((*_COLUMNS, *_LAST), lines)
     yield ""
-    for name in ("a layer", "search") if fits else ():
+    for name, words in (("a layer", "a layer"), ("workers", "workers for a layer")) if fits else ():
         factor, exponent = fits[name]
         yield (
-            f"CPU time of {name}: {factor * 1000**exponent:.2f} s x (GPUs / 1,000)^**{exponent:.2f}**, "
+            f"CPU time of {words}: {factor * 1000**exponent:.2f} s x (GPUs / 1,000)^**{exponent:.2f}**, "
             f"from {min(known):,} to {max(known):,} GPUs.\n"
         )
 
@@ -108,7 +111,7 @@ def _family(rows: list[Row]) -> Iterator[str]:
 def _series(known: dict[int, Cost]) -> Iterator[tuple[str, list[float]]]:
     yield "once", [cost.once_s for cost in known.values()]
     yield "a layer", [cost.layer_s for cost in known.values()]
-    yield "search", [cost.search_s for cost in known.values()]
+    yield "workers", [cost.workers_s for cost in known.values()]
 
 
 def _measured_cells(row: Row, known: dict[int, Cost]) -> list[str]:
@@ -116,22 +119,23 @@ def _measured_cells(row: Row, known: dict[int, Cost]) -> list[str]:
     for (fewer, before), (more, after) in pairwise(list(known.items())[-2:] if row["gpus"] in known else []):
         growth = f"{math.log(after.layer_s / before.layer_s) / math.log(more / fewer):.2f}"
     figures = [f"{row['peak_bytes'] / 1e6:,.0f}", f"{max(row['gaps']):.3%}", growth]
-    return [f"{row['gpus']:,}", f"{row['experts']:,}", *_seconds(cost), *figures, *_workers(cost)]
+    size = f"{row['gpus']:,}{', one layer' if row['layers'] == 1 else ''}"
+    return [size, f"{row['experts']:,}", *_seconds(cost), *figures, *_workers(cost)]
 
 
 def _fitted_cells(gpus: int, fits: dict[str, tuple[float, float]]) -> list[str]:
-    once, layer, search = (factor * gpus**exponent for factor, exponent in fits.values())
-    cost = Cost(once, layer, search)
+    once, layer, workers = (factor * gpus**exponent for factor, exponent in fits.values())
+    cost = Cost(once, layer, workers)
     return [f"{gpus:,} (by the law)", "", *_seconds(cost), "", "", "", *_workers(cost)]
 
 
 def _seconds(cost: Cost) -> list[str]:
-    return [f"{cost.once_s:.2f}", f"{cost.layer_s:.2f}", f"{cost.search_s:.2f}"]
+    return [f"{cost.once_s:.2f}", f"{cost.layer_s:.2f}", f"{cost.workers_s:.2f}"]
 
 
 def _workers(cost: Cost) -> list[str]:
     workers = workers_needed(cost)
-    alone = cost.once_s + MODEL_LAYERS * (cost.layer_s - cost.search_s)
+    alone = cost.once_s + MODEL_LAYERS * (cost.layer_s - cost.workers_s)
     apart = int((ANSWER_S - cost.once_s) // cost.layer_s) if cost.layer_s > 0 else MODEL_LAYERS
     instances = (
         f"{math.ceil(MODEL_LAYERS / apart):,}" if apart > 0 else f"one layer takes {cost.once_s + cost.layer_s:,.0f} s"
