@@ -23,6 +23,7 @@ __all__ = ["bring_to_groups", "outside_groups"]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_BLOCK = 64  # items that are looked at together
 _SAME = 1e-12  # relative: a z so little higher is the same, rounded
 
 
@@ -64,26 +65,33 @@ def _layer_to_groups(given: None, problem: Problem, index: int, result: LayerRes
 
 
 def _best_trade(problem: Problem, moves: Moves, most: float, frees: bool) -> tuple[int, int, int] | None:
-    """Return the trade that brings most items home and leaves every link within ``most``; None where there is none."""
+    """Return the trade that brings most items home and leaves every link within ``most``; None where there is none.
+
+    Of several the first is taken, so most pairs need not be looked at.
+    """
     layer, node, group = moves.layer, moves.node, problem.group_of_node
     outside = outside_groups(problem, layer, node)
     items = np.flatnonzero(outside)
     if not len(items):
         return None
     partners, nodes = moves.partners()
-    if not frees:
-        partners, nodes = partners[partners >= 0], nodes[partners >= 0]
+    # A partner that is home would leave it, and brings no gain; free slots (-1) are nobody's home.
     real = partners >= 0
-    home = group[nodes][None, :] == layer.replica[items][:, None]
+    takes = np.where(real, outside[partners], frees)
+    partners, nodes, real = partners[takes], nodes[takes], real[takes]
     theirs = np.where(real, layer.replica[partners], -1)
-    leaves = real & ~outside[partners]  # a partner that is home now
-    back = theirs[None, :] == group[node[items]][:, None]
-    gain = home.astype(np.int64) - leaves[None, :] + back
-    helps = (gain > 0).any(axis=0)  # few: a partner that is home leaves it
-    if not helps.any():
-        return None
-    gain, partners, nodes = gain[:, helps], partners[helps], nodes[helps]
-    change = moves.changes(items, partners, nodes, most)
-    gain[~(change <= 0)] = 0
-    i, j = divmod(int(gain.argmax()), len(partners))
-    return (int(items[i]), int(partners[j]), int(nodes[j])) if gain[i, j] > 0 else None
+    for gain in (2, 1):
+        for first in range(0, len(items), _BLOCK):
+            some = items[first : first + _BLOCK]
+            home = group[nodes][None, :] == layer.replica[some][:, None]
+            back = theirs[None, :] == group[node[some]][:, None]
+            pairs = (home & back) if gain == 2 else (home ^ back)
+            rows, columns = pairs.any(axis=1), pairs.any(axis=0)
+            if not rows.any():
+                continue
+            change = moves.changes(some[rows], partners[columns], nodes[columns], most)
+            allowed = pairs[np.ix_(rows, columns)] & (change <= 0)
+            if allowed.any():
+                i, j = divmod(int(allowed.argmax()), int(columns.sum()))
+                return int(some[rows][i]), int(partners[columns][j]), int(nodes[columns][j])
+    return None
