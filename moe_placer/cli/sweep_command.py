@@ -152,12 +152,11 @@ def sweep(
             click.echo(line[:1].upper() + line[1:])
     if output is not None:
         _write(output, rows, time.monotonic() - started, workers, json_)
-    if done is not None and not interrupted:
-        done.remove()
     if interrupted:
         log.error(f"interrupted; {len(rows)} of {len(points)} points were simulated", stop_request.exit_code)
-        return stop_request.exit_code
-    return 0
+    elif done is not None:
+        done.remove()
+    return stop_request.exit_code if interrupted else 0
 
 
 def _grid(phases: str, tokens: str | None, contexts: str, overs: str | None, micro_batches: int) -> Grid:
