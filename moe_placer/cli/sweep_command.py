@@ -114,7 +114,7 @@ def sweep(
     with every other one. With -o: results.jsonl, environment.json, and README.md with its plot, made from these.
     """
     from moe_placer.experiments.sweep.findings import answers
-    from moe_placer.experiments.sweep.shards import DonePoints, read_shards
+    from moe_placer.experiments.sweep.shards import DonePoints
     from moe_placer.experiments.sweep.sweep import list_points
 
     shard = _shard(checked_executor(executor), output)
@@ -129,8 +129,7 @@ def sweep(
     started = time.monotonic()
     stop_request = listen("stopping: keeping the points that are done (again to give up)")
     done = None if output is None or shard else DonePoints(output, plans, points)
-    known = {} if output is None or done is None else read_shards(output, plans, points) | done.read()
-    found = _simulate(plans, points, known, done, workers, executor, quiet, stop_request)
+    found = _simulate(plans, points, done, workers, executor, quiet, stop_request)
     if shard and output is not None:
         return _write_shard(output, shard, plans, points, found, stop_request)
     interrupted = len(found) < len(points)
@@ -206,7 +205,6 @@ def _plans(files: Sequence[Path], traces: tuple[Path, ...], grid: Grid) -> list[
 def _simulate(
     plans: Sequence[Plan],
     points: Sequence[Any],
-    known: dict[int, dict[str, Any]],
     done: DonePoints | None,
     workers: int,
     executor: str | None,
@@ -216,6 +214,7 @@ def _simulate(
     """Return rows by the index of their points, in this order, as far as there are any before it is asked to stop."""
     from moe_placer.experiments.sweep.sweep import run_points
 
+    known = {} if done is None else done.read()
     left = [index for index in range(len(points)) if index not in known]
     rows = dict(known)
     with _progress(len(points), quiet) as tell:

@@ -78,12 +78,19 @@ class DonePoints:
 
     def __init__(self, folder: Path, plans: Sequence[Plan], points: Sequence[Point]) -> None:
         self._path = folder / "points-done.jsonl"
+        self._asked = plans, points
         self._head = {"schema": SCHEMA, "asked_sha256": _hash(plans, points)}
         self._begun = False
 
     def read(self) -> dict[int, Row]:
-        """Return rows by the index of their points; none where the file is of another sweep, or damaged."""
-        found: dict[int, Row] = {}
+        """Return rows by the index of their points, those of parts as well; a file of another sweep has none.
+
+        Raises
+        ------
+        InputError
+            As `read_shards`.
+        """
+        found = read_shards(self._path.parent, *self._asked)
         with suppress(OSError, ValueError, TypeError, KeyError):
             lines = self._path.read_text(encoding="utf-8").splitlines()
             if lines and json.loads(lines[0]) == self._head:
