@@ -56,7 +56,7 @@ def test_what_simulates_steps_beside_other_figures_has_it(placed: Path, tmp_path
     text = run(*commands["value"], "--sharing", "coarse").stdout
     assert "Steps were simulated with --sharing coarse" in text
     assert "--sharing" not in run(*commands["value"]).stdout
-    assert json.loads(run("gate", TINY, placed, "--max-gap", "10", "--json").stdout)["sharing"] is None
+    assert json.loads(run("gate", TINY, placed, "--max-gap", "1000%", "--json").stdout)["sharing"] is None
 
 
 def test_without_bounds_rules_and_loads_are_checked_all_the_same() -> None:

@@ -139,7 +139,7 @@ def test_a_task_takes_as_many_bytes_as_its_law_says(
     """8 bytes for each expert of each recording, each replica of the start, and each link that it weighs."""
     recordings, instance, executor = 4, sized(gpus, redundant), Here()
     problem = compile_problem(instance, tiny_traffic(instance, 0, recordings))
-    monkeypatch.setattr(layerwise, "_engine", lambda *_: Engine(lambda: executor, lambda _: 1))
+    monkeypatch.setattr(layerwise, "engine_for_layers", lambda *_: Engine(lambda: executor, lambda _: 1))
     limits = Limits(work=1.0, deadline=Deadline())
     layerwise.solve_layers(Keeps(), problem, limits, 0, None, lambda *_: None)
     numbers = recordings * instance.model.experts + len(problem.items(0)[0]) + len(problem.links)

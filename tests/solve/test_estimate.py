@@ -90,7 +90,7 @@ def test_recorded_traffic_is_told_by_its_files_and_not_here() -> None:
 
 # The peak of this program: ru_maxrss would be the test run's own where that is larger, since a child starts with it.
 MEASURE = """
-import re, sys, moe_placer, moe_placer.solve.solve, scipy.optimize
+import re, sys, moe_placer, moe_placer.solve.solve, networkx, scipy.optimize
 def peak(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 moe_placer.solve(moe_placer.load_instance(sys.argv[1]), solver="greedy")
