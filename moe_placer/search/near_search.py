@@ -20,9 +20,10 @@ Ints = npt.NDArray[np.int64]
 
 _POWERS = (8.0, 32.0, 128.0)  # of the norm of links
 _HOT = 48.0  # of the norm of GPUs
-_COUNTED = 48  # trades that are counted exactly in a step, of those that prices rank first
-_MOST_RANKED = 1_500_000  # numbers computed to rank trades; in larger layers a drawn part of the experts is looked at
-_MOST_COOLING = 600  # trades counted at once to cool the busiest GPU
+_COUNTED, _BEST = 96, 24  # trades that are counted exactly in a step; those that prices rank first among them
+_MOST_RANKED = 1_500_000  # moves in a table; in larger layers a drawn part of the experts is looked at in a step,
+_MOST_ITEMS = 600  # and so it is of more replicas than these
+_MOST_COOLING, _MISSES = 1_000, 8  # trades counted at once to cool the busiest GPU; how often without a better one
 _DRAWS = 4  # of such a part without anything better, until a search ends
 _KICKS = 3  # trades made blindly before searching on
 _TIRED = 60  # kicks in a row that led to nothing better, until the search ends
@@ -79,8 +80,7 @@ def _descend(state: NearState, power: float, rng: np.random.Generator, work: flo
         if not len(trades):
             continue
         ranked = state.savings(trades, weights)
-        top = np.argpartition(ranked, _COUNTED)[:_COUNTED] if len(ranked) > _COUNTED else np.arange(len(ranked))
-        trades = trades.some(np.sort(top[ranked[top] < 0]))
+        trades = trades.some(_chosen(ranked))
         if not len(trades):
             continue
         norms = _norm(state.after(trades)[0], power)
@@ -88,6 +88,16 @@ def _descend(state: NearState, power: float, rng: np.random.Generator, work: flo
         if norms[at] < float(_norm(state.cost, power)) * (1 - _HELPS):
             state.make(trades, at)
             missed = 0
+
+
+def _chosen(ranked: Floats) -> Ints:
+    """Choose trades to count of those that save something: the best, and from all ranks, since large ones overshoot."""
+    saving = np.flatnonzero(ranked < 0)
+    if len(saving) <= _COUNTED:
+        return saving
+    order = saving[np.argsort(ranked[saving], kind="stable")]
+    spread = np.linspace(_BEST, len(order) - 1, _COUNTED - _BEST).astype(np.int64)
+    return np.asarray(order[np.concatenate([np.arange(_BEST), spread])])
 
 
 def cool_near(state: NearState, rng: np.random.Generator, limit: float, deadline: Deadline) -> NearState:
@@ -104,7 +114,7 @@ def cool_near(state: NearState, rng: np.random.Generator, limit: float, deadline
     """
     now, limit = state.copy(), max(limit, state.z) * (1 + 1e-12)
     best, missed = state.copy(), 0
-    while missed < _DRAWS and not deadline.over:
+    while missed < _MISSES and not deadline.over:
         hot = int(now.load.argmax())
         experts = np.flatnonzero(now.on[:, hot])
         trades = now.trades(experts, _MOST_COOLING, rng, among=np.arange(len(now.on)))
@@ -135,7 +145,8 @@ def _too_many(state: NearState) -> bool:
 
 def _most_experts(state: NearState) -> int:
     """Count the experts whose trades are ranked in one step."""
-    return max(4, int(_MOST_RANKED / (state.near.nodes + 1) ** 2 / state.near.nodes**2))
+    by_items = len(state.on) * _MOST_ITEMS // max(1, int(state.on.sum()))
+    return max(4, min(by_items, _MOST_RANKED // (state.near.nodes + 1) ** 2))
 
 
 def _drawn(state: NearState, rng: np.random.Generator) -> Ints:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_placer.problem.near_replicas import NearLayer
+from moe_placer.search.near_tables import move_table
 
 __all__ = ["NearState", "Trades"]
 
@@ -19,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _ROUNDING = 1e-12
-_STEP, _LISTED = 40_000, 6  # numbers that a step counts as, and a trade that it lists
+_STEP, _LISTED, _RANKED = 60_000, 4, 2  # numbers that a step counts as, a trade that it lists, a move in its table
 _RATE = 4e7  # numbers that are computed in a second of effort
 
 
@@ -201,11 +202,12 @@ class NearState:
         """
         near = self.near
         of_node = np.append(weights, 0.0)[near.affected]
-        price = np.einsum("nm,nms->sn", of_node, near.change)
+        price = (weights @ near.reference)[:, None] + np.einsum("nm,nms->sn", of_node, near.change)
         who = np.unique(np.concatenate([trades.one, trades.other[trades.other >= 0]]))
         place = np.full(len(self.on), -1)
         place[who] = np.arange(len(who))
-        table = self._table(who, price)
+        table = move_table(near, near.by_node(self.on[who]), near.tokens[who], price)
+        self._spend(_RANKED * table.size)
         nodes, total = near.nodes, np.zeros(len(trades))
         columns = [(trades.one, trades.gone, trades.come), (trades.other, trades.other_gone, trades.other_come)]
         for expert, gone, come in columns:
@@ -214,24 +216,6 @@ class NearState:
             c = np.where(come < 0, nodes, come // self.size)[some]
             total[some] += table[place[expert[some]], g, c]
         return total
-
-    def _table(self, who: Ints, price: Floats) -> Floats:
-        """Return what it adds for each expert [experts, N + 1, N + 1] to leave a node and come to one; N: none."""
-        near, nodes = self.near, self.near.nodes
-        held, tokens = near.by_node(self.on[who]), near.tokens[who]
-        step = np.vstack([np.eye(nodes, dtype=np.int64), np.zeros((1, nodes), dtype=np.int64)])
-        table = np.zeros((len(who), nodes + 1, nodes + 1))
-        for gone in range(nodes + 1):
-            can = np.flatnonzero(held[:, gone] > 0) if gone < nodes else np.arange(len(who))
-            left = held[can] - step[gone]
-            new = left[:, None, :] + step[None, :, :]
-            empty = new.sum(axis=2) == 0
-            new[empty] = 1  # an expert keeps a replica: such trades are not asked for
-            share = near.rule.of_nodes(new)
-            table[can, gone] = ((share * price).sum(axis=3) * tokens[can][:, None, :]).sum(axis=2)
-            self._spend(4 * share.size)
-        table -= table[:, nodes, nodes][:, None, None].copy()
-        return table
 
     def _spend(self, numbers: float) -> None:
         self.spent += numbers / _RATE

@@ -26,6 +26,7 @@ from moe_placer.problem.compile import compile_problem
 from moe_placer.problem.near_replicas import NearLayer
 from moe_placer.replan.replan import replan
 from moe_placer.schedule.failure import after_failure
+from moe_placer.search import near_tables
 from moe_placer.search.near_search import cool_near, search_near
 from moe_placer.search.near_trades import NearState
 from moe_placer.traffic import Traffic
@@ -109,6 +110,19 @@ def test_trades_are_exact_and_keep_replicas_apart(seed: int, rule: str, apart: s
         assert state.on.sum() == 7
         assert (state.on.sum(axis=0) <= near.slots).all()
         assert apart == "gpu" or near.by_node(state.on).max() == 1
+
+
+def test_large_layers_rank_what_leaves_and_what_comes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, rng = near_of(served("nearest"), tiny_tokens(served("nearest"), 1)), np.random.default_rng(1)
+    held = rng.integers(0, 3, (5, 4))
+    held[:, 0] += 1
+    price = rng.random((4, 4)) * (1 - np.eye(4))
+    exact = near_tables.move_table(near, held, near.tokens, price)
+    monkeypatch.setattr(near_tables, "_EXACT", 0)
+    ranked = near_tables.move_table(near, held, near.tokens, price)
+    assert ranked[:, 4] == pytest.approx(exact[:, 4])  # only comes
+    there = (held > 0) & (held.sum(axis=1, keepdims=True) > 1)
+    assert ranked[:, :4, 4][there] == pytest.approx(exact[:, :4, 4][there])  # only leaves
 
 
 def least(near: NearLayer, replicas: int) -> float:
