@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _TABLE = 110  # characters that the table may take, whatever the terminal has
+_SPLIT = "the same, best split"
 _SHOWN = 5
 _ROUTING = (
     "How a token picks a replica, instead of the instance's: group, even, nearest, optimal, sglang-static, "
@@ -122,17 +123,17 @@ def _table(found: Evaluation) -> Table:
 
     nics, steps = found.placement.nic_z is not None, found.placement.step_us is not None
     table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("plan")
-    heads = ["busiest links\n(cost)", "dispatch\n(ms)", *(["NICs\n(cost)"] if nics else [])]
-    heads += ["busiest GPUs\n(tokens)", "above\nmean", "layer times\n(ms)", "between nodes\n(tokens)"]
-    heads += ["step, 2 mb\n(ms)", "step, 1 mb\n(ms)"] if steps else []
+    table.add_column("plan", min_width=max(map(len, (*found.rivals, _SPLIT))), vertical="bottom")
+    heads = ["busiest\nlinks\n(cost)", "dispatch\n\n(ms)", *(["NICs\n\n(cost)"] if nics else [])]
+    heads += ["busiest\nGPUs\n(tokens)", "above\nmean\n", "layer\ntimes\n(ms)", "between\nnodes\n(tokens)"]
+    heads += ["step,\n2 mb\n(ms)", "step,\n1 mb\n(ms)"] if steps else []
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, plan in {**found.rivals, "the placement": found.placement}.items():
         if not isinstance(plan, str):
             table.add_row(name, *_cells(plan), style="bold" if plan is found.placement else None)
     if found.best_split is not None:
-        table.add_row("the same, best split", *_cells(found.best_split))
+        table.add_row(_SPLIT, *_cells(found.best_split))
     if found.bound is not None and found.layer_time_bound_us is not None:
         bounds = [f"{found.bound:,.0f}", "", *([""] if nics else []), "", "", _ms(found.layer_time_bound_us)]
         table.add_row("lower bound", *bounds)
