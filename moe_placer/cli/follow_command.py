@@ -121,7 +121,7 @@ def follow(
     if output is not None:
         names = [file.name for file in files] or [one.name.split(", window ")[0] for one in parts[0].recordings]
         asked = {"max_moves": max_moves, "max_bytes": max_bytes, "time_limit_s": time_limit, "work": work, "seed": seed}
-        minimised = minimise or default_goal(compile_problem(opened, parts[0]), False)
+        minimised = minimise or default_goal(opened, compile_problem(opened, parts[0]), False)
         _write(output, opened, rows, {**asked, "minimise": minimised, "recordings": names})
     if json_:
         click.echo(as_json(_content(opened, rows)))

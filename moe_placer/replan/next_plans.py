@@ -49,7 +49,7 @@ class Planner:
         seed: int,
     ) -> None:
         self.instance, self.windows, self.budget, self.limits, self.seed = instance, windows, budget, limits, seed
-        self.minimise = minimise or default_goal(windows[0].problem, False)
+        self.minimise = minimise or default_goal(instance, windows[0].problem, False)
         self._scratch: dict[int, Placement] = {}
         self._flashlb = FlashLB()
         self.plans: dict[str, Plan] = {

@@ -125,6 +125,7 @@ def replan(
     minimise : str, optional
         ``links``: the sum over layers of the busiest link; ``gpus``: of the busiest GPU; ``time``: of both as time.
         Absent: ``time`` where placement changes what GPUs compute, else ``links``; ``gpus`` with ``inside_nodes``.
+        Under ``metric: tokens`` there is no ``time``: ``links``, or with slow GPUs ``gpus``.
     inside_nodes : bool
         Only moves within a node: over NVLink.
     change : Change, optional
@@ -163,8 +164,8 @@ def replan(
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem = problem or compile_problem(instance, traffic)
     slowness, most = change.slowness(instance.gpus), budget.most_moves(instance)
-    minimise = minimise or default_goal(problem, inside_nodes, slowness is not None)
-    _refuse(problem, minimise)
+    minimise = minimise or default_goal(instance, problem, inside_nodes, slowness is not None)
+    _refuse(instance, problem, minimise)
     out = _out_of_service(instance)
     now, loss = _read(problem, current, out, goal_of(problem, minimise, slowness), most, inside_nodes)
     weights = [_known_weights(problem, record) for record in _records(current, len(problem))]
@@ -288,8 +289,13 @@ def _record(
     )
 
 
-def _refuse(problem: Problem, minimise: Minimise) -> None:
+def _refuse(instance: Instance, problem: Problem, minimise: Minimise) -> None:
     """Refuse instances that trades do not support, and say what to do instead."""
+    if minimise == "time" and instance.objective.metric == "tokens":
+        raise UsageError(
+            "links and GPUs are to be minimised as time, and objective.metric: tokens counts links in plain tokens, "
+            "which are no time; minimise links or gpus, or take metric: time"
+        )
     reason, anew = None, "or plan anew with `solve --start CURRENT`"
     if problem.coverage and (problem.capacity.per_gpu > 1 or problem.replicas_are_free or minimise != "links"):
         reason = (

@@ -58,10 +58,25 @@ class Figures:
     value: float
 
 
-def default_goal(problem: Problem, inside_nodes: bool, slow: bool = False) -> Minimise:
-    """Return what counts where nobody says: both links and GPUs, where placement changes what GPUs compute."""
+def default_goal(instance: Instance, problem: Problem, inside_nodes: bool, slow: bool = False) -> Minimise:
+    """Return what counts where nobody says: both links and GPUs, where placement changes what GPUs compute.
+
+    Where links are counted in plain tokens, which are no time, only one of both counts.
+
+    Parameters
+    ----------
+    instance : Instance
+    problem : Problem
+        The compiled instance.
+    inside_nodes : bool
+        Whether only moves within a node are made.
+    slow : bool
+        Whether any GPU takes longer than others.
+    """
     if inside_nodes:
         return "gpus"
+    if instance.objective.metric == "tokens":
+        return "gpus" if slow else "links"
     return "time" if problem.capacity.per_gpu > 1 or problem.replicas_are_free or slow else "links"
 
 

@@ -336,7 +336,8 @@ def _missing_bounds(problem: Problem, results: Sequence[LayerResult], limits: Li
     if not limits.bounds:
         return
     if problem.minimise == "aggregate":
-        if not aggregate_bound([result.bound for result in results]) and not limits.deadline.over:
+        known = aggregate_bound([result.bound for result in results])
+        if not known and not problem.coverage and not limits.deadline.over:  # link weights count a copy per choice
             layers = [problem.layer(index, result.replicas) for index, result in enumerate(results)]
             yield from enumerate(bound_jointly(layers, limits))
         return

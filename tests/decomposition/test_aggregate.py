@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MESH, every_valid, honest, recomputed, rules_of, tiny_instance, tiny_traffic
+from builders import MESH, every_valid, honest, recomputed, rules_of, tiny_instance, tiny_tokens, tiny_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -297,3 +297,13 @@ def test_people_read_what_was_minimised(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{_share(solution.gap)} for the busiest link over all layers" in shown
     assert f"(sum of busiest links: cost {solution.verification.total_z:,.0f})" in shown
     assert "Minimised: the largest total of any link over all layers" in describe(instance, None).to_text()
+
+
+@pytest.mark.parametrize("dispatch", ["per-node", "per-gpu"])
+def test_one_pass_methods_state_no_bound_where_tokens_go_once_per_place(dispatch: str) -> None:
+    instance = tiny_instance(objective=AGGREGATE, placement={"dispatch": dispatch, "slots_per_gpu": 2})
+    found = solve(instance, tiny_tokens(instance), solver="contiguous")
+    assert found.verification.ok
+    assert found.placement.aggregate is not None
+    assert found.placement.aggregate.bound is None
+    assert {record.proof for record in found.placement.layers} == {"solver"}

@@ -25,6 +25,7 @@ from moe_placer.placement import Placement, load_placement
 from moe_placer.problem.compile import compile_problem
 from moe_placer.replan.allocation import allocate
 from moe_placer.replan.budget import Budget
+from moe_placer.replan.change import Change
 from moe_placer.replan.current import read_current
 from moe_placer.replan.fresh_plan import measure
 from moe_placer.replan.replan import replan
@@ -289,6 +290,16 @@ def test_kinds_of_instances_that_trades_do_not_know_are_refused() -> None:
         Budget(moves=-1)
     with pytest.raises(UsageError, match="seed is -1"):
         replan(tiny_instance(), planned(tiny_instance(), 0), tiny_traffic(tiny_instance()), seed=-1)
+
+
+def test_plain_tokens_are_not_added_to_the_time_of_gpus() -> None:
+    instance = tiny_instance(objective={"metric": "tokens"}, placement={"slots_per_gpu": 2})
+    current, traffic = planned(instance, 0), tiny_traffic(instance, 1)
+    with pytest.raises(UsageError, match="minimise links or gpus, or take metric: time"):
+        replan(instance, current, traffic, minimise="time", limits=QUICK)
+    assert replan(instance, current, traffic, limits=QUICK).minimise == "links"
+    slow = replan(instance, current, traffic, change=Change(slow={1: 3.0}), limits=QUICK)
+    assert slow.minimise == "gpus"
 
 
 def test_the_budget_in_bytes_counts_whole_experts() -> None:
