@@ -84,7 +84,8 @@ class NearLayer:
 
     def by_node(self, on: Bools) -> Ints:
         """Count replicas on each node [..., nodes], given the GPUs that hold them [..., GPUs]."""
-        return np.asarray(on.reshape(*on.shape[:-1], self.nodes, -1).sum(axis=-1))
+        size = on.shape[-1] // self.nodes  # said in numbers, for there may be no rows
+        return np.asarray(on.reshape(*on.shape[:-1], self.nodes, size).sum(axis=-1))
 
     def links(self, held: Ints, tokens: Floats) -> Floats:
         """Cost of every link beyond ``base`` [..., K], on average over draws.

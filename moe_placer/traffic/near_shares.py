@@ -78,7 +78,7 @@ class NearRule:
             Of each node, for the expert.
         """
         size = self.gpus_per_node
-        by_node = on.reshape(*on.shape[:-1], -1, size)
+        by_node = on.reshape(*on.shape[:-1], on.shape[-1] // size, size)  # in numbers, for there may be no rows
         held = by_node.sum(axis=-1)
         if self.rule == "nearest":
             arriving = (tokens[..., None, :] @ self.of_nodes(held))[..., 0, :]
@@ -131,7 +131,8 @@ class NearRule:
                 taken[node * size : (node + 1) * size, own] = item
         for item in np.flatnonzero(count[expert] == 1).tolist():
             taken[:, expert[item]] = item
-        taken[gpu[::-1], expert[::-1]] = np.arange(len(expert))[::-1]
+        there = np.flatnonzero(gpu < len(taken))[::-1]  # slots of dense layers may be beyond the last GPU
+        taken[gpu[there], expert[there]] = there
         return taken
 
     def _drawn(self, layers: Sequence[tuple[Ints, Ints]]) -> list[Floats]:

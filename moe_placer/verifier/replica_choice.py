@@ -191,7 +191,8 @@ def _near(layer: _Layer) -> Ints:
             beside = own[layer.gpu[own] // size == node]
             if len(beside) < len(own):
                 near[node * size : (node + 1) * size, expert] = beside[0]
-        near[layer.gpu[own[::-1]], expert] = own[::-1]  # of two on one GPU the first
+        there = own[layer.gpu[own] < len(near)][::-1]  # slots of dense layers may be beyond the last GPU
+        near[layer.gpu[there], expert] = there  # of two on one GPU the first
     return near
 
 

@@ -323,3 +323,15 @@ def test_sglang_is_started_with_the_rule_that_was_planned_for(rule: str, algorit
     other = instance.with_serving("nearest")
     near = solve(other, traffic, solver="greedy", limits=QUICK).placement
     assert [one for one in export_plan(other, near, "sglang", "plan.json").warnings if "picks a replica" in one]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_slots_may_stay_empty(rule: str) -> None:
+    """Then replicas may only move, one expert at a time; and SGLang's map of dense layers goes beyond the last GPU."""
+    instance = served(rule, nodes=2, extra=0, cluster={"gpus_per_node": 1}, placement={"slots_per_gpu": 4})
+    traffic, network = tiny_tokens(instance, 3, (6, 9)), read_network(instance)
+    found = solve(instance, traffic, limits=Limits(work=0.01)).placement
+    tokens = Tokens(instance, [[[*own] for own in row] for row in found.gpu], traffic, rule)
+    for row, record in enumerate(found.layers):
+        between, _ = tokens.counted(row, "per-expert")
+        assert record.z == pytest.approx((network.load(between) * network.scale).max(), abs=1e-9)
