@@ -10,7 +10,14 @@ import click
 
 from moe_placer.cli import log
 from moe_placer.cli.json_text import as_json
-from moe_placer.cli.options import json_option, open_instance, placed_arguments, shared_lines, sharing_option
+from moe_placer.cli.options import (
+    check_sharing_asked,
+    json_option,
+    open_instance,
+    placed_arguments,
+    shared_lines,
+    sharing_option,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,6 +73,8 @@ def evaluate(
     """
     from moe_placer.decisions.evaluate import evaluate as measure
     from moe_placer.placement import load_placement
+
+    check_sharing_asked(step, "--step")
 
     def tell(name: str) -> None:
         if not json_:

@@ -10,6 +10,7 @@ import click
 
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.options import (
+    check_sharing_asked,
     json_option,
     open_instance,
     placed_arguments,
@@ -112,6 +113,7 @@ def gate(
     from moe_placer.placement import load_placement
 
     asked = GateLimits(**limits)
+    check_sharing_asked(asked.max_step_ms is not None, "--max-step")
     opened, placed = open_instance(instance, traces), load_placement(placement)
     before = None if current is None else load_placement(current)
     found = check(opened, placed, asked, current=before, sharing=sharing)

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from moe_placer.errors import UsageError
 
 if TYPE_CHECKING:
     from moe_placer.cli.results.engine_files import FilesResult
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 __all__ = [
+    "check_sharing_asked",
     "checked_executor",
     "counted",
     "engine_option",
@@ -160,6 +164,13 @@ sharing_option = click.option(
     help="When links are shared out anew: where any flow starts or ends; the same, with ends that are close as one; "
     "in spans of 1% to 10% of a transfer's time, for large clusters (docs/network.md).",
 )
+
+
+def check_sharing_asked(simulates: bool, option: str) -> None:
+    """Refuse ``--sharing`` of a command that simulates no step without ``option``, and was not given that."""
+    given = click.get_current_context().get_parameter_source("sharing") is ParameterSource.COMMANDLINE
+    if given and not simulates:
+        raise UsageError(f"--sharing says how a step's links are shared out, and no step is simulated without {option}")
 
 
 def shared_lines(sharing: Sharing | None) -> list[str]:

@@ -14,6 +14,7 @@ from moe_placer.cli.interrupts import StopRequest, finish, listen
 from moe_placer.cli.json_text import as_json
 from moe_placer.cli.left_out import LeftOut
 from moe_placer.cli.options import (
+    check_sharing_asked,
     checked_executor,
     engine_option,
     executor_option,
@@ -147,12 +148,12 @@ def solve(
     from moe_placer.placement import load_placement
     from moe_placer.solve.folder import only_writer, replaced_folder
 
-    allowed = None if memory is None else 1e9 * memory
-    count = 1 if workers is None else workers
     left_out = LeftOut(quick, bounds=no_bound or quick, dags=no_dag or quick)
     bounds, solver = not left_out.bounds, solver or ("quick" if quick else "auto")
-    limits = Limits(time_limit, gap, count, work, allowed, bounds=bounds, executor=checked_executor(executor))
+    executor, count = checked_executor(executor), 1 if workers is None else workers
+    limits = Limits(time_limit, gap, count, work, memory and 1e9 * memory, bounds=bounds, executor=executor)
     check_gap_asked(fail_above_gap)
+    check_sharing_asked(step, "--step")
     opened = over_windows(open_instance(instance, traces, engine), windows)
     limits = with_workers(limits, workers, opened)
     before = load_placement(start) if start else None

@@ -59,6 +59,14 @@ def test_what_simulates_steps_beside_other_figures_has_it(placed: Path, tmp_path
     assert json.loads(run("gate", TINY, placed, "--max-gap", "1000%", "--json").stdout)["sharing"] is None
 
 
+def test_it_is_refused_where_no_step_is_simulated(placed: Path, tmp_path: Path) -> None:
+    evaluate, gate = ("evaluate", TINY, placed), ("gate", TINY, placed, "--max-gap", "1000%")
+    solve = ("solve", TINY, "-o", tmp_path / "out")
+    for command, option in ((evaluate, "--step"), (gate, "--max-step"), (solve, "--step")):
+        fails(2, *command, "--sharing", "coarse", says=f"no step is simulated without {option}")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_bounds_rules_and_loads_are_checked_all_the_same() -> None:
     instance = tiny_instance()
     traffic = tiny_traffic(instance)
