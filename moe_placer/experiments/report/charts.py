@@ -147,7 +147,7 @@ def _held_out() -> Spec:
     # In two lines: one is wider than half a page.
     title = ["sum of busiest links over contiguous's:", "bar on held-out traffic, line on the traffic solved for"]
     x = alt.X("unseen:Q").title(title).scale(zero=True, nice=False, rangeMax=_beside(40))
-    x = x.axis(format=".1f", titleLimit=700, grid=False)
+    x = x.axis(format="~g", titleLimit=700, grid=False)
     said = [_said("row", "plan", kind="N"), _said("seen", "solved for", ".4f"), _said("unseen", "held out", ".4f")]
     seen = alt.Chart().mark_tick(thickness=2, color="currentColor", aria=False, bandSize=_BAR - 3)
     seen = seen.encode(x=alt.X("seen:Q"), y=alt.Y("row:N").sort(None))
