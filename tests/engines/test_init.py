@@ -36,7 +36,7 @@ def test_what_nobody_said_is_assumed_and_said_to_be(tmp_path: Path) -> None:
         "# as it wrote the recording (--engine)",
         "2 source ranks: each node has the traffic of its own",
         "all nodes on one switch that never blocks",
-        "SGLang prefers near replicas",
+        "SGLang prefers near replicas (sglang-static plans for that)",
         "v_head_dim",
     ):
         assert said in text.replace("\n#   ", " "), said

@@ -305,11 +305,11 @@ def _put_placement(draft: Draft, model: ConfigModel, wishes: Wishes, gpus: int, 
         "" if chosen else ", so many that all slots are full"
     )
     draft.put("placement", "replicas", {"redundant_slots": extra}, comment, assumed=not chosen)
-    routing = "a token takes any replica with equal chance"
-    if engine and ENGINES[engine].replica_routing != "even":
-        draft.put(
-            "placement", "replica_routing", "even", f"{routing}; {ENGINES[engine].title} prefers near replicas", True
-        )
+    routing, own = "a token takes any replica with equal chance", ENGINES[engine] if engine else None
+    if own is not None and own.replica_routing != "even":
+        does = "prefers near replicas" if own.replica_routing == "near-first" else "has one replica for each rank"
+        instead = f" ({own.routing_rule} plans for that)" if own.routing_rule else ""
+        draft.put("placement", "replica_routing", "even", f"{routing}; {own.title} {does}{instead}", True)
     else:
         draft.put("placement", "replica_routing", "even", routing)
     draft.put("placement", "replicas_apart", "gpu")
