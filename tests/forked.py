@@ -177,6 +177,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     encoding = request["env"].get("PYTHONIOENCODING", "utf-8")
     sys.stdout = open(1, "w", by_line, encoding, closefd=False)  # noqa: SIM115 - as the interpreter does
     sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)  # noqa: SIM115
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]  # keep them to the very end
     sys.argv = ["moe-placer", *request["words"]]
 
 
