@@ -68,11 +68,10 @@ def split_bound(
         return 0.0
     first = np.cumsum(layer.replicas) - layer.replicas
     tokens = np.add.reduceat(layer.demand, first, axis=1).T  # of all replicas of an expert, whichever is picked
-    weight = np.array([weights.get(name, 0.0) for name in network.links])
-    at = np.bincount(network.alike, weight / (math.fsum(weight) or 1.0) * network.scale, len(network.links))
     nodes = len(layer.demand)
-    price = np.zeros((nodes, nodes))
-    np.add.at(price, (network.source, network.home[network.target]), at[network.link] * network.share)
+    if len(network.home) != nodes:  # places are GPUs: rule "proof" says that this is no proof there
+        return 0.0
+    price = network.per_token(network.normalised(weights), nodes)
     roundings = layer.roundings + int(layer.replicas.max()) + nodes + network.longest + len(network.links) + _SPARE
     cost = tokens[:, :, None] * price[None, :, :] * (1 - 2 * roundings * _ROUNDING_ERROR)
     slot, paid = np.array(split.slot_prices), np.array(split.paid)

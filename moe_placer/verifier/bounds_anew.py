@@ -7,7 +7,6 @@ itself: it is taken off (`_safely_below`). What follows is in whole numbers (`mo
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,7 +32,6 @@ Bools = npt.NDArray[np.bool_]
 
 ROUNDING = 1e-9  # what docs/bounds.md allows, relative
 _ROUNDING_ERROR = 2.0**-53
-_SMALLEST_WEIGHT = 2.0**-60  # a smaller one counts as 0, which proves less
 _SPARE = 32  # roundings of scale, share and weight, of their products, and of what is done here
 _MODERATE = 2.0**100  # costs of a token beyond this, or below its inverse, prove nothing: products may underflow
 
@@ -202,15 +200,7 @@ def link_prices(network: Network, layer: PlacedLayer, weights: Mapping[str, floa
     """Weighted cost of each item on each place [items, places], at most what it really is; zeros if out of range."""
     if layer.demand is None:
         return np.zeros((0, 0))
-    weight = np.array([weights.get(name, 0.0) for name in network.links])
-    weight /= math.fsum(weight) or 1.0
-    weight[weight < _SMALLEST_WEIGHT] = 0.0
-    # What a token from node s to place n costs, over all links of its routes.
-    shape = (len(layer.demand), len(network.home))
-    cost = np.bincount(network.alike, weight * network.scale, len(network.links))
-    some = np.flatnonzero(cost[network.link])  # of most links nothing is counted
-    pair = network.source[some] * shape[1] + network.target[some]
-    per_token = np.bincount(pair, cost[network.link[some]] * network.share[some], shape[0] * shape[1]).reshape(shape)
+    per_token = network.per_token(network.normalised(weights), len(layer.demand))
     # Places that tokens reach alike cost alike, to the last bit: each kind is computed once.
     kinds: dict[bytes, int] = {}
     kind = [kinds.setdefault(column.tobytes(), len(kinds)) for column in np.ascontiguousarray(per_token.T)]

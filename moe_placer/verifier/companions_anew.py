@@ -6,7 +6,6 @@ is in whole numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -21,7 +20,7 @@ from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_g
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.nics import receives_by_gpu
 
-__all__ = ["Companions", "distinct_sets", "least_added", "normalised"]
+__all__ = ["Companions", "distinct_sets", "least_added"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -29,7 +28,6 @@ Bools = npt.NDArray[np.bool_]
 
 _ROUNDING_ERROR = 2.0**-53
 _SPARE = 64  # roundings of a fraction, a chance, a price, of their products, and of what is done here
-_SMALLEST_WEIGHT = 2.0**-60  # a smaller one counts as 0, which proves less
 _AS_HOT = 1e-9  # links that cost the hot replica this much less than the worst are tried as well
 
 
@@ -89,7 +87,7 @@ class Companions:
         ``weights`` and ``guess`` are in range (`moe_placer.verifier.proofs`).
         """
         slots, node = self.slots
-        weight = normalised(weights, self.network.links)
+        weight = self.network.normalised(weights)
         adds, saves = [], []
         for view, table in enumerate(guess):
             _, alone, saved = self._shares(None, view, table)
@@ -221,14 +219,6 @@ def distinct_sets(topk: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
     """Return the different sets of experts of a layer's tokens [tokens, top_k], and how many tokens have each."""
     chosen, times = np.unique(np.sort(topk, axis=1), axis=0, return_counts=True)
     return chosen.astype(np.int64), times.astype(np.int64)
-
-
-def normalised(weights: Mapping[str, float], links: Sequence[str]) -> Floats:
-    """Return the weight of every link, divided by their sum [links]; none that is too small to count."""
-    weight = np.array([weights.get(name, 0.0) for name in links])
-    weight /= math.fsum(weight) or 1.0
-    weight[weight < _SMALLEST_WEIGHT] = 0.0
-    return weight
 
 
 def _table(guess: Sequence[Sequence[int]], experts: int) -> Bools:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +17,8 @@ __all__ = ["Network", "link_speeds"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_SMALLEST_WEIGHT = 2.0**-60  # a smaller one counts as 0, which proves less
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,21 @@ class Network:
         tokens = self.share * flow.ravel()[self._pair]
         carried = np.bincount(self.link, weights=tokens, minlength=len(self.links)).astype(np.float64)
         return np.asarray(carried[self.alike])
+
+    def normalised(self, weights: Mapping[str, float]) -> Floats:
+        """Return the weight of every link, divided by their sum [links]; none that is too small to count."""
+        weight = np.array([weights.get(name, 0.0) for name in self.links])
+        weight /= math.fsum(weight) or 1.0
+        weight[weight < _SMALLEST_WEIGHT] = 0.0
+        return weight
+
+    def per_token(self, weight: Floats, nodes: int) -> Floats:
+        """Weighted cost of a token from each node to each place, over all links of its routes [nodes, places]."""
+        cost = np.bincount(self.alike, weight * self.scale, len(self.links))
+        some = np.flatnonzero(cost[self.link])  # of most links nothing is counted
+        weighted = cost[self.link[some]] * self.share[some]
+        shape = nodes, len(self.home)
+        return np.asarray(np.bincount(self._pair[some], weighted, shape[0] * shape[1]).reshape(shape), dtype=np.float64)
 
     @cached_property
     def _pair(self) -> Ints:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from moe_placer.instance import Instance
 from moe_placer.placement import MutualRecord
 from moe_placer.traffic.recording import Traffic
-from moe_placer.verifier.companions_anew import Companions, normalised
+from moe_placer.verifier.companions_anew import Companions
 from moe_placer.verifier.integer_bounds import BITS, find_unit, least_cost, on_grid, value_of
 from moe_placer.verifier.loads import Network
 from moe_placer.verifier.proofs import WHOLE_COMPANION
@@ -55,7 +55,7 @@ def mutual_bound(
     views = 1 if instance.placement.draws_evenly else instance.parallelism.dp
     layer = Companions(instance, network, traffic, row, np.full(experts, views))
     slots, node = layer.slots
-    weight = normalised(weights, network.links)
+    weight = network.normalised(weights)
     lines = [_lines(layer, pairs) for pairs in record.near]
     of_node = [layer.prices(n, weight).sum(axis=0) for n in range(len(network.home))]
     largest = max(float((p[v] @ lines[v][0]).max(initial=0.0)) for p in of_node for v in range(views))
