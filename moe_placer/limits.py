@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moe_placer.errors import UsageError
 
@@ -43,6 +43,10 @@ class Deadline:
     def over(self) -> bool:
         """Whether to stop now."""
         return self.interrupted() or self.left <= 0
+
+    def after(self, share: float) -> Deadline:
+        """Return the deadline that a share of the time left ends at."""
+        return replace(self, at=time.monotonic() + share * self.left)
 
 
 @dataclass(frozen=True)
@@ -102,3 +106,7 @@ class Limits:
     def total_work(self) -> float:
         """Deterministic effort for all layers together."""
         return self.work if self.work is not None else self.time_s * self.workers * WORK_PER_SECOND
+
+    def part(self, share: float) -> Limits:
+        """Return limits with a share of the effort, and of the time left."""
+        return replace(self, work=share * self.total_work, deadline=self.deadline.after(share))

@@ -11,8 +11,7 @@ layers together a bound (docs/bounds.md). Dantzig and Wolfe's decomposition, smo
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,7 @@ def divide_memory(problem: Problem, limits: Limits, kept: Ints | None = None) ->
 
     ``kept`` [layers, GPUs] are slots of GPUs to keep to, such as a placement to start from has.
     """
-    deadline = replace(limits.deadline, at=time.monotonic() + limits.deadline.left / 2)
+    deadline = limits.deadline.after(1 / 2)
     division = _Master(problem)
     division.run(max(_CLOSEST, _CLOSE * limits.gap), limits.total_work / 2, deadline)
     if kept is not None:

@@ -7,7 +7,6 @@ is counted with the draws of the whole plan.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -60,7 +59,7 @@ def run_by_nearness(
     """
     even = problem.evenly()
     goes_on = isinstance(method, LayerSolver) and not method.quick
-    first = replace(_part(limits, _EVENLY), gap=max(limits.gap, _NEARLY)) if goes_on else limits
+    first = replace(limits.part(_EVENLY), gap=max(limits.gap, _NEARLY)) if goes_on else limits
     results = run(method, even, first, seed, start, lambda _index, _result: None)
     if any(result.node is None for result in results):
         return results
@@ -69,16 +68,10 @@ def run_by_nearness(
     for index, result in enumerate(found):
         report(index, result)
     if goes_on:
-        rest = _part(limits, 1 - _EVENLY)
+        rest = limits.part(1 - _EVENLY)
         searched = solve_layers(_NearSearch(limits.bounds), problem, rest, seed, None, report, found)
         found = searched if not _loses(problem, searched, found) else found
     return as_served(problem, found)
-
-
-def _part(limits: Limits, share: float) -> Limits:
-    """Return limits with a share of the effort, and of the time left."""
-    deadline = replace(limits.deadline, at=time.monotonic() + share * limits.deadline.left)
-    return replace(limits, work=share * limits.total_work, deadline=deadline)
 
 
 def _counted(

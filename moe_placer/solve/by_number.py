@@ -7,7 +7,6 @@ on with each replica's own share from there; what is better once numbered is kep
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -55,7 +54,7 @@ def run_by_number(
     assert problem.shares is not None
     even = problem.evenly()
     goes_on = isinstance(method, LayerSolver) and not method.quick and not problem.shares.alike
-    first = _part(limits, _EVENLY) if goes_on else limits
+    first = limits.part(_EVENLY) if goes_on else limits
 
     def numbered(index: int, result: LayerResult) -> LayerResult:
         return _numbered(problem, index, result, limits.gap)
@@ -70,14 +69,8 @@ def run_by_number(
     counts = [own if r.replicas is None else r.replicas for own, r in zip(problem.replicas, found, strict=True)]
     given = replace(problem, replicas=np.stack(counts))
     nodes = [result.node for result in found]
-    rest = run(method, given, _part(limits, 1 - _EVENLY), seed, nodes, lambda _index, _result: None)
+    rest = run(method, given, limits.part(1 - _EVENLY), seed, nodes, lambda _index, _result: None)
     return _better(problem, found, rest, limits.gap)
-
-
-def _part(limits: Limits, share: float) -> Limits:
-    """Return limits with a share of the effort, and of the time left."""
-    deadline = replace(limits.deadline, at=time.monotonic() + share * limits.deadline.left)
-    return replace(limits, work=share * limits.total_work, deadline=deadline)
 
 
 def _numbered(problem: Problem, index: int, result: LayerResult, within: float) -> LayerResult:
