@@ -9,9 +9,8 @@ from typing import Any
 
 from moe_placer.errors import Mistake
 from moe_placer.instance.engine_rules import ENGINES, slots_mistake
-from moe_placer.instance.near_rules import check_near
-from moe_placer.instance.numbered_rules import check_numbered
 from moe_placer.instance.pin_rules import check_pins
+from moe_placer.instance.replica_rules import check_hashed_tokens, check_replica_rules
 from moe_placer.instance.schema import (
     MAX_GPUS,
     AnyTraffic,
@@ -376,8 +375,8 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Found]]], ...] = (
     (("cluster", "parallelism"), _expert_tp),
     (("parallelism", "placement", "objective"), _layer_time),
     (("parallelism", "placement", "traffic"), _dispatch),
-    (("cluster", "parallelism", "placement", "traffic", "objective"), check_numbered),
-    (("cluster", "parallelism", "placement", "objective"), check_near),
+    (("cluster", "parallelism", "placement", "objective"), check_replica_rules),
+    (("placement", "traffic"), check_hashed_tokens),
     (("model", "cluster", "parallelism", "placement"), _survives),
     (("cluster", "placement"), _failed),
     (("model", "cluster", "parallelism", "placement"), check_pins),
