@@ -74,15 +74,9 @@ def _worth_of_slots(near: NearLayer, slot_prices: Floats) -> float:
     return float(used @ slot_prices[order])
 
 
-def _prices(near: NearLayer, weights: Floats) -> Floats:
-    """Cost at the weights of a token from every node to every node [nodes, nodes]."""
-    of_node = np.append(weights, 0.0)[near.affected]
-    return np.asarray((weights @ near.reference)[:, None] + np.einsum("nm,nms->sn", of_node, near.change))
-
-
 def _costs(near: NearLayer, weights: Floats) -> Floats:
     """Cost of each node's tokens for an expert on each node [experts, nodes, nodes]."""
-    return np.asarray(near.tokens[:, :, None] * np.maximum(_prices(near, weights), 0.0))
+    return np.asarray(near.tokens[:, :, None] * np.maximum(near.prices(weights), 0.0))
 
 
 def even_split_proof(near: NearLayer, weights: Floats) -> SplitProof:

@@ -87,6 +87,11 @@ class NearLayer:
         size = on.shape[-1] // self.nodes  # said in numbers, for there may be no rows
         return np.asarray(on.reshape(*on.shape[:-1], self.nodes, size).sum(axis=-1))
 
+    def prices(self, weights: Floats) -> Floats:
+        """Cost at link weights [K] of a token from every node to every node [nodes, nodes]."""
+        of_node = np.append(weights, 0.0)[self.affected]
+        return np.asarray((weights @ self.reference)[:, None] + np.einsum("nm,nms->sn", of_node, self.change))
+
     def links(self, held: Ints, tokens: Floats) -> Floats:
         """Cost of every link beyond ``base`` [..., K], on average over draws.
 

@@ -46,6 +46,11 @@ class Trades:
     def __len__(self) -> int:
         return len(self.one)
 
+    @property
+    def sides(self) -> tuple[tuple[Ints, Ints, Ints], tuple[Ints, Ints, Ints]]:
+        """Expert, the GPU that it leaves, and the one that it comes to, of both."""
+        return (self.one, self.gone, self.come), (self.other, self.other_gone, self.other_come)
+
     def some(self, which: Ints) -> Trades:
         """Return those at ``which``."""
         return Trades(*(column[which] for column in vars(self).values()))
@@ -63,14 +68,12 @@ class NearState:
     def __init__(self, near: NearLayer, on: Bools) -> None:
         self.near, self.on, self.spent = near, on.copy(), 0.0
         self.size = len(near.slots) // near.nodes
-        self.used = near.tokens.sum(axis=1) > 0
-        self._count_all()
-
-    def _count_all(self) -> None:
-        near, on = self.near, self.on
         self.of_links = near.links(near.by_node(on), near.tokens)
         self.of_gpus = near.rule.on_gpus(on, near.tokens)
-        self.cost, self.load = near.base + self.of_links.sum(axis=0), self.of_gpus.sum(axis=0)
+        self._add_up()
+
+    def _add_up(self) -> None:
+        self.cost, self.load = self.near.base + self.of_links.sum(axis=0), self.of_gpus.sum(axis=0)
 
     @property
     def z(self) -> float:
@@ -90,8 +93,7 @@ class NearState:
     def after(self, trades: Trades) -> tuple[Floats, Floats]:
         """Costs of links [C, K] and loads of GPUs [C, GPUs] after each trade."""
         cost, load = np.tile(self.cost, (len(trades), 1)), np.tile(self.load, (len(trades), 1))
-        columns = [(trades.one, trades.gone, trades.come), (trades.other, trades.other_gone, trades.other_come)]
-        for expert, gone, come in columns:
+        for expert, gone, come in trades.sides:
             some = np.flatnonzero(expert >= 0)
             who, on = expert[some], self.on[expert[some]]
             rows = np.arange(len(some))
@@ -106,7 +108,7 @@ class NearState:
     def make(self, trades: Trades, at: int) -> None:
         """Make one trade."""
         one = trades.some(np.array([at]))
-        for expert, gone, come in ((one.one, one.gone, one.come), (one.other, one.other_gone, one.other_come)):
+        for expert, gone, come in one.sides:
             e, g, h = int(expert[0]), int(gone[0]), int(come[0])
             if e < 0:
                 continue
@@ -117,7 +119,7 @@ class NearState:
             tokens = self.near.tokens[e]
             self.of_links[e] = self.near.links(self.near.by_node(self.on[e]), tokens)
             self.of_gpus[e] = self.near.rule.on_gpus(self.on[e], tokens)
-        self.cost, self.load = self.near.base + self.of_links.sum(axis=0), self.of_gpus.sum(axis=0)
+        self._add_up()
 
     def trades(self, experts: Ints, most: int | None, rng: np.random.Generator, among: Ints | None = None) -> Trades:
         """List the trades of experts with each other, or with ``among``; where too many, a drawn part of them.
@@ -138,13 +140,12 @@ class NearState:
         others = experts if among is None else among
         theirs, their_gpus = np.nonzero(self.on[others])
         theirs = others[theirs]
-        none = np.array([-1])
         parts = [self._swaps(mine, gpus, theirs, their_gpus, among is None)]
         free = np.flatnonzero(self.near.slots > self.on.sum(axis=0))
         if len(free):
-            i, j = (grid.ravel() for grid in np.meshgrid(np.arange(len(mine)), free, indexing="ij"))
-            blank = np.repeat(none, len(i))
-            parts.append(Trades(mine[i], gpus[i], j, blank, blank, blank))
+            i, j = np.indices((len(mine), len(free))).reshape(2, -1)
+            none = np.full(len(i), -1)
+            parts.append(Trades(mine[i], gpus[i], free[j], none, none, none))
         if self.near.counts_are_free:
             spare = self.on.sum(axis=1) > 1
             parts.append(self._changes(mine[spare[mine]], gpus[spare[mine]], others))
@@ -172,8 +173,7 @@ class NearState:
         """Mask of trades [C] that leave replicas of an expert on different GPUs, or nodes."""
         allowed = (trades.one != trades.other) & (trades.gone != trades.come)
         held = self.near.by_node(self.on) if self.near.apart else None
-        columns = [(trades.one, trades.gone, trades.come), (trades.other, trades.other_gone, trades.other_come)]
-        for expert, gone, come in columns:
+        for expert, gone, come in trades.sides:
             comes = (expert >= 0) & (come >= 0)
             allowed &= ~(comes & self.on[expert, come])
             if held is not None:
@@ -185,7 +185,7 @@ class NearState:
     def allows(self, trades: Trades, at: int) -> bool:
         """Whether a trade that was listed before can still be made."""
         one = trades.some(np.array([at]))
-        for expert, gone in ((one.one, one.gone), (one.other, one.other_gone)):
+        for expert, gone, _ in one.sides:
             if expert[0] >= 0 and gone[0] >= 0 and not self.on[expert[0], gone[0]]:
                 return False
         alone = one.come[0] < 0 and self.on[one.one[0]].sum() < 2
@@ -201,16 +201,13 @@ class NearState:
         weights : float array [K]
         """
         near = self.near
-        of_node = np.append(weights, 0.0)[near.affected]
-        price = (weights @ near.reference)[:, None] + np.einsum("nm,nms->sn", of_node, near.change)
         who = np.unique(np.concatenate([trades.one, trades.other[trades.other >= 0]]))
         place = np.full(len(self.on), -1)
         place[who] = np.arange(len(who))
-        table = move_table(near, near.by_node(self.on[who]), near.tokens[who], price)
+        table = move_table(near, near.by_node(self.on[who]), near.tokens[who], near.prices(weights))
         self._spend(_RANKED * table.size)
         nodes, total = near.nodes, np.zeros(len(trades))
-        columns = [(trades.one, trades.gone, trades.come), (trades.other, trades.other_gone, trades.other_come)]
-        for expert, gone, come in columns:
+        for expert, gone, come in trades.sides:
             some = expert >= 0
             g = np.where(gone < 0, nodes, gone // self.size)[some]
             c = np.where(come < 0, nodes, come // self.size)[some]

@@ -70,7 +70,7 @@ def run_by_nearness(
     if goes_on:
         rest = limits.part(1 - _EVENLY)
         searched = solve_layers(_NearSearch(limits.bounds), problem, rest, seed, None, report, found)
-        found = searched if not _loses(problem, searched, found) else found
+        return _better_as_served(problem, searched, found)
     return as_served(problem, found)
 
 
@@ -91,7 +91,7 @@ def _counted(
     searched : bool
         Whether a search goes on from there.
     """
-    gpu = np.array([own[0] for own in gpus], dtype=np.int64)
+    gpu = _first_gpus(gpus)
     node = gpu // problem.gpus_per_node
     replicas = problem.replicas[index] if result.replicas is None else result.replicas
     z = problem.layer(index, replicas).z(node)
@@ -100,12 +100,15 @@ def _counted(
     return LayerResult(node, z, unproved, stop, gpu=gpu, replicas=of_result, work=result.work, repaired=result.repaired)
 
 
-def _loses(problem: Problem, searched: Sequence[LayerResult], before: Sequence[LayerResult]) -> bool:
-    """Whether draws make what was searched by their average worse than what there was before."""
+def _better_as_served(
+    problem: Problem, searched: Sequence[LayerResult], before: Sequence[LayerResult]
+) -> list[LayerResult]:
+    """Return what was searched, or what there was before where draws make that worse than their average says."""
+    found = as_served(problem, searched)
     if problem.near is None or not problem.near.draws:
-        return False
-    z = [sum(one.z for one in as_served(problem, some)) for some in (searched, before)]
-    return z[0] > z[1]
+        return found
+    kept = as_served(problem, before)
+    return kept if sum(one.z for one in found) > sum(one.z for one in kept) else found
 
 
 class _NearSearch(LayerSolver):
@@ -158,7 +161,7 @@ def cool_as_served(
         near = problem.layer(index, result.replicas).near
         assert near is not None
         expert, _ = problem.items(index, result.replicas)
-        state = NearState(near, near.placed(expert, np.array([own[0] for own in gpus])))
+        state = NearState(near, near.placed(expert, _first_gpus(gpus)))
         rng = np.random.default_rng((_COOLING, index))
         cooled = cool_near(state, rng, result.bound.value * (1 + within), deadline)
         better = cooled.busiest < state.busiest
@@ -169,15 +172,26 @@ def cool_as_served(
 
 def busiest_as_served(problem: Problem, results: Sequence[LayerResult]) -> Floats:
     """Return the tokens of each layer's busiest GPU [MoE layers], with the draws that ranks make."""
-    assert problem.near is not None
-    items = [problem.items(index, result.replicas)[0] for index, result in enumerate(results)]
-    gpus = [np.array([own[0] for own in layer], dtype=np.int64) for layer in pack(problem, results)]
-    shares = problem.near.exact(list(zip(items, gpus, strict=True)))
     busiest = []
-    for index, (expert, gpu, share) in enumerate(zip(items, gpus, shares, strict=True)):
+    for index, (expert, gpu, share) in enumerate(_served(problem, results, pack(problem, results))):
         tokens = np.bincount(gpu, (problem.demand[index][:, expert] * share).sum(axis=0))
         busiest.append(float(tokens.max(initial=0.0)))
     return np.array(busiest)
+
+
+def _served(
+    problem: Problem, results: Sequence[LayerResult], packed: Sequence[Sequence[tuple[int, ...]]]
+) -> list[tuple[Ints, Ints, Floats]]:
+    """Return expert and GPU of each item of every layer, and the share of each node's tokens that it gets."""
+    assert problem.near is not None
+    items = [problem.items(index, result.replicas)[0] for index, result in enumerate(results)]
+    gpus = [_first_gpus(layer) for layer in packed]
+    return list(zip(items, gpus, problem.near.exact(list(zip(items, gpus, strict=True))), strict=True))
+
+
+def _first_gpus(packed: Sequence[tuple[int, ...]]) -> Ints:
+    """Return the GPU of each item [items], which is whole."""
+    return np.array([own[0] for own in packed], dtype=np.int64)
 
 
 def _result(state: NearState, before: LayerResult) -> LayerResult:
@@ -195,12 +209,8 @@ def costs_as_served(
     problem: Problem, results: Sequence[LayerResult], packed: Sequence[Sequence[tuple[int, ...]]]
 ) -> list[Floats]:
     """Return the cost of every link [K] of all layers with the draws that ranks make; ``packed`` are items' GPUs."""
-    assert problem.near is not None
-    items = [problem.items(index, result.replicas)[0] for index, result in enumerate(results)]
-    gpus = [np.array([own[0] for own in layer], dtype=np.int64) for layer in packed]
-    shares = problem.near.exact(list(zip(items, gpus, strict=True)))
     found = []
-    for index, (expert, gpu, share) in enumerate(zip(items, gpus, shares, strict=True)):
+    for index, (expert, gpu, share) in enumerate(_served(problem, results, packed)):
         near = problem.layer(index, results[index].replicas).near
         assert near is not None
         found.append(near.cost_of_shares(expert, gpu, share))
