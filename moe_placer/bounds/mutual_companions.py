@@ -137,8 +137,8 @@ class _Ascent:
             near.append(parts)
             prices.append(np.minimum(price, 1.0))
             shares.append(self._shares(number, alpha, beta, prices[-1]))
-        share = np.concatenate(shares)
-        return MutualCompanions(self._cheapest(share), self.weights, np.stack(near), np.stack(prices))
+        value = max(0.0, assign_to_slots(np.concatenate(shares), self.layer.widest[self.places]))
+        return MutualCompanions(value, self.weights, np.stack(near), np.stack(prices))
 
     def _shares(self, view: int, alpha: Floats, beta: Floats, price: Floats) -> Floats:
         """Return the least share of a place's price that every expert can have [experts, places with slots]."""
@@ -155,9 +155,6 @@ class _Ascent:
                 known[kind] = of_file @ alpha - np.sum(most, axis=-1)
             columns.append(known[kind])
         return np.stack(columns, axis=1)
-
-    def _cheapest(self, share: Floats) -> float:
-        return max(0.0, assign_to_slots(share, self.layer.widest[self.places]))
 
 
 class _View:
@@ -185,9 +182,7 @@ class _View:
     def improve(self) -> None:
         """Move towards the companions that save most at these prices (Frank and Wolfe), and prices with them."""
         for _ in range(_STEPS):
-            short = self.most - (_left(self._saved, self._price) > 0).sum(axis=1)
-            size = _STEP * self._price.mean() / np.sqrt((1 + self._rounds) * max(float((short**2).mean()), 1e-9))
-            self._price = np.maximum(0.0, self._price - size * short)
+            self._price = _stepped(self._saved, self.most, self._price, self._rounds)
         wanted = (_left(self._saved, self._price) > 0).astype(np.float64)
         self._mean = self._mean + (wanted - self._mean) * 2 / (self._rounds + 3)
         self._rounds += 1
@@ -229,13 +224,18 @@ def _worth(saved: Floats, most: int, price: Floats) -> float:
     return most * float(price.sum()) + float(np.maximum(_left(saved, price), 0.0).sum()) / 2
 
 
+def _stepped(saved: Floats, most: int, price: Floats, rounds: int) -> Floats:
+    """Move prices along a subgradient: down where experts are short of companions, by less after more rounds."""
+    short = most - (_left(saved, price) > 0).sum(axis=1)
+    size = _STEP * price.mean() / np.sqrt((1 + rounds) * max(float((short**2).mean()), 1e-9))
+    return np.asarray(np.maximum(0.0, price - size * short))
+
+
 def _polished(saved: Floats, most: int, price: Floats) -> Floats:
     """Improve prices by subgradients; return the best."""
     best, least = price, _worth(saved, most, price)
     for step in range(_POLISH if most > 0 else 0):
-        short = most - (_left(saved, price) > 0).sum(axis=1)
-        size = _STEP * price.mean() / np.sqrt((1 + step) * max(float((short**2).mean()), 1e-9))
-        price = np.maximum(0.0, price - size * short)
+        price = _stepped(saved, most, price, step)
         worth = _worth(saved, most, price)
         if worth < least:
             best, least = price, worth
