@@ -23,7 +23,7 @@ from moe_placer.search.near_search import cool_near, search_near
 from moe_placer.search.near_trades import NearState
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.gpu_assignment import pack
-from moe_placer.solve.layerwise import LayerSolver, LayerTask, solve_layers
+from moe_placer.solve.layerwise import LayerSolver, LayerTask, improves, solve_layers
 
 __all__ = ["as_served", "busiest_as_served", "cool_as_served", "costs_as_served", "run_by_nearness"]
 
@@ -58,7 +58,7 @@ def run_by_nearness(
         Called with a layer (its index among MoE layers) and each better result.
     """
     even = problem.evenly()
-    goes_on = isinstance(method, LayerSolver) and not method.quick
+    goes_on = improves(method)
     first = replace(limits.part(_EVENLY), gap=max(limits.gap, _NEARLY)) if goes_on else limits
     results = run(method, even, first, seed, start, lambda _index, _result: None)
     if any(result.node is None for result in results):

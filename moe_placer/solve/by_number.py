@@ -19,7 +19,7 @@ from moe_placer.problem.compile import Problem
 from moe_placer.result import OPTIMAL_GAP, LayerResult, Report, Stop, gap, stop_at
 from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.coolest_gpus import busiest_gpus, cool_busiest
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import improves
 from moe_placer.solve.numbered import in_gpu_order
 
 __all__ = ["run_by_number"]
@@ -53,7 +53,7 @@ def run_by_number(
     """
     assert problem.shares is not None
     even = problem.evenly()
-    goes_on = isinstance(method, LayerSolver) and not method.quick and not problem.shares.alike
+    goes_on = improves(method) and not problem.shares.alike
     first = limits.part(_EVENLY) if goes_on else limits
 
     def numbered(index: int, result: LayerResult) -> LayerResult:

@@ -26,7 +26,7 @@ from moe_placer.solve.base import Solver, Start
 from moe_placer.solve.layer_tasks import engine_for_layers, on_each_layer
 from moe_placer.workers import Workers, asked_to_stop
 
-__all__ = ["LayerSolver", "LayerTask", "solve_layers"]
+__all__ = ["LayerSolver", "LayerTask", "improves", "is_quick", "solve_layers"]
 
 FIRST_ROUND = 0.25  # deterministic effort per layer in the first round
 _POLL_S = 0.1
@@ -113,6 +113,16 @@ class LayerSolver(Solver):
         Parameters as of `Solver.solve`.
         """
         return solve_layers(self, problem, limits, seed, start, report)
+
+
+def is_quick(method: Solver) -> bool:
+    """Whether the method places each layer in one pass."""
+    return isinstance(method, LayerSolver) and method.quick
+
+
+def improves(method: Solver) -> bool:
+    """Whether the method improves on a start layer by layer, instead of one pass of its own."""
+    return isinstance(method, LayerSolver) and not method.quick
 
 
 def solve_layers(

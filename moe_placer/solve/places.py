@@ -15,7 +15,7 @@ from moe_placer.solve.by_nearness import run_by_nearness
 from moe_placer.solve.by_number import run_by_number
 from moe_placer.solve.gpu_assignment import fit_to_gpus, pack
 from moe_placer.solve.heuristic import OnePass
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import is_quick
 
 __all__ = ["problem_for", "run_method", "runs_as_it_is"]
 
@@ -26,7 +26,7 @@ def problem_for(method: Solver, problem: Problem) -> Problem:
 
 
 def _of_places(method: Solver, problem: Problem) -> Problem:
-    one_pass = isinstance(method, OnePass) or (isinstance(method, LayerSolver) and method.quick)
+    one_pass = isinstance(method, OnePass) or is_quick(method)
     return problem.by_node if one_pass and problem.by_node is not None else problem
 
 

@@ -29,7 +29,7 @@ from moe_placer.solve.estimate import estimate, refuse_too_large
 from moe_placer.solve.gpu_assignment import fit_to_gpus
 from moe_placer.solve.group_nodes import bring_to_groups
 from moe_placer.solve.layer_tasks import one_executor
-from moe_placer.solve.layerwise import LayerSolver
+from moe_placer.solve.layerwise import improves, is_quick
 from moe_placer.solve.numbered import bound_any_numbers
 from moe_placer.solve.outcome import never_worse, of_the_instance
 from moe_placer.solve.places import problem_for, run_method
@@ -178,14 +178,12 @@ def solve(
     method = _available(solver)
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
-    searches = not (isinstance(method, LayerSolver) and method.quick)
-    refuse_too_large(instance.name, estimate(instance, limits.workers, searches), limits.memory_bytes)
+    refuse_too_large(instance.name, estimate(instance, limits.workers, not is_quick(method)), limits.memory_bytes)
     traffic = traffic if traffic is not None else load_traffic(instance)
     problem, division = _with_memory(_compiled(instance, traffic, method), method, limits, start)
-    cools = _cools(method, problem, cool_gpus)
-    improves = _improves(method)
-    with count_deaths() as deaths, one_executor(problem, limits) if improves else nullcontext():
-        beside = run_baselines(problem, seed) if baselines or improves else Baselines.none(problem)
+    cools, goes_on = _cools(method, problem, cool_gpus), improves(method)
+    with count_deaths() as deaths, one_executor(problem, limits) if goes_on else nullcontext():
+        beside = run_baselines(problem, seed) if baselines or goes_on else Baselines.none(problem)
         place_baselines = partial(_place_baselines, instance, traffic, problem, seed, beside.plans)
         by_load, first = problem.replicas, beside.start
         if start is not None:
@@ -196,10 +194,10 @@ def solve(
             return state_placement(instance, traffic, problem, by_load, method, fitted, limits, seed, division)
 
         report = Reporter(problem, limits, progress, beside.totals, build, division)
-        if improves:
+        if goes_on:
             report.start(first)  # quick methods ignore it; others may
         results = fit_to_gpus(problem, _run(method, problem, limits, seed, first, report, division))
-        if improves:
+        if goes_on:
             results = never_worse(problem, results, beside.plans)
         if cools:
             results = bring_to_groups(problem, results)
@@ -275,11 +273,6 @@ def _available(solver: str | Solver) -> Solver:
     return method
 
 
-def _improves(method: Solver) -> bool:
-    """Whether the method improves on a start layer by layer, instead of one pass of its own."""
-    return isinstance(method, LayerSolver) and not method.quick
-
-
 def _cools(method: Solver, problem: Problem, asked: bool | None) -> bool:
     """Whether GPUs are cooled after the search: as asked, or as the method does where only busiest links count."""
     if asked and problem.judge is not None:
@@ -291,7 +284,7 @@ def _can_divide_memory(problem: Problem, method: Solver) -> bool:
     """Whether it pays to divide memory among the layers first: where memory binds, and the method takes its time."""
     apart = problem.minimise != "aggregate" and not problem.shares_replicas
     linear = not problem.coverage and problem.home is None and problem.judge is None and problem.near is None
-    return _improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
+    return improves(method) and apart and linear and problem.capacity.binds and problem.shards == 1
 
 
 def _run(
